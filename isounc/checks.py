@@ -1,0 +1,85 @@
+"""Checks of arguments: one ValueError that says what was given and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
+    """Raise a ValueError with near matches unless `value` is one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"{argument} must be one of {', '.join(choices)}; got {value!r}{hint}")
+
+
+def check_name(argument: str, value: Any) -> None:
+    """Raise a ValueError unless `value` can be part of a file name or a key of an archive."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
+        raise ValueError(f"{argument} must be letters, digits, '_', '-' or '.'; got {value!r}")
+
+
+def check_count(argument: str, value: Any, least: int, most: float = math.inf) -> None:
+    """Raise a ValueError unless `value` is an integer from `least` to `most`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        limits = f"{least}" if least == most else f"an integer of at least {least}"
+        raise ValueError(f"{argument} must be {limits}, got {value!r}")
+
+
+def check_real(argument: str, value: Any, *, positive: bool = False) -> float:
+    """`value` as a float; a ValueError unless it is finite and not negative (or positive)."""
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        kind = "a positive" if positive else "a non-negative"
+        raise ValueError(f"{argument} must be {kind} finite number, got {value!r}")
+    return number
+
+
+def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
+    """A copy of `values` with `ndim` axes (rows first); a ValueError if anything is not finite.
+
+    It is float64, but integers and booleans in one axis (labels, that is) become int64.
+    """
+    try:
+        array = np.array(values)
+    except ValueError as error:
+        raise ValueError(f"{argument} must be a rectangular array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{argument} must hold real numbers, got dtype {array.dtype}")
+    if array.ndim != ndim:
+        expected = "(rows, columns)" if ndim == 2 else "(rows,)"
+        raise ValueError(f"{argument} must have shape {expected}, got {array.shape}")
+    labels = ndim == 1 and array.dtype.kind in "biu"
+    array = array.astype(np.int64 if labels else np.float64)
+    wrong = np.argwhere(~np.isfinite(array))
+    if len(wrong):
+        place = ", column ".join(str(i) for i in wrong[0])
+        raise ValueError(
+            f"{argument} must be finite, got {array[tuple(wrong[0])]} at row {place} "
+            f"(counted from 0; {len(wrong)} such in all)"
+        )
+    return array
+
+
+def check_labels(argument: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels as int64; a ValueError unless each is one of 0..num_classes-1."""
+    if not np.isin(labels, np.arange(num_classes)).all():
+        seen = np.unique(labels)
+        shown = ", ".join(f"{label:g}" for label in seen[:8]) + (", ..." if len(seen) > 8 else "")
+        raise ValueError(
+            f"{argument} must hold labels 0..{num_classes - 1} for {num_classes} classes, got "
+            f"{shown}; recode with np.unique(y, return_inverse=True)[1], or for regression pass "
+            "likelihood='gaussian' and noise_sd"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,304 @@
+"""Whether draws can be trusted: R-hat, effective sample sizes, Monte Carlo errors, and the gate.
+
+Everything is judged in function space: a draw is a value of the predictive quantity at a location,
+never a weight, for weight space has symmetries that make a sound sampler look bad. What is computed
+from the draws themselves is in `isounc.mixing` and can be had from here as well.
+
+Axes: K chains, S draws per chain, Q locations (of any shape), B batches per chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from isounc.mixing import Diagnostics, diagnose
+
+__all__ = [
+    "BatchMoments",
+    "Diagnostics",
+    "Gate",
+    "GateSettings",
+    "batch_means_se",
+    "diagnose",
+    "ebfmi",
+    "gate",
+]
+
+
+class BatchMoments(NamedTuple):
+    """Moments per location from streamed batch means."""
+
+    mean: Float[np.ndarray, "*N"]
+    """Mean over all draws."""
+    mean_se: Float[np.ndarray, "*N"]
+    """Monte Carlo standard error of ``mean``."""
+    var: Float[np.ndarray, "*N"]
+    """Variance over all draws, divisor K S."""
+    var_se: Float[np.ndarray, "*N"]
+    """Monte Carlo standard error of ``var``."""
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """The bounds of the gate."""
+
+    ess_min: float = 1000.0
+    """Least bulk ESS of p and of (p - mean)^2 at any location."""
+    rhat_max: float = 1.01
+    """R-hat is below this at every location."""
+    ebfmi_min: float = 0.3
+    """E-BFMI is above this in every chain."""
+    divergence_rate_max: float = 0.001
+    """The share of divergent transitions is below this (or zero)."""
+    saturated_max: int = 0
+    """Most trajectories that may end at the sampler's step limit."""
+
+    def __post_init__(self) -> None:
+        for name, right, ok in (
+            ("ess_min", "positive", self.ess_min > 0),
+            ("rhat_max", "above 1", self.rhat_max > 1),
+            ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
+            ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
+            ("saturated_max", "0 or more", self.saturated_max >= 0),
+        ):
+            if not ok:
+                raise ValueError(f"{name} must be {right}; got {getattr(self, name)!r}")
+
+
+class Gate(NamedTuple):
+    """The verdict on a sampled posterior; ``_asdict()`` is strict JSON, with None for undefined."""
+
+    passed: bool
+    """Whether every bound is kept."""
+    reasons: tuple[str, ...]
+    """A sentence for each bound that is not, with the number and the bound."""
+    rhat_max: float | None
+    """Largest finite R-hat."""
+    ess_bulk_min: float | None
+    """Smallest bulk ESS of p."""
+    ess_var_min: float | None
+    """Smallest bulk ESS of (p - mean)^2."""
+    ess_tail_min: float | None
+    """Smallest tail ESS (for information: it has no bound)."""
+    ebfmi_min: float | None
+    """Smallest E-BFMI of a chain."""
+    divergences: int
+    """Number of divergent transitions."""
+    divergence_rate: float
+    """``divergences`` as a share of all transitions, in [0, 1]."""
+    num_saturated: int
+    """Number of trajectories that ended at the step limit."""
+    num_zero_variance: int
+    """Locations where all draws of all chains are equal, so that there is no R-hat."""
+    num_frozen: int
+    """Other locations where all draws of one chain, or more, are equal."""
+    num_nonfinite: int
+    """Locations with a draw that is NaN or infinite."""
+    var_mcse_median: float | None
+    """Median over locations of the variance's Monte Carlo standard error over the variance."""
+    num_locations: int
+    """Number of locations Q."""
+    where_worst: int | None
+    """Flat index of the location with the largest R-hat."""
+
+
+def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
+    """Energy Bayesian fraction of missing information of each chain (Betancourt 2016).
+
+    E-BFMI = sum_t (E_t - E_{t-1})^2 / sum_t (E_t - mean E)^2, of the Hamiltonian's values E; NaN
+    where they are all equal or one is not finite. ValueError if not (chains, 2 or more draws).
+    """
+    energies = np.asarray(energy, dtype=np.float64)
+    if energies.ndim != 2 or energies.shape[0] < 1 or energies.shape[1] < 2:
+        raise ValueError(
+            f"energy must be (chains, draws) with 2 draws or more; got shape {energies.shape}"
+        )
+    usable = np.isfinite(energies).all(axis=1) & (energies != energies[:, :1]).any(axis=1)
+    result = np.full(len(energies), np.nan)
+    moving = energies[usable]
+    steps = np.sum(np.diff(moving, axis=1) ** 2, axis=1)
+    result[usable] = steps / (moving.shape[1] * moving.var(axis=1))
+    return result
+
+
+def batch_means_se(
+    batch_means: Float[ArrayLike, "K B *N"],
+    batch_square_means: Float[ArrayLike, "K B *N"],
+    *,
+    shift: Float[ArrayLike, "*N"] | float = 0.0,
+) -> BatchMoments:
+    """Moments and their Monte Carlo errors where only batch means were kept.
+
+    With a and b the batch means of p - c and (p - c)^2, m = mean a and n = K B batches:
+    mean = c + m, var = mean b - m^2, se(mean) = sd(a) / sqrt(n) and, by the delta method,
+    se(var) = sd(b - 2 m a) / sqrt(n). sd runs over the batches of all chains, so that chains that
+    disagree widen both.
+
+    Parameters
+    ----------
+    batch_means, batch_square_means
+        From consecutive batches of equally many draws. Batches that are not much longer than the
+        autocorrelation time give errors that are too small.
+    shift
+        c, the same for both. In float32 a c near the mean saves the variance from cancellation;
+        with 0 the two are batch means of p and of p^2.
+
+    Raises
+    ------
+    ValueError
+        Arrays of different shapes, or fewer than 2 batches.
+    """
+    a = np.asarray(batch_means, dtype=np.float64)
+    b = np.asarray(batch_square_means, dtype=np.float64)
+    if a.shape != b.shape or a.ndim < 2 or a.shape[0] * a.shape[1] < 2:
+        raise ValueError(
+            "batch_means and batch_square_means must both be (chains, batches, locations...) with "
+            f"2 batches or more; got shapes {a.shape} and {b.shape}"
+        )
+    root_n = np.sqrt(a.shape[0] * a.shape[1])
+    m = a.mean(axis=(0, 1))
+    about_mean = b - 2 * m * a + m**2
+    return BatchMoments(
+        mean=np.asarray(shift, dtype=np.float64) + m,
+        mean_se=a.std(axis=(0, 1), ddof=1) / root_n,
+        var=np.maximum(about_mean.mean(axis=(0, 1)), 0.0),
+        var_se=about_mean.std(axis=(0, 1), ddof=1) / root_n,
+    )
+
+
+def gate(
+    values: Float[ArrayLike, "K S *Q"] | Diagnostics,
+    *,
+    energy: Float[ArrayLike, "K S"],
+    num_divergent: int,
+    num_saturated: int,
+    num_transitions: int,
+    settings: GateSettings | None = None,
+) -> Gate:
+    """Hold a sampled posterior against every bound, and say in words which it breaks.
+
+    Draws that are not finite, constant locations and stuck chains fail the gate; they do not raise.
+
+    Parameters
+    ----------
+    values
+        Draws at the locations, or what `diagnose` returned for them.
+    energy
+        Hamiltonian of each kept transition.
+    num_divergent, num_saturated, num_transitions
+        Counts over all chains, after warm-up.
+    settings
+        The bounds, `GateSettings` as it is if None.
+
+    Raises
+    ------
+    ValueError
+        Counts that cannot be, or arrays that `diagnose` or `ebfmi` refuse.
+    """
+    bounds = GateSettings() if settings is None else settings
+    if num_transitions < 1:
+        raise ValueError(f"num_transitions must be 1 or more; got {num_transitions}")
+    for name, count in (("num_divergent", num_divergent), ("num_saturated", num_saturated)):
+        if not 0 <= count <= num_transitions:
+            raise ValueError(f"{name} must be between 0 and {num_transitions}; got {count}")
+    found = values if isinstance(values, Diagnostics) else diagnose(values)
+    bfmi = ebfmi(energy)
+    rate = num_divergent / num_transitions
+    size = found.rhat.size
+    zero_variance = found.var == 0
+    frozen = (found.frozen & found.finite & ~zero_variance).reshape(-1, size)
+    num_nonfinite, num_zero_variance = int((~found.finite).sum()), int(zero_variance.sum())
+    num_frozen, undefined = int(frozen.any(axis=0).sum()), int(np.isnan(bfmi).sum())
+    stuck = ", ".join(map(str, np.flatnonzero(frozen.any(axis=1))))
+    rhat, rhat_at = _extreme(np.argmax, found.rhat)
+    bulk, bulk_at = _extreme(np.argmin, found.ess_bulk)
+    square, square_at = _extreme(np.argmin, found.ess_var)
+    fraction, chain = _extreme(np.argmin, bfmi)
+    of_all = f"of {size} locations"
+    ess_bound = f"it must be {bounds.ess_min:g} or more"
+    bfmi_bound = f"it must be above {bounds.ebfmi_min:g}"
+    # A comparison with NaN, for a number that no location has, is false: what left it undefined has
+    # a line of its own.
+    checks = (
+        (num_nonfinite > 0, f"{num_nonfinite} {of_all} have a draw that is not finite; none may"),
+        (
+            num_zero_variance > 0,
+            f"{num_zero_variance} {of_all} have zero variance and so no R-hat; none may",
+        ),
+        (
+            num_frozen > 0,
+            f"{num_frozen} {of_all} have a chain that stands still (chain index {stuck}); none may",
+        ),
+        (
+            rhat >= bounds.rhat_max,
+            f"R-hat is {rhat:.4g} at location {rhat_at}; it must be below {bounds.rhat_max:g}",
+        ),
+        (
+            bulk < bounds.ess_min,
+            f"the bulk ESS of p is {bulk:.4g} at location {bulk_at}; {ess_bound}",
+        ),
+        (
+            square < bounds.ess_min,
+            f"the bulk ESS of (p - mean)^2 is {square:.4g} at location {square_at}; {ess_bound}",
+        ),
+        (
+            undefined > 0,
+            f"E-BFMI is undefined in {undefined} of {len(bfmi)} chains, whose energies are "
+            f"constant or not finite; {bfmi_bound}",
+        ),
+        (
+            fraction <= bounds.ebfmi_min,
+            f"E-BFMI is {fraction:.3g} in the chain with index {chain}; {bfmi_bound}",
+        ),
+        (
+            num_divergent > 0 and rate >= bounds.divergence_rate_max,
+            f"{num_divergent} of {num_transitions} transitions diverged ({rate:.3%}); the share "
+            f"must be below {bounds.divergence_rate_max:.3%}",
+        ),
+        (
+            num_saturated > bounds.saturated_max,
+            f"{num_saturated} of {num_transitions} trajectories ended at the step limit; "
+            f"{bounds.saturated_max} may",
+        ),
+    )
+    reasons = tuple(sentence for broken, sentence in checks if broken)
+    varying = found.var > 0
+    return Gate(
+        passed=not reasons,
+        reasons=reasons,
+        rhat_max=_finite(np.max, found.rhat),
+        ess_bulk_min=_finite(np.min, found.ess_bulk),
+        ess_var_min=_finite(np.min, found.ess_var),
+        ess_tail_min=_finite(np.min, found.ess_tail),
+        ebfmi_min=_finite(np.min, bfmi),
+        divergences=int(num_divergent),
+        divergence_rate=float(rate),
+        num_saturated=int(num_saturated),
+        num_zero_variance=num_zero_variance,
+        num_frozen=num_frozen,
+        num_nonfinite=num_nonfinite,
+        var_mcse_median=_finite(np.median, found.var_se[varying] / found.var[varying]),
+        num_locations=size,
+        where_worst=rhat_at,
+    )
+
+
+def _finite(reduce: Callable[..., Any], numbers: np.ndarray) -> float | None:
+    """Reduce the finite numbers to a plain float; None without any."""
+    kept = numbers[np.isfinite(numbers)]
+    return float(reduce(kept)) if kept.size else None
+
+
+def _extreme(arg: Callable[..., Any], numbers: np.ndarray) -> tuple[float, int | None]:
+    """Find the extreme number that is not NaN and its flat index; (NaN, None) without any."""
+    where = np.flatnonzero(~np.isnan(numbers))
+    if not where.size:
+        return np.nan, None
+    at = int(where[arg(numbers.flat[where])])
+    return float(numbers.flat[at]), at

@@ -1,0 +1,374 @@
+"""Point estimates theta*: the MAP to a true stationary point, and what a practitioner's training gives.
+
+Both are found with Optax; several problems of one shape (seeds, say) are fitted in one compiled, vmapped call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from isounc import densities
+from isounc.covariance import hessian
+from isounc.densities import Data
+from isounc.models import Model
+from isounc.problems import Problem
+
+DENSE_HESSIAN_MAX = 1100
+"""Largest P whose Hessian is formed densely (10 MB and about a second on one core); Lanczos beyond."""
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """How the MAP is searched for."""
+
+    num_restarts: int = 4
+    """Starts drawn from the prior; the highest log posterior is kept."""
+    adam_steps: int = 300
+    """Full-batch Adam steps before L-BFGS."""
+    adam_learning_rate: float = 0.05
+    """Adam's learning rate in prior standard deviations."""
+    lbfgs_steps: int = 2000
+    """At most this many L-BFGS iterations."""
+    tolerance: float = 1e-5
+    """The check: relative gradient norm below this. L-BFGS itself aims a hundred times lower."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A practitioner's training: minibatch AdamW on the mean loss, for a fixed number of epochs."""
+
+    epochs: int = 200
+    """Passes over the data."""
+    minibatch: int = 32
+    """Examples per step; the remainder of a pass is left out, differently each time."""
+    learning_rate: float = 1e-2
+    """AdamW's learning rate."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+
+
+class PointEstimate(NamedTuple):
+    """A point theta* with the checks that it passed or failed."""
+
+    kind: str
+    """map, trained or draw."""
+    theta: Float[np.ndarray, " P"]
+    """The parameters."""
+    log_density: float
+    """Unnormalised log posterior at theta, nats."""
+    log_likelihood: float
+    """Summed log likelihood of the training data at theta, nats."""
+    rel_grad_norm: float | None
+    """||grad U|| / max(1, ||z||) in prior coordinates z = theta / sigma, U minus the log posterior (map only)."""
+    hessian_min_eigenvalue: float | None
+    """Smallest eigenvalue of the Hessian of U in prior coordinates, where the prior alone gives 1 (map only)."""
+    hessian_method: str | None
+    """dense or lanczos."""
+    hessian: Float[np.ndarray, "P P"] | None
+    """Dense Hessian of U in theta, where it was formed."""
+    restart_log_densities: tuple[float, ...]
+    """Log posterior that each restart ended at."""
+    passed: bool
+    """All checks passed."""
+    reasons: tuple[str, ...]
+    """Why not, one sentence a failed check."""
+
+
+def double_precision() -> jax.enable_x64:
+    """Context in which JAX computes in float64 where the backend has it (not on TPU)."""
+    return jax.enable_x64(jax.default_backend() != "tpu" or jax.config.jax_enable_x64)
+
+
+def fit_map(
+    problem: Problem,
+    model: Model,
+    *,
+    prior_sd: float,
+    key: PRNGKeyArray,
+    settings: MapSettings = MapSettings(),
+) -> PointEstimate:
+    """Maximum a posteriori parameters: argmax of log likelihood + log prior.
+
+    Adam then L-BFGS, full batch, in prior coordinates and float64, from several prior draws. The result reports
+    the relative gradient norm and the smallest Hessian eigenvalue and fails its check (``passed`` False, with
+    ``reasons``) when it is no strict local maximum.
+
+    Raises
+    ------
+    ValueError
+        If ``prior_sd`` is not positive.
+    """
+    return fit_maps([problem], model, prior_sd=prior_sd, keys=[key], settings=settings)[0]
+
+
+def fit_maps(
+    problems: Sequence[Problem],
+    model: Model,
+    *,
+    prior_sd: float,
+    keys: Sequence[PRNGKeyArray],
+    settings: MapSettings = MapSettings(),
+) -> list[PointEstimate]:
+    """`fit_map` of several problems of one shape in one compiled call."""
+    with double_precision():
+        data = stack_data(problems, model, prior_sd)
+        starts = jnp.stack(
+            [
+                jax.vmap(lambda k: jax.random.normal(k, (model.num_params,)))(
+                    jax.random.split(key, settings.num_restarts)
+                )
+                for key in keys
+            ]
+        )
+        z, values, norms = jax.device_get(_search(data, starts, model=model, settings=settings))
+        results = []
+        for i in range(len(problems)):
+            # A restart that has not converged may sit higher by rounding: only near-ties prefer the converged one.
+            best = int(np.nanargmin(values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)))
+            one = jax.tree.map(lambda a, i=i: a[i], data)
+            results.append(
+                _checked_map(model, one, z[i, best], values[i], norms[i, best], settings)
+            )
+    return results
+
+
+def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
+    """Data of several problems of one shape, stacked along a new leading axis."""
+    return jax.tree.map(
+        lambda *a: jnp.stack(a), *[densities.make_data(p, model, prior_sd) for p in problems]
+    )
+
+
+def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:
+    """U(z) = -log posterior at theta = sigma z, without the prior's constants (they would cost digits)."""
+
+    def potential(z):
+        return 0.5 * z @ z - densities.log_likelihood(model, data.prior_sd * z, data)
+
+    return potential
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _search(data: Data, starts, *, model: Model, settings: MapSettings):
+    def one_start(data, z):
+        potential = _potential(model, data)
+        adam = optax.adam(
+            optax.cosine_decay_schedule(settings.adam_learning_rate, settings.adam_steps)
+        )
+
+        def adam_step(carry, _):
+            z, state = carry
+            updates, state = adam.update(jax.grad(potential)(z), state)
+            return (optax.apply_updates(z, updates), state), None
+
+        (z, _), _ = jax.lax.scan(adam_step, (z, adam.init(z)), length=settings.adam_steps)
+
+        lbfgs = optax.lbfgs(memory_size=20)
+        value_and_grad = optax.value_and_grad_from_state(potential)
+
+        def relative(z, gradient):
+            return jnp.linalg.norm(gradient) / jnp.maximum(1.0, jnp.linalg.norm(z))
+
+        def unfinished(carry):
+            z, state, count = carry
+            gradient = optax.tree_utils.tree_get(state, "grad")
+            target = 1e-2 * settings.tolerance
+            return (count == 0) | ((count < settings.lbfgs_steps) & (relative(z, gradient) > target))
+
+        def lbfgs_step(carry):
+            z, state, count = carry
+            value, gradient = value_and_grad(z, state=state)
+            updates, state = lbfgs.update(
+                gradient, state, z, value=value, grad=gradient, value_fn=potential
+            )
+            return optax.apply_updates(z, updates), state, count + 1
+
+        z, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, (z, lbfgs.init(z), 0))
+        value, gradient = jax.value_and_grad(potential)(z)
+        return z, value, relative(z, gradient)
+
+    return jax.vmap(lambda d, zs: jax.vmap(lambda z: one_start(d, z))(zs))(data, starts)
+
+
+def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
+    theta = jnp.asarray(z) * data.prior_sd
+    dense = model.num_params <= DENSE_HESSIAN_MAX
+    if dense:
+        matrix = np.asarray(_hessian(theta, data, model=model))
+        sd = np.asarray(data.prior_sd)
+        eigenvalue = float(np.linalg.eigvalsh(matrix * sd * sd[:, None])[0])
+    else:
+        matrix, eigenvalue = None, _lanczos_min_eigenvalue(model, data, z)
+    reasons = []
+    if not norm < settings.tolerance:
+        reasons.append(
+            f"The MAP did not converge: relative gradient norm {norm:.1e}, "
+            f"bound {settings.tolerance:.0e}."
+        )
+    if eigenvalue is None:
+        reasons.append("Lanczos did not find the Hessian's smallest eigenvalue.")
+    elif not eigenvalue > 0:
+        reasons.append(
+            f"The MAP is no strict maximum: smallest Hessian eigenvalue {eigenvalue:.1e}."
+        )
+    return PointEstimate(
+        kind="map",
+        theta=np.asarray(theta),
+        log_density=float(_log_density(theta, data, model=model)),
+        log_likelihood=float(_log_likelihood(theta, data, model=model)),
+        rel_grad_norm=float(norm),
+        hessian_min_eigenvalue=eigenvalue,
+        hessian_method="dense" if dense else "lanczos",
+        hessian=matrix,
+        restart_log_densities=tuple(float(-v) for v in values),
+        passed=not reasons,
+        reasons=tuple(reasons),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _hessian(theta, data, *, model):
+    return hessian(model, theta, data)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _log_density(theta, data, *, model):
+    return densities.log_density(model, theta, data)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _log_likelihood(theta, data, *, model):
+    return densities.log_likelihood(model, theta, data)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _hessian_vector_product(z, v, data, *, model):
+    return jax.jvp(jax.grad(_potential(model, data)), (z,), (v,))[1]
+
+
+def _lanczos_min_eigenvalue(model: Model, data: Data, z) -> float | None:
+    """Smallest eigenvalue of the Hessian in prior coordinates by ARPACK, or None where it did not converge."""
+
+    def product(v):
+        return np.asarray(_hessian_vector_product(z, jnp.asarray(v.ravel()), data, model=model))
+
+    operator = LinearOperator((z.size, z.size), matvec=product, dtype=np.asarray(z).dtype)
+    start = np.random.default_rng(0).standard_normal(z.size)
+    try:
+        return float(
+            eigsh(operator, k=1, which="SA", tol=1e-3, v0=start, return_eigenvectors=False)[0]
+        )
+    except ArpackNoConvergence:
+        return None
+
+
+def fit_trained(
+    problem: Problem,
+    model: Model,
+    *,
+    key: PRNGKeyArray,
+    prior_sd: float = 1.0,
+    settings: TrainSettings = TrainSettings(),
+) -> PointEstimate:
+    """Parameters as a practitioner trains them: AdamW on the mean negative log likelihood, fixed epochs.
+
+    No prior takes part; ``prior_sd`` only enters the log posterior that is reported. The check asks for finite
+    parameters and a training likelihood above that of the best constant prediction.
+    """
+    return fit_trained_many([problem], model, keys=[key], prior_sd=prior_sd, settings=settings)[0]
+
+
+def fit_trained_many(
+    problems: Sequence[Problem],
+    model: Model,
+    *,
+    keys: Sequence[PRNGKeyArray],
+    prior_sd: float = 1.0,
+    settings: TrainSettings = TrainSettings(),
+) -> list[PointEstimate]:
+    """`fit_trained` of several problems of one shape in one compiled call."""
+    data = stack_data(problems, model, prior_sd)
+    thetas, log_liks, log_dens = jax.device_get(
+        _train(data, jnp.stack(keys), model=model, settings=settings)
+    )
+    results = []
+    for problem, theta, log_lik, log_dens_i in zip(
+        problems, thetas, log_liks, log_dens, strict=True
+    ):
+        constant = constant_log_likelihood(problem)
+        reasons = []
+        if not np.isfinite(theta).all():
+            reasons.append("Training diverged: parameters are not finite.")
+        elif not log_lik > constant:
+            reasons.append(
+                f"Training is no better than a constant prediction: log likelihood {log_lik:.2f}, "
+                f"constant {constant:.2f}."
+            )
+        results.append(
+            PointEstimate(
+                kind="trained",
+                theta=theta,
+                log_density=float(log_dens_i),
+                log_likelihood=float(log_lik),
+                rel_grad_norm=None,
+                hessian_min_eigenvalue=None,
+                hessian_method=None,
+                hessian=None,
+                restart_log_densities=(),
+                passed=not reasons,
+                reasons=tuple(reasons),
+            )
+        )
+    return results
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _train(data: Data, keys, *, model: Model, settings: TrainSettings):
+    num_examples = data.X.shape[1]
+    minibatch = min(settings.minibatch, num_examples)
+    steps = num_examples // minibatch
+    adamw = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def one(data, key):
+        def loss(theta, rows):
+            part = data._replace(X=data.X[rows], y=data.y[rows])
+            return -densities.log_likelihood(model, theta, part) / minibatch
+
+        def step(carry, rows):
+            theta, state = carry
+            updates, state = adamw.update(jax.grad(loss)(theta, rows), state, theta)
+            return (optax.apply_updates(theta, updates), state), None
+
+        def epoch(carry, key):
+            order = jax.random.permutation(key, num_examples)[: steps * minibatch]
+            return jax.lax.scan(step, carry, order.reshape(steps, minibatch))
+
+        key_init, key_epochs = jax.random.split(key)
+        theta = model.init(key_init)
+        (theta, _), _ = jax.lax.scan(
+            epoch, (theta, adamw.init(theta)), jax.random.split(key_epochs, settings.epochs)
+        )
+        log_lik = densities.log_likelihood(model, theta, data)
+        return theta, log_lik, log_lik + densities.log_prior(theta, data)
+
+    return jax.vmap(one)(data, keys)
+
+
+def constant_log_likelihood(problem: Problem) -> float:
+    """Log likelihood of the best prediction that ignores x: class frequencies, or the mean of y."""
+    y = np.asarray(problem.y)
+    if problem.noise_sd is not None and problem.likelihood == "gaussian":
+        z = (y - y.mean()) / problem.noise_sd
+        return float((-0.5 * z**2 - np.log(problem.noise_sd) - 0.5 * np.log(2 * np.pi)).sum())
+    counts = np.unique(y, return_counts=True)[1]
+    return float((counts * np.log(counts / y.size)).sum())

@@ -1,0 +1,232 @@
+"""Flax NNX multilayer perceptrons by width, depth, activation and parameterisation.
+
+A `Model` is a hashable description; its functions work on one flat parameter vector ``theta`` (P,), ordered layer by
+layer as (kernel row by row, then bias), so that samplers and covariances are plain linear algebra. `Model.module`
+gives the Flax module itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from isounc.problems import LIKELIHOODS, Problem, check_choice
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": nnx.relu,
+    "gelu": nnx.gelu,
+    "silu": nnx.silu,
+}
+PARAMETERISATIONS = ("ntk", "fan_in", "standard")
+
+
+class MLP(nnx.Module):
+    """A multilayer perceptron: ``depth`` hidden layers of ``width`` units and a linear read-out.
+
+    Under ``ntk`` every layer computes x W / sqrt(fan_in) + b, so that a prior of one standard deviation on every
+    parameter keeps the function's prior variance finite as the width grows; the other two parameterisations compute
+    x W + b and differ in the prior only (`Model.group_prior_sd`).
+
+    Source: Jacot et al. 2018 (arXiv 1806.07572) for the NTK parameterisation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int,
+        depth: int,
+        activation: str,
+        parameterisation: str,
+        rngs: nnx.Rngs,
+    ):
+        sizes = [in_features, *[width] * depth, out_features]
+        self.layers = nnx.List(
+            [nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        )
+        self.activation = ACTIVATIONS[activation]
+        # Scaling a layer's input scales its kernel only: the bias stays outside, as the parameterisation asks.
+        self.input_scale = tuple(
+            1 / math.sqrt(a) if parameterisation == "ntk" else 1.0 for a in sizes[:-1]
+        )
+
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N O"]:
+        """Outputs before the link: one logit, C logits, or the regression function."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x * self.input_scale[i]) if self.input_scale[i] != 1.0 else layer(x)
+            if i + 1 < len(self.layers):
+                x = self.activation(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Model:
+    """An MLP by its settings, with its functions on flat parameter vectors.
+
+    Instances are hashable and equal when their settings are, so that a compiled function is shared by every problem
+    of one shape.
+    """
+
+    in_features: int
+    """Input dimension D."""
+    out_features: int
+    """Outputs O: 1 for bernoulli and gaussian, C logits for categorical."""
+    likelihood: str = "bernoulli"
+    """How outputs become p(y|x): bernoulli, categorical or gaussian."""
+    width: int = 32
+    """Hidden units per layer (without effect at depth 0)."""
+    depth: int = 1
+    """Hidden layers; 0 is logistic, softmax or linear regression."""
+    activation: str = "tanh"
+    """tanh, relu, gelu or silu."""
+    parameterisation: str = "ntk"
+    """ntk, fan_in or standard: where 1/sqrt(fan-in) sits (module docstring of the prior: `group_prior_sd`)."""
+
+    def __post_init__(self):
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("parameterisation", self.parameterisation, PARAMETERISATIONS)
+        check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+    @functools.cached_property
+    def _graphdef(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))[0]
+
+    def _build(self, rngs: nnx.Rngs) -> MLP:
+        return MLP(
+            self.in_features,
+            self.out_features,
+            width=self.width,
+            depth=self.depth,
+            activation=self.activation,
+            parameterisation=self.parameterisation,
+            rngs=rngs,
+        )
+
+    @property
+    def layer_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(fan-in, fan-out) of each layer."""
+        sizes = (self.in_features, *(self.width,) * self.depth, self.out_features)
+        return tuple(zip(sizes[:-1], sizes[1:], strict=True))
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return sum((a + 1) * b for a, b in self.layer_sizes)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the L parameter groups, in the order of ``theta``: kernel and bias of each layer."""
+        return tuple(f"layer{i}/{n}" for i in range(self.depth + 1) for n in ("kernel", "bias"))
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Parameters in each group; they add up to P."""
+        return tuple(s for a, b in self.layer_sizes for s in (a * b, b))
+
+    @property
+    def group_index(self) -> Int[np.ndarray, " P"]:
+        """The group of each parameter."""
+        return np.repeat(np.arange(len(self.groups)), self.group_sizes)
+
+    def group_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " L"]:
+        """Prior standard deviation of each group.
+
+        ``ntk`` and ``standard``: prior_sd for every parameter. ``fan_in``: prior_sd / sqrt(fan_in) for kernels,
+        prior_sd for biases. Under ``standard`` the prior variance of the function grows with the width, which
+        confounds any trend with width.
+        """
+        check_prior_sd(prior_sd)
+        fan_in = self.parameterisation == "fan_in"
+        sds = [
+            s
+            for a, _ in self.layer_sizes
+            for s in (prior_sd / math.sqrt(a) if fan_in else prior_sd, prior_sd)
+        ]
+        return np.asarray(sds, float)
+
+    def param_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " P"]:
+        """`group_prior_sd` spread over the parameters."""
+        return np.repeat(self.group_prior_sd(prior_sd), self.group_sizes)
+
+    def unflatten(self, theta: Float[Array, " P"]) -> dict:
+        """The flat vector as the nested dict that Flax calls the module's pure state."""
+        layers, at = {}, 0
+        for i, (a, b) in enumerate(self.layer_sizes):
+            layers[i] = {
+                "kernel": theta[at : at + a * b].reshape(a, b),
+                "bias": theta[at + a * b : at + a * b + b],
+            }
+            at += (a + 1) * b
+        return {"layers": layers}
+
+    def module(self, theta: Float[Array, " P"]) -> MLP:
+        """The Flax NNX module with parameters ``theta``."""
+        state = nnx.eval_shape(lambda: nnx.state(self._build(nnx.Rngs(0))))
+        nnx.replace_by_pure_dict(state, self.unflatten(theta))
+        return nnx.merge(self._graphdef, state)
+
+    def apply(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N O"]:
+        """Outputs at X, before the link."""
+        return self.module(theta)(X)
+
+    def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
+        """One draw of theta from N(0, sigma_l^2)."""
+        sd = jnp.asarray(self.param_prior_sd(prior_sd), jnp.result_type(float))
+        return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
+
+    def init(self, key: PRNGKeyArray) -> Float[Array, " P"]:
+        """A practitioner's initialisation: zero biases, kernels of variance 1/fan_in in the function.
+
+        That is N(0, 1) under ``ntk``, where the forward pass divides by sqrt(fan_in), and N(0, 1/fan_in) otherwise
+        (LeCun et al. 1998).
+        """
+        ntk = self.parameterisation == "ntk"
+        sds = [s for a, _ in self.layer_sizes for s in (1.0 if ntk else 1 / math.sqrt(a), 0.0)]
+        sd = jnp.asarray(np.repeat(sds, self.group_sizes), jnp.result_type(float))
+        return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
+
+
+def check_prior_sd(prior_sd: float) -> None:
+    """Raise a ValueError unless ``prior_sd`` is a positive finite number."""
+    if not (np.isscalar(prior_sd) and np.isfinite(prior_sd) and prior_sd > 0):  # type: ignore[arg-type]
+        raise ValueError(f"prior_sd must be a positive finite number; got {prior_sd!r}.")
+
+
+def make_model(
+    problem: Problem,
+    *,
+    width: int = 32,
+    depth: int = 1,
+    activation: str = "tanh",
+    parameterisation: str = "ntk",
+) -> Model:
+    """The MLP with the inputs, outputs and likelihood that a problem asks for.
+
+    Raises
+    ------
+    ValueError
+        For a width below 1, a negative depth, or an unknown activation or parameterisation (with near matches).
+    """
+    return Model(
+        in_features=problem.num_features,
+        out_features=problem.num_outputs,
+        likelihood=problem.likelihood,
+        width=width,
+        depth=depth,
+        activation=activation,
+        parameterisation=parameterisation,
+    )

@@ -1,0 +1,394 @@
+"""Run folders: write, read, verify and resume the records of an experiment.
+
+A run is a folder::
+
+    settings.json               what was asked for; decides whether a later start may resume it
+    info.json                   versions, device, git state, checks
+    cells/<name>.npz            arrays of one record: plain numbers, truth values or text
+    cells/<name>.json           format_version, name, sha256 of the npz, meta_sha256, meta
+    cells/damaged/              records that failed verification, kept for inspection
+    results.csv, summary.csv    tables
+
+Three rules keep a run readable after a kill, a crash or a full disk. Every file is written beside
+its final place, synced, and renamed over it, so a file is either whole or absent. A record exists
+only when both halves are there and the checksums hold, so a kill between the two renames loses one
+record and never mixes two. Nothing is ever unpickled, so reading a run executes no code.
+
+Several processes may write to one run: whoever writes or opens holds the advisory lock ``.lock``,
+so a temporary file seen under it was left by a kill and is removed. Where the file system has no
+locks, such files stay. How values are encoded (non-finite numbers in JSON) is said in ``storage``.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isounc import storage
+from isounc.environment import provenance
+from isounc.storage import FORMAT_VERSION, Damaged, locked
+
+__all__ = [
+    "FORMAT_VERSION",
+    "RESULT_COLUMNS",
+    "TEXT_COLUMNS",
+    "DamagedRecordWarning",
+    "Record",
+    "RunFolder",
+    "provenance",
+]
+
+RESULT_COLUMNS = tuple(
+    "problem width depth activation parameterisation prior_sd seed point region estimator "
+    "quantity class n_points pearson spearman log10_pearson n_dropped slope attenuation reason "
+    "gate rhat_max ess_min seconds nll ece mcmc_nll mcmc_ece".split()
+)
+
+# Columns that stay text when a table is read: class "1" is a label, not a number.
+TEXT_COLUMNS = frozenset(
+    "problem activation parameterisation point region estimator quantity class reason gate".split()
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
+_TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
+
+
+class Record(NamedTuple):
+    """What one cell of a run leaves behind.
+
+    Attributes
+    ----------
+    name
+        File name without ending; letters, digits and ``. _ = + , -``, at most 200 of them.
+    meta
+        Values that JSON can hold: None, bool, int, float, str, lists, and dicts with text keys.
+    arrays
+        Numeric, boolean or text arrays by name; a name may have slashes (``"test/X"``).
+    """
+
+    name: str
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class DamagedRecordWarning(UserWarning):
+    """A record or ``info.json`` failed verification and was not used."""
+
+
+class RunFolder:
+    """A run on disk; made by `RunFolder.open` (read and write) or `RunFolder.load` (read only).
+
+    Attributes
+    ----------
+    path
+        The folder.
+    settings
+        The settings the run was started with, as stored.
+    writable
+        False after `RunFolder.load`: nothing is written, moved or locked into being.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, writable: bool):
+        self.path = path
+        self.settings = settings
+        self.writable = writable
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        *,
+        identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str] = (),
+    ) -> "RunFolder":
+        """Create a run folder, or resume the one that is there.
+
+        Parameters
+        ----------
+        path
+            The folder; parents are made.
+        settings
+            JSON-able settings, stored on creation and compared on resumption.
+        identity
+            What the comparison looks at: top-level keys to leave out (``("workers", "out")``), or a
+            function from settings to the part that must agree.
+
+        Raises
+        ------
+        ValueError
+            If the path is a file, a non-empty folder that is no run, a run with other settings
+            (each difference is listed), or holds anything of a newer format.
+        OSError
+            If the folder cannot be written.
+        """
+        path = Path(path).expanduser()
+        wanted = storage.encode(dict(settings), "settings")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; a run needs a folder: choose another --out")
+        try:
+            with storage.explained(f"the run folder {path}"):
+                path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{path} lies below something that is a file; choose another --out"
+            ) from error
+        # Before anything is created: a folder that is not ours must be left as it was found.
+        others = [p.name for p in path.iterdir() if not storage.is_housekeeping(p)]
+        if others and not (path / "settings.json").exists():
+            raise ValueError(
+                f"{path} is not empty and holds no settings.json, so it is no run folder "
+                f"(found {', '.join(sorted(others)[:3])}); choose another --out"
+            )
+        with locked(path, create=True) as held:
+            if (path / "settings.json").exists():
+                stored = _load_settings(path)
+                _check_same_run(path, stored, storage.decode(wanted), identity)
+            else:
+                stored = storage.decode(wanted)
+                content = storage.json_bytes({"settings": wanted})
+                storage.write_atomic({path / "settings.json": content}, "settings.json")
+            with storage.explained(f"the folder {path / 'cells'}"):
+                (path / "cells").mkdir(exist_ok=True)
+            if held:
+                storage.remove_stale(path, path / "cells")
+        run = cls(path, stored, writable=True)
+        for name in run._stems():  # now, not hours into the run
+            run._refuse_newer(name)
+        return run
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """Open a run for reading only; ValueError if the path is no run or of a newer format."""
+        path = Path(path).expanduser()
+        if not (path / "settings.json").is_file():
+            raise ValueError(f"{path} is no run folder: it has no settings.json")
+        return cls(path, _load_settings(path), writable=False)
+
+    def write(self, record: Record) -> None:
+        """Store a record, replacing one of the same name; equal arrays give equal npz bytes.
+
+        Raises
+        ------
+        ValueError
+            If the name, the meta or an array cannot be stored without loss, if a record of a newer
+            format is in the way, or if the run was opened by `load`.
+        OSError
+            If it cannot be written (a full disk); what was written before is kept.
+        """
+        self._require_writable()
+        _check_name(record.name)
+        meta = storage.encode(dict(record.meta), "meta")
+        npz = storage.pack(record.arrays)
+        self._refuse_newer(record.name)
+        payload = {
+            "name": record.name,
+            "sha256": hashlib.sha256(npz).hexdigest(),
+            "meta_sha256": storage.json_digest(meta),
+            "meta": meta,
+        }
+        npz_path, json_path = self._halves(record.name)
+        files = {npz_path: npz, json_path: storage.json_bytes(payload)}
+        with locked(self.path, create=True):
+            storage.write_atomic(files, f"record {record.name!r}")
+
+    def read(self, name: str) -> Record | None:
+        """Read and verify a record; None where there is none.
+
+        A damaged record is moved to ``cells/damaged/`` (left in place after `load`), announced by a
+        `DamagedRecordWarning` and answered with None, so that the caller computes it again.
+
+        Raises
+        ------
+        ValueError
+            If the name is not valid, or the record is of a newer format (it is left in place).
+        """
+        _check_name(name)
+        with contextlib.suppress(Damaged):
+            return self._read_verified(name)
+        # Another worker may have been between the two halves; under the lock nobody is.
+        with locked(self.path, create=self.writable):
+            try:
+                return self._read_verified(name)
+            except Damaged as error:
+                reason = str(error)
+                outcome = "left in place"
+                if self.writable:
+                    outcome = f"set aside as {self._set_aside(name)}; it will be computed again"
+        message = f"record {name!r} of {self.path} is damaged ({reason}); {outcome}"
+        warnings.warn(message, DamagedRecordWarning, stacklevel=2)
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether a record is there and verifies; a damaged one is treated as in `read`."""
+        return self.read(name) is not None
+
+    def names(self) -> list[str]:
+        """Names, sorted, of the records with both halves present (not verified: see `has`)."""
+        return [n for n in self._stems() if all(half.exists() for half in self._halves(n))]
+
+    def records(self) -> Iterator[Record]:
+        """Every record that verifies, by name; damaged ones are treated as in `read`."""
+        for name in self._stems():
+            record = self.read(name)
+            if record is not None:
+                yield record
+
+    def write_rows(
+        self, name: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = RESULT_COLUMNS
+    ) -> None:
+        """Write a table: floats to 6 significant digits, None and NaN (and keys left out) empty.
+
+        Raises
+        ------
+        ValueError
+            If the file name is not a plain ``*.csv``, a row has a key that is no column, or a value
+            is not a single number, truth value or text.
+        """
+        self._require_writable()
+        _check_name(name, _TABLE, "table name", "such as results.csv")
+        data = storage.table_bytes(rows, columns, name=name)
+        with locked(self.path, create=True):
+            storage.write_atomic({self.path / name: data}, name)
+
+    def read_rows(
+        self, name: str = "results.csv", *, text_columns: Iterable[str] = TEXT_COLUMNS
+    ) -> list[dict[str, Any]]:
+        """Read a table: empty cells are None, numbers int or float, `text_columns` stay text.
+
+        Raises
+        ------
+        ValueError
+            If there is no such table, or a line has another number of cells than the header.
+        """
+        _check_name(name, _TABLE, "table name", "such as results.csv")
+        try:
+            data = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
+        return storage.table_rows(data, text_columns, name=str(self.path / name))
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Merge into ``info.json``: top-level keys given here replace those of the same name."""
+        self._require_writable()
+        new = storage.encode(dict(info), "info")
+        with locked(self.path, create=True):
+            merged = {**storage.encode(self.read_info(), "info"), **new}
+            content = storage.json_bytes({"info": merged})
+            storage.write_atomic({self.path / "info.json": content}, "info.json")
+
+    def read_info(self) -> dict[str, Any]:
+        """Read what `write_info` gathered; empty, with a warning, where the file is damaged."""
+        try:
+            content = (self.path / "info.json").read_bytes()
+            info = storage.parse_json(content, f"{self.path / 'info.json'}")["info"]
+            if isinstance(info, dict):
+                return storage.decode(info)
+        except FileNotFoundError:
+            return {}
+        except (Damaged, KeyError):
+            pass
+        message = f"info.json of {self.path} is damaged; going on without what it said"
+        warnings.warn(message, DamagedRecordWarning, stacklevel=2)
+        return {}
+
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise ValueError(
+                f"{self.path} was opened for reading (RunFolder.load); use RunFolder.open to write"
+            )
+
+    def _halves(self, name: str) -> tuple[Path, Path]:
+        return self.path / "cells" / f"{name}.npz", self.path / "cells" / f"{name}.json"
+
+    def _stems(self) -> list[str]:
+        files = (self.path / "cells").glob("*.*")
+        stems = {p.stem for p in files if p.suffix in (".npz", ".json")}
+        return sorted(stem for stem in stems if _NAME.fullmatch(stem))
+
+    def _refuse_newer(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            storage.parse_json(
+                self._halves(name)[1].read_bytes(), f"record {name!r} of {self.path}"
+            )
+
+    def _read_verified(self, name: str) -> Record | None:
+        npz, described = (storage.bytes_or_none(half) for half in self._halves(name))
+        if npz is None and described is None:
+            return None
+        if described is None:
+            raise Damaged(f"{name}.json is missing")
+        payload = storage.parse_json(described, f"record {name!r} of {self.path}")
+        if npz is None:
+            raise Damaged(f"{name}.npz is missing")
+        meta = payload.get("meta")
+        if payload.get("name") != name or not isinstance(meta, dict):
+            raise Damaged(f"{name}.json does not describe this record")
+        if payload.get("sha256") != hashlib.sha256(npz).hexdigest():
+            raise Damaged(f"the checksum of {name}.npz does not match")
+        if payload.get("meta_sha256") != storage.json_digest(meta):
+            raise Damaged(f"the checksum of the meta in {name}.json does not match")
+        return Record(name, storage.decode(meta), storage.unpack(npz))
+
+    def _set_aside(self, name: str) -> str:
+        stem = f"{name}-{secrets.token_hex(4)}"
+        with storage.explained(f"the damaged record {name!r} to cells/damaged"):
+            place = self.path / "cells" / "damaged"
+            place.mkdir(exist_ok=True)
+            for half in self._halves(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(half, place / (stem + half.suffix))
+        return f"cells/damaged/{stem}"
+
+
+def _load_settings(path: Path) -> dict[str, Any]:
+    try:
+        payload = storage.parse_json(
+            (path / "settings.json").read_bytes(), f"{path / 'settings.json'}"
+        )
+        settings = payload.get("settings")
+        if not isinstance(settings, dict):
+            raise Damaged("it has no settings")
+    except Damaged as error:
+        raise ValueError(
+            f"{path / 'settings.json'} is not the settings file of a run ({error}); "
+            "choose another --out, or restore the file"
+        ) from error
+    return storage.decode(settings)
+
+
+def _check_same_run(
+    path: Path,
+    stored: dict[str, Any],
+    wanted: dict[str, Any],
+    identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str],
+) -> None:
+    if callable(identity):
+        old, new = dict(identity(stored)), dict(identity(wanted))
+    else:
+        ignored = {identity} if isinstance(identity, str) else set(identity)
+        old, new = ({k: v for k, v in s.items() if k not in ignored} for s in (stored, wanted))
+    # Encoded, NaN equals NaN and a tuple equals the list it was stored as.
+    lines = storage.differences(storage.encode(old, "settings"), storage.encode(new, "settings"))
+    if lines:
+        raise ValueError(
+            f"{path} holds a run with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nChoose another --out, or give the settings of that run to resume it."
+        )
+
+
+def _check_name(
+    name: str,
+    pattern: re.Pattern[str] = _NAME,
+    what: str = "record name",
+    right: str = "begin with a letter or digit, then letters, digits or any of . _ = + , -",
+) -> None:
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise ValueError(f"{what} {name!r} cannot name a file; right would be: {right}")

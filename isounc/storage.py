@@ -1,0 +1,322 @@
+"""Values as bytes that survive: strict JSON, arrays without pickle, tables, atomic files, the lock.
+
+``records`` decides what a run holds; this module decides how one file of it is encoded and how it
+reaches the disk whole or not at all.
+
+JSON here is strict: ``NaN``, ``Infinity`` and ``-Infinity`` are stored as strings of that spelling
+and come back as floats; a text that is spelled so is refused rather than turned into a number.
+Tuples come back as lists.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; runs work there, for one process at a time
+    fcntl = None
+
+FORMAT_VERSION = 1
+TEMPORARY_PREFIX = ".tmp-"
+LOCK_NAME = ".lock"
+
+_ABSENT = object()
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_INTEGER = re.compile(r"-?\d+")
+_FLOAT = re.compile(r"-?(\d+\.?\d*([eE][+-]?\d+)?|inf)")
+
+
+class Damaged(Exception):
+    """Why stored bytes cannot be trusted."""
+
+
+def encode(value: Any, where: str) -> Any:
+    """Give the strict-JSON form of a value; ValueError says where it would lose anything."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        if value in _NON_FINITE:
+            raise ValueError(f"{where} is the text {value!r}, which stands for a number in JSON")
+        return str(value)
+    if isinstance(value, Mapping):
+        bad = [key for key in value if not isinstance(key, str)]
+        if bad:
+            raise ValueError(f"{where} has keys that are not text: {bad[:3]!r}")
+        return {str(key): encode(v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    scalar = value.item() if getattr(value, "ndim", None) == 0 else None  # NumPy and JAX scalars
+    if isinstance(scalar, bool | int | float | str):
+        return encode(scalar, where)
+    raise ValueError(
+        f"{where} is a {type(value).__name__}, which JSON cannot hold; "
+        "give None, bool, int, float, str, list or dict, and put arrays into the record's arrays"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Undo `encode`."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, list):
+        return [decode(v) for v in value]
+    if isinstance(value, dict):
+        return {key: decode(v) for key, v in value.items()}
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line for each place where two encoded settings differ."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, now = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            shown = ["not set" if v is _ABSENT else repr(v) for v in (before, now)]
+            lines.append(f"{prefix}{key}: {shown[0]} in the folder, {shown[1]} asked for")
+    return lines
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """Parse a versioned file; `Damaged` if it is none, ValueError if it is of a newer format."""
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        payload = json.loads(data.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"not valid JSON: {error}") from error
+    version = payload.get("format_version") if isinstance(payload, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise Damaged("no format_version")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{what} is of format {version}, newer than the {FORMAT_VERSION} this isounc reads; "
+            "upgrade isounc, or use another run folder (it was left as it is)"
+        )
+    return payload
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of an encoded value, whatever the layout and key order of its file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def pack(arrays: Mapping[str, Any]) -> bytes:
+    """Npz bytes that depend on the arrays alone.
+
+    Stored, not compressed: float arrays hardly shrink, and what deflate gives differs between
+    zlib builds.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            if not name or not name.isprintable() or "\\" in name:
+                raise ValueError(f"array name {name!r} must be printable text without backslashes")
+            member = io.BytesIO()
+            # Fortran order is a property of memory, not of the values: equal arrays, equal bytes.
+            npy_format.write_array(member, _plain_array(name, arrays[name]), allow_pickle=False)
+            entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # else it says which operating system wrote it
+            archive.writestr(entry, member.getvalue())
+    return buffer.getvalue()
+
+
+def _plain_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"array {name!r} is masked; the mask would be lost: store it by itself")
+    try:
+        array = np.asarray(value, order="C")
+        # False for object, structured and extension types (npy gives bfloat16 back as void).
+        plain = array.dtype.kind != "O" and np.dtype(array.dtype.str) == array.dtype
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"array {name!r} cannot be stored as an array: {error}") from error
+    if not plain:
+        raise ValueError(
+            f"array {name!r} has dtype {array.dtype}, which cannot be stored without pickle "
+            "or loss; give a plain numeric, boolean or text array"
+        )
+    return array
+
+
+def unpack(npz: bytes) -> dict[str, np.ndarray]:
+    """Read what `pack` wrote; `Damaged` for anything else, pickled arrays included."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(npz)) as archive:
+            for entry in archive.infolist():
+                if not entry.filename.endswith(".npy"):
+                    raise Damaged(f"the archive holds {entry.filename!r}, which is no array")
+                with archive.open(entry) as member:
+                    array = npy_format.read_array(member, allow_pickle=False)
+                arrays[entry.filename.removesuffix(".npy")] = array
+    except Damaged:
+        raise
+    except Exception as error:  # a malformed archive can raise nearly anything; none of it is ours
+        raise Damaged(f"the arrays cannot be read: {error}") from error
+    return arrays
+
+
+def table_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str) -> bytes:
+    """Encode rows as CSV; ValueError for a key that is no column or a cell that is no scalar."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for number, row in enumerate(rows):
+        unknown = [key for key in row if key not in columns]
+        if unknown:
+            raise ValueError(
+                f"row {number} of {name} has keys that are no column: {unknown}; "
+                f"the columns are {', '.join(columns)}"
+            )
+        where = f"row {number} of {name}, column"
+        writer.writerow([_cell_text(row.get(c), f"{where} {c!r}") for c in columns])
+    return text.getvalue().encode()
+
+
+def table_rows(data: bytes, text_columns: Iterable[str], *, name: str) -> list[dict[str, Any]]:
+    """Decode CSV written by `table_bytes`; ValueError where a line and the header disagree."""
+    as_text = frozenset(text_columns)
+    lines = csv.reader(io.StringIO(data.decode(), newline=""))
+    header = next(lines, [])
+    rows = []
+    for cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{name}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns; "
+                "the file was changed after it was written"
+            )
+        rows.append({c: _cell_value(t, c in as_text) for c, t in zip(header, cells, strict=True)})
+    return rows
+
+
+def _cell_text(value: Any, where: str) -> str:
+    if getattr(value, "ndim", None) == 0:  # NumPy and JAX scalars
+        value = value.item()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool | int | str):
+        return str(value)
+    raise ValueError(f"{where} is a {type(value).__name__}; a cell holds one number or text")
+
+
+def _cell_value(text: str, as_text: bool) -> Any:
+    if text == "":
+        return None
+    if as_text:
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, create: bool) -> Iterator[bool]:
+    """Hold the folder's lock; yields False where there is none. The kernel frees it on a kill.
+
+    Not reentrant: taking it twice in one process waits for ever.
+    """
+    if fcntl is None:
+        yield False
+        return
+    try:
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        descriptor = os.open(folder / LOCK_NAME, flags, 0o666)
+    except OSError:  # a full disk or a folder that may not be written: writing will say so better
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def is_housekeeping(path: Path) -> bool:
+    """Whether a file is the lock or a temporary file, so no content of a run."""
+    return path.name == LOCK_NAME or path.name.startswith(TEMPORARY_PREFIX)
+
+
+def remove_stale(*folders: Path) -> None:
+    """Remove temporary files; to be called under the lock, when nobody alive owns one."""
+    for folder in folders:
+        for leftover in folder.glob(TEMPORARY_PREFIX + "*"):
+            leftover.unlink(missing_ok=True)
+
+
+def bytes_or_none(path: Path) -> bytes | None:
+    """Content of a file, None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def json_bytes(payload: dict[str, Any]) -> bytes:
+    """File content of an encoded payload, with its format version."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **payload}, indent=1, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an OSError into one that says what failed, what is kept and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {what}: {error.strerror or error}. Records already written are kept; "
+            "make room (or the folder writable) and run the same command again to resume",
+        ) from error
+
+
+def write_atomic(files: Mapping[Path, bytes], what: str) -> None:
+    """Replace files: a reader, or a kill, sees the old or the new bytes of each.
+
+    All are on disk before the first is renamed, so a disk that fills up changes none of them.
+    """
+    staged = {path.with_name(TEMPORARY_PREFIX + secrets.token_hex(8)): path for path in files}
+    try:
+        with explained(f"{what} in {next(iter(files)).parent}"):
+            for temporary, path in staged.items():
+                with open(temporary, "xb") as file:
+                    file.write(files[path])
+                    file.flush()
+                    os.fsync(file.fileno())
+            for temporary, path in staged.items():
+                os.replace(temporary, path)
+    finally:
+        for temporary in staged:
+            with contextlib.suppress(OSError):  # gone after the rename, left after a failure
+                temporary.unlink()

@@ -1,0 +1,49 @@
+"""What every test runs under: a shared compilation cache, strict broadcasting, no display."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Variables, so that the processes which tests start inherit them; and before JAX is imported.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import hypothesis
+import jax
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+# A plugin may have imported JAX before the variables were set.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs",
+    float(os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"]),
+)
+# (N,) against (N, C) is a mistake until somebody writes the axis down.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example compiles, which takes any deadline; derandomised, a failure can be had again.
+hypothesis.settings.register_profile("isounc", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("isounc")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 for one test, where the backend has it; what was set before is back afterwards."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    """No figure outlives its test: matplotlib warns at twenty open ones."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")

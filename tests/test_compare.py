@@ -1,0 +1,315 @@
+"""Correlations, levels, attenuation and calibration of one cell against closed forms and SciPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from isounc.compare import (
+    class_views,
+    compare,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+
+
+def lognormal_pair(n=200, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    return np.exp(x), np.exp(0.6 * x + 0.8 * rng.normal(size=n))
+
+
+def assert_undefined(result, *reasons):
+    assert (result.pearson, result.spearman, result.log10_pearson) == (None, None, None)
+    for reason in reasons:
+        assert reason in result.reason
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_correlations_agree_with_scipy(seed):
+    a, b = lognormal_pair(seed=seed)
+    a = np.round(a, 1) + 0.1  # ties
+    result = compare(a, b)
+    assert result.pearson == pytest.approx(stats.pearsonr(a, b).statistic, abs=1e-12)
+    assert result.spearman == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    log_r = stats.pearsonr(np.log10(a), np.log10(b)).statistic
+    assert result.log10_pearson == pytest.approx(log_r, abs=1e-12)
+    assert result.slope == pytest.approx(b.sum() / a.sum(), rel=1e-12)
+    assert (result.n_points, result.n_dropped, result.attenuation) == (200, 0, None)
+    assert result.reason == ""
+
+
+def test_nonpositive_pairs_are_dropped_from_log10_only_and_counted():
+    a, b = lognormal_pair()
+    a[:5], b[3:9] = 0.0, -0.1
+    result = compare(a, b)
+    keep = (a > 0) & (b > 0)
+    assert result.n_dropped == 9
+    log_r = stats.pearsonr(np.log10(a[keep]), np.log10(b[keep])).statistic
+    assert result.log10_pearson == pytest.approx(log_r, abs=1e-12)
+    assert result.pearson == pytest.approx(stats.pearsonr(a, b).statistic, abs=1e-12)
+
+
+def test_order_of_locations_does_not_matter():
+    a, b = lognormal_pair()
+    se = 0.1 * b
+    order = np.random.default_rng(3).permutation(len(a))
+    first = compare(a, b, reference_se=se)
+    second = compare(a[order], b[order], reference_se=se[order])
+    np.testing.assert_allclose(first[:-1], second[:-1], rtol=1e-12)
+
+
+def test_units_change_the_level_only_even_when_squares_underflow():
+    a, b = lognormal_pair()
+    first, second = compare(a, b), compare(a * 1e-250, b * 1e200)
+    assert second.pearson == pytest.approx(first.pearson, abs=1e-12)
+    assert second.spearman == first.spearman
+    assert second.log10_pearson == pytest.approx(first.log10_pearson, abs=1e-9)
+    assert second.slope is None
+    assert "level undefined" in second.reason
+    assert compare(4 * a, b).slope == pytest.approx(b.sum() / a.sum() / 4)
+    assert compare(1e306 * a, b).slope is None
+
+
+def test_perfect_correlation_does_not_pass_one():
+    a, _ = lognormal_pair()
+    result = compare(a, 0.3 * a)
+    assert result.pearson is not None
+    assert 1 - 1e-12 < result.pearson <= 1
+    assert compare(a, -0.3 * a).pearson == pytest.approx(-1)
+    assert result.slope == pytest.approx(0.3)
+
+
+def test_jax_float32_arrays_are_accepted():
+    a, b = lognormal_pair()
+    result = compare(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    assert result.pearson == pytest.approx(stats.pearsonr(a, b).statistic, abs=1e-6)
+
+
+@pytest.mark.parametrize("true_r", [0.5, 0.9])
+def test_attenuation_predicts_the_loss_from_known_reference_error(true_r):
+    rng = np.random.default_rng(5)
+    n = 200_000
+    estimate = rng.normal(size=n)
+    truth = true_r * estimate + np.sqrt(1 - true_r**2) * rng.normal(size=n)
+    se = rng.uniform(0.2, 0.8, size=n)
+    result = compare(estimate, truth + se * rng.normal(size=n), reference_se=se)
+    lossless = compare(estimate, truth).pearson
+    assert result.pearson is not None
+    assert lossless is not None
+    assert result.attenuation == pytest.approx(1 / np.sqrt(1 + np.mean(se**2)), abs=5e-3)
+    assert result.pearson / lossless == pytest.approx(result.attenuation, abs=1e-2)
+    assert result.pearson < 0.95 * lossless
+
+
+def test_attenuation_by_hand_and_at_its_ends():
+    estimate, reference = np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])  # variance 1
+
+    def factor(se):
+        return compare(estimate, reference, reference_se=np.full(3, se)).attenuation
+
+    assert factor(0.0) == 1.0
+    assert factor(0.6) == pytest.approx(0.8)
+    assert factor(5.0) == 0.0
+
+
+def test_attenuation_with_an_unusable_standard_error():
+    a, b = lognormal_pair()
+    result = compare(a, b, reference_se=np.where(np.arange(200) < 2, np.nan, 0.1))
+    assert result.attenuation is None
+    assert result.reason == "attenuation undefined: 2 of 200 reference_se values not finite"
+    assert result.pearson is not None
+    with pytest.raises(ValueError, match="reference_se must not be negative"):
+        compare(a, b, reference_se=-b)
+    constant = compare(a, np.ones(200), reference_se=0.1 * b)
+    assert constant.attenuation is None
+    assert_undefined(constant, "reference is constant")
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fewer_than_three_points(n):
+    a, b = lognormal_pair(n)
+    result = compare(a, b, reference_se=b)
+    assert_undefined(result, f"fewer than 3 points ({n})")
+    assert result.attenuation is None
+    assert (result.slope is None) == (n == 0)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 9e-7])
+def test_constant_values_have_no_correlation_but_a_level(spread):
+    _, b = lognormal_pair()
+    flat = 0.25 * (1 + spread * np.linspace(0, 1, 200))
+    result = compare(flat, b)
+    assert_undefined(result, "estimate is constant (0.25")
+    assert result.slope == pytest.approx(b.mean() / 0.25, rel=1e-5)
+    assert_undefined(compare(b, flat), "reference is constant (0.25")
+    assert_undefined(compare(flat, flat), "estimate is constant", "reference is constant")
+
+
+def test_a_small_spread_above_float32_resolution_counts():
+    _, b = lognormal_pair()
+    result = compare(1 + 1e-5 * b, b)
+    assert result.pearson == pytest.approx(1, abs=1e-9)
+    assert result.reason == ""
+
+
+def test_all_zero_values():
+    a, _ = lognormal_pair()
+    zero = np.zeros(200)
+    result = compare(zero, a)
+    assert_undefined(result, "estimate is zero everywhere")
+    assert (result.slope, result.n_dropped) == (None, 200)
+    assert_undefined(compare(a, zero), "reference is zero everywhere")
+
+
+def test_values_that_are_not_finite_are_counted_by_side():
+    a, b = lognormal_pair()
+    a[[3, 7, 9]], b[1] = [np.nan, np.inf, -np.inf], np.nan
+    result = compare(a, b, reference_se=np.ones(200))
+    assert_undefined(result, "3 of 200 estimate values not finite")
+    assert_undefined(result, "1 of 200 reference values not finite")
+    assert (result.slope, result.attenuation, result.n_dropped) == (None, None, 4)
+
+
+def test_log10_has_its_own_reasons():
+    reference = np.array([1.0, 2.0, 3.0, 4.0])
+    few = compare(np.array([-1.0, 0.0, 2.0, 5.0]), reference)
+    assert few.pearson is not None
+    assert (few.log10_pearson, few.n_dropped) == (None, 2)
+    assert few.reason == "log10 undefined: fewer than 3 positive pairs (2)"
+    flat = compare(np.array([-1.0, 2.0, 2.0, 2.0]), reference)
+    assert flat.spearman is not None
+    assert flat.log10_pearson is None
+    assert flat.reason == "log10 undefined: estimate is constant over 3 positive pairs"
+
+
+def test_a_level_that_is_not_positive_is_undefined():
+    result = compare(np.array([-9.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 5.0]))
+    assert result.pearson is not None
+    assert result.slope is None
+    assert "level undefined: sums of estimate -3" in result.reason
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (3,), ()])
+def test_wrong_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="reference must"):
+        compare(np.ones(4), np.ones(shape))
+    with pytest.raises(ValueError, match="reference_se must"):
+        compare(np.ones(4), np.ones(4), reference_se=np.ones(shape))
+
+
+def test_class_views_by_hand():
+    p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.4, 0.2]])
+    values = np.arange(9.0).reshape(3, 3)
+    views = class_views(p, values, "categorical")
+    assert list(views) == ["trace", "predicted", "0", "1", "2"]
+    np.testing.assert_array_equal(views["trace"], [3, 12, 21])
+    np.testing.assert_array_equal(views["predicted"], [1, 3, 6])
+    np.testing.assert_array_equal(views["2"], [2, 5, 8])
+    assert list(class_views(p[:, :1], values[:, :1], "bernoulli")) == ["1"]
+    regression = class_views(p[:, :1], values[:, :1], "gaussian")
+    np.testing.assert_array_equal(regression["f"], [0, 3, 6])
+
+
+def test_class_views_refuse_what_does_not_fit():
+    p = np.full((4, 3), 1 / 3)
+    with pytest.raises(ValueError, match=r"p must have shape \(N, 1\) for bernoulli"):
+        class_views(p, p, "bernoulli")
+    with pytest.raises(ValueError, match="values must have the shape of p"):
+        class_views(p, p[:2], "categorical")
+    with pytest.raises(ValueError, match="categorical"):
+        class_views(p, p, "categorial")
+
+
+def test_negative_log_likelihood_by_hand():
+    binary = negative_log_likelihood(np.array([[0.8], [0.3]]), [1, 0], likelihood="bernoulli")
+    assert binary == pytest.approx(-(np.log(0.8) + np.log(0.7)) / 2)
+    p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+    three = negative_log_likelihood(p, [2, 0], likelihood="categorical")
+    assert three == pytest.approx(-(np.log(0.3) + np.log(0.6)) / 2)
+
+
+def test_gaussian_negative_log_likelihood_is_the_normal_density():
+    mean, y = np.array([[0.0], [1.0], [-2.0]]), np.array([0.5, 0.7, 1.0])
+    var = np.array([[0.0], [0.3], [2.0]])
+    sd = np.sqrt(0.4**2 + var[:, 0])
+    expected = -stats.norm.logpdf(y, mean[:, 0], sd).mean()
+    given = negative_log_likelihood(mean, y, likelihood="gaussian", noise_sd=0.4, p_var=var)
+    assert given == pytest.approx(expected, rel=1e-12)
+    without = negative_log_likelihood(mean, y, likelihood="gaussian", noise_sd=0.4)
+    assert without == pytest.approx(-stats.norm.logpdf(y, mean[:, 0], 0.4).mean(), rel=1e-12)
+
+
+def test_a_sure_mistake_costs_a_finite_amount():
+    cost = negative_log_likelihood(np.array([[1.0]]), [0], likelihood="bernoulli")
+    assert cost == pytest.approx(24 * np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "settings", "message"),
+    [
+        ([[0.5], [1.2]], [0, 1], {"likelihood": "bernoulli"}, "p must be probabilities"),
+        ([[0.5], [np.nan]], [0, 1], {"likelihood": "bernoulli"}, "p must be probabilities"),
+        ([[0.5], [0.5]], [0, 2], {"likelihood": "bernoulli"}, r"y must be labels 0\.\.1; got 2"),
+        ([[0.5], [0.5]], [0], {"likelihood": "bernoulli"}, "y must be as long as p, 2; got 1"),
+        ([0.5, 0.5], [0, 1], {"likelihood": "bernoulli"}, r"p must have shape \(N, 1\)"),
+        ([[0.5, 0.6]], [0], {"likelihood": "categorical"}, "p must sum to 1"),
+        ([[0.5]], [0], {"likelihood": "categorical"}, r"p must have shape \(N, C\)"),
+        ([[0.5]], [0], {"likelihood": "bernouli"}, "bernoulli"),
+        ([[0.5]], [0], {"likelihood": "bernoulli", "p_var": [[0.1]]}, "p_var must be None"),
+        ([[0.5]], [0], {"likelihood": "gaussian"}, "noise_sd must be positive"),
+        ([[0.5]], [np.inf], {"likelihood": "gaussian", "noise_sd": 1.0}, "y must be finite"),
+        (
+            [[0.5]],
+            [0],
+            {"likelihood": "gaussian", "noise_sd": 1.0, "p_var": [[-0.1]]},
+            "p_var must not be negative",
+        ),
+    ],
+)
+def test_negative_log_likelihood_refuses_what_does_not_fit(p, y, settings, message):
+    with pytest.raises(ValueError, match=message):
+        negative_log_likelihood(np.array(p), np.array(y), **settings)
+
+
+def test_calibration_error_by_hand():
+    # Confidences 0.9, 0.8 (both right), 0.6 (wrong) and 0.7 (right), in four bins of quarters:
+    # (0.5, 0.75] has 0.6 and 0.7, accuracy 1/2; (0.75, 1] has 0.9 and 0.8, accuracy 1.
+    p, y = np.array([[0.9], [0.2], [0.6], [0.3]]), np.array([1, 0, 0, 0])
+    expected = 0.5 * abs(0.5 - 0.65) + 0.5 * abs(1 - 0.85)
+    assert expected_calibration_error(p, y, num_bins=4) == pytest.approx(expected)
+    both = np.concatenate([1 - p, p], axis=1)
+    assert expected_calibration_error(both, y, num_bins=4) == pytest.approx(expected)
+    # One bin: accuracy 3/4 against mean confidence 3/4.
+    assert expected_calibration_error(p, y, num_bins=1) == pytest.approx(0, abs=1e-12)
+
+
+def test_bins_are_closed_above():
+    # Confidences 0.5 (right) and 0.4 (wrong) share (0.25, 0.5], where gaps 0.5 and -0.4 cancel.
+    p, y = np.array([[0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]), np.array([0, 1])
+    assert expected_calibration_error(p, y, num_bins=4) == pytest.approx(0.1 / 2)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_calibration_error_of_calibrated_and_of_overconfident_predictions(num_classes):
+    rng = np.random.default_rng(8)
+    n = 100_000
+    if num_classes == 1:
+        p = rng.uniform(size=(n, 1))
+        y = (rng.uniform(size=n) < p[:, 0]).astype(int)
+        sharp = p**3 / (p**3 + (1 - p) ** 3)
+    else:
+        p = rng.dirichlet(np.ones(num_classes), size=n)
+        y = (rng.uniform(size=(n, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(0, num_classes - 1)
+        sharp = p**3 / (p**3).sum(axis=1, keepdims=True)
+    assert expected_calibration_error(p, y) < 0.01
+    assert expected_calibration_error(sharp, y) > 0.1
+
+
+def test_calibration_error_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="num_bins must be at least 1"):
+        expected_calibration_error(np.array([[0.5]]), np.array([0]), num_bins=0)
+    with pytest.raises(ValueError, match="y must be labels"):
+        expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
+    with pytest.raises(ValueError, match="p must have shape"):
+        expected_calibration_error(np.array([0.5]), np.array([1]))

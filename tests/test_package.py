@@ -1,0 +1,51 @@
+"""The project's own files agree with each other, and the fixtures do what they promise."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import isounc
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_one_version_everywhere(pyproject):
+    assert pyproject["project"]["version"] == isounc.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [isounc.__version__]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{isounc.__version__}]" in changelog
+
+
+def test_every_locked_distribution_is_pinned(pyproject):
+    lock = ROOT / "uv.lock"
+    if not lock.exists():
+        pytest.skip("not run by uv: there is no lock to compare with")
+    locked = {
+        (package["name"], package["version"])
+        for package in tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
+        if package["name"] != pyproject["project"]["name"]
+    }
+    pins = pyproject["tool"]["uv"]["constraint-dependencies"]
+    pinned = {tuple(pin.partition(";")[0].strip().split("==")) for pin in pins}
+    assert locked == pinned, "renew the pins as CONTRIBUTING.md says"
+
+
+@pytest.mark.usefixtures("x64")
+def test_x64_fixture_gives_float64():
+    assert jnp.zeros(1).dtype == jnp.float64
+
+
+def test_ranks_are_not_promoted():
+    with pytest.raises(ValueError, match="rank"):
+        _ = jnp.zeros(3) + jnp.zeros((2, 3))
