@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 from scipy.stats import rankdata
 
-from isounc.models import check_choice
+from isounc.checks import check_choice
 from isounc.problems import LIKELIHOODS
 from isounc.summary import (
     SUMMARY_COLUMNS,

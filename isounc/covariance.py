@@ -64,6 +64,12 @@ class PriorPlusLowRank(NamedTuple):
         white = jacobian * self.sd
         return white - ((white @ self.basis) * self.shrink) @ self.basis.T
 
+    @classmethod
+    def from_factor(cls, sd: Float[Array, " P"], factor: Float[Array, "R P"]) -> PriorPlusLowRank:
+        """From the prior and a factor G of the curvature."""
+        _, singular, basis = jnp.linalg.svd(factor * sd, full_matrices=False)
+        return cls(sd, basis.T, 1 - 1 / jnp.sqrt(1 + singular**2))
+
 
 def gauss_newton_factor(
     model: Model, theta: Float[Array, " P"], data: densities.Data
@@ -82,9 +88,7 @@ def gauss_newton(
     model: Model, theta: Float[Array, " P"], data: densities.Data
 ) -> PriorPlusLowRank:
     """Laplace covariance (prior precision + GGN)^-1 at theta, through the n O x n O side (Woodbury)."""
-    white = gauss_newton_factor(model, theta, data) * data.prior_sd
-    _, singular, basis = jnp.linalg.svd(white, full_matrices=False)
-    return PriorPlusLowRank(data.prior_sd, basis.T, 1 - 1 / jnp.sqrt(1 + singular**2))
+    return PriorPlusLowRank.from_factor(data.prior_sd, gauss_newton_factor(model, theta, data))
 
 
 def gauss_newton_diagonal(

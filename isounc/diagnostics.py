@@ -199,7 +199,7 @@ def gate(
     Raises
     ------
     ValueError
-        Counts that cannot be, or arrays that `diagnose` or `ebfmi` refuse.
+        Counts that cannot be, energies of other chains, or what `diagnose` and `ebfmi` refuse.
     """
     bounds = GateSettings() if settings is None else settings
     if num_transitions < 1:
@@ -209,12 +209,18 @@ def gate(
             raise ValueError(f"{name} must be between 0 and {num_transitions}; got {count}")
     found = values if isinstance(values, Diagnostics) else diagnose(values)
     bfmi = ebfmi(energy)
+    if len(bfmi) != len(found.frozen):
+        raise ValueError(
+            f"energy must have a row for each of the {len(found.frozen)} chains; got {len(bfmi)}"
+        )
     rate = num_divergent / num_transitions
     size = found.rhat.size
     zero_variance = found.var == 0
     frozen = (found.frozen & found.finite & ~zero_variance).reshape(-1, size)
     num_nonfinite, num_zero_variance = int((~found.finite).sum()), int(zero_variance.sum())
-    num_frozen, undefined = int(frozen.any(axis=0).sum()), int(np.isnan(bfmi).sum())
+    num_frozen, no_bfmi = int(frozen.any(axis=0).sum()), int(np.isnan(bfmi).sum())
+    undefined = np.isnan(found.rhat) | np.isnan(found.ess_bulk) | np.isnan(found.ess_var)
+    num_undefined = int((undefined & found.finite & ~zero_variance).sum())
     stuck = ", ".join(map(str, np.flatnonzero(frozen.any(axis=1))))
     rhat, rhat_at = _extreme(np.argmax, found.rhat)
     bulk, bulk_at = _extreme(np.argmin, found.ess_bulk)
@@ -236,20 +242,24 @@ def gate(
             f"{num_frozen} {of_all} have a chain that stands still (chain index {stuck}); none may",
         ),
         (
+            num_undefined > 0,
+            f"{num_undefined} {of_all} have too few different values for an R-hat or ESS; none may",
+        ),
+        (
             rhat >= bounds.rhat_max,
-            f"R-hat is {rhat:.4g} at location {rhat_at}; it must be below {bounds.rhat_max:g}",
+            f"R-hat is {rhat:.5g} at location {rhat_at}; it must be below {bounds.rhat_max:g}",
         ),
         (
             bulk < bounds.ess_min,
-            f"the bulk ESS of p is {bulk:.4g} at location {bulk_at}; {ess_bound}",
+            f"the bulk ESS of p is {bulk:.5g} at location {bulk_at}; {ess_bound}",
         ),
         (
             square < bounds.ess_min,
-            f"the bulk ESS of (p - mean)^2 is {square:.4g} at location {square_at}; {ess_bound}",
+            f"the bulk ESS of (p - mean)^2 is {square:.5g} at location {square_at}; {ess_bound}",
         ),
         (
-            undefined > 0,
-            f"E-BFMI is undefined in {undefined} of {len(bfmi)} chains, whose energies are "
+            no_bfmi > 0,
+            f"E-BFMI is undefined in {no_bfmi} of {len(bfmi)} chains, whose energies are "
             f"constant or not finite; {bfmi_bound}",
         ),
         (

@@ -32,8 +32,9 @@ gives about n^-3, rounding 1e-32."""
 class Diagnostics(NamedTuple):
     """Convergence at each location; NaN where a draw is not finite or all draws are equal.
 
-    Equal draws still have a mean, and the variance 0. The standard errors are sd / sqrt(ESS) with the
-    ESS of p and of (p - mean)^2 as they are, not rank-normalised.
+    Equal draws still have a mean, and variance 0. With two or three different values some of the
+    other numbers may be NaN too. The standard errors are sd / sqrt(ESS), with the ESS of p and of
+    (p - mean)^2 as they are, not rank-normalised.
     """
 
     rhat: Float[np.ndarray, "*Q"]
@@ -83,24 +84,25 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
     draws = draws.reshape(*draws.shape[:2], -1)
     results = np.full((len(Diagnostics._fields) - 2, draws.shape[2]), np.nan)
     low, high = np.empty((2, len(draws), draws.shape[2]))
+    finite = np.empty(draws.shape[2], dtype=bool)
     step = max(1, CHUNK_DRAWS // (draws.shape[0] * draws.shape[1]))
     for start in range(0, draws.shape[2], step):
         here = slice(start, start + step)
         x = draws[:, :, here].transpose(2, 0, 1).astype(np.float64, order="C")
         low[:, here], high[:, here] = x.min(axis=2).T, x.max(axis=2).T
-        usable = np.isfinite(low[:, here] + high[:, here]).all(axis=0)
-        usable &= low[:, here].min(axis=0) < high[:, here].max(axis=0)
+        finite[here] = np.isfinite(x).all(axis=(1, 2))
+        usable = finite[here] & (low[:, here].min(axis=0) < high[:, here].max(axis=0))
         if usable.any():
             results[:, start + np.flatnonzero(usable)] = _diagnose_chunk(
                 x if usable.all() else x[usable]
             )
-    constant = low.min(axis=0) == high.max(axis=0)
+    constant = finite & (low.min(axis=0) == high.max(axis=0))
     numbers = dict(zip(Diagnostics._fields, results, strict=False))
     numbers["mean"][constant] = low[0, constant]
     numbers["var"][constant] = 0.0
     return Diagnostics(
         **{name: column.reshape(shape) for name, column in numbers.items()},
-        finite=np.isfinite(low + high).all(axis=0).reshape(shape),
+        finite=finite.reshape(shape),
         frozen=(low == high).reshape(-1, *shape),
     )
 
@@ -189,18 +191,18 @@ def _rhat(z: np.ndarray) -> np.ndarray:
 
 def _ess_tail(x: np.ndarray, in_order: np.ndarray) -> np.ndarray:
     """Smaller ESS of the two tail indicators of columns (q, K, S), given their halves in order."""
+    size = float(in_order.shape[1])
     if x.shape[2] % 2:  # the halves lack a draw that the quantile counts
         in_order = np.sort(x.reshape(len(x), -1), axis=1)
-    n = in_order.shape[1]
-    smaller = np.full(len(x), float(n))  # what ties have made constant limits nothing
+    smaller = np.full(len(x), np.inf)
     for probability in TAIL_PROBABILITIES:
-        position = (n - 1) * probability
+        position = (in_order.shape[1] - 1) * probability
         low, high = in_order[:, int(position)], in_order[:, int(position) + 1]
         quantile = low + (position - int(position)) * (high - low)
-        inside = (x <= quantile[:, None, None]).astype(np.float64)
-        ess = _ess(_split(inside))
-        smaller = ess if probability == TAIL_PROBABILITIES[0] else np.fmin(smaller, ess)
-    return np.where(np.isnan(smaller), float(n), smaller)
+        ess = _ess(_split((x <= quantile[:, None, None]).astype(np.float64)))
+        # An indicator that ties have made constant limits nothing.
+        smaller = np.minimum(smaller, np.where(np.isnan(ess), size, ess))
+    return smaller
 
 
 def _ess(x: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from isounc.problems import LIKELIHOODS, Problem, check_choice
+from isounc.checks import check_choice, check_count, check_real
+from isounc.problems import LIKELIHOODS, Problem
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -97,9 +98,7 @@ class Model:
         check_choice("parameterisation", self.parameterisation, PARAMETERISATIONS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+            check_count(name, getattr(self, name), least)
 
     @functools.cached_property
     def _graphdef(self) -> nnx.GraphDef:
@@ -149,7 +148,7 @@ class Model:
         prior_sd for biases. Under ``standard`` the prior variance of the function grows with the width, which
         confounds any trend with width.
         """
-        check_prior_sd(prior_sd)
+        prior_sd = check_real("prior_sd", prior_sd, positive=True)
         fan_in = self.parameterisation == "fan_in"
         sds = [
             s
@@ -198,12 +197,6 @@ class Model:
         sds = [s for a, _ in self.layer_sizes for s in (1.0 if ntk else 1 / math.sqrt(a), 0.0)]
         sd = jnp.asarray(np.repeat(sds, self.group_sizes), jnp.result_type(float))
         return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
-
-
-def check_prior_sd(prior_sd: float) -> None:
-    """Raise a ValueError unless ``prior_sd`` is a positive finite number."""
-    if not (np.isscalar(prior_sd) and np.isfinite(prior_sd) and prior_sd > 0):  # type: ignore[arg-type]
-        raise ValueError(f"prior_sd must be a positive finite number; got {prior_sd!r}.")
 
 
 def make_model(

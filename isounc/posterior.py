@@ -22,9 +22,10 @@ from blackjax.mcmc import hmc, nuts
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from isounc import densities, diagnostics
+from isounc.checks import check_choice
 from isounc.fit import stack_data
 from isounc.models import Model
-from isounc.problems import Problem, check_choice
+from isounc.problems import Problem
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
@@ -68,7 +69,12 @@ class SamplerSettings:
     max_draws: int = 1000
     """While the gate fails, S doubles up to this."""
     num_integration_steps: int = 8
-    """hmc: mean leapfrog steps of a trajectory; each is uniform between 1 and twice this minus 1."""
+    """hmc: leapfrog steps of a trajectory during warm-up, and the fewest on average after it."""
+    trajectory_length: float = 1.5
+    """hmc: mean integration time after warm-up, in prior standard deviations (a quarter period of the prior is
+    pi/2); the number of steps is uniform between 1 and twice the mean."""
+    max_integration_steps: int = 64
+    """hmc: most leapfrog steps on average."""
     max_tree_depth: int = 10
     """nuts: trajectories of at most 2^this leapfrog steps."""
     target_acceptance: float = 0.8
@@ -283,6 +289,8 @@ def sample_posteriors(
     step_size = jnp.broadcast_to(jnp.median(step_size, axis=1, keepdims=True), step_size.shape)
     metric = jnp.broadcast_to(jnp.median(metric, axis=1, keepdims=True), metric.shape)
 
+    mean_steps = _mean_steps(np.asarray(step_size), np.asarray(metric), settings)
+
     blocks: list[_Block] = []
     num_blocks, most = (math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws))
     while True:
@@ -293,7 +301,7 @@ def sample_posteriors(
                 jax.random.fold_in(jax.random.key(0), i),
                 (settings.block,),
                 1,
-                2 * settings.num_integration_steps,
+                2 * mean_steps,
             )
             states, block = _sample_block(
                 states, data, X, flat_locations, shift, step_size, metric, block_keys, num_steps,
@@ -329,6 +337,13 @@ class _Block(NamedTuple):
     saturated: Float[Array, "B K"]
     acceptance: Float[Array, "B K"]
     num_gradients: Float[Array, "B K"]
+
+
+def _mean_steps(step_size: np.ndarray, metric: np.ndarray, settings: SamplerSettings) -> int:
+    """Leapfrog steps that cover ``trajectory_length``: a step moves a coordinate by step_size x sqrt(metric)."""
+    stride = np.median(step_size * np.sqrt(np.median(metric, axis=-1)))
+    steps = math.ceil(settings.trajectory_length / max(float(stride), 1e-6))
+    return int(np.clip(steps, settings.num_integration_steps, settings.max_integration_steps))
 
 
 def _fixed_locations(problem: Problem, settings: SamplerSettings) -> dict[str, np.ndarray]:
@@ -390,8 +405,9 @@ def _warm_up(data, X, keys, *, model: Model, settings: SamplerSettings):
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def _sample_block(
-    states, data, X, locations, shift, step_size, metric, keys, num_steps, *, model, settings
-):
+    states, data, X, locations, shift, step_size, metric, keys, num_steps,
+    *, model, settings,
+):  # fmt: skip
     step = KERNELS[settings.sampler]
     keep_every = max(1, settings.num_draws * settings.num_chains // settings.num_kept)
     keep_every = math.gcd(keep_every, settings.block)

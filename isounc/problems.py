@@ -93,7 +93,14 @@ class Problem:
         y = self._labels("y", self.y, len(X), "X")
         if self.likelihood != "gaussian" and (y == y[0]).all():
             raise ValueError(f"y holds one class only ({y[0]}); at least two must occur in it")
-
+        noise_sd = self.noise_sd
+        if self.likelihood == "gaussian":
+            noise_sd = check_real("noise_sd", noise_sd, positive=True)
+        elif noise_sd is not None:
+            raise ValueError(
+                f"noise_sd is for likelihood 'gaussian' only, got {noise_sd!r} with "
+                f"{self.likelihood!r} (for regression on integer y pass likelihood='gaussian')"
+            )
         for argument in ("regions", "targets", "p_true"):
             if not isinstance(given := getattr(self, argument), Mapping):
                 raise ValueError(f"{argument} must map names to arrays, got {type(given).__name__}")
@@ -132,7 +139,7 @@ class Problem:
                 if len(value) != width or (name == "x_sd" and value.min() <= 0):
                     raise ValueError(f"{name} must hold {width} (positive) numbers, got {value}")
         fields = dict(X=X, y=y, regions=regions, targets=targets, p_true=p_true, **affine)
-        fields |= dict(noise_sd=self._noise_sd(), grid_shape=grid_shape)
+        fields |= dict(noise_sd=noise_sd, grid_shape=grid_shape)
         for name, value in fields.items():
             for array in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(array, np.ndarray):
@@ -234,16 +241,6 @@ class Problem:
         if self.likelihood == "gaussian":
             return labels.astype(np.float64)
         return check_labels(name, labels, self.num_classes)
-
-    def _noise_sd(self) -> float | None:
-        if self.likelihood == "gaussian":
-            return check_real("noise_sd", self.noise_sd, positive=True)
-        if self.noise_sd is not None:
-            raise ValueError(
-                f"noise_sd is for likelihood 'gaussian' only, got {self.noise_sd!r} with "
-                f"{self.likelihood!r} (for regression on integer y pass likelihood='gaussian')"
-            )
-        return None
 
     def _truth(self, name: str, values: Any, length: int) -> np.ndarray:
         truth = check_array(name, values, ndim=2)

@@ -21,14 +21,10 @@ Regression. y | x ~ N(f(x), (T noise_sd)^2) with f and noise_sd given by the sou
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.decomposition import PCA
 
 
 class Draw(NamedTuple):
@@ -343,14 +339,27 @@ class RealSource(Source):
     X holds the scores of the first `num_components`. `test` is taken from the remaining rows.
     """
 
-    def __init__(self, load: Callable, num_classes: int, num_components: int, about: str) -> None:
-        self.load = load
+    def __init__(self, table: str, num_classes: int, num_components: int, about: str) -> None:
+        self.table = table
         self.likelihood = "bernoulli" if num_classes == 2 else "categorical"
         self.num_classes = num_classes
         self.num_components = num_components
         self.description = f"{about}; {num_components} whitened principal components"
 
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole table (rows, columns) and its labels (rows,)."""
+        # scikit-learn takes seconds to import, which those who draw synthetic data need not wait.
+        from sklearn import datasets
+
+        table, labels = getattr(datasets, f"load_{self.table}")(return_X_y=True)
+        if self.table == "digits":
+            keep = (labels == 3) | (labels == 8)
+            table, labels = table[keep], (labels[keep] == 8).astype(np.int64)
+        return table, labels
+
     def draw(self, rng, n, num_test, label_noise):
+        from sklearn.decomposition import PCA
+
         table, labels = self.load()
         if label_noise != 1:
             raise ValueError(
@@ -371,12 +380,6 @@ class RealSource(Source):
         return Draw(scores[train], labels[train], scores[test], labels[test])
 
 
-def _digits_3v8() -> tuple[np.ndarray, np.ndarray]:
-    X, y = (np.asarray(a) for a in load_digits(return_X_y=True))
-    keep = (y == 3) | (y == 8)
-    return X[keep], (y[keep] == 8).astype(np.int64)
-
-
 SOURCES: dict[str, Source] = {
     "linear": Linear(),
     "xor": Xor(),
@@ -387,9 +390,7 @@ SOURCES: dict[str, Source] = {
     "rings3": Rings3(),
     "linear_regression": LinearRegression(),
     "nonlinear_regression": NonlinearRegression(),
-    "breast_cancer": RealSource(
-        partial(load_breast_cancer, return_X_y=True), 2, 10, "breast tumours, malignant 0, benign 1"
-    ),
-    "wine": RealSource(partial(load_wine, return_X_y=True), 3, 5, "wines of three cultivars"),
-    "digits_3v8": RealSource(_digits_3v8, 2, 10, "8 x 8 handwritten digits, 3 (0) or 8 (1)"),
+    "breast_cancer": RealSource("breast_cancer", 2, 10, "breast tumours, malignant 0, benign 1"),
+    "wine": RealSource("wine", 3, 5, "wines of three cultivars"),
+    "digits_3v8": RealSource("digits", 2, 10, "8 x 8 handwritten digits, 3 (0) or 8 (1)"),
 }

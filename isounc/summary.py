@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from scipy.special import stdtrit
 
-from isounc.models import check_choice
+from isounc.checks import check_choice
 
 IntervalKind = Literal["correlation", "mean", "log"]
 
