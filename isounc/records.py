@@ -48,7 +48,7 @@ __all__ = [
 RESULT_COLUMNS = tuple(
     "problem width depth activation parameterisation prior_sd seed point region estimator "
     "quantity class n_points pearson spearman log10_pearson n_dropped slope attenuation reason "
-    "gate rhat_max ess_min seconds nll ece mcmc_nll mcmc_ece".split()
+    "gate rhat_max ess_min seconds nll ece mcmc_nll mcmc_ece pearson_sd".split()
 )
 
 # Columns that stay text when a table is read: class "1" is a label, not a number.

@@ -1,0 +1,409 @@
+"""Estimates of epistemic and aleatoric uncertainty at a point theta*, all from one Jacobian of the outputs.
+
+Every estimate is a covariance Sigma of the parameters pushed through the model: to first order in p itself
+(`Linearised`, the delta method), or to first order in the logit and exactly through the link (`GaussianLogit`). One
+backward pass per output serves all of them. `ESTIMATORS` lists them by name; `register_estimator` adds one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from isounc import covariance as cov
+from isounc import densities, links
+from isounc.checks import check_array, check_choice
+from isounc.gradnorm import output_grams
+from isounc.models import Model
+from isounc.problems import Problem
+
+
+class Estimate(NamedTuple):
+    """An estimate at N locations, per column M (class); variances are in squared units of the predictive quantity."""
+
+    p: Float[Array, "N M"]
+    """Point prediction p(y|x, theta*), or f(x, theta*)."""
+    epistemic: Float[Array, "N M"]
+    """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer-scaled ones."""
+    aleatoric: Float[Array, "N M"]
+    """p* (1 - p*), as the paper defines it; the noise variance for regression."""
+    aleatoric_corrected: Float[Array, "N M"]
+    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
+    total: Float[Array, "N M"]
+    """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), which is `aleatoric` itself."""
+
+
+class Evidence(NamedTuple):
+    """What estimators may draw on beside the model and theta*; None where it is not at hand."""
+
+    data: densities.Data | None = None
+    """Training data and prior."""
+    layer_sd: Float[Array, " P"] | None = None
+    """Scales for layer_scaled: the prior's sd of each parameter, or rms(W_l) (`layer_rms`)."""
+    draws: Float[Array, "S P"] | None = None
+    """Posterior draws, chain-major."""
+    hessian: Float[Array, "P P"] | None = None
+    """Dense Hessian of minus the log posterior at theta*; the GGN takes its place without it."""
+
+
+class Estimator(Protocol):
+    """A covariance of the parameters and the way it reaches the prediction."""
+
+    needs: tuple[str, ...]
+    """Fields of `Evidence` without which there is no estimate."""
+
+    def covariance(
+        self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
+    ) -> cov.Covariance:
+        """Sigma at theta*."""
+        ...
+
+    def moments(
+        self, model: Model, outputs: Float[Array, "N O"], gram: Float[Array, "N O O"]
+    ) -> tuple[Float[Array, "N M"], Float[Array, "N M"]]:
+        """Epistemic variance and corrected aleatoric variance from f(x, theta*) and J Sigma J^T."""
+        ...
+
+
+CovarianceRule = Callable[[Model, jax.Array, Evidence, int], cov.Covariance]
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J, hence A (J Sigma J^T) A^T on the diagonal.
+
+    Source: the delta method, as in Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466) for Sigma = I.
+    """
+
+    rule: CovarianceRule
+    """Sigma."""
+    needs: tuple[str, ...] = ()
+    """Fields of `Evidence` that the rule reads."""
+
+    def covariance(self, model, theta, evidence, num_chains):
+        """Sigma at theta*."""
+        return self.rule(model, theta, evidence, num_chains)
+
+    def moments(self, model, outputs, gram):
+        """Diagonal of A gram A^T, and p*(1-p*) minus it (regression: the noise does not depend on theta)."""
+        a = densities.predict_jacobian(model, outputs)
+        epistemic = jnp.einsum("nmo,noq,nmq->nm", a, gram, a)
+        # Rounding may leave a tiny negative number at saturated probabilities, where a row of A cancels.
+        epistemic = jnp.maximum(epistemic, 0)
+        corrected = densities.label_variance(model, outputs, 0.0) - epistemic
+        return epistemic, jnp.zeros_like(corrected) if model.likelihood == "gaussian" else corrected
+
+
+@dataclass(frozen=True)
+class GaussianLogit:
+    """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) to quadrature accuracy.
+
+    Source: MacKay 1992, "The evidence framework applied to classification networks", for the Gaussian logit; the
+    moments are integrated (`isounc.links`) where he approximates them. Regression has no link: as `Linearised`.
+    """
+
+    rule: CovarianceRule
+    """Sigma."""
+    needs: tuple[str, ...] = ()
+    """Fields of `Evidence` that the rule reads."""
+
+    def covariance(self, model, theta, evidence, num_chains):
+        """Sigma at theta*."""
+        return self.rule(model, theta, evidence, num_chains)
+
+    def moments(self, model, outputs, gram):
+        """Var[p] and E[p (1 - p)] under the Gaussian logits."""
+        if model.likelihood == "gaussian":
+            return Linearised(self.rule).moments(model, outputs, gram)
+        if model.likelihood == "bernoulli":
+            _, var, label_var = links.sigmoid_normal_moments(outputs, gram[:, :, 0])
+        else:
+            _, var, label_var = links.softmax_normal_moments(outputs, gram)
+        return var, label_var
+
+
+def _isotropic(model, theta, evidence, num_chains):
+    return cov.Diagonal(jnp.ones_like(theta))
+
+
+def _prior(model, theta, evidence, num_chains):
+    return cov.Diagonal(evidence.data.prior_sd)
+
+
+def _layer_scaled(model, theta, evidence, num_chains):
+    return cov.Diagonal(evidence.layer_sd)
+
+
+def _laplace(model, theta, evidence, num_chains):
+    if evidence.hessian is None:
+        return cov.gauss_newton(model, theta, evidence.data)
+    # In prior coordinates the precision is well scaled, which float32 needs.
+    sd = evidence.data.prior_sd
+    white = cov.inverse_precision(evidence.hessian * sd * sd[:, None])
+    return cov.Factor(sd[:, None] * white.factor)
+
+
+def _laplace_diagonal(model, theta, evidence, num_chains):
+    if evidence.hessian is None:
+        return cov.gauss_newton_diagonal(model, theta, evidence.data)
+    return cov.Diagonal(jnp.diagonal(evidence.hessian) ** -0.5)
+
+
+def _oracle(model, theta, evidence, num_chains):
+    return cov.from_draws(evidence.draws)
+
+
+def _oracle_within_chain(model, theta, evidence, num_chains):
+    return cov.from_draws(evidence.draws, num_chains=num_chains)
+
+
+def _oracle_diagonal(model, theta, evidence, num_chains):
+    return cov.diagonal_from_draws(evidence.draws)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "isotropic": Linearised(_isotropic),
+    "link_aware": GaussianLogit(_prior, ("data",)),
+    "layer_scaled": Linearised(_layer_scaled, ("layer_sd",)),
+    "laplace": Linearised(_laplace, ("data",)),
+    "laplace_diagonal": Linearised(_laplace_diagonal, ("data",)),
+    "oracle": Linearised(_oracle, ("draws",)),
+    "oracle_within_chain": Linearised(_oracle_within_chain, ("draws",)),
+    "oracle_diagonal": Linearised(_oracle_diagonal, ("draws",)),
+}
+"""Estimators at a point, by name. `posterior_averaged` stands apart: it has no theta*."""
+
+
+def register_estimator(name: str, estimator: Estimator, *, overwrite: bool = False) -> None:
+    """Add an estimator to `ESTIMATORS`, e.g. ``Linearised(my_rule, ("data",))``.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken and ``overwrite`` is False.
+    """
+    if name in (*ESTIMATORS, "posterior_averaged") and not overwrite:
+        raise ValueError(f"name {name!r} is taken; give overwrite=True to replace that estimator.")
+    ESTIMATORS[name] = estimator
+
+
+def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
+    """rms(W_l) of each parameter's group: a scale where there is no prior."""
+    squares = np.asarray(theta, float) ** 2
+    groups = model.group_index
+    means = np.bincount(groups, squares) / np.bincount(groups)
+    return jnp.asarray(np.sqrt(means)[groups], jnp.asarray(theta).dtype)
+
+
+def estimate_all(
+    names: Sequence[str],
+    model: Model,
+    theta: Float[Array, " P"],
+    X: Float[Array, "N D"],
+    *,
+    evidence: Evidence = Evidence(),
+    num_chains: int = 1,
+    noise_sd: float = 1.0,
+    batch_size: int = 128,
+) -> dict[str, Estimate]:
+    """Several estimates at one point from one Jacobian.
+
+    Parameters
+    ----------
+    names
+        Keys of `ESTIMATORS`.
+    model, theta, X
+        Model, point and locations.
+    evidence
+        Prior, data, draws or Hessian, as the estimators need them.
+    num_chains
+        Chains in ``evidence.draws`` (chain-major, equally long).
+    noise_sd
+        Known noise of a regression; without effect otherwise.
+    batch_size
+        Locations whose Jacobian is held at a time.
+
+    Raises
+    ------
+    ValueError
+        For an unknown estimator (with near matches), or one whose evidence is missing.
+    """
+    chosen = []
+    for name in names:
+        check_choice("estimator", name, ESTIMATORS)
+        missing = [n for n in ESTIMATORS[name].needs if getattr(evidence, n) is None]
+        if missing:
+            raise ValueError(f"estimator {name!r} needs {', '.join(missing)}, which is not given.")
+        chosen.append((name, ESTIMATORS[name]))
+    return _estimate_all(
+        theta, X, evidence, jnp.asarray(noise_sd, jnp.asarray(X).dtype),
+        chosen=tuple(chosen), model=model, num_chains=num_chains, batch_size=batch_size,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("chosen", "model", "num_chains", "batch_size"))
+def _estimate_all(theta, X, evidence, noise_sd, *, chosen, model, num_chains, batch_size):
+    covariances = {
+        name: rule.covariance(model, theta, evidence, num_chains) for name, rule in chosen
+    }
+    outputs, grams = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
+    p = densities.predict(model, outputs)
+    aleatoric = densities.label_variance(model, outputs, noise_sd)
+    results = {}
+    for name, rule in chosen:
+        epistemic, corrected = rule.moments(model, outputs, grams[name])
+        if model.likelihood == "gaussian":
+            corrected = aleatoric
+        results[name] = Estimate(p, epistemic, aleatoric, corrected, epistemic + aleatoric)
+    return results
+
+
+def posterior_averaged(
+    model: Model,
+    draws: Float[Array, "S P"],
+    X: Float[Array, "N D"],
+    *,
+    noise_sd: float = 1.0,
+    batch_size: int = 128,
+) -> Estimate:
+    """E_draws[||grad p(x, theta)||^2]: the isotropic estimate without its linearisation at one point.
+
+    An oracle that needs the posterior: its distance to `isotropic` is what one point theta* costs. ``p`` and
+    ``aleatoric`` are averaged over the draws too, so that ``aleatoric`` estimates E[p(1-p)] and needs no correction.
+    """
+    return _posterior_averaged(
+        draws, X, jnp.asarray(noise_sd, jnp.asarray(X).dtype), model=model, batch_size=batch_size
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
+def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
+    rule = Linearised(_isotropic)
+
+    def add(total, theta):
+        covariance = {"isotropic": cov.Diagonal(jnp.ones_like(theta))}
+        outputs, grams = output_grams(model.apply, theta, X, covariance, batch_size=batch_size)
+        epistemic, _ = rule.moments(model, outputs, grams["isotropic"])
+        one = (
+            densities.predict(model, outputs),
+            epistemic,
+            densities.label_variance(model, outputs, noise_sd),
+        )
+        return jax.tree.map(jnp.add, total, one), None
+
+    zero = jnp.zeros((X.shape[0], model.out_features), X.dtype)
+    total, _ = jax.lax.scan(add, (zero, zero, zero), draws)
+    p, epistemic, aleatoric = (t / draws.shape[0] for t in total)
+    return Estimate(p, epistemic, aleatoric, aleatoric, epistemic + aleatoric)
+
+
+def estimate(
+    name: str,
+    model: Model,
+    theta: Float[Array, " P"],
+    X: Float[Array, "N D"],
+    *,
+    problem: Problem | None = None,
+    prior_sd: float | None = None,
+    draws: Float[Array, "S P"] | None = None,
+    num_chains: int = 1,
+    hessian: Float[Array, "P P"] | None = None,
+) -> Estimate:
+    """One estimate by name, from what a user has at hand.
+
+    Parameters
+    ----------
+    name
+        A key of `ESTIMATORS`.
+    model, theta, X
+        Model, point (``fit_map(...).theta``, a trained network's parameters) and locations, used as given.
+    problem
+        Training data; for laplace and laplace_diagonal.
+    prior_sd
+        Prior sd; for link_aware, laplace and laplace_diagonal, and layer_scaled, which takes rms(W_l) without it.
+    draws, num_chains
+        Posterior draws (``Posterior.draws``); for the oracles.
+    hessian
+        Dense Hessian at theta (``PointEstimate.hessian``) for laplace, which takes the GGN without it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, missing evidence, or locations of another dimension.
+    """
+    dtype = jnp.result_type(float)
+    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
+    if points.shape[1] != model.in_features:
+        raise ValueError(f"X must have {model.in_features} columns, got shape {points.shape}")
+    theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
+    if theta.shape != (model.num_params,):
+        raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
+    layer_sd = layer_rms(model, theta)
+    data = None
+    if prior_sd is not None:
+        sd = jnp.asarray(model.param_prior_sd(prior_sd), dtype)
+        layer_sd = sd
+        if problem is not None:
+            data = densities.make_data(problem, model, prior_sd)
+        elif name == "link_aware":
+            # It reads the prior alone; the data that share its tuple are not looked at.
+            data = densities.Data(points[:0], points[:0, 0], jnp.ones((), dtype), sd)
+    if data is None and name in ESTIMATORS and "data" in ESTIMATORS[name].needs:
+        needed = "prior_sd" if name == "link_aware" else "problem and prior_sd"
+        raise ValueError(f"estimator {name!r} needs {needed}.")
+    evidence = Evidence(
+        data,
+        layer_sd,
+        None if draws is None else jnp.asarray(draws, dtype),
+        None if hessian is None else jnp.asarray(hessian, dtype),
+    )
+    noise_sd = 1.0 if problem is None or problem.noise_sd is None else problem.noise_sd
+    results = estimate_all(
+        [name], model, theta, points, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
+    )
+    return results[name]
+
+
+def isotropic(
+    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, problem=None
+) -> Estimate:
+    """The paper's estimate: epistemic ||dp/dtheta||^2 (||df/dtheta||^2 for regression), aleatoric p (1 - p)."""
+    return estimate("isotropic", model, theta, X, problem=problem)
+
+
+def link_aware(
+    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, prior_sd: float
+) -> Estimate:
+    """Gaussian logits with variance s^2 = sum_l sigma_l^2 ||df/dtheta_l||^2, through the sigmoid or softmax."""
+    return estimate("link_aware", model, theta, X, prior_sd=prior_sd)
+
+
+def laplace(
+    model: Model,
+    theta: Float[Array, " P"],
+    X: Float[Array, "N D"],
+    *,
+    problem: Problem,
+    prior_sd: float,
+    hessian: Float[Array, "P P"] | None = None,
+) -> Estimate:
+    """g^T H^-1 g with the Hessian of minus the log posterior where it is given, and the GGN otherwise."""
+    return estimate(
+        "laplace", model, theta, X, problem=problem, prior_sd=prior_sd, hessian=hessian
+    )
+
+
+def by_region(estimate: Estimate, regions: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Split an estimate at the concatenated locations of several regions."""
+    parts, start = {}, 0
+    for name, x in regions.items():
+        parts[name] = Estimate(*(np.asarray(a)[start : start + len(x)] for a in estimate))
+        start += len(x)
+    return parts

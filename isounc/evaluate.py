@@ -1,0 +1,419 @@
+"""One cell of the scaling experiment, from problem to record: points, posterior, estimates, comparisons.
+
+Cells that differ in the seed alone are evaluated together (`evaluate_seeds`), vmapped in one compiled program, and
+always all of them, so that a resumed run computes the same numbers as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isounc import compare, densities, estimates
+from isounc.estimates import Estimate, Evidence
+from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
+from isounc.models import Model, make_model
+from isounc.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
+from isounc.problems import Problem, make_problem
+from isounc.records import Record
+
+AT_POINT = (
+    "isotropic",
+    "link_aware",
+    "layer_scaled",
+    "laplace",
+    "laplace_diagonal",
+    "oracle",
+    "oracle_within_chain",
+    "oracle_diagonal",
+)
+"""Estimators at the points map and trained."""
+AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
+"""Estimators at single posterior draws."""
+CORRECTED = ("isotropic", "link_aware", "laplace")
+"""Estimators whose corrected aleatoric part is compared too."""
+PER_CLASS = ("isotropic", "link_aware")
+"""Estimators compared class by class, beside the trace and the predicted class."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What identifies a cell of the sweep."""
+
+    problem: str
+    width: int
+    depth: int
+    activation: str
+    parameterisation: str
+    prior_sd: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        return (
+            f"{self.problem}-w{self.width}-d{self.depth}-{self.activation}"
+            f"-{self.parameterisation}-sd{self.prior_sd:g}-seed{self.seed}"
+        )
+
+    @property
+    def without_seed(self) -> tuple:
+        """Key of the cells that are evaluated together."""
+        return dataclasses.astuple(self)[:-1]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is done in every cell."""
+
+    n: int = 100
+    """Training examples."""
+    label_noise: float = 1.0
+    """Label noise of the synthetic problems relative to their own; 0 is noise-free (classification)."""
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    """Reference posterior."""
+    map: MapSettings = field(default_factory=MapSettings)
+    """Point estimate map."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """Point estimate trained."""
+    num_point_draws: int = 8
+    """Single posterior draws taken as theta*; their comparisons are averaged."""
+    num_averaged_draws: int = 64
+    """Posterior draws behind posterior_averaged."""
+
+
+Report = Callable[[str], None]
+
+
+def cell_problem(cell: Cell, settings: EvaluationSettings) -> Problem:
+    """The problem of a cell; the seed decides its data."""
+    noise = settings.label_noise if make_problem(cell.problem).p_true else 1.0
+    return make_problem(cell.problem, n=settings.n, seed=cell.seed, label_noise=noise)
+
+
+def cell_model(cell: Cell, problem: Problem) -> Model:
+    """The model of a cell."""
+    return make_model(
+        problem,
+        width=cell.width,
+        depth=cell.depth,
+        activation=cell.activation,
+        parameterisation=cell.parameterisation,
+    )
+
+
+def evaluate_seeds(
+    cells: Sequence[Cell], settings: EvaluationSettings, report: Report | None = None
+) -> list[Record]:
+    """Evaluate the cells that differ in the seed alone; one record each."""
+    report = report or (lambda _: None)
+    clock = _Clock()
+    problems = [cell_problem(cell, settings) for cell in cells]
+    model = cell_model(cells[0], problems[0])
+    prior_sd = cells[0].prior_sd
+    # The key of a cell depends on what the cell is, not on where it stands in the sweep.
+    keys = [jax.random.split(jax.random.key(zlib.crc32(cell.name.encode())), 3) for cell in cells]
+
+    report("MAP")
+    maps = fit_maps(
+        problems, model, prior_sd=prior_sd, keys=[k[0] for k in keys], settings=settings.map
+    )
+    clock.lap("map")
+    report("training")
+    trained = fit_trained_many(
+        problems, model, prior_sd=prior_sd, keys=[k[1] for k in keys], settings=settings.train
+    )
+    clock.lap("trained")
+    posteriors = sample_posteriors(
+        problems,
+        model,
+        prior_sd=prior_sd,
+        keys=[k[2] for k in keys],
+        settings=settings.sampler,
+        progress=lambda what, done, total: report(f"{what} {done}/{total}" if done else what),
+    )
+    clock.lap("posterior")
+    report("estimates")
+    everything = []
+    for i, problem in enumerate(problems):
+        points = {"map": maps[i], "trained": trained[i]}
+        everything.append(_estimate(problem, model, prior_sd, points, posteriors[i], settings))
+    clock.lap("estimates")
+    seconds = {name: value / len(cells) for name, value in clock.seconds.items()}
+    seconds["total"] = sum(seconds.values())
+    return [
+        _record(cells[i], problems[i], model, maps[i], trained[i], posteriors[i], result, seconds)
+        for i, result in enumerate(everything)
+    ]
+
+
+class _Clock:
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+
+class _Estimates(NamedTuple):
+    """Estimates of one cell: point -> estimator -> one Estimate a draw of the point, by region."""
+
+    points: dict[str, dict[str, list[dict[str, Estimate]]]]
+
+
+def _estimate(
+    problem: Problem,
+    model: Model,
+    prior_sd: float,
+    points: Mapping[str, PointEstimate],
+    posterior: Posterior,
+    settings: EvaluationSettings,
+) -> _Estimates:
+    data = densities.make_data(problem, model, prior_sd)
+    dtype = data.X.dtype
+    X = jnp.concatenate([jnp.asarray(x, dtype) for x in problem.regions.values()])
+    draws = jnp.asarray(posterior.draws, dtype)
+    noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
+    found: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
+
+    def at(point, names, theta, evidence):
+        results = estimates.estimate_all(
+            names, model, theta, X,
+            evidence=evidence, num_chains=posterior.num_chains, noise_sd=noise_sd,
+        )  # fmt: skip
+        for name, one in jax.device_get(results).items():
+            parts = estimates.by_region(one, problem.regions)
+            found.setdefault(point, {}).setdefault(name, []).append(parts)
+
+    for kind, point in points.items():
+        theta = jnp.asarray(point.theta, dtype)
+        # A trained network has no prior: its layers are scaled by their own weights.
+        layer_sd = estimates.layer_rms(model, theta) if kind == "trained" else data.prior_sd
+        hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
+        at(kind, AT_POINT, theta, Evidence(data, layer_sd, draws, hessian))
+    for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
+        at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
+    averaged = estimates.posterior_averaged(
+        model, draws[_evenly(len(draws), settings.num_averaged_draws)], X, noise_sd=noise_sd
+    )
+    parts = estimates.by_region(jax.device_get(averaged), problem.regions)
+    found["posterior"] = {"posterior_averaged": [parts]}
+    return _Estimates(found)
+
+
+def _evenly(total: int, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, total - 1, wanted).round().astype(int))
+
+
+def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) -> Record:
+    arrays: dict[str, np.ndarray] = {"X": problem.X, "y": problem.y}
+    rows: list[dict[str, Any]] = []
+    checks = {
+        "map": (map_fit.passed, map_fit.reasons),
+        "trained": (trained.passed, trained.reasons),
+    }
+    gate = posterior.gate
+    key = dataclasses.asdict(cell) | {
+        "rhat_max": gate.rhat_max,
+        "ess_min": _least(gate.ess_bulk_min, gate.ess_var_min),
+        "seconds": seconds["total"],
+    }
+    for region, moments in posterior.regions.items():
+        arrays |= _reference_arrays(problem, region, moments)
+        for point, by_estimator in result.points.items():
+            passed, reasons = checks.get(point, (True, ()))
+            where = key | {
+                "point": point,
+                "region": region,
+                "gate": "pass" if gate.passed and passed else "fail",
+            }
+            note = "; ".join(reasons)
+            for estimator, alternatives in by_estimator.items():
+                here = [parts[region] for parts in alternatives]
+                # Of several draws the first is stored; their comparisons are averaged in the rows.
+                arrays[f"{region}/{point}/epistemic/{estimator}"] = here[0].epistemic
+                if estimator in ("isotropic", "posterior_averaged"):
+                    arrays[f"{region}/{point}/p"] = here[0].p
+                    arrays[f"{region}/{point}/aleatoric"] = here[0].aleatoric
+                    arrays[f"{region}/{point}/aleatoric_corrected"] = here[0].aleatoric_corrected
+                for quantity in _quantities(point, estimator):
+                    for name, numbers in _compared(
+                        problem.likelihood, here, moments, quantity, estimator in PER_CLASS
+                    ).items():
+                        numbers["reason"] = "; ".join(filter(None, (note, numbers["reason"])))
+                        rows.append(
+                            where
+                            | {"estimator": estimator, "quantity": quantity, "class": name}
+                            | numbers
+                        )
+            if region in problem.targets:
+                estimator = "isotropic" if "isotropic" in by_estimator else "posterior_averaged"
+                predictions = [parts[region].p for parts in by_estimator[estimator]]
+                row = _predictive_row(problem, region, predictions, moments)
+                rows.append(where | {"reason": note} | row)
+    # Estimates were computed in single precision: storing more digits would store noise.
+    arrays = {
+        name: a.astype(np.float32) if a.dtype == np.float64 and "/" in name else np.asarray(a)
+        for name, a in arrays.items()
+    }
+    meta = {
+        "cell": dataclasses.asdict(cell),
+        "likelihood": problem.likelihood,
+        "num_params": model.num_params,
+        "gate": gate._asdict(),
+        "sampling": {
+            "num_chains": posterior.num_chains,
+            "num_draws": posterior.num_draws,
+            "num_gradients": posterior.num_gradients,
+            "step_size": float(posterior.step_size[0]),
+            "acceptance": posterior.acceptance,
+        },
+        "points": {"map": _point_meta(map_fit), "trained": _point_meta(trained)},
+        "rows": rows,
+        "seconds": seconds,
+    }
+    return Record(cell.name, meta, arrays)
+
+
+def _least(*values: float | None) -> float | None:
+    known = [v for v in values if v is not None]
+    return min(known) if known else None
+
+
+def _point_meta(point: PointEstimate) -> dict[str, Any]:
+    meta = point._asdict()
+    curvature = "dense Hessian" if meta.pop("hessian") is not None else "GGN (Woodbury)"
+    del meta["theta"]
+    return meta | {"laplace": curvature}
+
+
+def _reference_arrays(problem: Problem, region: str, moments: Moments) -> dict[str, np.ndarray]:
+    arrays = {
+        f"{region}/X": problem.regions[region],
+        f"{region}/mcmc_mean": moments.mean,
+        f"{region}/mcmc_var": moments.var,
+        f"{region}/mcmc_var_se": moments.var_se,
+        f"{region}/mcmc_aleatoric": moments.aleatoric,
+    }
+    if region in problem.p_true:
+        arrays[f"{region}/p_true"] = problem.p_true[region]
+    return arrays
+
+
+def _quantities(point: str, estimator: str) -> tuple[str, ...]:
+    if estimator == "posterior_averaged":
+        return ("epistemic", "aleatoric")
+    if estimator == "isotropic":
+        return ("epistemic", "aleatoric", "aleatoric_corrected", "total")
+    corrected = estimator in CORRECTED and point != "draw"
+    return ("epistemic", "aleatoric_corrected") if corrected else ("epistemic",)
+
+
+def _reference(moments: Moments, quantity: str) -> np.ndarray:
+    if quantity == "epistemic":
+        return moments.var
+    if quantity == "total":
+        # p(1-p) of the averaged prediction is exactly this sum; for regression it is var + noise variance.
+        return moments.aleatoric + moments.var
+    return moments.aleatoric
+
+
+def _compared(
+    likelihood: str,
+    alternatives: Sequence[Estimate],
+    moments: Moments,
+    quantity: str,
+    per_class: bool,
+) -> dict[str, dict[str, Any]]:
+    """Comparison of each class, averaged over alternative points (draws), with their spread."""
+    reference = _reference(moments, quantity)
+    with_se = quantity == "epistemic"
+    found: dict[str, list[compare.Comparison]] = {}
+    for one in alternatives:
+        view = {
+            "estimate": compare.class_views(one.p, getattr(one, quantity), likelihood),
+            "reference": compare.class_views(one.p, reference, likelihood),
+            # Errors of classes are correlated; the sum's error is bounded by adding them up.
+            "se": compare.class_views(one.p, moments.var_se, likelihood),
+        }
+        for name in view["estimate"]:
+            if likelihood == "categorical" and name.isdigit() and not per_class:
+                continue
+            found.setdefault(name, []).append(
+                compare.compare(
+                    view["estimate"][name],
+                    view["reference"][name],
+                    reference_se=view["se"][name] if with_se else None,
+                )
+            )
+    return {name: _averaged(comparisons) for name, comparisons in found.items()}
+
+
+def _averaged(comparisons: Sequence[compare.Comparison]) -> dict[str, Any]:
+    """One comparison as it is; of several the mean of each number, and Pearson's sd over them."""
+    if len(comparisons) == 1:
+        return comparisons[0]._asdict() | {"pearson_sd": None}
+    numbers: dict[str, Any] = {}
+    for name in compare.Comparison._fields[:-1]:
+        values = [v for c in comparisons if (v := getattr(c, name)) is not None]
+        if name == "slope" and values:
+            numbers[name] = math.exp(np.mean(np.log(values)))
+        else:
+            numbers[name] = float(np.mean(values)) if values else None
+    defined = [c.pearson for c in comparisons if c.pearson is not None]
+    numbers["pearson_sd"] = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    reasons = sorted({c.reason for c in comparisons if c.reason})
+    undefined = sum(bool(c.reason) for c in comparisons)
+    numbers["reason"] = (
+        f"undefined at {undefined} of {len(comparisons)} draws: {'; '.join(reasons)}"
+        if reasons
+        else ""
+    )
+    return numbers
+
+
+def _predictive_row(
+    problem: Problem, region: str, predictions: Sequence[np.ndarray], moments: Moments
+) -> dict[str, Any]:
+    """Calibration of the point's prediction and of the posterior's, on labelled locations."""
+    y, likelihood = problem.targets[region], problem.likelihood
+    row: dict[str, Any] = {
+        "estimator": "prediction",
+        "quantity": "predictive",
+        "class": "f" if likelihood == "gaussian" else "all",
+        "n_points": len(y),
+        "nll": float(
+            np.mean(
+                [
+                    compare.negative_log_likelihood(
+                        p, y, likelihood=likelihood, noise_sd=problem.noise_sd
+                    )
+                    for p in predictions
+                ]
+            )
+        ),
+        "mcmc_nll": compare.negative_log_likelihood(
+            moments.mean,
+            y,
+            likelihood=likelihood,
+            noise_sd=problem.noise_sd,
+            p_var=moments.var if likelihood == "gaussian" else None,
+        ),
+    }
+    if likelihood != "gaussian":
+        row["ece"] = float(
+            np.mean([compare.expected_calibration_error(p, y) for p in predictions])
+        )
+        row["mcmc_ece"] = compare.expected_calibration_error(moments.mean, y)
+    return row

@@ -1,0 +1,145 @@
+"""How things look in every figure: one colour and marker per estimator, point and region; files.
+
+The colours are Okabe and Ito's and Tol's muted ones, which people with the common kinds of colour
+blindness tell apart; markers say the same a second time. A hollow marker means a failed gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from isounc import storage
+
+
+class Look(NamedTuple):
+    """How one thing is drawn and called."""
+
+    label: str
+    """Name in legends and titles."""
+    color: str
+    """Colour of lines, markers and bars."""
+    marker: str
+    """Marker of matplotlib."""
+
+
+_ESTIMATORS = {
+    "isotropic": Look("isotropic ‖∇p‖²", "#0072B2", "o"),
+    "link_aware": Look("link-aware", "#D55E00", "s"),
+    "layer_scaled": Look("layer-scaled", "#56B4E9", "P"),
+    "laplace": Look("Laplace", "#CC79A7", "^"),
+    "laplace_diagonal": Look("Laplace, diagonal", "#E69F00", "v"),
+    "oracle": Look("oracle Σ", "#009E73", "D"),
+    "oracle_within_chain": Look("oracle Σ within chains", "#8C8C8C", "X"),
+    "oracle_diagonal": Look("oracle Σ, diagonal", "#8C6D31", "p"),
+    "posterior_averaged": Look("averaged over draws", "#000000", "*"),
+}
+POINT_LOOKS = {
+    "map": Look("isotropic at the MAP", "#0072B2", "o"),
+    "trained": Look("isotropic at a trained network", "#882255", "X"),
+    "draw": Look("isotropic at a posterior draw", "#44AA99", "h"),
+}
+REGION_LOOKS = {
+    "test": Look("test", "#0072B2", "o"),
+    "grid": Look("grid", "#8C8C8C", "."),
+    "far": Look("far", "#D55E00", "^"),
+}
+CLASS_LOOKS = tuple(
+    Look(f"class {c}", color, marker)
+    for c, (color, marker) in enumerate(
+        zip(
+            ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"),
+            ("o", "s", "^", "D", "v", "P", "X"),
+            strict=True,
+        )
+    )
+)
+_SPARE = (("#332288", "<"), ("#999933", ">"), ("#AA4499", "d"), ("#117733", "H"))
+PAPER_COLOR = "#555555"
+STATISTICS = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "log10_pearson": "Pearson correlation of log10",
+}
+POINT_WORDS = {
+    "map": "at the MAP",
+    "trained": "at a trained network",
+    "draw": "at a posterior draw",
+    "posterior": "over the posterior",
+}
+
+DPI = 150
+_RC = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so figures look alike everywhere
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.formatter.use_mathtext": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.unicode_minus": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "isounc",  # equal figures give equal files
+    "text.usetex": False,
+}
+
+
+class NothingToDraw(ValueError):
+    """Why a figure cannot be drawn from a run."""
+
+
+def estimator_look(name: str, *, position: int = 0) -> Look:
+    """The look of an estimator; one that is not built in takes a spare colour by its position."""
+    return _ESTIMATORS.get(name) or Look(name, *_SPARE[position % len(_SPARE)])
+
+
+def region_look(name: str, *, position: int = 0) -> Look:
+    """The look of a region; one that is not built in takes a spare colour by its position."""
+    return REGION_LOOKS.get(name) or Look(name, *_SPARE[position % len(_SPARE)])
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save with the project's settings of matplotlib, whatever the user's are."""
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as `stem`.png and `stem`.svg, each whole or not at all; the two paths.
+
+    Raises
+    ------
+    OSError
+        If they cannot be written.
+    """
+    files = {}
+    with styled():
+        # The layout is worked out once instead of for each format.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for ending in ("png", "svg"):
+            content = io.BytesIO()
+            metadata = {"Date": None} if ending == "svg" else {"Software": None}
+            figure.savefig(content, format=ending, dpi=DPI, metadata=metadata)
+            files[stem.with_name(f"{stem.name}.{ending}")] = content.getvalue()
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(files, f"figure {stem.name}")
+    return list(files)

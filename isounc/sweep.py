@@ -1,0 +1,317 @@
+"""The cells of an experiment and the executors that run them.
+
+Cells that differ in the seed alone form a batch, which is computed together; batches whose arrays have equal shapes
+form a group, which one worker runs one after the other, so that each shape is compiled once in a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from tqdm import tqdm
+
+from isounc import evaluate
+from isounc.checks import check_choice
+from isounc.evaluate import Cell, EvaluationSettings
+from isounc.records import RunFolder
+
+
+class Event(NamedTuple):
+    """What a worker tells while it runs."""
+
+    worker: int
+    """Process number of the worker."""
+    text: str
+    """What is being done."""
+    done: float
+    """Estimated seconds of work that this event completes."""
+
+
+class Compilation(NamedTuple):
+    """Compilations of a process so far."""
+
+    count: int
+    """Programs compiled."""
+    cached: int
+    """Programs taken from the persistent cache instead."""
+    seconds: float
+    """Time spent on both."""
+
+
+Batch = tuple[Cell, ...]
+Group = tuple[Batch, ...]
+Tell = Callable[[Event], None]
+Work = Callable[[Group, Tell], Any]
+
+
+class Executor(Protocol):
+    """Runs groups of batches, each through ``work(group, tell)``, and yields what each returns."""
+
+    def __call__(self, groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]: ...
+
+
+def make_batches(
+    *,
+    problems: Sequence[str],
+    widths: Sequence[int],
+    depths: Sequence[int],
+    activations: Sequence[str],
+    parameterisations: Sequence[str],
+    prior_sds: Sequence[float],
+    num_seeds: int,
+) -> list[Batch]:
+    """Every combination as a batch of seeds 0 to num_seeds - 1. At depth 0 the width has no effect and is 1."""
+    combinations = itertools.product(
+        problems, widths, depths, activations, parameterisations, prior_sds
+    )
+    unique = dict.fromkeys((p, w if d else 1, d, *rest) for p, w, d, *rest in combinations)
+    return [tuple(Cell(*c, seed=seed) for seed in range(num_seeds)) for c in unique]
+
+
+def make_groups(batches: Sequence[Batch], settings: EvaluationSettings) -> list[Group]:
+    """Batches of equal shapes together, the most expensive group first so that workers end together."""
+    groups: dict[Any, list[Batch]] = {}
+    for batch in batches:
+        problem = evaluate.cell_problem(batch[0], settings)
+        model = evaluate.cell_model(batch[0], problem)
+        groups.setdefault((problem.shape_key, model, len(batch)), []).append(batch)
+    cost = {
+        key: sum(estimate_cost(b, settings).seconds for b in group) for key, group in groups.items()
+    }
+    return [tuple(groups[key]) for key in sorted(groups, key=lambda k: -cost[k])]
+
+
+class Cost(NamedTuple):
+    """A rough forecast for a batch on one CPU core."""
+
+    seconds: float
+    """Sampling, fits and estimates, without compilation."""
+    mebibytes: float
+    """Peak memory of the worker above its 600 MiB of interpreter and compiler."""
+
+
+# Seconds per (parameter x example x gradient) and per gradient call, measured on one core of a 2-core server with
+# `experiments/scaling.py`; they order the work and feed the ETA, nothing depends on their accuracy.
+_SECONDS_PER_TERM = 1.5e-9
+_SECONDS_PER_CALL = 2e-5
+COMPILE_SECONDS = 14.0
+"""Compilation of one group of equal shapes, measured as above."""
+
+
+def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
+    """Forecast of time and memory for a batch."""
+    problem = evaluate.cell_problem(batch[0], settings)
+    model = evaluate.cell_model(batch[0], problem)
+    sampler = settings.sampler
+    # Measured mean steps: a gaussian likelihood is stiffer and takes the longest trajectories.
+    steps = sampler.max_integration_steps if problem.likelihood == "gaussian" else 20
+    transitions = sampler.num_draws + sampler.num_warmup * sampler.num_integration_steps / steps
+    calls = transitions * steps
+    chains = len(batch) * sampler.num_chains
+    terms = model.num_params * len(problem.X) * chains
+    locations = sum(len(x) for x in problem.regions.values())
+    sampling = calls * (_SECONDS_PER_CALL + _SECONDS_PER_TERM * terms)
+    estimating = len(batch) * (1.0 + 1e-7 * locations * problem.num_columns * model.num_params)
+    values = sampler.max_draws * chains * len(problem.regions) * sampler.locations_per_region
+    floats = (
+        4 * values * problem.num_columns
+        + 4 * model.num_params * settings.n * chains
+        + 6 * model.num_params**2
+    )
+    return Cost(sampling + estimating, 4 * floats / 2**20)
+
+
+def run_group(
+    group: Group,
+    tell: Tell,
+    *,
+    out: str,
+    settings_dict: dict[str, Any],
+    settings: EvaluationSettings,
+    dtype: str,
+) -> Compilation:
+    """Evaluate the batches of a group and write their records; batches that are complete are skipped."""
+    before = compilations()
+    run = RunFolder.open(out, settings_dict)
+    with jax.enable_x64(dtype == "float64"):
+        for batch in group:
+            cost = estimate_cost(batch, settings).seconds
+            label = f"{batch[0].problem} width {batch[0].width}"
+            if not all(run.has(cell.name) for cell in batch):
+
+                def report(what: str, label: str = label) -> None:
+                    tell(Event(os.getpid(), f"{label}: {what}", 0.0))
+
+                records = evaluate.evaluate_seeds(batch, settings, report)
+                for record in records:
+                    if not run.has(record.name):
+                        run.write(record)
+            tell(Event(os.getpid(), label, cost))
+    after = compilations()
+    return Compilation(*(a - b for a, b in zip(after, before, strict=True)))
+
+
+def run_serial(groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]:
+    """One group after the other, in this process."""
+    for group in groups:
+        yield work(group, tell)
+
+
+def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]:
+    """Groups on ``workers`` fresh processes of this machine, each with its share of the cores."""
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                tell(Event(*events.get(timeout=0.2)))
+
+    listener = threading.Thread(target=listen, daemon=True)
+    cache = jax.config.jax_compilation_cache_dir
+    with _single_threaded_children():
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(events, cache)
+        )
+        with pool:
+            listener.start()
+            pending = {pool.submit(_work_in_child, work, group) for group in groups}
+            try:
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
+            finally:
+                stop.set()
+
+
+EXECUTORS: dict[str, Executor] = {"serial": run_serial, "processes": run_processes}
+
+
+@contextlib.contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Children inherit flags that keep each to one core: two workers with two threads each would fight for two."""
+    name, flag = "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false"
+    before = os.environ.get(name)
+    os.environ[name] = f"{before} {flag}" if before else flag
+    limits = {n: os.environ.get(n) for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(limits, "1"))
+    try:
+        yield
+    finally:
+        for key, value in {name: before, **limits}.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+_events: Any = None
+
+
+def _start_worker(events: Any, cache: str | None) -> None:
+    global _events
+    _events = events
+    use_compilation_cache(cache)
+    parent = os.getppid()
+
+    def watch() -> None:
+        # A parent that was killed cannot stop its workers: they notice that they were handed to another.
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work_in_child(work: Work, group: Group) -> Any:
+    return work(group, lambda event: _events.put(tuple(event)))
+
+
+def run_sweep(
+    groups: Sequence[Group],
+    work: Work,
+    *,
+    settings: EvaluationSettings,
+    executor: str = "serial",
+    workers: int = 1,
+) -> list[Any]:
+    """Run every group with a progress bar in estimated seconds of work, and return what each gave.
+
+    Raises
+    ------
+    ValueError
+        For an unknown executor.
+    """
+    check_choice("executor", executor, EXECUTORS)
+    total = sum(estimate_cost(batch, settings).seconds for group in groups for batch in group)
+    doing: dict[int, str] = {}
+    num_batches, finished = sum(map(len, groups)), 0
+    layout = "{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}"
+    with tqdm(total=total, bar_format=layout, mininterval=0.5, dynamic_ncols=True) as bar:
+
+        def tell(event: Event) -> None:
+            nonlocal finished
+            doing[event.worker] = event.text
+            finished += event.done > 0
+            bar.set_description_str(
+                f"{finished}/{num_batches} | {' & '.join(doing.values())}", refresh=False
+            )
+            bar.update(event.done)
+
+        results = list(EXECUTORS[executor](groups, work, tell, workers))
+        # Events of the last batches may arrive after their results.
+        bar.update(max(0.0, total - bar.n))
+    return results
+
+
+_compiled = {"count": 0, "cached": 0, "seconds": 0.0}
+
+
+def _on_duration(event: str, seconds: float, **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled["count"] += 1
+        _compiled["seconds"] += seconds
+
+
+def _on_event(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _compiled["cached"] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_duration)
+jax.monitoring.register_event_listener(_on_event)
+
+
+def compilations() -> Compilation:
+    """Compilations of this process since it started."""
+    cached = _compiled["cached"]
+    return Compilation(int(_compiled["count"] - cached), int(cached), _compiled["seconds"])
+
+
+def use_compilation_cache(folder: str | Path | None) -> None:
+    """Keep compiled programs in ``folder`` across processes and runs; None leaves JAX as it is."""
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # An entry torn by a kill is recompiled, which JAX mentions; it is no news to a user.
+    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
