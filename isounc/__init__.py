@@ -1,3 +1,51 @@
 """When, where and why isotropic gradient norms agree with Bayesian predictive uncertainty."""
 
+from isounc.compare import Comparison, compare, interval_over_seeds
+from isounc.diagnostics import GateSettings
+from isounc.estimates import (
+    ESTIMATORS,
+    Estimate,
+    estimate,
+    isotropic,
+    laplace,
+    link_aware,
+    posterior_averaged,
+    register_estimator,
+)
+from isounc.fit import MapSettings, TrainSettings, fit_map, fit_trained
+from isounc.models import Model, make_model
+from isounc.posterior import Posterior, SamplerSettings, sample_posterior
+from isounc.problems import PROBLEMS, Problem, make_problem, register_problem
+
 __version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022 (in the order of the pipeline)
+    # problems and models
+    "PROBLEMS",
+    "Problem",
+    "make_problem",
+    "register_problem",
+    "Model",
+    "make_model",
+    # point estimates and posterior
+    "MapSettings",
+    "TrainSettings",
+    "fit_map",
+    "fit_trained",
+    "GateSettings",
+    "Posterior",
+    "SamplerSettings",
+    "sample_posterior",
+    # estimates and comparison
+    "ESTIMATORS",
+    "Estimate",
+    "estimate",
+    "isotropic",
+    "link_aware",
+    "laplace",
+    "posterior_averaged",
+    "register_estimator",
+    "Comparison",
+    "compare",
+    "interval_over_seeds",
+]

@@ -24,6 +24,11 @@ class Covariance(Protocol):
         ...
 
 
+def _scale(a: Float[Array, "*B P"], by: Float[Array, " P"]) -> Float[Array, "*B P"]:
+    """Multiply the last axis, with the others written down."""
+    return a * jnp.expand_dims(by, range(a.ndim - 1))
+
+
 class Diagonal(NamedTuple):
     """Sigma = diag(sd^2): isotropic, prior, layer-scaled and every diagonal approximation."""
 
@@ -32,7 +37,7 @@ class Diagonal(NamedTuple):
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """J diag(sd)."""
-        return jacobian * self.sd
+        return _scale(jacobian, self.sd)
 
 
 class Factor(NamedTuple):
@@ -61,13 +66,13 @@ class PriorPlusLowRank(NamedTuple):
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
         """J diag(sd) (I - U diag(shrink) U^T), the symmetric square root applied to the gradients."""
-        white = jacobian * self.sd
-        return white - ((white @ self.basis) * self.shrink) @ self.basis.T
+        white = _scale(jacobian, self.sd)
+        return white - _scale(white @ self.basis, self.shrink) @ self.basis.T
 
     @classmethod
     def from_factor(cls, sd: Float[Array, " P"], factor: Float[Array, "R P"]) -> PriorPlusLowRank:
         """From the prior and a factor G of the curvature."""
-        _, singular, basis = jnp.linalg.svd(factor * sd, full_matrices=False)
+        _, singular, basis = jnp.linalg.svd(_scale(factor, sd), full_matrices=False)
         return cls(sd, basis.T, 1 - 1 / jnp.sqrt(1 + singular**2))
 
 
@@ -84,9 +89,7 @@ def gauss_newton_factor(
     return jax.lax.map(one, data.X, batch_size=64).reshape(-1, theta.size)
 
 
-def gauss_newton(
-    model: Model, theta: Float[Array, " P"], data: densities.Data
-) -> PriorPlusLowRank:
+def gauss_newton(model: Model, theta: Float[Array, " P"], data: densities.Data) -> PriorPlusLowRank:
     """Laplace covariance (prior precision + GGN)^-1 at theta, through the n O x n O side (Woodbury)."""
     return PriorPlusLowRank.from_factor(data.prior_sd, gauss_newton_factor(model, theta, data))
 

@@ -8,16 +8,26 @@ undefined leaves a gap, and the panel says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from isounc.checks import check_choice
+from isounc.panels import (
+    Line,
+    check_figure,
+    finish_panels,
+    gate_note,
+    panel_grid,
+    rows_of,
+    setups_with,
+    title_panels,
+)
 from isounc.paper import UNKNOWN, paper_value
 from isounc.records import RunFolder
 from isounc.results import ESTIMATORS, Results, Setup
@@ -26,8 +36,6 @@ from isounc.style import (
     POINT_LOOKS,
     POINT_WORDS,
     STATISTICS,
-    Look,
-    NothingToDraw,
     estimator_look,
     styled,
 )
@@ -43,14 +51,6 @@ BUDGET_ESTIMATORS = (
 """From no approximation but the first order, to what is cheap."""
 _LAYERED_SAME = 1e-4
 """Up to this difference everywhere, `layer_scaled` is `isotropic` (equal prior sds) and left out."""
-
-
-class _Line(NamedTuple):
-    """One line of every panel."""
-
-    look: Look
-    point: str
-    estimator: str
 
 
 def scaling_curves(
@@ -81,7 +81,7 @@ def scaling_curves(
         A region, point, statistic or quantity that the run does not have (with near matches).
     """
     results = Results.of(run)
-    _check(results, region=region, point=point, statistic=statistic, quantity=quantity)
+    check_figure(results, region=region, point=point, statistic=statistic, quantity=quantity)
     lines = _lines(results, region, point, statistic, quantity)
     what = quantity.replace("_", " ")
     title = f"How {what} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"
@@ -102,16 +102,16 @@ def scaling_headline(
     """
     results = Results.of(run)
     region = results.values("region")[0] if region is None and results.rows else region
-    _check(results, region=region, statistic=statistic)
+    check_figure(results, region=region, statistic=statistic)
     assert region is not None
     lines = [
-        _Line(look, point, "isotropic")
+        Line(look, point, point, "isotropic")
         for point, look in POINT_LOOKS.items()
         if point in results.values("point")
     ]
     if "posterior_averaged" in results.values("estimator"):
         look = estimator_look("posterior_averaged")._replace(label="isotropic averaged over draws")
-        lines.append(_Line(look, "posterior", "posterior_averaged"))
+        lines.append(Line(look, "averaged", "posterior", "posterior_averaged"))
     title = f"Does the isotropic estimate improve with width? (region: {region})"
     return _curves(results, lines, region, statistic, "epistemic", title)
 
@@ -131,46 +131,45 @@ def error_budget(
         As `scaling_curves`.
     """
     results = Results.of(run)
-    _check(results, region=region, point=point, statistic=statistic)
+    check_figure(results, region=region, point=point, statistic=statistic)
     there = set(results.values("estimator"))
     lines = [
-        _Line(estimator_look(e), "posterior" if e == "posterior_averaged" else point, e)
+        Line(estimator_look(e), e, "posterior" if e == "posterior_averaged" else point, e)
         for e in BUDGET_ESTIMATORS
         if e in there
     ]
-    setups = _setups_with(results, lines, region, "epistemic")
+    setups = setups_with(results, lines, region, "epistemic")
     with styled():
-        figure, panels = _panels(len(setups))
-        values = []
+        figure, panels = panel_grid(len(setups))
+        values, notes = [], []
         for ax, setup in zip(panels, setups, strict=True):
-            values += _bars(ax, results, setup, lines, region, statistic)
-        _finish(figure, panels, setups, values, f"{STATISTICS[statistic]} with MCMC variance")
+            drawn, note = _bars(ax, results, setup, lines, region, statistic)
+            values += drawn
+            notes.append(note)
+        title_panels(panels, results, setups, notes)
+        whisker = Line2D([], [], color="#333333", linewidth=1)
+        finish_panels(
+            figure, panels, values, f"{STATISTICS[statistic]} with MCMC variance",
+            {"95% t interval over seeds": whisker},
+        )  # fmt: skip
         figure.suptitle(f"Error budget {POINT_WORDS.get(point, point)} (region: {region})")
     return figure
 
 
-def _check(results: Results, *, statistic: str, **wanted: str | None) -> None:
-    check_choice("statistic", statistic, STATISTICS)
-    if not results.rows:
-        raise NothingToDraw(f"{results.run.path} holds no result rows yet")
-    for argument, value in wanted.items():
-        check_choice(argument, value, results.values(argument))
-
-
-def _lines(
-    results: Results, region: str, point: str, statistic: str, quantity: str
-) -> list[_Line]:
+def _lines(results: Results, region: str, point: str, statistic: str, quantity: str) -> list[Line]:
     """Estimators with rows at a point, or at none; `layer_scaled` only where it differs."""
     lines, spare = [], 0
     for estimator in results.values("estimator"):
         if estimator in ESTIMATORS and estimator not in SCALING_ESTIMATORS:
             continue
         look = estimator_look(estimator, position=spare)
+        if (estimator, quantity) == ("isotropic", "aleatoric"):
+            look = look._replace(label="p(1−p) of the point estimate")  # no gradient is in it
         spare += estimator not in ESTIMATORS
         for at in dict.fromkeys((point, "posterior")):
             which = {"region": region, "point": at, "quantity": quantity, "estimator": estimator}
             if any(results.select(setup, **which) for setup in results.setups):
-                lines.append(_Line(look, at, estimator))
+                lines.append(Line(look, estimator, at, estimator))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [
             line for line in lines
@@ -198,33 +197,14 @@ def _differs(results: Results, region: str, point: str, statistic: str, quantity
     return False
 
 
-def _setups_with(
-    results: Results, lines: Sequence[_Line], region: str, quantity: str
-) -> list[Setup]:
-    setups = [s for s in results.setups if _rows(results, s, lines, region, quantity)]
-    if not setups:
-        raise NothingToDraw(f"no {quantity} rows in region {region} at this point")
-    return setups
-
-
-def _rows(
-    results: Results, setup: Setup, lines: Sequence[_Line], region: str, quantity: str
-) -> list[dict[str, Any]]:
-    found = []
-    for line in lines:
-        found += results.select(
-            setup, region=region, point=line.point, quantity=quantity, estimator=line.estimator
-        )
-    return found
-
-
 def _curves(
-    results: Results, lines: Sequence[_Line], region: str, statistic: str, quantity: str, title: str
+    results: Results, lines: Sequence[Line], region: str, statistic: str, quantity: str, title: str
 ) -> Figure:
-    setups = _setups_with(results, lines, region, quantity)
+    setups = setups_with(results, lines, region, quantity)
     with styled():
-        figure, panels = _panels(len(setups))
+        figure, panels = panel_grid(len(setups))
         values: list[float] = []
+        notes: list[list[str]] = []
         for ax, setup in zip(panels, setups, strict=True):
             for line in lines:
                 values += _line(ax, results, setup, line, region, statistic, quantity)
@@ -237,20 +217,29 @@ def _curves(
                     value, color=PAPER_COLOR, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1.5,
                     label=f"paper ({name}; {UNKNOWN})",
                 )  # fmt: skip
-            rows = _rows(results, setup, lines, region, quantity)
-            notes = [*_gate_note(rows), *_undefined_note(rows, lines, statistic)]
-            _title(ax, results, setup, notes)
+            rows = rows_of(results, setup, lines, region, quantity)
+            notes.append([*gate_note(rows), *_undefined_note(rows, lines, statistic)])
         reference = "variance" if quantity == "epistemic" else quantity.replace("_", " ")
-        _finish(figure, panels, setups, values, f"{STATISTICS[statistic]} with MCMC {reference}")
-        confounded = any(setup.parameterisation == "standard" for setup in setups)
-        note = " (standard parameterisation: the function's prior variance grows with it)"
-        figure.supxlabel(f"width{note if confounded else ''}", fontsize=9)
+        band = Patch(color="#555555", alpha=0.2, linewidth=0)
+        title_panels(panels, results, setups, notes)
+        finish_panels(
+            figure, panels, values, f"{STATISTICS[statistic]} with MCMC {reference}",
+            {"band: 95% t interval over seeds": band},
+        )  # fmt: skip
+        if any(setup.parameterisation == "standard" for setup in setups):
+            title += "\nstandard parameterisation: the function's prior variance grows with width"
         figure.suptitle(title)
     return figure
 
 
 def _line(
-    ax: Axes, results: Results, setup: Setup, line: _Line, region: str, statistic: str, quantity: str
+    ax: Axes,
+    results: Results,
+    setup: Setup,
+    line: Line,
+    region: str,
+    statistic: str,
+    quantity: str,
 ) -> list[float]:
     """A mean line with its band, a hollow marker for each seed that failed; the values drawn."""
     which = {
@@ -266,7 +255,7 @@ def _line(
             for part in ("mean", "low", "high")
         )
         strong = line.estimator == "isotropic"
-        ax.fill_between(x, low, high, color=color, alpha=0.16 if strong else 0.09, linewidth=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.14 if strong else 0.08, linewidth=0)
         alone = np.isfinite(low) & ~(_neighbour(low, 1) | _neighbour(low, -1))
         if alone.any():
             ax.vlines(x[alone], low[alone], high[alone], color=color, alpha=0.35, linewidth=1.2)
@@ -292,9 +281,9 @@ def _line(
 
 
 def _bars(
-    ax: Axes, results: Results, setup: Setup, lines: Sequence[_Line], region: str, statistic: str
-) -> list[float]:
-    """Groups of bars at up to three widths, with intervals and failed seeds; the values drawn."""
+    ax: Axes, results: Results, setup: Setup, lines: Sequence[Line], region: str, statistic: str
+) -> tuple[list[float], list[str]]:
+    """Groups of bars at up to three widths, with intervals and failed seeds; values, notes."""
     drawn: list[float] = []
     widths = results.widths(setup)
     shown = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
@@ -311,7 +300,7 @@ def _bars(
             if mean is not None:
                 ax.bar(
                     x, mean, step * 0.92, color=color,
-                    label=line.look.label if place == 0 else None,
+                    label=line.look.label,
                 )  # fmt: skip
                 drawn.append(mean)
             else:
@@ -321,8 +310,8 @@ def _bars(
                 )
             if low is not None and mean is not None:
                 ax.errorbar(
-                    x, mean, [[mean - low], [high - mean]], color="#333333", elinewidth=0.9,
-                    capsize=1.5, fmt="none", zorder=4,
+                    x, mean, [[mean - low], [high - mean]], elinewidth=0.9, capsize=1.5,
+                    ecolor="#999999" if color == "#000000" else "#333333", fmt="none", zorder=4,
                 )  # fmt: skip
             rows = results.select(setup, quantity="epistemic", **which)
             failed = [
@@ -332,56 +321,14 @@ def _bars(
             if failed:
                 ax.plot(
                     [x] * len(failed), failed, linestyle="none", marker="o", markersize=4,
-                    markerfacecolor="white", markeredgecolor=color, markeredgewidth=0.9, zorder=5,
+                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9, zorder=5,
                     label=f"_failed {line.look.label}",
                 )  # fmt: skip
                 drawn += failed
     ax.set_xticks(range(len(shown)), [f"width {w}" for w in shown])
     ax.axhline(0, color="#333333", linewidth=0.8)
-    rows = [r for r in _rows(results, setup, lines, region, "epistemic") if r["width"] in shown]
-    _title(ax, results, setup, _gate_note(rows))
-    return drawn
-
-
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels that share their y axis; four to a row, or fewer."""
-    columns = 4 if count > 6 else min(3, count)
-    rows = math.ceil(count / columns)
-    size = ({1: 5.6, 2: 8.0}.get(columns, 10.0), 2.35 * rows + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05)  # pyright: ignore
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for ax in grid[count:]:
-        ax.remove()
-    return figure, list(grid[:count])
-
-
-def _finish(
-    figure: Figure, panels: Sequence[Axes], setups: Sequence[Setup], values: Iterable[float],
-    label: str,
-) -> None:  # fmt: skip
-    """Common limits and grid lines, the y label, one legend for all panels."""
-    lowest = min([v for v in values if math.isfinite(v)], default=0.0)
-    # Intervals of two or three seeds may reach to -1 and are cut; means and seeds never are.
-    low = max(-1.05, math.floor(10 * min(0.0, lowest - 0.03)) / 10)
-    legend: dict[str, Any] = {}
-    for ax in panels:
-        ax.set_ylim(low, 1.04)
-        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
-        ax.set_axisbelow(True)
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            legend.setdefault(name, handle)
-    figure.supylabel(label, fontsize=9)
-    if any(a.get_label().startswith("_failed") for ax in panels for a in ax.lines):
-        hollow = Line2D(
-            [], [], linestyle="none", marker="o", markerfacecolor="white",
-            markeredgecolor="#333333", markersize=5,
-        )  # fmt: skip
-        legend["a seed that failed the gate (in no mean)"] = hollow
-    figure.legend(
-        list(legend.values()), list(legend), loc="outside lower center",
-        ncols=min(len(legend), 4 if figure.get_figwidth() > 9 else 2),
-    )  # fmt: skip
+    rows = [r for r in rows_of(results, setup, lines, region, "epistemic") if r["width"] in shown]
+    return drawn, gate_note(rows)
 
 
 def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
@@ -391,30 +338,11 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
     # More labels than this would touch.
     every = 1 if len(widths) <= 8 else 2
     ax.set_xticks(widths, [f"{w}" if i % every == 0 else "" for i, w in enumerate(widths)])
-
-
-def _title(ax: Axes, results: Results, setup: Setup, notes: Sequence[str]) -> None:
-    """The problem, and under it in small what a reader must know about the panel."""
-    name = results.label(setup)
-    if results.main_class(setup) == "trace":
-        name += ", trace"
-    ax.set_title(name, loc="left", fontweight="bold", pad=3 + 9.5 * len(notes))
-    for line, note in enumerate(reversed(notes)):
-        ax.annotate(
-            note, (0, 1), xycoords="axes fraction", xytext=(0, 3 + 9.5 * line),
-            textcoords="offset points", fontsize=7.5, color="#444444",
-        )  # fmt: skip
-
-
-def _gate_note(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How many cells failed; nothing where none did."""
-    cells = {(row["width"], row["seed"]) for row in rows}
-    failed = {(row["width"], row["seed"]) for row in rows if row["gate"] == "fail"}
-    return [f"{len(failed)} of {len(cells)} cells failed the gate"] if failed else []
+    ax.set_xlabel("width", labelpad=1)
 
 
 def _undefined_note(
-    rows: Sequence[dict[str, Any]], lines: Sequence[_Line], statistic: str
+    rows: Sequence[dict[str, Any]], lines: Sequence[Line], statistic: str
 ) -> list[str]:
     """Which correlations are undefined in cells that passed."""
     counts: dict[str, int] = {}
@@ -425,12 +353,12 @@ def _undefined_note(
             if (row["estimator"], row["point"]) == (line.estimator, line.point)
         )
         if count:
-            counts[line.look.label] = count
+            counts[line.short] = count
     if not counts:
         return []
     name, most = max(counts.items(), key=lambda item: item[1])
     more = f" (and {len(counts) - 1} more)" if len(counts) > 1 else ""
-    return [f"undefined in {most}: {name}{more}"]
+    return [f"undefined in {most} cells: {name}{more}"]
 
 
 def _nan(value: float | None) -> float:

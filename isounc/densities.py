@@ -50,13 +50,13 @@ def log_prior(theta: Float[Array, " P"], data: Data) -> Float[Array, ""]:
 def log_likelihood_terms(
     model: Model, outputs: Float[Array, "N O"], data: Data
 ) -> Float[Array, " N"]:
-    """log p(y|x, theta) of each example, in nats, from the outputs before the link."""
+    """Log p(y|x, theta) of each example, in nats, from the outputs before the link."""
     if model.likelihood == "bernoulli":
-        f = outputs[:, 0]
-        return data.y * f - jax.nn.softplus(f)
+        # y f - softplus(f) in the form that does not cancel where the label is all but certain.
+        return -jax.nn.softplus((1 - 2 * data.y) * outputs[:, 0])
     if model.likelihood == "categorical":
-        at_label = jnp.take_along_axis(outputs, data.y[:, None], axis=1)[:, 0]
-        return at_label - jax.nn.logsumexp(outputs, axis=1)
+        log_p = jax.nn.log_softmax(outputs, axis=1)
+        return jnp.take_along_axis(log_p, data.y[:, None], axis=1)[:, 0]
     residual = (data.y - outputs[:, 0]) / data.noise_sd
     return -0.5 * residual**2 - jnp.log(data.noise_sd) - 0.5 * jnp.log(2 * jnp.pi)
 
@@ -83,15 +83,26 @@ def predict(model: Model, outputs: Float[Array, "N O"]) -> Float[Array, "N M"]:
 def predict_jacobian(model: Model, outputs: Float[Array, "N O"]) -> Float[Array, "N M O"]:
     """Derivative of `predict` with respect to the outputs, dp_m/df_o.
 
-    Bernoulli: p (1-p), evaluated as sigmoid(f) sigmoid(-f), which does not cancel at saturation. Categorical:
-    diag(p) - p p^T. Gaussian: 1.
+    Bernoulli: p (1-p). Categorical: diag(p) - p p^T. Gaussian: 1. Neither cancels at saturation (`_complement`).
     """
     if model.likelihood == "bernoulli":
         return (jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))[..., None]
     if model.likelihood == "categorical":
         p = jax.nn.softmax(outputs, axis=-1)
-        return p[..., :, None] * (jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None, :])
+        return p[..., :, None] * _identity_minus_rows(p)
     return jnp.ones((*outputs.shape, 1), outputs.dtype)
+
+
+def _complement(p: Float[Array, "N C"]) -> Float[Array, "N C"]:
+    """1 - p_c as the sum of the other probabilities, which keeps its digits when p_c is all but 1."""
+    others = 1 - jnp.eye(p.shape[-1], dtype=p.dtype)
+    return jnp.matmul(p, others, precision=jax.lax.Precision.HIGHEST)
+
+
+def _identity_minus_rows(p: Float[Array, "N C"]) -> Float[Array, "N C C"]:
+    """1[c=k] - p_k for each row c."""
+    eye = jnp.eye(p.shape[-1], dtype=p.dtype)[None]
+    return eye * _complement(p)[:, None, :] - (1 - eye) * p[:, None, :]
 
 
 def label_variance(
@@ -102,7 +113,7 @@ def label_variance(
         return jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)
     if model.likelihood == "categorical":
         p = jax.nn.softmax(outputs, axis=-1)
-        return p * (1 - p)
+        return p * _complement(p)
     return jnp.full_like(outputs, noise_sd**2)
 
 
@@ -111,8 +122,9 @@ def label_entropy(
 ) -> Float[Array, " N"]:
     """Entropy of the label at fixed parameters, in nats (differential entropy for gaussian)."""
     if model.likelihood == "bernoulli":
-        f = outputs[:, 0]
-        return jax.nn.softplus(f) - f * jax.nn.sigmoid(f)
+        # Even in f, and a sum of positive terms for f >= 0.
+        f = jnp.abs(outputs[:, 0])
+        return jax.nn.softplus(-f) + f * jax.nn.sigmoid(-f)
     if model.likelihood == "categorical":
         log_p = jax.nn.log_softmax(outputs, axis=-1)
         return -(jnp.exp(log_p) * log_p).sum(-1)
@@ -132,6 +144,5 @@ def curvature_factor(
         return jnp.sqrt(label_variance(model, outputs, noise_sd))[..., None]
     if model.likelihood == "categorical":
         p = jax.nn.softmax(outputs, axis=-1)
-        eye = jnp.eye(p.shape[-1], dtype=p.dtype)
-        return (eye - p[..., :, None]) * jnp.sqrt(p)[..., None, :]
+        return _identity_minus_rows(p).mT * jnp.sqrt(p)[..., None, :]
     return jnp.ones((*outputs.shape, 1), outputs.dtype) / noise_sd

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from isounc import covariance as cov
 from isounc import densities, links
-from isounc.checks import check_array, check_choice
+from isounc.checks import check_array, check_choice, check_count, check_real
 from isounc.gradnorm import output_grams
 from isounc.models import Model
 from isounc.problems import Problem
@@ -28,15 +28,15 @@ from isounc.problems import Problem
 class Estimate(NamedTuple):
     """An estimate at N locations, per column M (class); variances are in squared units of the predictive quantity."""
 
-    p: Float[Array, "N M"]
+    p: Float[Array | np.ndarray, "N M"]
     """Point prediction p(y|x, theta*), or f(x, theta*)."""
-    epistemic: Float[Array, "N M"]
+    epistemic: Float[Array | np.ndarray, "N M"]
     """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer-scaled ones."""
-    aleatoric: Float[Array, "N M"]
+    aleatoric: Float[Array | np.ndarray, "N M"]
     """p* (1 - p*), as the paper defines it; the noise variance for regression."""
-    aleatoric_corrected: Float[Array, "N M"]
+    aleatoric_corrected: Float[Array | np.ndarray, "N M"]
     """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
-    total: Float[Array, "N M"]
+    total: Float[Array | np.ndarray, "N M"]
     """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), which is `aleatoric` itself."""
 
 
@@ -53,11 +53,19 @@ class Evidence(NamedTuple):
     """Dense Hessian of minus the log posterior at theta*; the GGN takes its place without it."""
 
 
-class Estimator(Protocol):
-    """A covariance of the parameters and the way it reaches the prediction."""
+_NO_EVIDENCE = Evidence()
 
-    needs: tuple[str, ...]
-    """Fields of `Evidence` without which there is no estimate."""
+
+class Estimator(Protocol):
+    """A covariance of the parameters and the way it reaches the prediction.
+
+    Instances are hashable (a frozen dataclass is): they are static arguments of the compiled estimates.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of `Evidence` without which there is no estimate."""
+        ...
 
     def covariance(
         self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
@@ -146,7 +154,7 @@ def _laplace(model, theta, evidence, num_chains):
         return cov.gauss_newton(model, theta, evidence.data)
     # In prior coordinates the precision is well scaled, which float32 needs.
     sd = evidence.data.prior_sd
-    white = cov.inverse_precision(evidence.hessian * sd * sd[:, None])
+    white = cov.inverse_precision(evidence.hessian * sd[None, :] * sd[:, None])
     return cov.Factor(sd[:, None] * white.factor)
 
 
@@ -208,7 +216,7 @@ def estimate_all(
     theta: Float[Array, " P"],
     X: Float[Array, "N D"],
     *,
-    evidence: Evidence = Evidence(),
+    evidence: Evidence = _NO_EVIDENCE,
     num_chains: int = 1,
     noise_sd: float = 1.0,
     batch_size: int = 128,
@@ -233,8 +241,11 @@ def estimate_all(
     Raises
     ------
     ValueError
-        For an unknown estimator (with near matches), or one whose evidence is missing.
+        For an unknown estimator (with near matches), one whose evidence is missing, or draws that ``num_chains``
+        chains cannot have left.
     """
+    if evidence.draws is not None:
+        _check_draws(evidence.draws, model, num_chains)
     chosen = []
     for name in names:
         check_choice("estimator", name, ESTIMATORS)
@@ -242,10 +253,24 @@ def estimate_all(
         if missing:
             raise ValueError(f"estimator {name!r} needs {', '.join(missing)}, which is not given.")
         chosen.append((name, ESTIMATORS[name]))
+    theta, X = jnp.asarray(theta), jnp.asarray(X)
+    # Not the type of X alone, which may hold integers.
+    noise = jnp.asarray(noise_sd, jnp.result_type(theta, X))
     return _estimate_all(
-        theta, X, evidence, jnp.asarray(noise_sd, jnp.asarray(X).dtype),
+        theta, X, evidence, noise,
         chosen=tuple(chosen), model=model, num_chains=num_chains, batch_size=batch_size,
     )  # fmt: skip
+
+
+def _check_draws(draws, model: Model, num_chains: int) -> None:
+    check_count("num_chains", num_chains, 1)
+    if draws.ndim != 2 or draws.shape[1] != model.num_params or draws.shape[0] % num_chains:
+        raise ValueError(
+            f"draws must have shape (S, {model.num_params}), S a multiple of num_chains={num_chains}; "
+            f"got {draws.shape}"
+        )
+    if draws.shape[0] <= num_chains:
+        raise ValueError(f"draws must be more than one per chain, got {draws.shape[0]}")
 
 
 @functools.partial(jax.jit, static_argnames=("chosen", "model", "num_chains", "batch_size"))
@@ -277,10 +302,19 @@ def posterior_averaged(
 
     An oracle that needs the posterior: its distance to `isotropic` is what one point theta* costs. ``p`` and
     ``aleatoric`` are averaged over the draws too, so that ``aleatoric`` estimates E[p(1-p)] and needs no correction.
+
+    Parameters
+    ----------
+    model, draws, X
+        Model, posterior draws (``Posterior.draws``) and locations.
+    noise_sd
+        Known noise of a regression; without effect otherwise.
+    batch_size
+        Locations whose Jacobian is held at a time.
     """
-    return _posterior_averaged(
-        draws, X, jnp.asarray(noise_sd, jnp.asarray(X).dtype), model=model, batch_size=batch_size
-    )
+    draws, X = jnp.asarray(draws), jnp.asarray(X)
+    noise = jnp.asarray(noise_sd, jnp.result_type(draws, X))
+    return _posterior_averaged(draws, X, noise, model=model, batch_size=batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
@@ -298,7 +332,7 @@ def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
         )
         return jax.tree.map(jnp.add, total, one), None
 
-    zero = jnp.zeros((X.shape[0], model.out_features), X.dtype)
+    zero = jnp.zeros((X.shape[0], model.out_features), noise_sd.dtype)
     total, _ = jax.lax.scan(add, (zero, zero, zero), draws)
     p, epistemic, aleatoric = (t / draws.shape[0] for t in total)
     return Estimate(p, epistemic, aleatoric, aleatoric, epistemic + aleatoric)
@@ -315,6 +349,7 @@ def estimate(
     draws: Float[Array, "S P"] | None = None,
     num_chains: int = 1,
     hessian: Float[Array, "P P"] | None = None,
+    noise_sd: float | None = None,
 ) -> Estimate:
     """One estimate by name, from what a user has at hand.
 
@@ -325,26 +360,44 @@ def estimate(
     model, theta, X
         Model, point (``fit_map(...).theta``, a trained network's parameters) and locations, used as given.
     problem
-        Training data; for laplace and laplace_diagonal.
+        Training data; for laplace and laplace_diagonal, and in regression for its noise.
     prior_sd
         Prior sd; for link_aware, laplace and laplace_diagonal, and layer_scaled, which takes rms(W_l) without it.
     draws, num_chains
         Posterior draws (``Posterior.draws``); for the oracles.
     hessian
-        Dense Hessian at theta (``PointEstimate.hessian``) for laplace, which takes the GGN without it.
+        Dense Hessian at theta (``PointEstimate.hessian``) for laplace and laplace_diagonal, which take the GGN
+        without it.
+    noise_sd
+        Known noise sd of a regression, where no problem says it.
 
     Raises
     ------
     ValueError
-        For an unknown name, missing evidence, or locations of another dimension.
+        For an unknown name, missing evidence, a problem that is not the model's, or arrays of other shapes.
     """
+    check_choice("estimator", name, ESTIMATORS)
     dtype = jnp.result_type(float)
     points = jnp.asarray(check_array("X", X, ndim=2), dtype)
-    if points.shape[1] != model.in_features:
-        raise ValueError(f"X must have {model.in_features} columns, got shape {points.shape}")
+    if points.shape[1] != model.in_features or points.shape[0] == 0:
+        raise ValueError(
+            f"X must have {model.in_features} columns and at least one row, got shape {points.shape}"
+        )
     theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
     if theta.shape != (model.num_params,):
         raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
+    if problem is not None:
+        given = (problem.likelihood, problem.num_features, problem.num_outputs)
+        if given != (model.likelihood, model.in_features, model.out_features):
+            raise ValueError(
+                f"the model must have the problem's likelihood, inputs and outputs {given}; got {model}"
+            )
+        noise_sd = problem.noise_sd
+    if model.likelihood != "gaussian":
+        noise_sd = 1.0
+    elif noise_sd is None:
+        raise ValueError("a regression needs its noise: give problem or noise_sd.")
+    noise_sd = check_real("noise_sd", noise_sd, positive=True)
     layer_sd = layer_rms(model, theta)
     data = None
     if prior_sd is not None:
@@ -355,7 +408,7 @@ def estimate(
         elif name == "link_aware":
             # It reads the prior alone; the data that share its tuple are not looked at.
             data = densities.Data(points[:0], points[:0, 0], jnp.ones((), dtype), sd)
-    if data is None and name in ESTIMATORS and "data" in ESTIMATORS[name].needs:
+    if data is None and "data" in ESTIMATORS[name].needs:
         needed = "prior_sd" if name == "link_aware" else "problem and prior_sd"
         raise ValueError(f"estimator {name!r} needs {needed}.")
     evidence = Evidence(
@@ -364,7 +417,10 @@ def estimate(
         None if draws is None else jnp.asarray(draws, dtype),
         None if hessian is None else jnp.asarray(hessian, dtype),
     )
-    noise_sd = 1.0 if problem is None or problem.noise_sd is None else problem.noise_sd
+    if evidence.hessian is not None and evidence.hessian.shape != (theta.size, theta.size):
+        raise ValueError(
+            f"hessian must have shape {(theta.size, theta.size)}, got {evidence.hessian.shape}"
+        )
     results = estimate_all(
         [name], model, theta, points, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
     )
@@ -372,17 +428,30 @@ def estimate(
 
 
 def isotropic(
-    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, problem=None
+    model: Model,
+    theta: Float[Array, " P"],
+    X: Float[Array, "N D"],
+    *,
+    problem: Problem | None = None,
+    noise_sd: float | None = None,
 ) -> Estimate:
     """The paper's estimate: epistemic ||dp/dtheta||^2 (||df/dtheta||^2 for regression), aleatoric p (1 - p)."""
-    return estimate("isotropic", model, theta, X, problem=problem)
+    return estimate("isotropic", model, theta, X, problem=problem, noise_sd=noise_sd)
 
 
 def link_aware(
-    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, prior_sd: float
+    model: Model,
+    theta: Float[Array, " P"],
+    X: Float[Array, "N D"],
+    *,
+    prior_sd: float,
+    problem: Problem | None = None,
+    noise_sd: float | None = None,
 ) -> Estimate:
     """Gaussian logits with variance s^2 = sum_l sigma_l^2 ||df/dtheta_l||^2, through the sigmoid or softmax."""
-    return estimate("link_aware", model, theta, X, prior_sd=prior_sd)
+    return estimate(
+        "link_aware", model, theta, X, prior_sd=prior_sd, problem=problem, noise_sd=noise_sd
+    )
 
 
 def laplace(
@@ -395,9 +464,7 @@ def laplace(
     hessian: Float[Array, "P P"] | None = None,
 ) -> Estimate:
     """g^T H^-1 g with the Hessian of minus the log posterior where it is given, and the GGN otherwise."""
-    return estimate(
-        "laplace", model, theta, X, problem=problem, prior_sd=prior_sd, hessian=hessian
-    )
+    return estimate("laplace", model, theta, X, problem=problem, prior_sd=prior_sd, hessian=hessian)
 
 
 def by_region(estimate: Estimate, regions: Mapping[str, np.ndarray]) -> dict[str, Estimate]:

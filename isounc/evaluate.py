@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isounc import compare, densities, estimates
+from isounc import densities, estimates
+from isounc.compare import (
+    Comparison,
+    class_views,
+    compare,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
 from isounc.estimates import Estimate, Evidence
 from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
@@ -339,19 +346,19 @@ def _compared(
     """Comparison of each class, averaged over alternative points (draws), with their spread."""
     reference = _reference(moments, quantity)
     with_se = quantity == "epistemic"
-    found: dict[str, list[compare.Comparison]] = {}
+    found: dict[str, list[Comparison]] = {}
     for one in alternatives:
         view = {
-            "estimate": compare.class_views(one.p, getattr(one, quantity), likelihood),
-            "reference": compare.class_views(one.p, reference, likelihood),
+            "estimate": class_views(one.p, getattr(one, quantity), likelihood),
+            "reference": class_views(one.p, reference, likelihood),
             # Errors of classes are correlated; the sum's error is bounded by adding them up.
-            "se": compare.class_views(one.p, moments.var_se, likelihood),
+            "se": class_views(one.p, moments.var_se, likelihood),
         }
         for name in view["estimate"]:
             if likelihood == "categorical" and name.isdigit() and not per_class:
                 continue
             found.setdefault(name, []).append(
-                compare.compare(
+                compare(
                     view["estimate"][name],
                     view["reference"][name],
                     reference_se=view["se"][name] if with_se else None,
@@ -360,12 +367,12 @@ def _compared(
     return {name: _averaged(comparisons) for name, comparisons in found.items()}
 
 
-def _averaged(comparisons: Sequence[compare.Comparison]) -> dict[str, Any]:
+def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """One comparison as it is; of several the mean of each number, and Pearson's sd over them."""
     if len(comparisons) == 1:
         return comparisons[0]._asdict() | {"pearson_sd": None}
     numbers: dict[str, Any] = {}
-    for name in compare.Comparison._fields[:-1]:
+    for name in Comparison._fields[:-1]:
         values = [v for c in comparisons if (v := getattr(c, name)) is not None]
         if name == "slope" and values:
             numbers[name] = math.exp(np.mean(np.log(values)))
@@ -396,14 +403,12 @@ def _predictive_row(
         "nll": float(
             np.mean(
                 [
-                    compare.negative_log_likelihood(
-                        p, y, likelihood=likelihood, noise_sd=problem.noise_sd
-                    )
+                    negative_log_likelihood(p, y, likelihood=likelihood, noise_sd=problem.noise_sd)
                     for p in predictions
                 ]
             )
         ),
-        "mcmc_nll": compare.negative_log_likelihood(
+        "mcmc_nll": negative_log_likelihood(
             moments.mean,
             y,
             likelihood=likelihood,
@@ -412,8 +417,6 @@ def _predictive_row(
         ),
     }
     if likelihood != "gaussian":
-        row["ece"] = float(
-            np.mean([compare.expected_calibration_error(p, y) for p in predictions])
-        )
-        row["mcmc_ece"] = compare.expected_calibration_error(moments.mean, y)
+        row["ece"] = float(np.mean([expected_calibration_error(p, y) for p in predictions]))
+        row["mcmc_ece"] = expected_calibration_error(moments.mean, y)
     return row

@@ -124,5 +124,3 @@ def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure
             f"Estimates at the MAP against the MCMC predictive variance: {where}.",
             lambda n=cell.name: scatter(results, n),
         )  # fmt: skip
-
-

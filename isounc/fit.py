@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from isounc import densities
+from isounc.checks import check_count, check_real
 from isounc.covariance import hessian
 from isounc.densities import Data
 from isounc.models import Model
@@ -42,6 +44,12 @@ class MapSettings:
     tolerance: float = 1e-5
     """The check: relative gradient norm below this. L-BFGS itself aims a hundred times lower."""
 
+    def __post_init__(self):
+        for name in ("num_restarts", "adam_steps", "lbfgs_steps"):
+            check_count(name, getattr(self, name), 1)
+        for name in ("adam_learning_rate", "tolerance"):
+            check_real(name, getattr(self, name), positive=True)
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -55,6 +63,12 @@ class TrainSettings:
     """AdamW's learning rate."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay."""
+
+    def __post_init__(self):
+        for name in ("epochs", "minibatch"):
+            check_count(name, getattr(self, name), 1)
+        check_real("learning_rate", self.learning_rate, positive=True)
+        check_real("weight_decay", self.weight_decay)
 
 
 class PointEstimate(NamedTuple):
@@ -84,9 +98,9 @@ class PointEstimate(NamedTuple):
     """Why not, one sentence a failed check."""
 
 
-def double_precision() -> jax.enable_x64:
+def double_precision() -> AbstractContextManager[None]:
     """Context in which JAX computes in float64 where the backend has it (not on TPU)."""
-    return jax.enable_x64(jax.default_backend() != "tpu" or jax.config.jax_enable_x64)
+    return jax.enable_x64(jax.default_backend() != "tpu" or bool(jax.config.read("jax_enable_x64")))
 
 
 def fit_map(
@@ -134,7 +148,8 @@ def fit_maps(
         results = []
         for i in range(len(problems)):
             # A restart that has not converged may sit higher by rounding: only near-ties prefer the converged one.
-            best = int(np.nanargmin(values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)))
+            rank = values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)
+            best = int(np.argmin(np.where(np.isnan(rank), np.inf, rank)))
             one = jax.tree.map(lambda a, i=i: a[i], data)
             results.append(
                 _checked_map(model, one, z[i, best], values[i], norms[i, best], settings)
@@ -143,7 +158,26 @@ def fit_maps(
 
 
 def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
-    """Data of several problems of one shape, stacked along a new leading axis."""
+    """Data of several problems of one shape, stacked along a new leading axis.
+
+    Raises
+    ------
+    ValueError
+        For problems of different shapes, a model that was made for another kind of problem, or a ``prior_sd`` that
+        is not positive.
+    """
+    for problem in problems:
+        asked = (problem.num_features, problem.num_outputs, problem.likelihood)
+        given = (model.in_features, model.out_features, model.likelihood)
+        if asked != given:
+            raise ValueError(
+                f"model does not fit problem {problem.name!r}: (inputs, outputs, likelihood) must be {asked}; "
+                f"got {given}; use make_model(problem, ...)"
+            )
+        if problem.X.shape != problems[0].X.shape:
+            raise ValueError(
+                f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
+            )
     return jax.tree.map(
         lambda *a: jnp.stack(a), *[densities.make_data(p, model, prior_sd) for p in problems]
     )
@@ -183,7 +217,9 @@ def _search(data: Data, starts, *, model: Model, settings: MapSettings):
             z, state, count = carry
             gradient = optax.tree_utils.tree_get(state, "grad")
             target = 1e-2 * settings.tolerance
-            return (count == 0) | ((count < settings.lbfgs_steps) & (relative(z, gradient) > target))
+            return (count == 0) | (
+                (count < settings.lbfgs_steps) & (relative(z, gradient) > target)
+            )
 
         def lbfgs_step(carry):
             z, state, count = carry
@@ -221,6 +257,8 @@ def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
         reasons.append(
             f"The MAP is no strict maximum: smallest Hessian eigenvalue {eigenvalue:.1e}."
         )
+    # At z = 0 only the constants are left of the log prior.
+    constant = float(densities.log_prior(jnp.zeros_like(theta), data))
     return PointEstimate(
         kind="map",
         theta=np.asarray(theta),
@@ -230,7 +268,7 @@ def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
         hessian_min_eigenvalue=eigenvalue,
         hessian_method="dense" if dense else "lanczos",
         hessian=matrix,
-        restart_log_densities=tuple(float(-v) for v in values),
+        restart_log_densities=tuple(float(constant - v) for v in values),
         passed=not reasons,
         reasons=tuple(reasons),
     )
@@ -262,11 +300,13 @@ def _lanczos_min_eigenvalue(model: Model, data: Data, z) -> float | None:
     def product(v):
         return np.asarray(_hessian_vector_product(z, jnp.asarray(v.ravel()), data, model=model))
 
-    operator = LinearOperator((z.size, z.size), matvec=product, dtype=np.asarray(z).dtype)
+    # SciPy's stubs know neither the keywords of LinearOperator nor a fractional tolerance.
+    shape, dtype = (z.size, z.size), np.asarray(z).dtype
+    operator = LinearOperator(shape, matvec=product, dtype=dtype)  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(z.size)
     try:
         return float(
-            eigsh(operator, k=1, which="SA", tol=1e-3, v0=start, return_eigenvectors=False)[0]
+            eigsh(operator, k=1, which="SA", tol=1e-3, v0=start, return_eigenvectors=False)[0]  # pyright: ignore
         )
     except ArpackNoConvergence:
         return None
@@ -358,6 +398,7 @@ def _train(data: Data, keys, *, model: Model, settings: TrainSettings):
         (theta, _), _ = jax.lax.scan(
             epoch, (theta, adamw.init(theta)), jax.random.split(key_epochs, settings.epochs)
         )
+        theta = jnp.asarray(theta)
         log_lik = densities.log_likelihood(model, theta, data)
         return theta, log_lik, log_lik + densities.log_prior(theta, data)
 

@@ -8,6 +8,7 @@ gives the Flax module itself.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,9 +53,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         sizes = [in_features, *[width] * depth, out_features]
-        self.layers = nnx.List(
-            [nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.activation = ACTIVATIONS[activation]
         # Scaling a layer's input scales its kernel only: the bias stays outside, as the parameterisation asks.
         self.input_scale = tuple(
@@ -91,7 +90,7 @@ class Model:
     activation: str = "tanh"
     """tanh, relu, gelu or silu."""
     parameterisation: str = "ntk"
-    """ntk, fan_in or standard: where 1/sqrt(fan-in) sits (module docstring of the prior: `group_prior_sd`)."""
+    """ntk, fan_in or standard: where 1/sqrt(fan-in) sits (`MLP`, `group_prior_sd`)."""
 
     def __post_init__(self):
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -99,6 +98,8 @@ class Model:
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
             check_count(name, getattr(self, name), least)
+        if self.likelihood != "categorical":
+            check_count(f"out_features of a {self.likelihood} model", self.out_features, 1, 1)
 
     @functools.cached_property
     def _graphdef(self) -> nnx.GraphDef:
@@ -119,7 +120,7 @@ class Model:
     def layer_sizes(self) -> tuple[tuple[int, int], ...]:
         """(fan-in, fan-out) of each layer."""
         sizes = (self.in_features, *(self.width,) * self.depth, self.out_features)
-        return tuple(zip(sizes[:-1], sizes[1:], strict=True))
+        return tuple(itertools.pairwise(sizes))
 
     @property
     def num_params(self) -> int:

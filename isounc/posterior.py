@@ -12,17 +12,18 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc import hmc, nuts
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from isounc import densities, diagnostics
-from isounc.checks import check_choice
+from isounc.checks import check_choice, check_count, check_real
 from isounc.fit import stack_data
 from isounc.models import Model
 from isounc.problems import Problem
@@ -34,20 +35,20 @@ Progress = Callable[[str, int, int], None]
 class StepInfo(NamedTuple):
     """What one transition of one chain reports."""
 
-    energy: Float[Array, ""]
+    energy: Float[ArrayLike, ""]
     """Hamiltonian at the start of the trajectory, after the momentum was drawn."""
-    divergent: Float[Array, ""]
+    divergent: Float[ArrayLike, ""]
     """Whether the energy error exceeded 1000."""
-    saturated: Float[Array, ""]
+    saturated: Float[ArrayLike, ""]
     """Whether the trajectory was cut at its longest."""
-    acceptance: Float[Array, ""]
+    acceptance: Float[ArrayLike, ""]
     """Acceptance probability (its mean over the trajectory for NUTS)."""
-    num_gradients: Float[Array, ""]
+    num_gradients: Float[ArrayLike, ""]
     """Leapfrog steps."""
 
 
 class Kernel(Protocol):
-    """One transition of one chain: (key, state, log density, step size, inverse mass matrix, steps) -> (state, info)."""
+    """One transition of one chain: (key, state, log density, step size, metric, steps) -> (state, info)."""
 
     def __call__(
         self, key, state, log_density, step_size, inverse_mass_matrix, num_steps, settings
@@ -65,15 +66,15 @@ class SamplerSettings:
     num_warmup: int = 500
     """Warm-up transitions of a chain: BlackJAX window adaptation of step size and diagonal metric."""
     num_draws: int = 1000
-    """S, transitions of a chain after warm-up before the gate is first tried."""
+    """S, transitions of a chain after warm-up before the gate is first tried; rounded up to whole blocks."""
     max_draws: int = 1000
-    """While the gate fails, S doubles up to this."""
+    """While the gate fails, S doubles up to this (rounded up to whole blocks)."""
     num_integration_steps: int = 8
     """hmc: leapfrog steps of a trajectory during warm-up, and the fewest on average after it."""
-    trajectory_length: float = 1.5
+    trajectory_length: float = 2.0
     """hmc: mean integration time after warm-up, in prior standard deviations (a quarter period of the prior is
     pi/2); the number of steps is uniform between 1 and twice the mean."""
-    max_integration_steps: int = 64
+    max_integration_steps: int = 128
     """hmc: most leapfrog steps on average."""
     max_tree_depth: int = 10
     """nuts: trajectories of at most 2^this leapfrog steps."""
@@ -95,13 +96,15 @@ class SamplerSettings:
             ("num_warmup", 20),
             ("num_draws", 4),
             ("num_integration_steps", 1),
+            ("max_integration_steps", self.num_integration_steps),
             ("max_tree_depth", 1),
+            ("max_draws", 4),
             ("block", 2),
             ("num_kept", 2),
             ("locations_per_region", 1),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), least)
+        check_real("trajectory_length", self.trajectory_length, positive=True)
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
                 f"target_acceptance must be between 0 and 1; got {self.target_acceptance}."
@@ -292,16 +295,16 @@ def sample_posteriors(
     mean_steps = _mean_steps(np.asarray(step_size), np.asarray(metric), settings)
 
     blocks: list[_Block] = []
-    num_blocks, most = (math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws))
+    num_blocks, most = (
+        math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws)
+    )
     while True:
         for i in range(len(blocks), num_blocks):
             block_keys = jnp.stack([jax.random.fold_in(pair[1], i) for pair in pairs])
-            # The jitter has a key of its own that no problem's draws depend on.
-            num_steps = jax.random.randint(
-                jax.random.fold_in(jax.random.key(0), i),
-                (settings.block,),
-                1,
-                2 * mean_steps,
+            # NumPy's generator: a JAX key of the jitter's own could be a user's key or one derived from it.
+            jitter = np.random.default_rng((_JITTER_SEED, i))
+            num_steps = jnp.asarray(
+                jitter.integers(1, 2 * mean_steps, settings.block, dtype=np.int32)
             )
             states, block = _sample_block(
                 states, data, X, flat_locations, shift, step_size, metric, block_keys, num_steps,
@@ -321,6 +324,9 @@ def sample_posteriors(
         )
         for i, problem in enumerate(problems)
     ]  # fmt: skip
+
+
+_JITTER_SEED = 20260329
 
 
 class _Block(NamedTuple):
@@ -349,7 +355,9 @@ def _mean_steps(step_size: np.ndarray, metric: np.ndarray, settings: SamplerSett
 def _fixed_locations(problem: Problem, settings: SamplerSettings) -> dict[str, np.ndarray]:
     """Evenly spaced rows of each region, the same for every problem of a shape."""
     return {
-        name: np.unique(np.linspace(0, len(x) - 1, settings.locations_per_region).round().astype(int))
+        name: np.unique(
+            np.linspace(0, len(x) - 1, settings.locations_per_region).round().astype(int)
+        )
         for name, x in problem.regions.items()
     }
 
@@ -372,7 +380,7 @@ def _white_log_density(model: Model, data: densities.Data):
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def _warm_up(data, X, keys, *, model: Model, settings: SamplerSettings):
     algorithm = blackjax.hmc if settings.sampler == "hmc" else blackjax.nuts
-    extra = (
+    extra: dict[str, Any] = (
         {"num_integration_steps": settings.num_integration_steps}
         if settings.sampler == "hmc"
         else {"max_num_doublings": settings.max_tree_depth}
@@ -390,7 +398,7 @@ def _warm_up(data, X, keys, *, model: Model, settings: SamplerSettings):
         def one_chain(key):
             key_start, key_run = jax.random.split(key)
             start = jax.random.normal(key_start, (model.num_params,), data.X.dtype)
-            result, _ = warm_up.run(key_run, start, num_steps=settings.num_warmup)
+            result, _ = warm_up.run(key_run, start, settings.num_warmup)  # pyright: ignore
             parameters = result.parameters
             return result.state, parameters["step_size"], parameters["inverse_mass_matrix"]
 
@@ -410,7 +418,7 @@ def _sample_block(
 ):  # fmt: skip
     step = KERNELS[settings.sampler]
     keep_every = max(1, settings.num_draws * settings.num_chains // settings.num_kept)
-    keep_every = math.gcd(keep_every, settings.block)
+    keep_every = next(k for k in range(keep_every, 0, -1) if settings.block % k == 0)
 
     def one_chain(state, data, X, shift, step_size, metric, key):
         log_density = _white_log_density(model, data)

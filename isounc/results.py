@@ -176,7 +176,9 @@ class Results:
         else:
             names = {estimator}
         rows = [
-            row for name in names for row in self._index.get((setup, region, point, quantity, name), ())
+            row
+            for name in names
+            for row in self._index.get((setup, region, point, quantity, name), ())
         ]
         if quantity == "predictive":
             return rows

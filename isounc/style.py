@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from isounc import storage
@@ -75,7 +78,7 @@ POINT_WORDS = {
 }
 
 DPI = 150
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so figures look alike everywhere
     "font.size": 9,
     "axes.titlesize": 9,
@@ -86,15 +89,14 @@ _RC = {
     "axes.unicode_minus": True,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "figure.titlesize": 11,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "figure.dpi": DPI,
-    "savefig.dpi": DPI,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
-    "savefig.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "isounc",  # equal figures give equal files
     "text.usetex": False,
@@ -122,6 +124,24 @@ def styled() -> Iterator[None]:
         yield
 
 
+def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) -> None:
+    """One legend under all panels, in as many columns as the figure is wide."""
+    labels = list(entries)
+    if not labels:
+        return
+
+    def width(columns: int) -> float:
+        # Inches: a letter is about 0.064 wide at this size, a handle with its gaps 0.6.
+        split = np.array_split([len(label) for label in labels], columns)  # as a legend does
+        return sum(0.064 * float(lengths.max()) + 0.6 for lengths in split)
+
+    fitting = [n for n in range(1, len(labels) + 1) if width(n) <= figure.get_figwidth()]
+    figure.legend(
+        list(entries.values()), labels, loc="outside lower center",
+        ncols=max(fitting, default=1), **settings,
+    )  # fmt: skip
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as `stem`.png and `stem`.svg, each whole or not at all; the two paths.
 
@@ -130,16 +150,16 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     OSError
         If they cannot be written.
     """
-    files = {}
+    png, svg = io.BytesIO(), io.BytesIO()
     with styled():
-        # The layout is worked out once instead of for each format.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for ending in ("png", "svg"):
-            content = io.BytesIO()
-            metadata = {"Date": None} if ending == "svg" else {"Software": None}
-            figure.savefig(content, format=ending, dpi=DPI, metadata=metadata)
-            files[stem.with_name(f"{stem.name}.{ending}")] = content.getvalue()
+        # `Figure.savefig` would draw each format twice; drawing is what takes the time here.
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        figure.set_layout_engine("none")  # the layout just found holds for the other format too
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    files = {
+        stem.with_name(f"{stem.name}.{ending}"): content.getvalue()
+        for ending, content in (("png", png), ("svg", svg))
+    }
     stem.parent.mkdir(parents=True, exist_ok=True)
     storage.write_atomic(files, f"figure {stem.name}")
     return list(files)

@@ -60,7 +60,9 @@ Work = Callable[[Group, Tell], Any]
 class Executor(Protocol):
     """Runs groups of batches, each through ``work(group, tell)``, and yields what each returns."""
 
-    def __call__(self, groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]: ...
+    def __call__(
+        self, groups: Sequence[Group], work: Work, tell: Tell, workers: int
+    ) -> Iterator[Any]: ...
 
 
 def make_batches(

@@ -1,0 +1,398 @@
+"""Figures of one cell: uncertainty over the input space, and estimates against their reference.
+
+Class columns are summed (the trace) wherever one number stands for several classes. Levels: an
+estimate of a variance is known up to a factor, which is fitted on region `test` where it matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from isounc.checks import check_choice
+from isounc.compare import compare
+from isounc.records import Record, RunFolder
+from isounc.results import ESTIMATORS, REGIONS, Results, ordered
+from isounc.style import (
+    CLASS_LOOKS,
+    POINT_WORDS,
+    NothingToDraw,
+    estimator_look,
+    legend_below,
+    region_look,
+    styled,
+)
+
+MAP_ESTIMATORS = ("isotropic", "link_aware")
+CURVE_ESTIMATORS = ("isotropic", "laplace", "posterior_averaged")
+_MAX_DECADES = 6
+"""Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""
+
+
+def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
+    """MCMC and point estimates over the input space of one cell, with the training data.
+
+    Two inputs: maps of the prediction, the epistemic and the aleatoric part (for C classes summed
+    over them), each with a colour scale of its own. One input: the predictive mean with two
+    standard deviations, and the standard deviations by themselves, where an estimate is multiplied
+    by the level that fits it to MCMC on region `test`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such cell (with near matches), or it has no grid to draw on.
+    """
+    results, record = _record(run, cell_name)
+    arrays = record.arrays
+    if "grid/X" not in arrays or "grid/mcmc_var" not in arrays:
+        raise NothingToDraw(f"cell {cell_name} has no region 'grid' (only 1-D and 2-D problems do)")
+    if f"grid/{point}/p" not in arrays:
+        raise NothingToDraw(f"cell {cell_name} has no estimates at point {point!r} on its grid")
+    dimension, columns = arrays["grid/X"].shape[1], arrays["grid/mcmc_var"].shape[1]
+    with styled():
+        if dimension == 2:
+            figure = _two_inputs(record, point)
+        elif dimension == 1 and columns == 1:
+            figure = _one_input(record, point)
+        else:
+            raise NothingToDraw(
+                f"cell {cell_name} has {dimension} inputs and {columns} classes; maps are drawn of "
+                "two inputs, or one input and one number"
+            )
+        figure.suptitle(_heading(results, record, point))
+    return figure
+
+
+def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
+    """Estimates against the MCMC variance on log axes: a panel per estimator, a colour per region.
+
+    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of theirs,
+    which it cannot exceed). The dashed line is the level fitted on region `test`: reference =
+    sigma^2 x estimate. Values that are not positive, or far below the others, are counted and not
+    shown; the correlations in the titles are over all.
+
+    Raises
+    ------
+    ValueError
+        If there is no such cell (with near matches), or it has no estimates at this point.
+    """
+    results, record = _record(run, cell_name)
+    arrays = record.arrays
+    keys = [key.split("/") for key in arrays if "/epistemic/" in key]
+    wanted = [key for key in keys if len(key) == 4 and key[1] in (point, "posterior")]
+    estimators = ordered(dict.fromkeys((key[3], key[1]) for key in wanted), [])
+    place = {name: i for i, name in enumerate(ordered([e for e, _ in estimators], ESTIMATORS))}
+    estimators.sort(key=lambda pair: place[pair[0]])
+    regions = ordered(dict.fromkeys(key[0] for key in wanted), REGIONS)
+    regions = [region for region in regions if f"{region}/mcmc_var" in arrays]
+    if not estimators or not regions:
+        raise NothingToDraw(f"cell {cell_name} has no estimates at point {point!r}")
+    columns = min(3, len(estimators))
+    rows = math.ceil(len(estimators) / columns)
+    with styled():
+        figure = Figure(
+            figsize=({1: 5.0, 2: 7.2}.get(columns, 10.0), 2.75 * rows + 0.9), layout="constrained"
+        )
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for ax in panels.ravel()[len(estimators) :]:
+            ax.remove()
+        for ax, (estimator, at) in zip(panels.ravel(), estimators, strict=False):
+            _scatter_panel(ax, arrays, regions, estimator, at)
+        limits = _log_limits([_reference(arrays, region) for region in regions])
+        for ax in panels.ravel()[: len(estimators)]:
+            if limits is not None:
+                ax.set_ylim(*limits)
+            _plain_log_axis(ax)
+            ax.set_xlabel("estimate")
+        names: dict[str, object] = {}
+        for ax in panels.ravel()[: len(estimators)]:
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+                names.setdefault(label, handle)
+        legend_below(figure, names, markerscale=1.5)
+        figure.supylabel("MCMC predictive variance", fontsize=9)
+        figure.suptitle(_heading(results, record, point))
+    return figure
+
+
+def _record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
+    results = Results.of(run)
+    names = [cell.name for cell in results.cells]
+    if not names:
+        raise NothingToDraw(f"{results.run.path} has no records of cells")
+    check_choice("cell_name", cell_name, names)
+    record = results.run.read(cell_name)
+    if record is None:
+        raise NothingToDraw(f"the record of cell {cell_name} is damaged")
+    return results, record
+
+
+def _heading(results: Results, record: Record, point: str) -> str:
+    cell = next(cell for cell in results.cells if cell.name == record.name)
+    failed = "" if cell.passed else " (MCMC failed its gate)"
+    name = f"{results.label(cell.setup)}, width {cell.width}, seed {cell.seed}"
+    return f"{name}: estimates {POINT_WORDS.get(point, point)}{failed}"
+
+
+def _two_inputs(record: Record, point: str) -> Figure:
+    """Rows: prediction, epistemic, aleatoric; first column MCMC."""
+    a = record.arrays
+    try:
+        axes, order = _mesh(a["grid/X"])
+    except ValueError as error:
+        raise NothingToDraw(f"cell {record.name}: {error}") from None
+
+    def image(key: str) -> np.ndarray | None:
+        return a[key][order].reshape(len(axes[0]), len(axes[1]), -1) if key in a else None
+
+    reference = a["grid/mcmc_var"].sum(axis=1)
+    aleatoric = a["grid/mcmc_aleatoric"].sum(axis=1) if "grid/mcmc_aleatoric" in a else None
+    many = a["grid/mcmc_mean"].shape[1] > 1
+    what = "class probabilities" if many else "p(y = 1)"
+    rows: list[list[tuple[str, str, np.ndarray | None]]] = [
+        [
+            (f"MCMC mean, {what}", "p", image("grid/mcmc_mean")),
+            (f"Point estimate, {what}", "p", image(f"grid/{point}/p")),
+            (f"Truth, {what}", "p", image("grid/p_true")),
+        ],
+        [("MCMC epistemic (variance)", "epistemic", image("grid/mcmc_var"))],
+        [("MCMC aleatoric, E[p(1−p)]", "aleatoric", image("grid/mcmc_aleatoric"))],
+    ]
+    for estimator in MAP_ESTIMATORS:
+        key = f"grid/{point}/epistemic/{estimator}"
+        title = f"{estimator_look(estimator).label}{_r(a, key, reference)}"
+        rows[1].append((title, "epistemic", image(key)))
+    for name, words in (("aleatoric", "p(1−p)"), ("aleatoric_corrected", "p(1−p) − epistemic")):
+        key = f"grid/{point}/{name}"
+        rows[2].append((f"Point {words}{_r(a, key, aleatoric)}", "aleatoric", image(key)))
+    figure = Figure(figsize=(10.0, 9.0), layout="constrained")
+    panels = figure.subplots(3, 3, sharex=True, sharey=True)
+    for i, row in enumerate(rows):
+        for ax, (title, kind, values) in zip(panels[i], row, strict=True):
+            if values is None:
+                ax.set_axis_off()
+                ax.set_title(f"{title}: not in the record", fontsize=8, color="#444444")
+                continue
+            ax.set_title(title, loc="left")
+            _image(figure, ax, axes, values, kind)
+            _training_data(ax, record)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    entries = {f"training data, {n}": h for n, h in zip(labels, handles, strict=True)}
+    note = "Each map has a colour scale of its own. r: Pearson correlation with MCMC over the grid."
+    legend_below(figure, entries, markerscale=1.4, title=note, title_fontsize=8.5)
+    return figure
+
+
+def _image(
+    figure: Figure, ax: Axes, axes: tuple[np.ndarray, np.ndarray], values: np.ndarray, kind: str
+) -> None:
+    """One map; `values` is (n1, n2, M) in "ij" order."""
+    half = [(axis[-1] - axis[0]) / (len(axis) - 1) / 2 for axis in axes]
+    extent = (
+        *(axes[0][0] - half[0], axes[0][-1] + half[0]),
+        *(axes[1][0] - half[1], axes[1][-1] + half[1]),
+    )
+    settings = {"origin": "lower", "extent": extent, "aspect": "auto", "interpolation": "nearest"}
+    if kind == "p" and values.shape[2] > 1:
+        colors = np.array([to_rgb(_class_look(c).color) for c in range(values.shape[2])])
+        shown = np.clip(np.transpose(values, (1, 0, 2)) @ colors, 0, 1)
+        ax.imshow(shown, **settings)
+        return
+    shown = values.sum(axis=2).T
+    if kind == "p":
+        limits = {"vmin": 0.0, "vmax": 1.0, "cmap": "RdBu_r"}
+    else:
+        # From zero, so that a constant map is seen to be one; only a corrected one goes below.
+        limits = {"vmin": min(0.0, np.nanmin(shown)), "cmap": "viridis"}
+    drawn = ax.imshow(shown, **settings, **limits)
+    bar = figure.colorbar(drawn, ax=ax, pad=0.02, aspect=18)
+    bar.locator = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
+    bar.formatter = FuncFormatter(lambda value, _: f"{value:.3g}")
+    bar.update_ticks()
+    bar.outline.set_visible(False)  # pyright: ignore
+
+
+def _training_data(ax: Axes, record: Record) -> None:
+    X, y = record.arrays.get("X"), record.arrays.get("y")
+    if X is None or y is None:
+        return
+    for c in np.unique(y).astype(int):
+        look = _class_look(c)
+        ax.plot(
+            *X[y == c].T, linestyle="none", marker=look.marker, markersize=3.8, color=look.color,
+            markeredgecolor="white", markeredgewidth=0.6, label=look.label,
+        )  # fmt: skip
+
+
+def _one_input(record: Record, point: str) -> Figure:
+    """Mean with two standard deviations, above the standard deviations by themselves."""
+    a = record.arrays
+    order = np.argsort(a["grid/X"][:, 0])
+    x, mean, var = (a[f"grid/{k}"][order, 0] for k in ("X", "mcmc_mean", "mcmc_var"))
+    sd = np.sqrt(np.maximum(var, 0))
+    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    top.fill_between(
+        x, mean - 2 * sd, mean + 2 * sd, color="#999999", alpha=0.35, linewidth=0,
+        label="MCMC mean ± 2 sd",
+    )  # fmt: skip
+    top.plot(x, mean, color="#555555", linewidth=1.4)
+    if "grid/p_true" in a:
+        top.plot(x, a["grid/p_true"][order, 0], ":", color="black", label="truth")
+    p = a[f"grid/{point}/p"][order, 0]
+    top.plot(x, p, color=estimator_look("isotropic").color, label="point estimate", linewidth=1.4)
+    bottom.plot(x, sd, color="#555555", linewidth=2.4, alpha=0.7, label="MCMC")
+    fitted_on = "test" if "test/mcmc_var" in a else "grid"
+    for estimator in CURVE_ESTIMATORS:
+        at = "posterior" if estimator == "posterior_averaged" else point
+        key = f"{at}/epistemic/{estimator}"
+        if f"grid/{key}" not in a or f"{fitted_on}/{key}" not in a:
+            continue
+        look = estimator_look(estimator)
+        fitted = compare(a[f"{fitted_on}/{key}"].sum(axis=1), _reference(a, fitted_on))
+        if fitted.slope is None:
+            continue
+        scaled = np.sqrt(np.maximum(fitted.slope * a[f"grid/{key}"][order, 0], 0))
+        label = f"{look.label} × level{_r(a, f'grid/{key}', _reference(a, 'grid'))}"
+        bottom.plot(x, scaled, "--", color=look.color, label=label, linewidth=1.4)
+        if estimator == "isotropic":
+            for sign in (-1, 1):
+                top.plot(
+                    x, p + sign * 2 * scaled, "--", color=look.color, linewidth=1.2,
+                    label="point estimate ± 2 sd, isotropic × level" if sign > 0 else None,
+                )  # fmt: skip
+    if "X" in a and "y" in a:
+        top.plot(
+            a["X"][:, 0], a["y"], "o", color="black", markersize=3, alpha=0.6, label="training data"
+        )
+    top.set_ylabel("prediction")
+    bottom.set_ylabel("sd of the prediction")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel(
+        f"input x  (levels fitted on region {fitted_on}; r: Pearson of variances over the grid)"
+    )
+    for ax in (top, bottom):
+        # Beside the axes, where it covers nothing.
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+    return figure
+
+
+def _scatter_panel(
+    ax: Axes, arrays: Mapping[str, np.ndarray], regions: list[str], estimator: str, at: str
+) -> None:
+    correlations, hidden, shown = [], 0, []
+    level = None
+    pairs = {}
+    for region in regions:
+        key = f"{region}/{at}/epistemic/{estimator}"
+        if key in arrays:
+            pairs[region] = (arrays[key].sum(axis=1), _reference(arrays, region))
+    limits = _log_limits([estimate for estimate, _ in pairs.values()])
+    y_limits = _log_limits([_reference(arrays, region) for region in regions])
+    for spare, region in enumerate(regions):
+        if region not in pairs:
+            continue
+        estimate, reference = pairs[region]
+        fit = compare(estimate, reference)
+        value = "undef." if fit.pearson is None else f"{fit.pearson:.2f}"
+        correlations.append(f"{region} {value}")
+        if region == "test" or level is None:
+            level = fit.slope
+        if limits is None or y_limits is None:
+            continue
+        visible = (estimate >= limits[0]) & (reference >= y_limits[0])
+        hidden += int((~visible).sum())
+        look = region_look(region, position=spare)
+        order = 2 if region == "grid" else 3  # the most points, so under the others
+        se = arrays.get(f"{region}/mcmc_var_se")
+        if se is not None:
+            # Errors of classes are positively correlated: their sum is the safe side.
+            se = np.nan_to_num(se.sum(axis=1))[visible]
+            middle = reference[visible]
+            ax.vlines(
+                estimate[visible], np.maximum(middle - se, 1e-3 * middle), middle + se,
+                color=look.color, alpha=0.25, linewidth=0.6, zorder=order - 1, rasterized=True,
+            )  # fmt: skip
+        ax.plot(
+            estimate[visible], reference[visible], linestyle="none", marker=look.marker,
+            markersize=3.2, color=look.color, markeredgewidth=0, alpha=0.6, zorder=order,
+            label=f"region {region}", rasterized=True,
+        )  # fmt: skip
+        shown.append(region)
+    if limits is None or not shown:
+        ax.text(0.5, 0.5, "no positive values", ha="center", transform=ax.transAxes)
+    else:
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(*limits)
+        if level is not None:
+            line = np.array(limits)
+            ax.plot(
+                line, level * line, "--", color="#333333", linewidth=1, zorder=4,
+                label="reference = σ² × estimate, σ² from region test"
+                if "test" in pairs else "reference = σ² × estimate",
+            )  # fmt: skip
+    title = estimator_look(estimator).label
+    if level is not None:
+        title += f", σ² = {level:.2g}"
+    notes = ["r: " + ", ".join(correlations)]
+    if hidden:
+        notes.append(f"{hidden} not shown")
+    ax.set_title(title, loc="left", fontweight="bold", pad=13)
+    ax.annotate(
+        "; ".join(notes), (0, 1), xycoords="axes fraction", xytext=(0, 3),
+        textcoords="offset points", fontsize=7.5, color="#444444",
+    ).set_in_layout(False)  # fmt: skip
+
+
+def _plain_log_axis(ax: Axes) -> None:
+    """Decades labelled 1e-3: mathematical text costs more time than the rest of the figure."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _log_limits(values: list[np.ndarray]) -> tuple[float, float] | None:
+    """Limits of a log axis: all positive values, but no more than some decades of them."""
+    every = np.concatenate([v.ravel() for v in values]) if values else np.empty(0)
+    positive = every[np.isfinite(every) & (every > 0)]
+    if not len(positive):
+        return None
+    high = float(positive.max())
+    low = max(float(positive.min()), high * 10.0**-_MAX_DECADES)
+    # A decade at least, for the sake of the tick labels.
+    margin = max(1.5, math.sqrt(10 * low / high))
+    return low / margin, high * margin
+
+
+def _reference(arrays: Mapping[str, np.ndarray], region: str) -> np.ndarray:
+    return arrays[f"{region}/mcmc_var"].sum(axis=1)
+
+
+def _r(arrays: Mapping[str, np.ndarray], key: str, reference: np.ndarray | None) -> str:
+    """Correlation over the grid, for a title."""
+    if key not in arrays or reference is None:
+        return ""
+    r = compare(arrays[key].sum(axis=1), reference).pearson
+    return ", r undefined" if r is None else f", r = {r:.2f}"
+
+
+def _mesh(points: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Axes of a regular mesh, and the order that puts its points in "ij" indexing."""
+    axes = (np.unique(points[:, 0]), np.unique(points[:, 1]))
+    order = np.lexsort((points[:, 1], points[:, 0]))
+    mesh = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
+    if min(len(axis) for axis in axes) < 2 or not np.array_equal(points[order], mesh):
+        raise ValueError("its grid is no mesh of two axes")
+    return axes, order
+
+
+def _class_look(c: int):
+    return CLASS_LOOKS[c % len(CLASS_LOOKS)]

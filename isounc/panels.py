@@ -1,0 +1,129 @@
+"""Panels of figures that compare problems: a panel per problem, one y axis, one legend.
+
+A panel's title says what a reader must know about it: how many cells failed the gate, and what is
+undefined. A hollow marker is a seed that failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from isounc.checks import check_choice
+from isounc.results import Results, Setup
+from isounc.style import STATISTICS, Look, NothingToDraw, legend_below
+
+
+class Line(NamedTuple):
+    """One line of every panel, or one bar of every group."""
+
+    look: Look
+    """Label, colour and marker."""
+    short: str
+    """What notes call it."""
+    point: str
+    """Point of its rows."""
+    estimator: str
+    """Estimator of its rows."""
+
+
+def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
+    """Raise a ValueError unless the run has what a figure is asked to show."""
+    check_choice("statistic", statistic, STATISTICS)
+    if not results.rows:
+        raise NothingToDraw(f"{results.run.path} holds no result rows yet")
+    for argument, value in wanted.items():
+        check_choice(argument, value, results.values(argument))
+
+
+def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: str) -> list[Setup]:
+    """Setups that have a row for any of the lines; `NothingToDraw` if none has."""
+    setups = [s for s in results.setups if rows_of(results, s, lines, region, quantity)]
+    if not setups:
+        raise NothingToDraw(f"no {quantity} rows in region {region} at this point")
+    return setups
+
+
+def rows_of(
+    results: Results, setup: Setup, lines: Sequence[Line], region: str, quantity: str
+) -> list[dict[str, Any]]:
+    """All rows that a panel shows."""
+    found = []
+    for line in lines:
+        found += results.select(
+            setup, region=region, point=line.point, quantity=quantity, estimator=line.estimator
+        )
+    return found
+
+
+def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels that share their y axis; four to a row, or fewer."""
+    columns = 4 if count > 6 else min(3, count)
+    rows = math.ceil(count / columns)
+    size = ({1: 5.6, 2: 8.0}.get(columns, 10.0), 2.35 * rows + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05)  # pyright: ignore
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for ax in grid[count:]:
+        ax.remove()
+    return figure, list(grid[:count])
+
+
+def finish_panels(
+    figure: Figure, panels: Sequence[Axes], values: Iterable[float], label: str,
+    more: dict[str, Any],
+) -> None:  # fmt: skip
+    """Common limits and grid lines, the y label, one legend for all panels (with `more`)."""
+    lowest = min([v for v in values if math.isfinite(v)], default=0.0)
+    # Intervals of two or three seeds may reach to -1 and are cut; means and seeds never are.
+    low = max(-1.05, math.floor(10 * min(0.0, lowest - 0.03)) / 10)
+    legend: dict[str, Any] = {}
+    for ax in panels:
+        ax.set_ylim(low, 1.04)
+        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            legend.setdefault(name, handle)
+    figure.supylabel(label, fontsize=9)
+    legend |= more
+    if any(str(a.get_label()).startswith("_failed") for ax in panels for a in ax.lines):
+        legend["hollow: failed the gate or its point's check, in no mean"] = Line2D(
+            [], [], linestyle="none", marker="o", markerfacecolor="white",
+            markeredgecolor="#333333", markersize=5,
+        )  # fmt: skip
+    legend_below(figure, legend)
+
+
+def title_panels(
+    panels: Sequence[Axes], results: Results, setups: Sequence[Setup], notes: Sequence[list[str]]
+) -> None:
+    """The problem over each panel, and under it in small what a reader must know about it."""
+    most = max(len(lines) for lines in notes)  # so that all titles stand at one height
+    for ax, setup, lines in zip(panels, setups, notes, strict=True):
+        name = results.label(setup)
+        if results.main_class(setup) == "trace":
+            name += ", trace"
+        ax.set_title(name, loc="left", fontweight="bold", pad=4 + 9.5 * most)
+        for place, line in enumerate(lines):
+            ax.annotate(
+                line, (0, 1), xycoords="axes fraction", xytext=(0, 4 + 9.5 * (most - 1 - place)),
+                textcoords="offset points", fontsize=7.5, color="#444444",
+            ).set_in_layout(False)  # fmt: skip
+
+
+def gate_note(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many cells failed: the gate of their reference, or only the check of a point estimate."""
+    verdicts: dict[tuple, set[str]] = {}
+    for row in rows:
+        verdicts.setdefault((row["width"], row["seed"]), set()).add(row["gate"])
+    failed = sum(verdict == {"fail"} for verdict in verdicts.values())
+    partly = sum(len(verdict) == 2 for verdict in verdicts.values())
+    notes = [f"{failed} of {len(verdicts)} cells failed the gate"] if failed else []
+    if partly:
+        notes.append(f"{partly} of {len(verdicts)} failed a point's check")
+    return notes

@@ -1,0 +1,397 @@
+"""Tables of a run, made from its folder alone: what the report shows and the console prints.
+
+Each function gives a `Table` of texts. A number over seeds is written mean [low, high], with the
+interval of `isounc.summary`; what is undefined or failed says so instead of being left out.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from isounc.paper import SOURCE, UNKNOWN, paper_value
+from isounc.records import RunFolder
+from isounc.results import Cell, Results, Setup, ordered
+from isounc.style import POINT_WORDS
+
+LEVEL_ESTIMATORS = (
+    *("isotropic", "link_aware", "layer_scaled", "laplace", "oracle", "posterior_averaged"),
+)
+_SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    """What it shows."""
+    columns: tuple[str, ...]
+    """Headings."""
+    rows: list[tuple[str, ...]]
+    """Cells, as many in each row as there are headings."""
+    note: str
+    """How to read it."""
+
+
+def paper_table(results: Results) -> Table:
+    """Correlations at the largest width, beside those of the paper."""
+    region = _main_region(results)
+    rows = []
+    for setup in results.setups:
+        for estimator, quantity in _SUMMARY:
+            if quantity == "aleatoric" and results.main_class(setup) == "f":
+                continue  # a known noise variance, the same everywhere
+            width = max(results.widths(setup))
+            which = {"region": region, "point": "map", "estimator": estimator, "quantity": quantity}
+            row = results.at_width(setup, width, **which)
+            if row is None:
+                continue
+            about = {"estimator": estimator, "quantity": quantity}
+            pairs = []
+            for statistic in ("pearson", "spearman"):
+                value = paper_value(setup.problem, statistic, **about)
+                pairs += [_interval(row, statistic), "-" if value is None else f"{value:.2f}"]
+            name = estimator if quantity == "epistemic" else quantity
+            rows.append((results.label(setup), str(width), name, _seeds(row), *pairs))
+    return Table(
+        "Correlation with MCMC at the largest width, beside the paper",
+        ("problem", "width", "estimate", "seeds", "Pearson", "paper", "Spearman", "paper"),
+        rows,
+        f"Region {region}, point map; mean [95% interval over seeds]. seeds: with a correlation, "
+        "of all; the others failed the gate or are undefined. Paper (isotropic: GN, laplace: LA, "
+        f"aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
+    )
+
+
+def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",)) -> Table:
+    """Whether correlations improve with width, by problem, point and region."""
+    regions = results.values("region")
+    chosen = [
+        (estimator, point)
+        for estimator in (*estimators, "posterior_averaged")
+        for point in results.values("point")
+    ]
+    rows = []
+    for setup in results.setups:
+        for estimator, point in chosen:
+            cells = []
+            for region in regions:
+                found = results.trend(setup, region=region, point=point, estimator=estimator)
+                if found is None or found.slope_mean is None:
+                    cells.append("-")
+                elif found.low is None or found.high is None:
+                    cells.append(f"{found.slope_mean:+.3f} {found.verdict} (one seed)")
+                else:
+                    interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
+                    cells.append(f"{found.slope_mean:+.3f} {interval} {found.verdict}")
+            if set(cells) != {"-"}:
+                rows.append((results.label(setup), estimator, point, *cells))
+    note = (
+        "Mean change of the Pearson correlation per doubling of the width, over the widths where a "
+        "seed passed, with its 95% interval over seeds. improves or declines: the interval "
+        "excludes 0. It says nothing about the shape of the curve between its ends."
+    )
+    if any(setup.parameterisation == "standard" for setup in results.setups):
+        note += (
+            " Under the standard parameterisation the function's prior variance grows with width, "
+            "which confounds any trend."
+        )
+    return Table(
+        "Trend with width", ("problem", "estimate", "point", *map(_region, regions)), rows, note
+    )
+
+
+def gate_table(results: Results) -> Table:
+    """Diagnostics of the reference for every problem and width, and why seeds failed."""
+    rows = []
+    for (setup, width), cells in _by_width(results).items():
+        gates = [cell.meta.get("gate") or {} for cell in cells]
+        losses = [
+            row["attenuation"]
+            for region in results.values("region")
+            for row in results.select(
+                setup, region=region, point="map", quantity="epistemic", estimator="isotropic"
+            )
+            if row["width"] == width and row.get("attenuation") is not None
+        ]
+        rows.append((
+            results.label(setup), str(width),
+            f"{sum(cell.passed for cell in cells)} of {len(cells)}",
+            _worst(gates, "rhat_max", max, "{:.4f}"),
+            *(_worst(gates, f"ess_{kind}_min", min, "{:.0f}") for kind in ("bulk", "var", "tail")),
+            _worst(gates, "ebfmi_min", min, "{:.2f}"),
+            _worst(gates, "divergences", max, "{:.0f}"),
+            _worst(gates, "var_mcse_median", max, "{:.1%}"),
+            f"{min(losses):.3f}" if losses else "-",
+            _reasons((cell.seed, gate.get("reasons")) for cell, gate in zip(cells, gates, strict=True)),
+        ))  # fmt: skip
+    return Table(
+        "Gate of the reference posterior",
+        (
+            "problem", "width", "passed", "largest R-hat", "least bulk ESS", "least ESS of variance",
+            "least tail ESS", "least E-BFMI", "most divergences", "error of variance (median)",
+            "least attenuation", "failed because",
+        ),
+        rows,
+        "The worst of the seeds, each over the monitored locations. error of variance: Monte Carlo "
+        "standard error of the predictive variance over the variance. attenuation: the factor by "
+        "which that error can lower a Pearson correlation, the least over regions and seeds.",
+    )  # fmt: skip
+
+
+def point_table(results: Results) -> Table:
+    """Checks of the point estimates for every problem and width."""
+    rows = []
+    for (setup, width), cells in _by_width(results).items():
+        found = [cell.meta.get("points") or {} for cell in cells]
+        for point in ordered(dict.fromkeys(p for one in found for p in one), POINT_WORDS):
+            checks = [one.get(point) or {} for one in found]
+            curvature = ordered(dict.fromkeys(c["laplace"] for c in checks if "laplace" in c), ())
+            rows.append((
+                results.label(setup), str(width), point,
+                f"{sum(check.get('passed') is True for check in checks)} of {len(checks)}",
+                _worst(checks, "rel_grad_norm", max, "{:.1e}"),
+                _worst(checks, "hessian_min_eigenvalue", min, "{:.3g}"),
+                ", ".join(map(str, curvature)) or "-",
+                _reasons((cell.seed, c.get("reasons")) for cell, c in zip(cells, checks, strict=True)),
+            ))  # fmt: skip
+    return Table(
+        "Checks of the point estimates",
+        (
+            "problem", "width", "point", "passed", "largest relative gradient norm",
+            "least Hessian eigenvalue", "Laplace covariance from", "failed because",
+        ),
+        rows,
+        "The worst of the seeds. Rows of a cell whose point failed its check count as failed.",
+    )  # fmt: skip
+
+
+def level_table(results: Results) -> Table:
+    """The factor sigma^2 that makes an estimate's sum equal the reference's."""
+    region = _main_region(results)
+    there = [e for e in LEVEL_ESTIMATORS if e in results.values("estimator")]
+    rows = []
+    for setup in results.setups:
+        for width in results.widths(setup):
+            cells = []
+            for estimator in there:
+                point = "posterior" if estimator == "posterior_averaged" else "map"
+                which = {"region": region, "point": point, "estimator": estimator}
+                row = results.at_width(setup, width, **which)
+                cells.append("-" if row is None else _interval(row, "slope", "{:.3g}"))
+            if set(cells) != {"-"}:
+                rows.append((results.label(setup), str(width), *cells))
+    return Table(
+        "Level of the estimates",
+        ("problem", "width", *there),
+        rows,
+        f"Sum of the MCMC variance over the sum of the estimate, region {region}, point map (or "
+        "over the posterior): 1 is right as it stands, and what is below 1 overstates. Geometric "
+        "mean [95% interval over seeds].",
+    )
+
+
+def aleatoric_table(results: Results) -> Table:
+    """The paper's aleatoric part beside the one without the epistemic part, at the largest width."""
+    names = ("aleatoric", "aleatoric_corrected")
+    rows = []
+    for setup in results.setups:
+        width = max(results.widths(setup))
+        for point in results.values("point"):
+            for region in results.values("region"):
+                found = [
+                    results.at_width(
+                        setup, width, region=region, point=point, estimator="isotropic", quantity=q
+                    )
+                    for q in names
+                ]
+                if not any(found):
+                    continue
+                cells = [
+                    "-" if row is None else _interval(row, statistic, form)
+                    for statistic, form in (("pearson", "{:.2f}"), ("slope", "{:.3g}"))
+                    for row in found
+                ]
+                rows.append((results.label(setup), str(width), point, region, *cells))
+    return Table(
+        "Aleatoric part: p(1−p), and p(1−p) less the isotropic estimate",
+        (
+            "problem", "width", "point", "region", "Pearson, aleatoric", "Pearson, corrected",
+            "level, aleatoric", "level, corrected",
+        ),
+        rows,
+        "Against MCMC's E[p(1−p)]. p(1−p) at a point approximates the total, so adding the "
+        "epistemic part to it counts that twice; the corrected one subtracts it at level 1. level: "
+        "sum of the reference over sum of the estimate; undefined where that sum is not positive.",
+    )  # fmt: skip
+
+
+def predictive_table(results: Results) -> Table:
+    """Calibration of the point's prediction beside that of MCMC's, on labelled regions."""
+    rows = []
+    for setup in results.setups:
+        for point in results.values("point"):
+            for region in results.values("region"):
+                found = results.select(setup, region=region, point=point, quantity="predictive")
+                for estimator in dict.fromkeys(row["estimator"] for row in found):
+                    which = {"region": region, "point": point, "estimator": estimator}
+                    for row in results.curve(setup, quantity="predictive", **which):
+                        cells = [_interval(row, s) for s in ("nll", "mcmc_nll", "ece", "mcmc_ece")]
+                        place = (results.label(setup), str(row["width"]), point, region)
+                        rows.append((*place, _seeds(row), *cells))
+    return Table(
+        "Calibration of the predictions",
+        ("problem", "width", "point", "region", "seeds", "NLL", "MCMC NLL", "ECE", "MCMC ECE"),
+        rows,
+        "Negative log likelihood in nats, expected calibration error of the predicted class (none "
+        "for regression); mean [95% interval over seeds].",
+    )
+
+
+def undefined_table(results: Results) -> Table:
+    """Correlations that are undefined in cells that passed, with their reasons."""
+    counts: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for setup in results.setups:
+        for point in results.values("point"):
+            for region in results.values("region"):
+                for row in results.select(setup, region=region, point=point, quantity="epistemic"):
+                    if row["gate"] == "pass" and row.get("pearson") is None:
+                        why = row.get("reason") or "no reason given"
+                        key = (results.label(setup), point, region, row["estimator"], why)
+                        counts.setdefault(key, []).append((row["width"], row["seed"]))
+    rows = [
+        (
+            *key[:4],
+            ", ".join(str(w) for w in sorted({w for w, _ in where})),
+            str(len(where)),
+            key[4],
+        )
+        for key, where in counts.items()
+    ]
+    return Table(
+        "Undefined correlations",
+        ("problem", "point", "region", "estimate", "widths", "cells", "reason"),
+        rows,
+        "Of epistemic estimates with the MCMC variance, in cells that passed the gate.",
+    )
+
+
+def cost_table(results: Results) -> Table:
+    """Seconds by phase, summed over the cells of a problem."""
+    phases = dict.fromkeys(p for cell in results.cells for p in cell.meta.get("seconds") or {})
+    rows = []
+    for setup in results.setups:
+        cells = [cell.meta.get("seconds") or {} for cell in results.cells if cell.setup == setup]
+        sums = [math.fsum(float(c.get(phase) or 0) for c in cells) for phase in phases]
+        rows.append((results.label(setup), str(len(cells)), *(f"{s:.1f}" for s in sums)))
+    return Table(
+        "Seconds of computation",
+        ("problem", "cells", *phases),
+        rows if phases else [],
+        "Summed over cells, compilation included; cells may have run side by side.",
+    )
+
+
+def settings_table(settings: Mapping[str, Any], title: str) -> Table:
+    """Nested settings or facts as names and values."""
+    rows = [(name, _plain(value)) for name, value in _flat(settings)]
+    return Table(title, ("name", "value"), rows, "")
+
+
+def summary_table(run: RunFolder | Results) -> str:
+    """What an experiment prints at its end: `paper_table` as plain text, in at most 100 columns.
+
+    Raises
+    ------
+    ValueError
+        If the run's results cannot be read.
+    """
+    results = Results.of(run)
+    if not results.rows:
+        return f"{results.run.path} holds no result rows yet.\n"
+    table = paper_table(results)
+    widths, right = (20, 5, 9, 5, 18, 5, 18, 5), (1, 3, 5, 7)
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    lines = [line(table.columns)]
+    lines.append("-" * len(lines[0]))
+    last = None
+    for row in table.rows:
+        shown = row if row[:2] != last else ("", "", *row[2:])  # a problem is named once
+        last = row[:2]
+        if len(shown[0]) > widths[0]:
+            lines += textwrap.wrap(shown[0], 98)
+            shown = ("", *shown[1:])
+        lines.append(line(shown))
+    return "\n".join([table.title, "", *lines, "", *textwrap.wrap(table.note, 98)]) + "\n"
+
+
+def _main_region(results: Results) -> str:
+    return next(iter(results.values("region")), "test")
+
+
+def _region(name: str) -> str:
+    return f"region {name}"
+
+
+def _by_width(results: Results) -> dict[tuple[Setup, int], list[Cell]]:
+    groups: dict[tuple[Setup, int], list[Cell]] = {}
+    for cell in results.cells:
+        groups.setdefault((cell.setup, cell.width), []).append(cell)
+    return groups
+
+
+def _interval(row: Mapping[str, Any], statistic: str, form: str = "{:.2f}") -> str:
+    """Mean [low, high], or why there is none."""
+    mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
+    if mean is None:
+        passed = row["num_seeds"] + row["num_undefined"]
+        return "undefined" if passed else "gate failed"
+    if low is None:
+        return form.format(mean)
+    return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    total = row["num_seeds"] + row["num_undefined"] + row["num_failed_gate"]
+    return f"{row['num_seeds']}/{total}"
+
+
+def _worst(
+    checks: Iterable[Mapping[str, Any]], name: str, worst: Callable[..., float], form: str
+) -> str:
+    values = [check[name] for check in checks if isinstance(check.get(name), int | float)]
+    values = [float(value) for value in values if not math.isnan(value)]
+    return form.format(worst(values)) if values else "-"
+
+
+def _reasons(by_seed: Iterable[tuple[int, Sequence[str] | None]]) -> str:
+    seeds: dict[str, list[int]] = {}
+    for seed, reasons in by_seed:
+        for reason in reasons or ():
+            seeds.setdefault(str(reason), []).append(seed)
+    return "; ".join(f"{why} (seed {', '.join(map(str, who))})" for why, who in seeds.items())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)

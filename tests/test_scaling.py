@@ -1,0 +1,171 @@
+"""The scaling experiment end to end, in small: command line, resume after SIGKILL, damage, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isounc.records import RunFolder
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--problems", "xor", "moons", "--widths", "3", "--num-seeds", "2", "--evaluation.n", "24",
+    "--evaluation.sampler.num-draws", "40", "--evaluation.sampler.max-draws", "40",
+    "--evaluation.sampler.block", "20", "--evaluation.sampler.num-warmup", "40",
+    "--evaluation.sampler.num-kept", "16", "--evaluation.train.epochs", "5",
+    "--evaluation.map.num-restarts", "2", "--evaluation.num-point-draws", "2",
+    "--evaluation.num-averaged-draws", "4", "--workers", "1",
+)  # fmt: skip
+
+
+def command(out, *more):
+    return [sys.executable, str(ROOT / "experiments/scaling.py"), *TINY, "--out", str(out), *more]
+
+
+def start(out, *more, check=True):
+    done = subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scaling") / "whole"
+    return out, start(out)
+
+
+def results(out):
+    """Everything but wall-clock times, by cell."""
+    cells = {}
+    for record in RunFolder.load(out).records():
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in record.meta["rows"]]
+        cells[record.name] = (rows, record.meta["gate"], record.arrays)
+    return cells
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and len(one) == 4
+    for name in one:
+        assert one[name][:2] == other[name][:2]
+        assert one[name][2].keys() == other[name][2].keys()
+        for key, array in one[name][2].items():
+            np.testing.assert_array_equal(array, other[name][2][key], err_msg=f"{name} {key}")
+
+
+def test_writes_tables_figures_and_report(finished):
+    out, done = finished
+    for name in ("settings.json", "info.json", "results.csv", "summary.csv", "report.html"):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "figures").glob("*.png")) and list((out / "figures").glob("*.svg"))
+    rows = RunFolder.load(out).read_rows("results.csv")
+    assert {r["point"] for r in rows} == {"map", "trained", "draw", "posterior"}
+    assert {r["region"] for r in rows} == {"test", "grid", "far"}
+    assert {r["quantity"] for r in rows} == {
+        "epistemic", "aleatoric", "aleatoric_corrected", "total", "predictive",
+    }  # fmt: skip
+    # 40 draws cannot pass the gate: every cell says so, none enters a mean.
+    assert {r["gate"] for r in rows} == {"fail"}
+    summary = RunFolder.load(out).read_rows("summary.csv")
+    assert all(r["num_failed_gate"] == 2 and r["pearson_mean"] is None for r in summary)
+    assert "0 of 4 cells passed the gate" in done.stdout
+    for row in rows:
+        defined = row["pearson"] if row["quantity"] != "predictive" else row["nll"]
+        assert defined is not None or row["reason"], row
+
+
+def test_info_counts_one_compilation_for_two_problems(finished):
+    info = RunFolder.load(finished[0]).read_info()
+    assert info["versions"]["jax"] and info["last_session"]["peak_mebibytes"] > 0
+    session = info["last_session"]
+    programs = session["compiled"] + session["compilation_cache_hits"]
+    # A second problem of the same shape must not compile the samplers again: 2 x would be far above this.
+    assert programs < 160
+
+
+def test_resume_after_sigkill_gives_the_same_numbers(finished, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list((out / "cells").glob("*.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = len(list((out / "cells").glob("*.json")))
+    assert 0 < before < 4 and not (out / "results.csv").exists()
+    start(out)
+    assert_same(results(finished[0]), results(out))
+
+
+def test_damaged_record_is_set_aside_and_recomputed(finished, tmp_path):
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished[0]), str(out)], check=True)
+    victim = next(iter(sorted((out / "cells").glob("*.npz"))))
+    victim.write_bytes(victim.read_bytes()[:-100] + bytes(100))
+    done = start(out)
+    assert victim.stem in done.stderr and "damaged" in done.stderr
+    assert list((out / "cells" / "damaged").glob(f"{victim.stem}*"))
+    assert_same(results(finished[0]), results(out))
+
+
+def test_two_workers_give_the_numbers_of_one(finished, tmp_path):
+    out = tmp_path / "two"
+    start(out, "--workers", "2", "--widths", "3", "4")
+    found = {k: v for k, v in results(out).items() if "-w3-" in k}
+    whole = results(finished[0])
+    assert found.keys() == whole.keys()
+    for name in whole:
+        for key, array in whole[name][2].items():
+            # Worker processes are single-threaded, which may change the order of a sum.
+            if "mcmc" not in key and "epistemic" not in key:
+                np.testing.assert_allclose(found[name][2][key], array, rtol=1e-2, atol=1e-2)
+
+
+def test_other_settings_are_refused(finished):
+    done = start(finished[0], "--prior-sds", "1.0", check=False)
+    assert done.returncode != 0
+    assert "prior_sds" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--problems", "xorr"), ("xorr", "'xor'")),
+        (("--widths", "0"), ("width", "0")),
+        (("--activations", "tahn"), ("tahn", "'tanh'")),
+        (("--prior-sds", "-1"), ("prior_sd", "-1")),
+        (("--evaluation.sampler.sampler", "nutz"), ("nutz", "'nuts'")),
+    ],
+)
+def test_bad_settings_give_one_clear_error(tmp_path, options, words):
+    done = start(tmp_path / "run", *options, check=False)
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_computes_nothing(tmp_path):
+    done = start(tmp_path / "run", "--dry-run")
+    assert "4 cells in 2 batches and 1 shapes" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_settings(tmp_path):
+    done = start(tmp_path / "run", "--help")
+    for word in ("--preset", "--widths", "--prior-sds", "--evaluation.sampler.num-draws", "Hidden"):
+        assert word in done.stdout
+
+
+def test_settings_are_stored(finished):
+    stored = json.loads((finished[0] / "settings.json").read_text())["settings"]
+    assert stored["widths"] == [3] and stored["evaluation"]["n"] == 24
+    assert "workers" not in stored
