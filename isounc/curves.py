@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from isounc.checks import check_choice
 from isounc.panels import (
     Line,
     check_figure,
@@ -81,7 +82,8 @@ def scaling_curves(
         A region, point, statistic or quantity that the run does not have (with near matches).
     """
     results = Results.of(run)
-    check_figure(results, region=region, point=point, statistic=statistic, quantity=quantity)
+    check_figure(results, region=region, point=point, statistic=statistic)
+    check_choice("quantity", quantity, [q for q in results.values("quantity") if q != "predictive"])
     lines = _lines(results, region, point, statistic, quantity)
     what = quantity.replace("_", " ")
     title = f"How {what} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"

@@ -135,6 +135,8 @@ def _record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
 def _heading(results: Results, record: Record, point: str) -> str:
     cell = next(cell for cell in results.cells if cell.name == record.name)
     failed = "" if cell.passed else " (MCMC failed its gate)"
+    if ((cell.meta.get("points") or {}).get(point) or {}).get("passed") is False:
+        failed += f" ({point} failed its check)"
     name = f"{results.label(cell.setup)}, width {cell.width}, seed {cell.seed}"
     return f"{name}: estimates {POINT_WORDS.get(point, point)}{failed}"
 
@@ -208,7 +210,7 @@ def _image(
         limits = {"vmin": 0.0, "vmax": 1.0, "cmap": "RdBu_r"}
     else:
         # From zero, so that a constant map is seen to be one; only a corrected one goes below.
-        limits = {"vmin": min(0.0, np.nanmin(shown)), "cmap": "viridis"}
+        limits = {"vmin": np.min(shown, where=np.isfinite(shown), initial=0.0), "cmap": "viridis"}
     drawn = ax.imshow(shown, **settings, **limits)
     bar = figure.colorbar(drawn, ax=ax, pad=0.02, aspect=18)
     bar.locator = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])

@@ -1,0 +1,558 @@
+"""Figures against the numbers they show: artists are read back and compared with the records."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import xml.etree.ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from synthetic_run import CONSTANT, FAILED, write_run
+
+from isounc.compare import compare
+from isounc.figures import (
+    draw_figures,
+    error_budget,
+    make_figures,
+    scaling_curves,
+    scaling_headline,
+    scatter,
+    uncertainty_maps,
+)
+from isounc.paper import TABLE1, paper_value
+from isounc.records import Record, RunFolder
+from isounc.results import ESTIMATORS, Results
+from isounc.style import NothingToDraw, estimator_look
+from isounc.summary import summarise
+
+WIDTHS = (2, 8, 32)
+PROBLEMS = ("xor", "rings3", "nonlinear_regression")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("figures") / "run", grid_size=9)
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    return Results.of(run)
+
+
+def panel(figure, problem):
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left").split(",")[0] == problem]
+    assert len(panels) == 1
+    return panels[0]
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.lines}
+
+
+def notes(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def label(estimator):
+    return estimator_look(estimator).label
+
+
+def rows_of(run, problem, estimator, *, point="map", region="test", quantity="epistemic"):
+    name = {"rings3": "trace", "nonlinear_regression": "f"}.get(problem, "1")
+    wanted = {
+        "problem": problem, "estimator": estimator, "point": point, "region": region,
+        "quantity": quantity, "class": name,
+    }  # fmt: skip
+    return [row for row in run.read_rows() if all(row[k] == v for k, v in wanted.items())]
+
+
+def means(run, *which, statistic="pearson", **more):
+    by_width = {row["width"]: row for row in summarise(rows_of(run, *which, **more))}
+    values = [by_width[w][f"{statistic}_mean"] for w in WIDTHS]
+    return [math.nan if value is None else value for value in values]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("statistic", ["pearson", "spearman", "log10_pearson"])
+def test_lines_are_the_means_of_the_summary(run, results, problem, statistic):
+    figure = scaling_curves(results, region="grid", point="map", statistic=statistic)
+    drawn = lines(panel(figure, problem))
+    for estimator in ("isotropic", "link_aware", "laplace", "laplace_diagonal", "oracle"):
+        line = drawn[label(estimator)]
+        np.testing.assert_array_equal(line.get_xdata(), WIDTHS)
+        expected = means(run, problem, estimator, region="grid", statistic=statistic)
+        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+    expected = means(
+        run, problem, "posterior_averaged", point="posterior", region="grid", statistic=statistic
+    )
+    np.testing.assert_allclose(drawn[label("posterior_averaged")].get_ydata(), expected)
+
+
+def test_undefined_is_a_gap_and_is_said(results):
+    ax = panel(scaling_curves(results, region="test", point="map"), "xor")
+    y = lines(ax)[label("isotropic")].get_ydata()
+    assert np.isnan(y).tolist() == [False, False, True]
+    assert notes(ax) == ["2 of 9 cells failed the gate", "undefined in 3 cells: isotropic"]
+    ax = panel(scaling_curves(results, region="test", point="trained"), "xor")
+    assert notes(ax) == ["2 of 9 cells failed the gate"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_failed_cells_are_hollow_and_in_no_line(run, results, problem):
+    ax = panel(scaling_curves(results, region="far", point="map"), problem)
+    for estimator in ("isotropic", "laplace"):
+        failed = [r for r in rows_of(run, problem, estimator, region="far") if r["gate"] == "fail"]
+        hollow = lines(ax).get(f"_failed {label(estimator)}")
+        assert len(failed) == sum(cell[0] == problem for cell in FAILED)
+        if not failed:
+            assert hollow is None
+            continue
+        assert hollow.get_markerfacecolor() == "white"
+        assert hollow.get_linestyle() == "None"
+        np.testing.assert_array_equal(hollow.get_xdata(), [r["width"] for r in failed])
+        np.testing.assert_array_equal(hollow.get_ydata(), [r["pearson"] for r in failed])
+
+
+def test_cell_that_failed_only_the_check_of_its_point(run):
+    rows = run.read_rows()
+    for row in rows:
+        cell = (row["problem"], row["width"], row["seed"], row["point"])
+        if cell == ("nonlinear_regression", 8, 1, "map"):
+            row["gate"] = "fail"
+    figure = scaling_headline(Results(run, rows, {}, "changed rows"))
+    assert notes(panel(figure, "nonlinear_regression")) == ["1 of 9 failed a point's check"]
+
+
+def test_bands_are_intervals_of_two_seeds_or_more(run, results):
+    ax = panel(scaling_curves(results, region="test", point="trained"), "xor")
+    color = matplotlib.colors.to_rgb(estimator_look("isotropic").color)
+    bands = [
+        c for c in ax.collections
+        if len(c.get_facecolor()) and tuple(c.get_facecolor()[0][:3]) == color
+    ]  # fmt: skip
+    assert len(bands) == 1
+    vertices = np.concatenate([path.vertices for path in bands[0].get_paths()])
+    # One seed passed at width 2, which makes no interval.
+    assert set(vertices[:, 0]) == {8, 32}
+    summary = {r["width"]: r for r in summarise(rows_of(run, "xor", "isotropic", point="trained"))}
+    for width in (8, 32):
+        ends = vertices[vertices[:, 0] == width, 1]
+        assert ends.min() == pytest.approx(summary[width]["pearson_low"])
+        assert ends.max() == pytest.approx(summary[width]["pearson_high"])
+    assert summary[2]["pearson_low"] is None
+
+
+def test_an_interval_between_gaps_is_a_stroke(run):
+    rows = [row for row in run.read_rows() if row["width"] == 8]
+    results = Results(run, rows, {}, "one width")
+    ax = panel(scaling_curves(results, region="test", point="map"), "rings3")
+    row = summarise(rows_of(run, "rings3", "isotropic"))[1]
+    strokes = [path.vertices for c in ax.collections for path in c.get_paths() if len(path) == 2]
+    ends = [[8, row["pearson_low"]], [8, row["pearson_high"]]]
+    assert any(np.allclose(stroke, ends) for stroke in strokes)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "statistic", "expected"),
+    [
+        ("epistemic", "pearson", {"xor": 0.65, "rings3": 0.88, "nonlinear_regression": 0.73}),
+        ("epistemic", "spearman", {"xor": 0.68, "rings3": 0.97, "nonlinear_regression": 0.81}),
+        ("aleatoric", "pearson", {"xor": 0.76, "rings3": 0.96, "nonlinear_regression": None}),
+        ("epistemic", "log10_pearson", dict.fromkeys(PROBLEMS)),
+    ],
+)
+def test_paper_is_a_labelled_dashed_line(results, quantity, statistic, expected):
+    figure = scaling_curves(
+        results, region="test", point="map", quantity=quantity, statistic=statistic
+    )
+    for problem, value in expected.items():
+        found = [ln for ln in panel(figure, problem).lines if "paper" in str(ln.get_label())]
+        assert [ln.get_ydata()[0] for ln in found] == ([] if value is None else [value])
+        assert all("width, region, prior unknown" in ln.get_label() for ln in found)
+        assert all(ln.get_linestyle() == "--" for ln in found)
+
+
+def test_table_of_the_paper_is_complete():
+    assert set(TABLE1) == {
+        *("linear", "xor", "rings", "clusters3", "spirals3", "rings3"),
+        *("linear_regression", "nonlinear_regression"),
+    }
+    assert paper_value("linear_regression", "pearson", estimator="laplace") == 1.0
+    assert paper_value("rings", "spearman", estimator="laplace") == 0.46
+    assert paper_value("rings", "spearman", quantity="aleatoric") == 0.58
+    for nothing in (
+        paper_value("moons", "pearson"),
+        paper_value("rings3", "pearson", estimator="laplace"),
+        paper_value("xor", "pearson", estimator="oracle"),
+        paper_value("xor", "pearson", quantity="total"),
+    ):
+        assert nothing is None
+
+
+def test_panels_share_limits_that_hold_every_mean_and_seed(results):
+    figure = scaling_curves(results, region="test", point="trained")
+    limits = {ax.get_ylim() for ax in figure.axes}
+    assert len(limits) == 1
+    low, high = limits.pop()
+    values = np.concatenate([np.ravel(ln.get_ydata()) for ax in figure.axes for ln in ax.lines])
+    assert low < np.nanmin(values)
+    assert np.nanmax(values) < high
+    assert low <= 0
+    assert high > 1
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["2", "8", "32"]
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_layer_scaled_is_left_out_where_it_is_isotropic(run):
+    assert label("layer_scaled") not in lines(
+        panel(scaling_curves(run, region="test", point="map"), "rings3")
+    )
+    rows = run.read_rows()
+    for row in rows:
+        if (row["estimator"], row["problem"], row["width"]) == ("layer_scaled", "xor", 8):
+            row["pearson"] = 0.123
+    changed = Results(run, rows, {}, "changed rows")
+    assert label("layer_scaled") in lines(
+        panel(scaling_curves(changed, region="test", point="map"), "rings3")
+    )
+
+
+def test_an_estimator_and_a_region_of_ones_own_are_drawn(run):
+    rows = [dict(row) for row in run.read_rows() if row["region"] == "test"]
+    for row in rows:
+        row["region"] = "shifted"
+        if row["estimator"] == "laplace":
+            row["estimator"] = "my_estimator"
+    results = Results(run, rows, {}, "own rows")
+    figure = scaling_curves(results, region="shifted", point="map")
+    expected = means(run, "rings3", "laplace")
+    drawn = lines(panel(figure, "rings3"))["my_estimator"]
+    np.testing.assert_allclose(drawn.get_ydata(), expected)
+    assert drawn.get_color() not in {estimator_look(name).color for name in ESTIMATORS}
+    assert "shifted" in scaling_headline(results).get_suptitle()
+
+
+def test_settings_of_the_model_make_panels_of_their_own(run):
+    rows = run.read_rows()
+    more = [dict(row, prior_sd=1.0, parameterisation="standard") for row in rows]
+    results = Results(run, rows + more, {}, "two priors")
+    figure = scaling_headline(results)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert len(titles) == len(set(titles)) == 6
+    assert titles[0] == "xor (parameterisation ntk, prior_sd 2)"
+    assert "variance grows with width" in figure.get_suptitle()
+    assert "variance grows" not in scaling_headline(run).get_suptitle()
+    slugs = {results.slug(setup) for setup in results.setups}
+    assert len(slugs) == 6
+    assert all("/" not in slug and " " not in slug for slug in slugs)
+
+
+def test_headline_has_each_point_and_the_average(run, results):
+    figure = scaling_headline(results)
+    drawn = lines(panel(figure, "rings3"))
+    expected = {
+        "isotropic at the MAP": means(run, "rings3", "isotropic"),
+        "isotropic at a trained network": means(run, "rings3", "isotropic", point="trained"),
+        "isotropic at a posterior draw": means(run, "rings3", "isotropic", point="draw"),
+        "isotropic averaged over draws": means(
+            run, "rings3", "posterior_averaged", point="posterior"
+        ),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(drawn[name].get_ydata(), values)
+    assert "region: test" in figure.get_suptitle()
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {*expected, "paper (GN; width, region, prior unknown)"} < set(legend)
+    assert any(text.startswith("hollow") for text in legend)
+
+
+def test_no_legend_of_hollow_markers_where_no_cell_failed(run):
+    rows = [row for row in run.read_rows() if row["gate"] == "pass"]
+    figure = scaling_headline(Results(run, rows, {}, "passed"))
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert not any(text.startswith("hollow") for text in legend)
+
+
+def test_bars_of_the_budget_are_the_means(run, results):
+    ax = panel(error_budget(results, region="grid"), "rings3")
+    estimators = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
+    color = {matplotlib.colors.to_hex(p.get_facecolor()): [] for p in ax.patches}
+    for patch in sorted(ax.patches, key=lambda p: p.get_x()):
+        color[matplotlib.colors.to_hex(patch.get_facecolor())].append(patch.get_height())
+    assert len(color) == len(estimators)
+    for estimator in estimators:
+        point = "posterior" if estimator == "posterior_averaged" else "map"
+        expected = means(run, "rings3", estimator, point=point, region="grid")
+        found = color[estimator_look(estimator).color.lower()]
+        np.testing.assert_allclose(found, expected)
+    assert notes(ax) == ["1 of 9 cells failed the gate"]
+
+
+def test_budget_says_what_is_undefined_or_failed(run):
+    rows = run.read_rows()
+    for row in rows:
+        if row["problem"] == "rings3" and row["width"] == 2:
+            row["gate"] = "fail"
+    figure = error_budget(Results(run, rows, {}, "changed rows"), region="test")
+    assert notes(panel(figure, "xor")).count("undefined") == 1
+    assert notes(panel(figure, "rings3")).count("gate failed") == 5
+    assert notes(panel(figure, "nonlinear_regression")) == []
+
+
+def cell(problem, width=32, seed=0):
+    return f"{problem}-w{width}-s{seed}"
+
+
+@pytest.mark.parametrize("problem", ["xor", "rings3"])
+def test_maps_show_the_arrays_the_right_way_round(run, results, problem):
+    arrays = run.read(cell(problem)).arrays
+    figure = uncertainty_maps(results, cell(problem))
+    panels = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.images}
+    expected = {
+        "MCMC epistemic": "grid/mcmc_var",
+        "link-aware": "grid/map/epistemic/link_aware",
+        "MCMC aleatoric": "grid/mcmc_aleatoric",
+        "Point p(1−p),": "grid/map/aleatoric",
+        "Point p(1−p) −": "grid/map/aleatoric_corrected",
+    }
+    x, y = arrays["grid/X"].T
+    for start, key in expected.items():
+        (ax,) = [a for title, a in panels.items() if title.startswith(start)]
+        shown, extent = ax.images[0].get_array(), ax.images[0].get_extent()
+        assert ax.images[0].origin == "lower"
+        assert shown.shape == (9, 9)
+        # Row and column of each location by its own coordinates: x to the right, y upwards.
+        column = ((x - extent[0]) / (extent[1] - extent[0]) * 9).astype(int)
+        row = ((y - extent[2]) / (extent[3] - extent[2]) * 9).astype(int)
+        np.testing.assert_allclose(shown[row, column], arrays[key].sum(axis=1))
+        data = np.concatenate([np.stack(line.get_data(), axis=1) for line in ax.lines])
+        np.testing.assert_allclose(np.sort(data, axis=0), np.sort(arrays["X"], axis=0))
+    reference = arrays["grid/mcmc_var"].sum(axis=1)
+    r = compare(arrays["grid/map/epistemic/link_aware"].sum(axis=1), reference).pearson
+    assert f"link-aware, r = {r:.2f}" in panels
+    if (problem, 32, 0) in CONSTANT:
+        assert f"{label('isotropic')}, r undefined" in panels
+
+
+def rewritten(run, tmp_path, change):
+    """The run again, with the arrays of one cell changed."""
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = RunFolder.open(tmp_path / "copy", run.settings)
+    record = copy.read(cell("xor"))
+    copy.write(Record(record.name, record.meta, change(dict(record.arrays))))
+    return copy
+
+
+def test_maps_do_not_depend_on_the_order_of_the_grid(run, tmp_path):
+    def shuffle(arrays):
+        order = np.random.default_rng(0).permutation(len(arrays["grid/X"]))
+        return {k: v[order] if k.startswith("grid/") else v for k, v in arrays.items()}
+
+    before = uncertainty_maps(run, cell("xor"))
+    after = uncertainty_maps(rewritten(run, tmp_path, shuffle), cell("xor"))
+    for one, other in zip(before.axes, after.axes, strict=True):
+        for image, moved in zip(one.images, other.images, strict=True):
+            np.testing.assert_array_equal(image.get_array(), moved.get_array())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda a: {k: v for k, v in a.items() if not k.startswith("grid/")}, "no region 'grid'"),
+        (lambda a: {k: v for k, v in a.items() if "/map/" not in k}, "no estimates at point 'map'"),
+        (lambda a: a | {"grid/X": a["grid/X"] + np.arange(81)[:, None] / 1e3}, "no mesh"),
+        (lambda a: a | {"grid/X": np.tile(a["grid/X"], 2)}, "4 inputs"),
+    ],
+)
+def test_maps_that_cannot_be_drawn_say_why(run, tmp_path, change, why):
+    copy = rewritten(run, tmp_path, change)
+    with pytest.raises(NothingToDraw, match=why):
+        uncertainty_maps(copy, cell("xor"))
+    # The truth is optional.
+    assert uncertainty_maps(copy, cell("xor", seed=1))
+
+
+def test_map_without_truth_says_so(run, tmp_path):
+    copy = rewritten(run, tmp_path, lambda a: {k: v for k, v in a.items() if "p_true" not in k})
+    titles = [ax.get_title() for ax in uncertainty_maps(copy, cell("xor")).axes]
+    assert "Truth, p(y = 1): not in the record" in titles
+
+
+def test_one_input_shows_two_sds_and_estimates_at_their_level(run, results):
+    arrays = run.read(cell("nonlinear_regression")).arrays
+    figure = uncertainty_maps(results, cell("nonlinear_regression"))
+    top, bottom = figure.axes
+    x = arrays["grid/X"][:, 0]
+    sd = np.sqrt(arrays["grid/mcmc_var"][:, 0])
+    vertices = top.collections[0].get_paths()[0].vertices
+    for sign in (-1, 1):
+        line = np.stack([x, arrays["grid/mcmc_mean"][:, 0] + sign * 2 * sd], axis=1)
+        assert all(np.abs(vertices - point).sum(axis=1).min() < 1e-12 for point in line)
+    level = compare(
+        arrays["test/map/epistemic/isotropic"][:, 0], arrays["test/mcmc_var"][:, 0]
+    ).slope
+    (line,) = [ln for ln in bottom.lines if str(ln.get_label()).startswith(label("isotropic"))]
+    expected = np.sqrt(level * arrays["grid/map/epistemic/isotropic"][:, 0])
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    (data,) = [ln for ln in top.lines if ln.get_label() == "training data"]
+    np.testing.assert_array_equal(data.get_ydata(), arrays["y"])
+
+
+def test_scatter_shows_every_positive_location_with_its_error(run, results):
+    arrays = run.read(cell("rings3")).arrays
+    figure = scatter(results, cell("rings3"))
+    panels = {ax.get_title(loc="left").split(", σ²")[0]: ax for ax in figure.axes}
+    assert set(panels) == {label(name) for name in ESTIMATORS}
+    for estimator in ("isotropic", "posterior_averaged"):
+        ax = panels[label(estimator)]
+        point = "posterior" if estimator == "posterior_averaged" else "map"
+        assert ax.get_xscale() == ax.get_yscale() == "log"
+        shown, correlations = 0, []
+        for region in ("test", "grid", "far"):
+            estimate = arrays[f"{region}/{point}/epistemic/{estimator}"].sum(axis=1)
+            reference = arrays[f"{region}/mcmc_var"].sum(axis=1)
+            correlations.append(f"{region} {compare(estimate, reference).pearson:.2f}")
+            x, y = lines(ax)[f"region {region}"].get_data()
+            shown += len(x)
+            kept = np.isin(estimate, x)
+            np.testing.assert_array_equal(estimate[kept], x)
+            np.testing.assert_array_equal(reference[kept], y)
+        (note,) = notes(ax)
+        assert note.startswith("r: " + ", ".join(correlations))
+        total = sum(len(arrays[f"{region}/X"]) for region in ("test", "grid", "far"))
+        hidden = int(note.split("; ")[1].split()[0]) if ";" in note else 0
+        assert shown + hidden == total
+        assert shown > total / 2
+        bars = [path.vertices for c in ax.collections for path in c.get_paths()]
+        x, y = lines(ax)["region test"].get_data()
+        se = arrays["test/mcmc_var_se"].sum(axis=1)[np.isin(arrays["test/mcmc_var"].sum(axis=1), y)]
+        ends = np.array([[[a, b - s], [a, b + s]] for a, b, s in zip(x, y, se, strict=True)])
+        assert all(any(np.allclose(bar, end) for bar in bars) for end in ends)
+
+
+def test_scatter_of_a_constant_and_of_zeros(run, results, tmp_path):
+    ax = next(a for a in scatter(results, cell("xor")).axes if "isotropic" in a.get_title("left"))
+    assert "test undef." in notes(ax)[0]
+
+    def zero(arrays):
+        wanted = "map/epistemic/oracle"
+        return {k: np.zeros_like(v) if k.endswith(wanted) else v for k, v in arrays.items()}
+
+    figure = scatter(rewritten(run, tmp_path, zero), cell("xor"))
+    ax = next(a for a in figure.axes if a.get_title("left") == label("oracle"))
+    assert "no positive values" in notes(ax)
+
+
+def test_title_says_that_the_gate_failed(results):
+    assert "failed its gate" in scatter(results, cell("xor", 2, 0)).get_suptitle()
+    assert "failed" not in scatter(results, cell("xor", 8, 0)).get_suptitle()
+
+
+def test_shown_cell_is_the_widest_that_passed(results):
+    setups = {setup.problem: setup for setup in results.setups}
+    assert results.shown_cell(setups["xor"]).name == cell("xor")
+    later = [c for c in results.cells if not (c.width == 32 and c.seed == 0)]
+    metas = {c.name: c.meta for c in later if c.setup == setups["rings3"]}
+    # Seed 1 failed its gate at this width.
+    shown = Results(results.run, [], metas, "some cells").shown_cell(setups["rings3"])
+    assert shown.name == cell("rings3", 32, 2)
+
+
+def test_every_figure_is_written_as_png_and_svg(tmp_path):
+    run = write_run(
+        tmp_path / "run", problems=("xor", "wine"), widths=(2, 32), seeds=(0, 1), grid_size=5
+    )
+    paths = make_figures(RunFolder.load(run.path))
+    names = [
+        "scaling",
+        *(f"scaling_{r}_{p}" for r in ("test", "grid", "far") for p in ("map", "trained", "draw")),
+        *(f"error_budget_{region}" for region in ("test", "grid", "far")),
+        *("maps_xor", "scatter_xor", "scatter_wine"),
+    ]
+    assert [p.name for p in paths] == [f"{n}.{end}" for n in names for end in ("png", "svg")]
+    assert sorted(p.name for p in (run.path / "figures").iterdir()) == sorted(p.name for p in paths)
+    for path in paths:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG\r\n")
+        else:
+            root = xml.etree.ElementTree.parse(path).getroot()
+            assert root.tag.endswith("svg")
+    before = {path: path.read_bytes() for path in paths}
+    skipped = [d for d in draw_figures(run) if not d.paths]
+    assert [(d.name, d.kind) for d in skipped] == [("maps_wine", "maps")]
+    assert "no region 'grid'" in skipped[0].reason
+    assert before == {path: path.read_bytes() for path in paths}  # equal runs, equal files
+
+
+def test_unfinished_run_is_drawn_from_its_records(run, tmp_path):
+    settings = {"problems": ("xor",), "widths": (2, 8), "grid_size": 5}
+    unfinished = write_run(tmp_path / "unfinished", tables=False, **settings)
+    finished = write_run(tmp_path / "finished", **settings)
+    assert "no results.csv" in Results.of(unfinished).source
+    one, other = (
+        lines(panel(scaling_curves(r, region="test", point="map"), "xor"))
+        for r in (unfinished, finished)
+    )
+    assert set(one) == set(other)
+    for name, line in one.items():
+        # A table keeps six digits.
+        np.testing.assert_allclose(line.get_ydata(), other[name].get_ydata(), rtol=1e-5)
+
+
+def test_run_without_regions_records_or_anything(run, tmp_path):
+    empty = RunFolder.open(tmp_path / "empty", {})
+    assert make_figures(empty) == []
+    with pytest.raises(NothingToDraw, match="no result rows"):
+        scaling_headline(empty)
+    with pytest.raises(NothingToDraw, match="no records"):
+        scatter(empty, "cell")
+    table = RunFolder.open(tmp_path / "table", {})
+    table.write_rows("results.csv", [r for r in run.read_rows() if r["region"] == "far"])
+    names = {path.stem for path in make_figures(table)}
+    assert names == {
+        "scaling", "scaling_far_map", "scaling_far_trained", "scaling_far_draw", "error_budget_far"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda r: scaling_curves(r, region="gird", point="map"), "region .* mean 'grid'"),
+        (lambda r: scaling_curves(r, region="grid", point="maps"), "point .* mean 'map'"),
+        (
+            lambda r: scaling_curves(r, region="grid", point="map", statistic="pearsson"),
+            "statistic .* mean 'pearson'",
+        ),
+        (
+            lambda r: scaling_curves(r, region="grid", point="map", quantity="predictive"),
+            "quantity must be one of",
+        ),
+        (lambda r: error_budget(r, region="tests"), "region .* mean 'test'"),
+        (lambda r: scatter(r, "xor-w32"), "cell_name must be one of .* mean 'xor-w32-s0'"),
+    ],
+)
+def test_wrong_names_are_refused_with_near_matches(results, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(results)
+
+
+def test_table_without_a_column_is_refused(tmp_path):
+    run = RunFolder.open(tmp_path / "run", {})
+    run.write_rows("results.csv", [{"problem": "xor", "width": 2}], ("problem", "width"))
+    with pytest.raises(ValueError, match=r"results.csv .* lacks the columns \['depth'"):
+        make_figures(run)
+
+
+def test_colours_and_markers_tell_estimators_apart():
+    looks = [estimator_look(name) for name in ESTIMATORS]
+    for part in ("label", "color", "marker"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(results):
+    before = dict(matplotlib.rcParams)
+    scaling_headline(results)
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,345 @@
+"""The report and the tables: numbers against the summary, self-contained, escaped, never half."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+
+import pytest
+from synthetic_run import HOSTILE, write_run
+
+from isounc import report, tables
+from isounc.records import RunFolder
+from isounc.results import Results
+from isounc.summary import summarise, trend
+
+WIDTHS = (2, 8, 32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "a <b>run</b> & co"
+    return write_run(path, grid_size=5, note='<img src="http://example.org/x.png"> | `x` *y*')
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    return Results.of(run)
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return report.make_report(RunFolder.load(run.path))
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and their attributes, texts of tables, and whether every tag is closed."""
+
+    VOID = ("meta", "img", "br", "hr", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    return Page(page.read_text(encoding="utf-8"))
+
+
+def test_page_loads_and_runs_nothing(parsed):
+    names = {tag for tag, _ in parsed.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "svg"}
+    for tag, attributes in parsed.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "srcset", "data", "poster", "action"):
+                assert value.startswith("data:image/png;base64,")
+            if name == "href":
+                assert tag == "a"
+                assert value.startswith("#")
+    policy = [a for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0]["content"].startswith("default-src 'none'")
+
+
+def test_page_holds_every_figure_with_a_caption(run, parsed):
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    figures = list((run.path / "figures").glob("*.png"))
+    assert len(images) == len(figures) == 19
+    assert len({image["src"] for image in images}) == 19
+    assert all(len(image["alt"]) > 20 for image in images)
+
+
+def test_page_can_be_found_one_s_way_in(parsed):
+    ids = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"][1:] for tag, a in parsed.tags if tag == "a"]
+    assert links == ids
+    assert parsed.tags[0] == ("html", {"lang": "en"})
+    heads = [a["scope"] for tag, a in parsed.tags if tag == "th"]
+    assert {"col", "row"} == set(heads)
+    assert [tag for tag, _ in parsed.tags].count("h1") == 1
+
+
+def test_text_of_the_run_is_escaped(page, parsed):
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "example.org/x.png&quot;" in text
+    shown = "".join(parsed.text)
+    assert HOSTILE in shown
+    assert "a <b>run</b> & co" in shown
+    assert not [tag for tag, _ in parsed.tags if tag == "b"]
+    markdown = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "<" not in markdown
+    assert "\\| \\`x\\` \\*y\\*" in markdown
+    assert "&lt;script&gt;" in markdown
+
+
+def test_page_says_what_must_be_known(parsed):
+    shown = " ".join("".join(parsed.text).split())
+    for wanted in (
+        "24 of 27 cells passed the gate", "3 failed, are drawn hollow",
+        "Gate of the reference posterior", "Checks of the point estimates", "Trend with width",
+        "Level of the estimates", "Aleatoric part", "Calibration of the predictions",
+        "Undefined correlations", "estimate is constant", "versions.jax", "0.0.1", "device.kind",
+        "widths", "2, 8, 32", "arXiv 2603.29466",
+        "width, region, prior unknown",
+    ):  # fmt: skip
+        assert wanted in shown
+
+
+def test_markdown_points_to_the_figures(page):
+    markdown = page.with_suffix(".md").read_text(encoding="utf-8")
+    links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
+    assert len(links) == 19
+    assert all((page.parent / link).is_file() for link in links)
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(columns) == 1
+
+
+def test_report_changes_no_record(tmp_path):
+    run = write_run(tmp_path / "run", problems=("xor",), widths=(2,), seeds=(0,), grid_size=5)
+
+    def content():
+        outputs = ("report.html", "report.md")
+        return {
+            path: path.read_bytes()
+            for path in run.path.rglob("*")
+            if path.is_file() and path.parent.name != "figures" and path.name not in outputs
+        }
+
+    before = content()
+    first = report.make_report(run).read_bytes()
+    assert content() == before
+    assert report.make_report(run).read_bytes() == first
+
+
+def find(table, *start):
+    rows = [row for row in table.rows if row[: len(start)] == start]
+    assert len(rows) == 1
+    return dict(zip(table.columns, rows[0], strict=True))
+
+
+def summary_of(run, problem, estimator, width, *, name, point="map", **more):
+    wanted = {
+        "problem": problem, "estimator": estimator, "width": width, "point": point,
+        "region": "test", "class": name, "quantity": "epistemic", **more,
+    }  # fmt: skip
+    rows = [row for row in run.read_rows() if all(row[k] == v for k, v in wanted.items())]
+    (row,) = summarise(rows)
+    return row
+
+
+def test_gate_table_counts_and_says_why(results):
+    table = tables.gate_table(results)
+    assert len(table.rows) == 9
+    failed = find(table, "xor", "2")
+    assert failed["passed"] == "1 of 3"
+    assert failed["largest R-hat"] == "1.4000"
+    assert failed["least bulk ESS"] == "12"
+    assert failed["least tail ESS"] == "900"  # None in the seeds that failed
+    assert failed["failed because"] == f"{HOSTILE} (seed 0, 2)"
+    passed = find(table, "xor", "8")
+    assert (passed["passed"], passed["failed because"]) == ("3 of 3", "")
+    assert 0.9 < float(passed["least attenuation"]) < 1
+
+
+def test_point_table_has_every_point(results):
+    table = tables.point_table(results)
+    assert len(table.rows) == 27
+    row = find(table, "rings3", "8", "trained")
+    assert row["passed"] == "3 of 3"
+    assert row["largest relative gradient norm"] == "1.0e-07"
+
+
+def test_paper_table_has_the_largest_width_beside_the_paper(run, results):
+    table = tables.paper_table(results)
+    row = summary_of(run, "rings3", "isotropic", 32, name="trace")
+    pearson = [f"{row[f'pearson_{part}']:.2f}" for part in ("mean", "low", "high")]
+    spearman = [f"{row[f'spearman_{part}']:.2f}" for part in ("mean", "low", "high")]
+    cells = ("{} [{}, {}]".format(*pearson), "0.88", "{} [{}, {}]".format(*spearman), "0.97")
+    assert ("rings3", "32", "isotropic", "2/3", *cells) in table.rows
+    assert ("xor", "32", "isotropic", "0/3", "undefined", "0.65", "undefined", "0.68") in table.rows
+    names = [row[2] for row in table.rows]
+    # The noise variance of a regression is the same everywhere.
+    assert names == ["isotropic", "laplace", "aleatoric"] * 2 + ["isotropic", "laplace"]
+
+
+def test_level_table_has_geometric_means(run, results):
+    row = summary_of(run, "xor", "laplace", 8, name="1")
+    parts = [f"{row[f'slope_{part}']:.3g}" for part in ("mean", "low", "high")]
+    assert find(tables.level_table(results), "xor", "8")["laplace"] == "{} [{}, {}]".format(*parts)
+    one = summary_of(run, "xor", "laplace", 2, name="1")
+    assert find(tables.level_table(results), "xor", "2")["laplace"] == f"{one['slope_mean']:.3g}"
+
+
+def test_aleatoric_table_compares_both(run, results):
+    row = find(tables.aleatoric_table(results), "xor", "32", "map", "test")
+    for column, quantity in (("aleatoric", "aleatoric"), ("corrected", "aleatoric_corrected")):
+        expected = summary_of(run, "xor", "isotropic", 32, name="1", quantity=quantity)
+        assert row[f"Pearson, {column}"].startswith(f"{expected['pearson_mean']:.2f} [")
+        assert row[f"level, {column}"].startswith(f"{expected['slope_mean']:.3g} [")
+
+
+def test_predictive_table_stands_beside_mcmc(results):
+    row = find(tables.predictive_table(results), "rings3", "8", "draw", "test")
+    assert row["NLL"] == "0.50 [0.50, 0.50]"
+    assert row["MCMC NLL"] == "0.40 [0.40, 0.40]"
+    assert row["MCMC ECE"] == "0.05 [0.05, 0.05]"
+    assert row["seeds"] == "3/3"
+
+
+def test_trend_table_is_the_trend_of_the_summary(run, results):
+    seeds: dict = {seed: dict.fromkeys(WIDTHS) for seed in (0, 1, 2)}
+    wanted = {
+        "problem": "rings3", "estimator": "isotropic", "point": "trained", "region": "far",
+        "class": "trace", "quantity": "epistemic",
+    }  # fmt: skip
+    for row in run.read_rows():
+        if all(row[k] == v for k, v in wanted.items()) and row["gate"] == "pass":
+            seeds[row["seed"]][row["width"]] = row["pearson"]
+    expected = trend(WIDTHS, {s: list(values.values()) for s, values in seeds.items()})
+    row = find(tables.trend_table(results), "rings3", "isotropic", "trained")
+    numbers = f"{expected.slope_mean:+.3f} [{expected.low:+.3f}, {expected.high:+.3f}]"
+    assert row["region far"] == f"{numbers} {expected.verdict}"
+
+
+def test_trend_finds_what_improves_and_what_declines(run):
+    rows = run.read_rows()
+    for row in rows:
+        if row["estimator"] == "isotropic" and row["quantity"] == "epistemic":
+            sign = 1 if row["point"] == "map" else -1
+            row["pearson"] = sign * (0.1 * row["width"] ** 0.5 + 0.001 * row["seed"])
+            row["gate"] = "pass"
+    table = tables.trend_table(Results(run, rows, {}, "changed rows"))
+    for point, verdict in (("map", "improves"), ("trained", "declines")):
+        assert find(table, "xor", "isotropic", point)["region test"].endswith(verdict)
+    one = Results(run, [row for row in rows if row["seed"] == 0], {}, "one seed")
+    cell = find(tables.trend_table(one), "xor", "isotropic", "map")["region test"]
+    assert cell.endswith("undecided (one seed)")
+    narrow = Results(run, [row for row in rows if row["width"] == 2], {}, "one width")
+    assert tables.trend_table(narrow).rows == []
+    standard = [dict(row, parameterisation="standard") for row in rows]
+    assert "confounds" in tables.trend_table(Results(run, standard, {}, "standard")).note
+    assert "confounds" not in table.note
+
+
+def test_undefined_table_gives_widths_and_reasons(results):
+    row = find(tables.undefined_table(results), "xor", "map", "test", "isotropic")
+    assert (row["widths"], row["cells"]) == ("32", "3")
+    assert "constant" in row["reason"]
+
+
+def test_cost_table_adds_up(results):
+    row = find(tables.cost_table(results), "rings3")
+    assert (row["cells"], row["fit"], row["total"]) == ("9", "9.0", "31.5")
+
+
+def test_settings_are_shown_whatever_they_are():
+    settings = {"widths": [2, 4], "sampler": {"chains": 4, "more": {"x": 0.1}}, "none": None}
+    table = tables.settings_table(settings | {"empty": {}, "on": True}, "Settings")
+    assert dict(table.rows) == {
+        "widths": "2, 4", "sampler.chains": "4", "sampler.more.x": "0.1", "none": "-",
+        "empty": "{}", "on": "True",
+    }  # fmt: skip
+
+
+def test_summary_table_fits_a_terminal(run, results):
+    text = report.summary_table(run)
+    assert max(map(len, text.splitlines())) <= 100
+    row = summary_of(run, "rings3", "laplace", 32, name="trace")
+    (line,) = [x for x in text.splitlines() if "laplace" in x and f"{row['pearson_mean']:.2f}" in x]
+    assert "2/3" in line
+    assert re.search(r"xor +32 +isotropic +0/3 +undefined +0\.65 +undefined +0\.68", text)
+    assert "2603.29466" in text
+    two = [
+        dict(row, problem="a_problem_with_a_long_name", depth=depth)
+        for depth in (1, 2)
+        for row in results.rows
+        if row["problem"] == "xor"
+    ]
+    text = report.summary_table(Results(run, two, {}, "two depths"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "a_problem_with_a_long_name (depth 1)" in text
+    assert "a_problem_with_a_long_name (depth 2)" in text
+
+
+def test_empty_run_has_a_report_that_says_so(tmp_path):
+    run = RunFolder.open(tmp_path / "run", {"widths": [2]})
+    text = report.make_report(run).read_text(encoding="utf-8")
+    assert "holds no results yet" in text
+    assert "Settings" in text
+    assert "no result rows" in report.summary_table(run)
+
+
+def test_table_without_records_and_records_without_table(run, tmp_path):
+    table = RunFolder.open(tmp_path / "table", {})
+    table.write_rows("results.csv", [row for row in run.read_rows() if row["region"] == "test"])
+    text = report.make_report(table).read_text(encoding="utf-8")
+    assert "no gate results, maps or scatter plots" in text
+    assert "Trend with width" in text
+    few = {"problems": ("xor",), "widths": (2,), "seeds": (0, 2), "grid_size": 5}
+    unfinished = write_run(tmp_path / "unfinished", tables=False, **few)
+    text = report.make_report(unfinished).read_text(encoding="utf-8")
+    assert "did not finish" in text
+    assert "No reference can be trusted" in text
+    assert "gate failed" in text
+
+
+def test_command_writes_and_prints(run, capsys):
+    assert report.main([str(run.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "beside the paper" in printed
+    assert "report.html" in printed
+
+
+def test_command_refuses_what_is_no_run(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "missing"):
+        assert report.main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "no run folder" in error
+        assert error.count("\n") == 1
+
+
+def test_command_explains_itself(capsys):
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "RUN" in printed
+    assert "settings.json" in printed
