@@ -91,7 +91,7 @@ PRESETS = {
         problems=tuple(PROBLEMS),
         widths=(2, 4, 8, 16, 32, 64, 128, 256),
         num_seeds=3,
-        evaluation=EvaluationSettings(sampler=SamplerSettings(max_draws=4000)),
+        evaluation=EvaluationSettings(sampler=SamplerSettings(max_draws=2000)),
     ),
     "paper": Settings(
         preset="paper",

@@ -223,10 +223,12 @@ def _curves(
             notes.append([*gate_note(rows), *_undefined_note(rows, lines, statistic)])
         reference = "variance" if quantity == "epistemic" else quantity.replace("_", " ")
         band = Patch(color="#555555", alpha=0.2, linewidth=0)
+        dot = Line2D([], [], linestyle="none", marker=".", markersize=5, color="#555555", alpha=0.7)
+        wide = ", very wide for two" if len(results.values("seed")) == 2 else ""
         title_panels(panels, results, setups, notes)
         finish_panels(
             figure, panels, values, f"{STATISTICS[statistic]} with MCMC {reference}",
-            {"band: 95% t interval over seeds": band},
+            {f"band: 95% t interval over seeds{wide}": band, "dots: isotropic, each seed": dot},
         )  # fmt: skip
         if any(setup.parameterisation == "standard" for setup in setups):
             title += "\nstandard parameterisation: the function's prior variance grows with width"
@@ -257,7 +259,7 @@ def _line(
             for part in ("mean", "low", "high")
         )
         strong = line.estimator == "isotropic"
-        ax.fill_between(x, low, high, color=color, alpha=0.14 if strong else 0.08, linewidth=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.11 if strong else 0.06, linewidth=0)
         alone = np.isfinite(low) & ~(_neighbour(low, 1) | _neighbour(low, -1))
         if alone.any():
             ax.vlines(x[alone], low[alone], high[alone], color=color, alpha=0.35, linewidth=1.2)
@@ -267,11 +269,21 @@ def _line(
             linewidth=2.0 if strong else 1.3,
         )  # fmt: skip
         drawn += mean.tolist()
-    failed = [
-        (row["width"], row[statistic])
-        for row in results.select(setup, **which)
-        if row["gate"] == "fail" and row.get(statistic) is not None
-    ]
+    passed, failed = (
+        [
+            (row["width"], row[statistic])
+            for row in results.select(setup, **which)
+            if row["gate"] == verdict and row.get(statistic) is not None
+        ]
+        for verdict in ("pass", "fail")
+    )
+    if passed and line.estimator == "isotropic":
+        # The seeds themselves: an interval of two or three says little about where they are.
+        ax.plot(
+            *zip(*passed, strict=True), linestyle="none", marker=".", markersize=4, color=color,
+            alpha=0.6, markeredgewidth=0, label=f"_seeds {line.look.label}",
+        )  # fmt: skip
+        drawn += [value for _, value in passed]
     if failed:
         ax.plot(
             *zip(*failed, strict=True), linestyle="none", marker=marker, markersize=5,

@@ -1,16 +1,13 @@
 """Estimates of epistemic and aleatoric uncertainty at a point theta*, all from one Jacobian of the outputs.
 
-Every estimate is a covariance Sigma of the parameters pushed through the model: to first order in p itself
-(`Linearised`, the delta method), or to first order in the logit and exactly through the link (`GaussianLogit`). One
-backward pass per output serves all of them. `ESTIMATORS` lists them by name; `register_estimator` adds one.
+`isotropic`, `link_aware`, `laplace` and `estimate` are one call each for a user; `estimate_all` computes several at
+once for the experiments. What each of them is stands in `isounc.estimators`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,188 +15,41 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from isounc import covariance as cov
-from isounc import densities, links
+from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_real
+from isounc.estimators import (
+    ESTIMATORS,
+    Estimate,
+    Estimator,
+    Evidence,
+    GaussianLogit,
+    Linearised,
+    isotropic_rule,
+    register_estimator,
+)
 from isounc.gradnorm import output_grams
 from isounc.models import Model
 from isounc.problems import Problem
 
-
-class Estimate(NamedTuple):
-    """An estimate at N locations, per column M (class); variances are in squared units of the predictive quantity."""
-
-    p: Float[Array | np.ndarray, "N M"]
-    """Point prediction p(y|x, theta*), or f(x, theta*)."""
-    epistemic: Float[Array | np.ndarray, "N M"]
-    """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer-scaled ones."""
-    aleatoric: Float[Array | np.ndarray, "N M"]
-    """p* (1 - p*), as the paper defines it; the noise variance for regression."""
-    aleatoric_corrected: Float[Array | np.ndarray, "N M"]
-    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
-    total: Float[Array | np.ndarray, "N M"]
-    """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), which is `aleatoric` itself."""
-
-
-class Evidence(NamedTuple):
-    """What estimators may draw on beside the model and theta*; None where it is not at hand."""
-
-    data: densities.Data | None = None
-    """Training data and prior."""
-    layer_sd: Float[Array, " P"] | None = None
-    """Scales for layer_scaled: the prior's sd of each parameter, or rms(W_l) (`layer_rms`)."""
-    draws: Float[Array, "S P"] | None = None
-    """Posterior draws, chain-major."""
-    hessian: Float[Array, "P P"] | None = None
-    """Dense Hessian of minus the log posterior at theta*; the GGN takes its place without it."""
-
+__all__ = [
+    "ESTIMATORS",
+    "Estimate",
+    "Estimator",
+    "Evidence",
+    "GaussianLogit",
+    "Linearised",
+    "by_region",
+    "estimate",
+    "estimate_all",
+    "isotropic",
+    "laplace",
+    "layer_rms",
+    "link_aware",
+    "posterior_averaged",
+    "register_estimator",
+]
 
 _NO_EVIDENCE = Evidence()
-
-
-class Estimator(Protocol):
-    """A covariance of the parameters and the way it reaches the prediction.
-
-    Instances are hashable (a frozen dataclass is): they are static arguments of the compiled estimates.
-    """
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Fields of `Evidence` without which there is no estimate."""
-        ...
-
-    def covariance(
-        self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
-    ) -> cov.Covariance:
-        """Sigma at theta*."""
-        ...
-
-    def moments(
-        self, model: Model, outputs: Float[Array, "N O"], gram: Float[Array, "N O O"]
-    ) -> tuple[Float[Array, "N M"], Float[Array, "N M"]]:
-        """Epistemic variance and corrected aleatoric variance from f(x, theta*) and J Sigma J^T."""
-        ...
-
-
-CovarianceRule = Callable[[Model, jax.Array, Evidence, int], cov.Covariance]
-
-
-@dataclass(frozen=True)
-class Linearised:
-    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J, hence A (J Sigma J^T) A^T on the diagonal.
-
-    Source: the delta method, as in Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466) for Sigma = I.
-    """
-
-    rule: CovarianceRule
-    """Sigma."""
-    needs: tuple[str, ...] = ()
-    """Fields of `Evidence` that the rule reads."""
-
-    def covariance(self, model, theta, evidence, num_chains):
-        """Sigma at theta*."""
-        return self.rule(model, theta, evidence, num_chains)
-
-    def moments(self, model, outputs, gram):
-        """Diagonal of A gram A^T, and p*(1-p*) minus it (regression: the noise does not depend on theta)."""
-        a = densities.predict_jacobian(model, outputs)
-        epistemic = jnp.einsum("nmo,noq,nmq->nm", a, gram, a)
-        # Rounding may leave a tiny negative number at saturated probabilities, where a row of A cancels.
-        epistemic = jnp.maximum(epistemic, 0)
-        corrected = densities.label_variance(model, outputs, 0.0) - epistemic
-        return epistemic, jnp.zeros_like(corrected) if model.likelihood == "gaussian" else corrected
-
-
-@dataclass(frozen=True)
-class GaussianLogit:
-    """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) to quadrature accuracy.
-
-    Source: MacKay 1992, "The evidence framework applied to classification networks", for the Gaussian logit; the
-    moments are integrated (`isounc.links`) where he approximates them. Regression has no link: as `Linearised`.
-    """
-
-    rule: CovarianceRule
-    """Sigma."""
-    needs: tuple[str, ...] = ()
-    """Fields of `Evidence` that the rule reads."""
-
-    def covariance(self, model, theta, evidence, num_chains):
-        """Sigma at theta*."""
-        return self.rule(model, theta, evidence, num_chains)
-
-    def moments(self, model, outputs, gram):
-        """Var[p] and E[p (1 - p)] under the Gaussian logits."""
-        if model.likelihood == "gaussian":
-            return Linearised(self.rule).moments(model, outputs, gram)
-        if model.likelihood == "bernoulli":
-            _, var, label_var = links.sigmoid_normal_moments(outputs, gram[:, :, 0])
-        else:
-            _, var, label_var = links.softmax_normal_moments(outputs, gram)
-        return var, label_var
-
-
-def _isotropic(model, theta, evidence, num_chains):
-    return cov.Diagonal(jnp.ones_like(theta))
-
-
-def _prior(model, theta, evidence, num_chains):
-    return cov.Diagonal(evidence.data.prior_sd)
-
-
-def _layer_scaled(model, theta, evidence, num_chains):
-    return cov.Diagonal(evidence.layer_sd)
-
-
-def _laplace(model, theta, evidence, num_chains):
-    if evidence.hessian is None:
-        return cov.gauss_newton(model, theta, evidence.data)
-    # In prior coordinates the precision is well scaled, which float32 needs.
-    sd = evidence.data.prior_sd
-    white = cov.inverse_precision(evidence.hessian * sd[None, :] * sd[:, None])
-    return cov.Factor(sd[:, None] * white.factor)
-
-
-def _laplace_diagonal(model, theta, evidence, num_chains):
-    if evidence.hessian is None:
-        return cov.gauss_newton_diagonal(model, theta, evidence.data)
-    return cov.Diagonal(jnp.diagonal(evidence.hessian) ** -0.5)
-
-
-def _oracle(model, theta, evidence, num_chains):
-    return cov.from_draws(evidence.draws)
-
-
-def _oracle_within_chain(model, theta, evidence, num_chains):
-    return cov.from_draws(evidence.draws, num_chains=num_chains)
-
-
-def _oracle_diagonal(model, theta, evidence, num_chains):
-    return cov.diagonal_from_draws(evidence.draws)
-
-
-ESTIMATORS: dict[str, Estimator] = {
-    "isotropic": Linearised(_isotropic),
-    "link_aware": GaussianLogit(_prior, ("data",)),
-    "layer_scaled": Linearised(_layer_scaled, ("layer_sd",)),
-    "laplace": Linearised(_laplace, ("data",)),
-    "laplace_diagonal": Linearised(_laplace_diagonal, ("data",)),
-    "oracle": Linearised(_oracle, ("draws",)),
-    "oracle_within_chain": Linearised(_oracle_within_chain, ("draws",)),
-    "oracle_diagonal": Linearised(_oracle_diagonal, ("draws",)),
-}
-"""Estimators at a point, by name. `posterior_averaged` stands apart: it has no theta*."""
-
-
-def register_estimator(name: str, estimator: Estimator, *, overwrite: bool = False) -> None:
-    """Add an estimator to `ESTIMATORS`, e.g. ``Linearised(my_rule, ("data",))``.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken and ``overwrite`` is False.
-    """
-    if name in (*ESTIMATORS, "posterior_averaged") and not overwrite:
-        raise ValueError(f"name {name!r} is taken; give overwrite=True to replace that estimator.")
-    ESTIMATORS[name] = estimator
 
 
 def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -256,10 +106,14 @@ def estimate_all(
     theta, X = jnp.asarray(theta), jnp.asarray(X)
     # Not the type of X alone, which may hold integers.
     noise = jnp.asarray(noise_sd, jnp.result_type(theta, X))
-    return _estimate_all(
-        theta, X, evidence, noise,
-        chosen=tuple(chosen), model=model, num_chains=num_chains, batch_size=batch_size,
-    )  # fmt: skip
+    rules = tuple(chosen)
+    outputs, grams = _grams(
+        theta, X, evidence, rules=rules, model=model, num_chains=num_chains, batch_size=batch_size
+    )
+    return {
+        name: _moments(outputs, grams[name], noise, rule=rule, link=_link(model))
+        for name, rule in rules
+    }
 
 
 def _check_draws(draws, model: Model, num_chains: int) -> None:
@@ -273,21 +127,27 @@ def _check_draws(draws, model: Model, num_chains: int) -> None:
         raise ValueError(f"draws must be more than one per chain, got {draws.shape[0]}")
 
 
-@functools.partial(jax.jit, static_argnames=("chosen", "model", "num_chains", "batch_size"))
-def _estimate_all(theta, X, evidence, noise_sd, *, chosen, model, num_chains, batch_size):
+@functools.partial(jax.jit, static_argnames=("rules", "model", "num_chains", "batch_size"))
+def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
     covariances = {
-        name: rule.covariance(model, theta, evidence, num_chains) for name, rule in chosen
+        name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
-    outputs, grams = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
-    p = densities.predict(model, outputs)
-    aleatoric = densities.label_variance(model, outputs, noise_sd)
-    results = {}
-    for name, rule in chosen:
-        epistemic, corrected = rule.moments(model, outputs, grams[name])
-        if model.likelihood == "gaussian":
-            corrected = aleatoric
-        results[name] = Estimate(p, epistemic, aleatoric, corrected, epistemic + aleatoric)
-    return results
+    return output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
+
+
+def _link(model: Model) -> Model:
+    """The smallest model with the same link: what `_moments` compiles for serves every width and depth."""
+    return Model(1, model.out_features, model.likelihood, width=1, depth=0)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "link"))
+def _moments(outputs, gram, noise_sd, *, rule, link):
+    p = densities.predict(link, outputs)
+    aleatoric = densities.label_variance(link, outputs, noise_sd)
+    epistemic, corrected = rule.moments(link, outputs, gram)
+    if link.likelihood == "gaussian":
+        corrected = aleatoric
+    return Estimate(p, epistemic, aleatoric, corrected, epistemic + aleatoric)
 
 
 def posterior_averaged(
@@ -319,7 +179,7 @@ def posterior_averaged(
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
-    rule = Linearised(_isotropic)
+    rule = Linearised(isotropic_rule)
 
     def add(total, theta):
         covariance = {"isotropic": cov.Diagonal(jnp.ones_like(theta))}

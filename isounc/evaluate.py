@@ -33,19 +33,12 @@ from isounc.posterior import Moments, Posterior, SamplerSettings, sample_posteri
 from isounc.problems import Problem, make_problem
 from isounc.records import Record
 
-AT_POINT = (
-    "isotropic",
-    "link_aware",
-    "layer_scaled",
-    "laplace",
-    "laplace_diagonal",
-    "oracle",
-    "oracle_within_chain",
-    "oracle_diagonal",
-)
-"""Estimators at the points map and trained."""
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
-"""Estimators at single posterior draws."""
+"""Estimators at every point; at single posterior draws the only ones."""
+LAPLACE = ("laplace", "laplace_diagonal")
+"""Estimators at the points map and trained, from the curvature there."""
+ORACLES = ("oracle", "oracle_within_chain", "oracle_diagonal")
+"""Estimators at the points map and trained, from the posterior's draws."""
 CORRECTED = ("isotropic", "link_aware", "laplace")
 """Estimators whose corrected aleatoric part is compared too."""
 PER_CLASS = ("isotropic", "link_aware")
@@ -203,12 +196,15 @@ def _estimate(
             parts = estimates.by_region(one, problem.regions)
             found.setdefault(point, {}).setdefault(name, []).append(parts)
 
+    # Each call of `at` is one compiled program: those of AT_DRAW serve the map, the trained network and every draw.
     for kind, point in points.items():
         theta = jnp.asarray(point.theta, dtype)
         # A trained network has no prior: its layers are scaled by their own weights.
         layer_sd = estimates.layer_rms(model, theta) if kind == "trained" else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
-        at(kind, AT_POINT, theta, Evidence(data, layer_sd, draws, hessian))
+        at(kind, AT_DRAW, theta, Evidence(data, layer_sd))
+        at(kind, LAPLACE, theta, Evidence(data, hessian=hessian))
+        at(kind, ORACLES, theta, Evidence(draws=draws))
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
         at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
     averaged = estimates.posterior_averaged(

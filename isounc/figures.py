@@ -15,9 +15,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from isounc.curves import error_budget, scaling_curves, scaling_headline
-from isounc.maps import scatter, uncertainty_maps
+from isounc.maps import uncertainty_maps
 from isounc.records import RunFolder
 from isounc.results import Results
+from isounc.scatter import scatter
 from isounc.style import POINT_WORDS, NothingToDraw, save
 
 __all__ = [

@@ -1,64 +1,67 @@
 """Moments of sigmoid and softmax under Gaussian logits: E[p], Var[p] and E[p (1 - p)].
 
-Link-aware estimates take the logits as Gaussian and push them through the link. Variances of confident predictions
-are tail integrals: Var[p] is the work of logits many standard deviations away from their mean, where rules with nodes
-about the mean (Gauss-Hermite, plain Monte Carlo) have none. Here nodes go where the integrand is:
+The variance of a confident prediction is a tail integral: it is made by logits many standard
+deviations from their mean, where rules with nodes about the mean (Gauss-Hermite, plain Monte Carlo)
+have none. Here the nodes go where the integrand is:
 
-    2 classes    one integral over the logit, nodes dense where the sigmoid bends and where the integrand peaks;
+    2 classes    one integral over the logit, nodes dense where the sigmoid bends;
     3 classes    the same rule for one contrast given the other, inside panels over the other;
-    4 and more   quasi-Monte Carlo from a mixture of Gaussians, one at the peak of each class's integrand.
+    4 and more   quasi-Monte Carlo from a mixture of Gaussians, one at the peak of each integrand.
 
-Everything is deterministic (fixed nodes) and differentiable in mean and covariance: nodes and weights are held fixed
-in a derivative, which is then the same rule for the derivative's integrand.
+Everything is deterministic, and differentiable in mean and covariance: a derivative holds nodes and
+weights fixed, so that it is the same rule applied to the derivative of the integrand.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy import special
 from scipy.stats import qmc
 
 from isounc.checks import check_count
 
-_TAIL = 7.0  # standard deviations kept beyond the outermost peak: 1e-10 of a variance lies outside
+_TAIL = 7.0  # standard deviations kept beyond the outermost peak; 1e-10 of a variance lies outside
 _FAR = 13.0  # peaks further out than this many standard deviations weigh less than 1e-36
 _SIGMOID_NODES = 128
 _INNER_NODES, _PANEL_NODES = 40, 48
-_SMALL_VAR = 1e-12  # sigmoid: below it the delta method errs less than the quadrature
-_SMALL_CONTRAST_VAR = 1e-5  # softmax: the same, where rounding in float32 sets the limit
-_NOMINAL, _EVEN = 0.25, 0.25  # shares of the nodes: about the mean, and equally about every peak
+_SMALL_VAR = 1e-12  # of a logit: below it the delta method errs less than the quadrature
+_SMALL_CONTRAST_VAR = 1e-5  # of logit differences: the same, set by rounding in float32
+_NOMINAL, _EVEN = 0.25, 0.5  # shares of the nodes about the mean, and equally about every peak
 _NEWTON_STEPS = 10
 
 
 class LinkMoments(NamedTuple):
-    """Moments of probabilities p = link(f) under Gaussian logits f."""
+    """Moments of probabilities p = link(f) under Gaussian logits f; var + label_var = E[p] (1 - E[p])."""
 
     mean: Float[Array, "*B"]
     """E[p]."""
     var: Float[Array, "*B"]
     """Var[p], epistemic."""
     label_var: Float[Array, "*B"]
-    """E[p (1 - p)], aleatoric: var + label_var = mean (1 - mean)."""
+    """E[p (1 - p)], aleatoric."""
 
 
 def sigmoid_normal_moments(mean: Float[Array, "*B"], var: Float[Array, "*B"]) -> LinkMoments:
-    """E[p], Var[p] and E[p (1 - p)] of p = 1 / (1 + exp(-f)) with f ~ N(mean, var), elementwise.
+    """E[p], Var[p] and E[p (1 - p)] of p = 1 / (1 + exp(-f)), f ~ N(mean, var), elementwise.
 
-    With m = -|mean| (the rest by symmetry), s = sqrt(var) and f = m + s z = sinh(t), the trapezoidal rule in t:
+    With m = -|mean| (the rest by symmetry) and s = sqrt(var), the trapezoidal rule in t, where
+    f = m + s z = sinh(t):
 
-        E[g(f)] = int phi(z) g(f) dz,   dz = cosh(t) / s dt,   z from -7 to min(2 s, max(-m / s, 0) + 3) + 7.
+        E[g(f)] = int phi(z) g(f) dz,    dz = cosh(t) / s dt,    -7 < z < u + 7,
+        u = min(2 s, max(-m / s, 0) + 3).
 
-    Nodes are dense on the scale 1 of the sigmoid and sparse on the scale s of the Gaussian. The upper end bounds
-    the peak of phi(z) p^2, which is log-concave: z = 2 s (1 - p) there. Moments are taken of p - sigmoid(m), in a
-    form that does not cancel; below var = 1e-12 the delta method takes over.
+    Nodes are dense on the scale 1 of the sigmoid and sparse on the scale s of the Gaussian. The
+    peak of phi(z) p^2, which is log-concave, lies at z = 2 s (1 - p) < u. Moments are those of
+    p - sigmoid(m), in a form that does not cancel; below var = 1e-12 the delta method takes over.
 
     Parameters
     ----------
@@ -68,8 +71,8 @@ def sigmoid_normal_moments(mean: Float[Array, "*B"], var: Float[Array, "*B"]) ->
     Returns
     -------
     LinkMoments
-        Arrays of that shape, float32 or float64. Relative errors at any mean and variance: below 1e-6 in float64,
-        1e-4 in float32; what underflows is 0.
+        Arrays of that shape, float32 or float64. Relative errors at any mean and variance: below
+        1e-6 in float64, 2e-4 in float32. What underflows is 0.
 
     Raises
     ------
@@ -79,33 +82,34 @@ def sigmoid_normal_moments(mean: Float[Array, "*B"], var: Float[Array, "*B"]) ->
     mean, var = _floats(mean, var)
     if mean.shape != var.shape:
         raise ValueError(f"mean and var must have one shape, got {mean.shape} and {var.shape}")
-    moments = _in_chunks(_sigmoid_moments, (mean.ravel(), var.ravel()), _SIGMOID_NODES)
+    moments = _in_chunks(_sigmoid_location, (mean.ravel(), var.ravel()), _SIGMOID_NODES)
     return LinkMoments(*(x.reshape(mean.shape) for x in moments))
 
 
 def softmax_normal_moments(
     mean: Float[Array, "*B C"], cov: Float[Array, "*B C C"], *, num_nodes: int = 8192
 ) -> LinkMoments:
-    """E[p_c], Var[p_c] and E[p_c (1 - p_c)] of p = softmax(f) with f ~ N(mean, cov), C >= 2 classes.
+    """E[p_c], Var[p_c] and E[p_c (1 - p_c)] of p = softmax(f), f ~ N(mean, cov), C >= 2 classes.
 
-    Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the sigmoid of their
-    difference, three a nested quadrature, more a quasi-Monte Carlo estimate; where every difference has a variance
-    below 1e-5, the delta method to second order. Prefer one batched call to `jax.vmap`: batches are worked off in
-    chunks of bounded memory.
+    Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the
+    sigmoid of their difference, three a nested quadrature (`_three_classes`), more a quasi-Monte
+    Carlo estimate (`_many_classes`); where all differences have variances below 1e-5, the delta
+    method. Prefer one batched call to `jax.vmap`: a batch is worked off in chunks of bounded memory.
 
     Parameters
     ----------
     mean, cov
-        Moments of the logits; cov is symmetric, positive semidefinite up to rounding.
+        Moments of the logits; cov is symmetric, and positive semidefinite up to rounding.
     num_nodes
         Nodes per location for four classes and more, a power of two.
 
     Returns
     -------
     LinkMoments
-        Arrays (*B, C). Relative errors, for standard deviations of logit differences up to 30: for two classes as
-        `sigmoid_normal_moments`, for three below 1e-3 (each class), for five and ten below 1% in the sum over classes
-        of the variance. In the latter case a class that hardly adds to that sum may err by 10% or more.
+        Arrays (*B, C). Relative errors, while the standard deviations of logit differences are at
+        most 30: for two classes those of `sigmoid_normal_moments`; for three below 2e-3 in each
+        class; for four to ten below 1% in the variance summed over the classes and 4% in the
+        sum of E[p_c (1 - p_c)], while a class with little part in a sum may err by 30%.
 
     Raises
     ------
@@ -119,85 +123,88 @@ def softmax_normal_moments(
             "mean must have shape (..., C) with C >= 2 and cov (..., C, C), "
             f"got {mean.shape} and {cov.shape}"
         )
-    check_count("num_nodes", num_nodes, 2)
+    check_count("num_nodes", num_nodes, 8)
     if num_nodes & (num_nodes - 1):
         raise ValueError(f"num_nodes must be a power of two, got {num_nodes}")
-    means, covs = mean.reshape(-1, num_classes), cov.reshape(-1, num_classes, num_classes)
-    # Tensor cores and TPUs would round the logits to a few digits.
+    rows = mean.reshape(-1, num_classes), cov.reshape(-1, num_classes, num_classes)
+    # Tensor cores and TPUs would round products of matrices to a few digits.
     with jax.default_matmul_precision("highest"):
         if num_classes == 2:
-            moments = _two_classes(means, covs)
+            moments = _in_chunks(_two_classes, rows, 2 * _SIGMOID_NODES)
         elif num_classes == 3:
-            moments = _in_chunks(jax.vmap(_three_classes), (means, covs), 4 * _PANEL_NODES * _INNER_NODES)
+            moments = _in_chunks(_three_classes, rows, 4 * _PANEL_NODES * _INNER_NODES)
         else:
-            proposals = _in_chunks(jax.vmap(_proposals), (means, covs), num_classes**3)
-            size = num_nodes * num_classes
             nodes = jnp.asarray(_normal_nodes(num_nodes, num_classes - 1), mean.dtype)
+            rows += tuple(_in_chunks(_proposals, rows, num_classes**3))
             sample = functools.partial(_many_classes, nodes)
-            moments = _in_chunks(jax.vmap(sample), (means, covs, *proposals), size)
-        small, delta = jax.vmap(_delta_method)(means, covs)
+            moments = _in_chunks(sample, rows, num_nodes * num_classes)
+        small, delta = jax.vmap(_delta_method)(*rows[:2])
     chosen = (jnp.where(small[:, None], a, b) for a, b in zip(delta, moments, strict=True))
     return LinkMoments(*(x.reshape(mean.shape) for x in chosen))
 
 
-def _floats(*arrays):
+def _floats(*arrays) -> list[jax.Array]:
     """Arrays of one floating type, at least float32."""
     dtype = jnp.promote_types(jnp.result_type(float, *arrays), jnp.float32)
     return [jnp.asarray(x, dtype) for x in arrays]
 
 
-def _in_chunks(function, arrays, nodes: int):
-    """`function`, batched over the leading axis, on chunks of so many elements that its nodes fit."""
+def _in_chunks(function: Callable, rows: Sequence[jax.Array], num_nodes: int):
+    """`function` of one location, for all N, in chunks that keep N x num_nodes out of memory."""
     # A CPU is fastest while a chunk fits its cache, an accelerator once a chunk fills it.
     elements = 2**15 if jax.default_backend() == "cpu" else 2**24
-    size = max(1, elements // nodes)
-    if arrays[0].shape[0] <= size:
-        return function(*arrays)
-    # Nodes are computed again in a backward pass, which would otherwise hold those of all chunks at once.
-    one = jax.checkpoint(lambda row: jax.tree.map(lambda x: x[0], function(*(a[None] for a in row))))
-    return lax.map(one, arrays, batch_size=size)
+    size, count = max(1, elements // num_nodes), rows[0].shape[0]
+    if count <= size:
+        return jax.vmap(function)(*rows)
+    # Whole chunks only: a remainder would be compiled as a second program.
+    pad = -count % size
+    rows = [jnp.concatenate([x, jnp.repeat(x[:1], pad, axis=0)]) for x in rows]
+    # A backward pass computes the nodes again; it would otherwise hold those of all chunks at once.
+    row_function = jax.checkpoint(lambda row: function(*row), prevent_cse=False)
+    return jax.tree.map(lambda x: x[:count], lax.map(row_function, rows, batch_size=size))
 
 
-def _sigmoid_rule(mean, sd, num_nodes):
-    """Nodes z and weights phi(z) dz, (N, num_nodes), for functions of sigmoid(mean + sd z), (N,)."""
-    zero = -mean / sd
-    peak = jnp.minimum(2 * sd, jnp.maximum(zero, 0) + 3)
+def _sigmoid_rule(
+    mean: Float[Array, "*B"], sd: Float[Array, "*B"], num_nodes: int
+) -> tuple[Float[Array, "*B n"], Float[Array, "*B n"]]:
+    """Nodes z and weights phi(z) dz for functions of sigmoid(mean + sd z), sd > 0."""
+    peak = jnp.minimum(2 * sd, jnp.maximum(-mean / sd, 0) + 3)
     root, t_mean = jnp.hypot(1.0, mean), jnp.arcsinh(mean)
 
     def t_beyond(z):
-        # arcsinh(f) - arcsinh(mean), which cancels if f = mean + sd z is close to mean.
+        # arcsinh(f) - arcsinh(mean), in a form that also holds where f is close to the mean.
         step = sd * z
         f = mean + step
         ahead, back = f * root, mean * jnp.hypot(1.0, f)
-        same = f * mean > 0
-        ratio = step * (f + mean) / jnp.where(same, ahead + back, 1)
-        return jnp.arcsinh(jnp.where(same, ratio, ahead - back))
+        same_side = f * mean > 0
+        ratio = step * (f + mean) / jnp.where(same_side, ahead + back, 1)
+        return jnp.arcsinh(jnp.where(same_side, ratio, ahead - back))
 
     start, stop = t_beyond(jnp.full_like(mean, -_TAIL)), t_beyond(peak + _TAIL)
     h = (stop - start) / (num_nodes - 1)
-    count = jnp.arange(num_nodes, dtype=mean.dtype)[None, :]
-    half = (start[:, None] + h[:, None] * count) / 2
-    # z = (sinh(t) - sinh(t_mean)) / sd = 2 cosh(t_mean + half) sinh(half) / sd, from one exponential.
-    up, down = jnp.exp(t_mean)[:, None], jnp.exp(-t_mean)[:, None]
-    grow = jnp.expm1(half)
-    scale = 1 + grow
-    z = 0.5 * (up * scale + down / scale) * (grow + grow / scale) / sd[:, None]
+    index = jnp.arange(num_nodes, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+    half = (start[..., None] + h[..., None] * index) / 2
+    # sinh(t) - sinh(t_mean) = 2 cosh(t_mean + half) sinh(half), all from one exponential.
+    up, down = jnp.exp(t_mean)[..., None], jnp.exp(-t_mean)[..., None]
+    growth = jnp.expm1(half)
+    scale = 1 + growth
+    z = 0.5 * (up * scale + down / scale) * (growth + growth / scale) / sd[..., None]
     slope = 0.5 * (up * scale**2 + down / scale**2)
-    weight = slope * jnp.exp(-0.5 * z**2) * (h / sd / math.sqrt(2 * math.pi))[:, None]
+    weight = slope * jnp.exp(-0.5 * z**2) * (h / sd / math.sqrt(2 * math.pi))[..., None]
     return z, weight
 
 
-def _sigmoid_quadrature(mean, sd, num_nodes):
-    """E[p] - sigmoid(mean), Var[p] and E[p (1 - p)], with p (1 - p) <= 1/4 small where mean is negative."""
+def _sigmoid_quadrature(mean: Float[Array, "*B"], sd: Float[Array, "*B"], num_nodes: int):
+    """E[p] - sigmoid(mean), Var[p] and E[p (1 - p)]."""
     z, weight = lax.stop_gradient(_sigmoid_rule(mean, sd, num_nodes))
-    step = sd[:, None] * z
-    f = mean[:, None] + step
-    small = jnp.exp(-jnp.abs(f))
-    large = 1 / (1 + small)
-    small = small * large
+    step = sd[..., None] * z
+    f = mean[..., None] + step
+    ratio = jnp.exp(-jnp.abs(f))
+    large = 1 / (1 + ratio)
+    small = ratio * large
     p, q = jnp.where(f > 0, large, small), jnp.where(f > 0, small, large)
-    p0, q0 = jax.nn.sigmoid(mean)[:, None], jax.nn.sigmoid(-mean)[:, None]
-    # sigmoid(a) - sigmoid(b) = tanh((a - b) / 2) (p_a q_b + p_b q_a): exact to rounding also for tiny steps.
+    p0, q0 = jax.nn.sigmoid(mean)[..., None], jax.nn.sigmoid(-mean)[..., None]
+    # p - p0 = tanh(step / 2) (p q0 + q p0): exact to rounding, however small the step.
     deviation = jnp.tanh(step / 2) * (p * q0 + q * p0)
     # Products of small weights and small squares underflow long before their sum does.
     guard = float(jnp.finfo(mean.dtype).tiny) ** -0.5
@@ -208,17 +215,16 @@ def _sigmoid_quadrature(mean, sd, num_nodes):
     return shift, jnp.maximum(square - shift**2, 0), (weight * p * q).sum(-1) / guard
 
 
-def _sigmoid_moments(mean, var):
-    """The three moments, elementwise on vectors."""
+def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
+    """The three moments of one sigmoid."""
     below = -jnp.abs(mean)
     p, q = jax.nn.sigmoid(below), jax.nn.sigmoid(-below)
     var = jnp.maximum(var, 0)
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
-    # Beyond sd = 1e6 only mean / sd matters, to 12 digits; beyond |mean| = 1e8, nothing does.
+    # Beyond sd = 1e6 only mean / sd matters, to 12 digits; beyond |mean| = 1e8 nothing does.
     shrink = 1 / jnp.maximum(sd / 1e6, 1)
-    shift, wide, label = _sigmoid_quadrature(
-        jnp.maximum(below, -1e8) * shrink, sd * shrink, _SIGMOID_NODES
-    )
+    near = jnp.maximum(below, -1e8) * shrink
+    shift, wide, label = _sigmoid_quadrature(near, sd * shrink, _SIGMOID_NODES)
     tiny = var < _SMALL_VAR
     shift = jnp.where(tiny, 0.5 * var * p * q * (q - p), shift)
     wide = jnp.where(tiny, var * (p * q) ** 2, wide)
@@ -226,26 +232,25 @@ def _sigmoid_moments(mean, var):
     return jnp.where(mean > 0, q - shift, p + shift), wide, label
 
 
-def _two_classes(mean, cov):
-    """Both classes are sigmoids of one difference; the smaller mean keeps its relative accuracy."""
-    gap = mean - mean[:, ::-1]
-    var = cov[:, 0, 0] + cov[:, 1, 1] - cov[:, 0, 1] - cov[:, 1, 0]
-    both = jnp.stack([var, var], axis=1)
-    moments = _in_chunks(_sigmoid_moments, (gap.ravel(), both.ravel()), _SIGMOID_NODES)
-    return [x.reshape(mean.shape) for x in moments]
+def _two_classes(mean: Float[Array, "2"], cov: Float[Array, "2 2"]):
+    """Both classes at one location, each the sigmoid of its lead over the other."""
+    var = jnp.full(2, cov[0, 0] + cov[1, 1] - cov[0, 1] - cov[1, 0])
+    return jax.vmap(_sigmoid_location)(mean - mean[::-1], var)
 
 
-def _max_contrast_var(cov):
+def _max_contrast_var(cov: Float[Array, "C C"]) -> Float[Array, ""]:
     """Largest variance of a difference of two logits."""
     diagonal = jnp.diag(cov)
     return jnp.maximum((diagonal[:, None] + diagonal[None, :] - cov - cov.T).max(), 0)
 
 
-def _delta_method(mean, cov):
+def _delta_method(
+    mean: Float[Array, " C"], cov: Float[Array, "C C"]
+) -> tuple[Bool[Array, ""], tuple[Float[Array, " C"], ...]]:
     """Whether the logits hardly vary, and then the moments: E[p] to second order, Var[p] to first.
 
-    Var[p_c] = J_c cov J_c^T with J_cj = p_c (1[c = j] - p_j). Differences are taken to the top class, so that
-    nothing cancels where its probability is next to 1.
+    Var[p_c] = J_c cov J_c^T with J_cj = p_c (1[c = j] - p_j). Logits are taken relative to the top
+    class, so that nothing cancels where its probability is next to 1.
     """
     top = jnp.argmax(mean)
     is_top = jnp.arange(mean.shape[0]) == top
@@ -260,19 +265,14 @@ def _delta_method(mean, cov):
     return _max_contrast_var(cov) < _SMALL_CONTRAST_VAR, (p + shift, var, label)
 
 
-@functools.lru_cache
-def _legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights on [-1, 1]."""
-    return np.polynomial.legendre.leggauss(num_nodes)
+def _panel_rule(cuts: Float[Array, "5"], width: Float[Array, ""], num_nodes: int):
+    """Nodes and weights (4, num_nodes) between sorted cuts, dense within `width` of each cut.
 
-
-def _panel_rule(cuts, width, num_nodes):
-    """Nodes and weights (4, num_nodes) between sorted cuts (5,), dense within `width` of each cut.
-
-    x = left - width + (length + 2 width) sigmoid(u) with Gauss-Legendre nodes in u; dx is smallest, about width du,
-    at both ends of a panel.
+    x = left - width + (length + 2 width) sigmoid(u), with Gauss-Legendre nodes in u: dx is about
+    width du at both ends of a panel, and grows with the distance from them.
     """
-    node, weight = (jnp.asarray(x, cuts.dtype)[None, :] for x in _legendre(num_nodes))
+    legendre = np.polynomial.legendre.leggauss(num_nodes)
+    node, weight = (jnp.asarray(x, cuts.dtype)[None, :] for x in legendre)
     left, length = cuts[:-1, None], jnp.diff(cuts)[:, None]
     reach = jnp.log1p(length / width)
     at = jax.nn.sigmoid(reach * node)
@@ -280,50 +280,50 @@ def _panel_rule(cuts, width, num_nodes):
     return left - width + span * at, weight * reach * span * at * (1 - at)
 
 
-def _three_classes(mean, cov):
-    """Three classes at one location: the top class k against the other two, given the difference of those.
+def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
+    """Three classes at one location: the top class k against i and j, given f_i - f_j.
 
     With a = f_i - f_j, h = f_k - (f_i + f_j) / 2 and b = log(2 cosh(a / 2)) - h,
 
-        p_k = sigmoid(-b),   p_i = sigmoid(a) sigmoid(b),   p_j = sigmoid(-a) sigmoid(b),
+        p_k = sigmoid(-b),    p_i = sigmoid(a) sigmoid(b),    p_j = sigmoid(-a) sigmoid(b).
 
-    and b given a is Gaussian up to a shift, so that its moments are those of one sigmoid. Over a = mean + sd z,
-    panels are cut where sigmoid(a) bends and where, b being all but known, sigmoid(b) does: b = 0 at |a| / 2 = E[h|a].
+    Given a, b is Gaussian: moments of sigmoid(b) are those of one sigmoid. Over a = E[a] + sd z,
+    panels are cut where sigmoid(a) bends and, as b may be all but known from a, where sigmoid(b)
+    does, at |a| / 2 = E[h | a].
     """
     order = jnp.argsort(mean)
     contrasts = jnp.array([[1, -1, 0], [-0.5, -0.5, 1]], mean.dtype)
-    ordered = cov[order][:, order]
     mean_a, mean_h = contrasts @ mean[order]
-    (var_a, cov_ah), (_, var_h) = contrasts @ ordered @ contrasts.T
+    (var_a, cov_ah), (_, var_h) = contrasts @ cov[order][:, order] @ contrasts.T
     largest = lax.stop_gradient(_max_contrast_var(cov))
-    floor = 1e-8 * largest + _SMALL_VAR
+    floor = float(jnp.finfo(cov.dtype).eps) * largest + _SMALL_VAR
     sd_a = jnp.sqrt(jnp.maximum(var_a, floor))
     slope = cov_ah / sd_a  # of E[h | z]
     sd_h = jnp.sqrt(jnp.maximum(var_h - slope**2, floor))
 
     def outer_rule():
         end = _TAIL + jnp.minimum(2 * jnp.sqrt(largest), _FAR)
-        signs = jnp.array([1, -1], mean.dtype)
-        steep = 0.5 * signs * sd_a - slope
-        crossings = (mean_h - 0.5 * signs * mean_a) / jnp.where(steep == 0, 1e-30, steep)
-        cuts = jnp.stack([-end, end, -mean_a / sd_a, *crossings])
+        sign = jnp.array([1, -1], mean.dtype)
+        steep = 0.5 * sign * sd_a - slope
+        bends = (mean_h - 0.5 * sign * mean_a) / jnp.where(steep == 0, _SMALL_VAR, steep)
+        cuts = jnp.clip(jnp.stack([-end, end, -mean_a / sd_a, *bends]), -end, end)
         width = jnp.minimum(1 / sd_a, (1 + sd_h) / (sd_a + jnp.abs(slope)))
-        z, dz = _panel_rule(jnp.sort(jnp.clip(cuts, -end, end)), jnp.minimum(width, end), _PANEL_NODES)
+        z, dz = _panel_rule(jnp.sort(cuts), jnp.minimum(width, end), _PANEL_NODES)
         return z.ravel(), (dz * jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)).ravel()
 
     z, weight = lax.stop_gradient(outer_rule())
     a = mean_a + sd_a * z
     mean_b = jnp.logaddexp(a / 2, -a / 2) - mean_h - slope * z
     shift, var_b, label_b = _sigmoid_quadrature(mean_b, jnp.full_like(z, sd_h), _INNER_NODES)
-    given_a = jax.nn.sigmoid(mean_b) + shift
-    # Rows: i, j and not-k, each a factor that a fixes times sigmoid(b).
+    p_b = (jax.nn.sigmoid(mean_b) + shift)[None, :]
+    # Rows i, j and "not k": p = factor sigmoid(b), and 1 - p = sigmoid(-b) + other sigmoid(b).
     factor = jnp.stack([jax.nn.sigmoid(a), jax.nn.sigmoid(-a), jnp.ones_like(a)])
     other = jnp.stack([factor[1], factor[0], jnp.zeros_like(a)])
-    p = factor * given_a[None, :]
+    p = factor * p_b
     first = p @ weight
-    # Total variance: E[Var[p | a]] + Var[E[p | a]].
+    # E[Var[p | a]] + Var[E[p | a]]
     var = (factor**2 * var_b[None, :] + (p - first[:, None]) ** 2) @ weight
-    label = (factor * (label_b[None, :] + other * (var_b + given_a**2)[None, :])) @ weight
+    label = (factor * (label_b[None, :] + other * (var_b[None, :] + p_b**2))) @ weight
     back = jnp.argsort(order)
     return first.at[2].set(1 - first[2])[back], var[back], label[back]
 
@@ -335,32 +335,33 @@ def _normal_nodes(num_nodes: int, dimension: int) -> np.ndarray:
     return np.ascontiguousarray(special.ndtri(points).T)
 
 
-def _half(cov):
-    """F (C, C - 1) with F F^T the covariance of the logits less their average, largest direction first.
+def _half(cov: Float[Array, "C C"]) -> Float[Array, "C C-1"]:
+    """F with F F^T the covariance of the logits less their average, largest direction first.
 
-    Derivatives are taken as those of F + (cov - F F^T) F^+T / 2, which has the same F F^T to first order within the
-    range of cov: eigenvectors themselves have no derivative where eigenvalues coincide.
+    Derivatives are those of F + (cov - F F^T) F^+T / 2, whose square is cov to first order within
+    the range of cov: eigenvectors have no derivative where eigenvalues coincide.
     """
     num_classes = cov.shape[0]
     centre = jnp.eye(num_classes, dtype=cov.dtype) - 1 / num_classes
     centred = centre @ cov @ centre
     values, vectors = lax.stop_gradient(jnp.linalg.eigh(centred))
-    values, vectors = values[::-1][:-1], vectors[:, ::-1][:, :-1]
-    noise = 10 * num_classes * float(jnp.finfo(cov.dtype).eps) * values[0]
-    inverse = jnp.where(values > noise, lax.rsqrt(jnp.maximum(values, noise) + 1e-30), 0)
+    values, vectors = jnp.maximum(values[:0:-1], 0), vectors[:, :0:-1]
+    noise = 10 * num_classes * float(jnp.finfo(cov.dtype).eps) * values[0] + _SMALL_VAR
+    inverse = jnp.where(values > noise, lax.rsqrt(jnp.maximum(values, noise)), 0)
     change = centred - lax.stop_gradient(centred)
-    sd = jnp.sqrt(jnp.maximum(values, 0))
-    return vectors * sd[None, :] + 0.5 * change @ (vectors * inverse[None, :])
+    return vectors * jnp.sqrt(values)[None, :] + 0.5 * change @ (vectors * inverse[None, :])
 
 
-def _proposals(mean, cov):
-    """Peaks z_c (C, C - 1) of phi(z) p_c(mean + F z)^2 and the share of the nodes about each, (C,).
+def _proposals(
+    mean: Float[Array, " C"], cov: Float[Array, "C C"]
+) -> tuple[Float[Array, "C C-1"], Float[Array, " C"]]:
+    """Peaks z_c of phi(z) p_c(mean + F z)^2, and the share of the nodes about each.
 
-    The logarithm is concave; Newton steps, each the best of five lengths. Shares follow the Laplace approximation of
-    E[p_c^2], the top class left out (its variance is that of the others' sum), over a common floor.
+    Newton steps on the logarithm, which is concave, each the best of five lengths. Shares follow
+    the Laplace approximation of E[p_c^2] over a common floor; the top class has the floor only, as
+    its variance is that of the others' sum.
     """
-    half = lax.stop_gradient(_half(cov))
-    mean = lax.stop_gradient(mean)
+    mean, half = lax.stop_gradient((mean, _half(cov)))
     eye = jnp.eye(half.shape[1], dtype=mean.dtype)
     lengths = jnp.array([1, 0.5, 0.25, 0.1, 0.03], mean.dtype)
 
@@ -374,47 +375,55 @@ def _proposals(mean, cov):
             spread = half - average[None, :]
             return 2 * (half[c] - average) - z, eye + 2 * (spread * p[:, None]).T @ spread
 
-        def step(_, z):
+        def newton_step(_, z):
             gradient, curvature = slopes(z)
-            newton = jnp.linalg.solve(curvature, gradient)
-            candidates = z[None, :] + lengths[:, None] * newton[None, :]
+            step = jnp.linalg.solve(curvature, gradient)
+            candidates = z[None, :] + lengths[:, None] * step[None, :]
             return candidates[jnp.argmax(jax.vmap(height)(candidates))]
 
-        z = lax.fori_loop(0, _NEWTON_STEPS, step, jnp.zeros_like(half[0]))
+        z = lax.fori_loop(0, _NEWTON_STEPS, newton_step, jnp.zeros_like(half[0]))
         return z, height(z) - 0.5 * jnp.linalg.slogdet(slopes(z)[1])[1]
 
-    peaks, log_mass = jax.vmap(at_class)(jnp.arange(mean.shape[0]))
-    is_top = jnp.arange(mean.shape[0]) == jnp.argmax(mean)
-    mass = jax.nn.softmax(jnp.where(is_top, -jnp.inf, log_mass))
+    classes = jnp.arange(mean.shape[0])
+    peaks, log_mass = jax.vmap(at_class)(classes)
+    mass = jax.nn.softmax(jnp.where(classes == jnp.argmax(mean), -jnp.inf, log_mass))
     return peaks, _EVEN / mean.shape[0] + (1 - _NOMINAL - _EVEN) * mass
 
 
-def _many_classes(nodes, mean, cov, peaks, shares):
-    """Four classes and more at one location, by importance sampling with quasi-random nodes.
+def _many_classes(
+    nodes: Float[Array, "C-1 n"],
+    mean: Float[Array, " C"],
+    cov: Float[Array, "C C"],
+    peaks: Float[Array, "C C-1"],
+    shares: Float[Array, " C"],
+):
+    """Four classes and more at one location: importance sampling with quasi-random nodes.
 
-    Nodes come from sum_j r_j N(z_j, I), z_0 = 0 and the others at the peaks, a run of the Sobol sequence each; the
-    weights phi(z) / sum_j r_j phi(z - z_j) (balance heuristic: Veach and Guibas 1995, "Optimally combining sampling
-    techniques for Monte Carlo rendering") are bounded by 1 / r_0 and normalised to sum to 1.
+    The nodes are those of sum_j r_j N(z_j, I), with z_0 = 0 and the others at the peaks, for each j
+    a run of the Sobol sequence. The weights phi(z) / sum_j r_j phi(z - z_j), at most 1 / r_0, are
+    the balance heuristic of Veach and Guibas 1995, "Optimally combining sampling techniques for
+    Monte Carlo rendering"; they are normalised to sum to 1.
     """
     num_nodes = nodes.shape[1]
-    is_top = (jnp.arange(mean.shape[0]) == jnp.argmax(mean))[:, None]
 
     def rule():
         centres = jnp.concatenate([jnp.zeros_like(peaks[:1]), peaks])
-        ends = jnp.round((_NOMINAL + jnp.cumsum(shares)) * num_nodes).at[-1].set(num_nodes)
-        stops = jnp.concatenate([jnp.full_like(ends[:1], round(_NOMINAL * num_nodes)), ends])
-        starts = jnp.concatenate([jnp.zeros_like(ends[:1]), stops[:-1]])
+        nominal = jnp.full_like(shares[:1], _NOMINAL)
+        stops = jnp.round(jnp.cumsum(jnp.concatenate([nominal, shares])) * num_nodes)
+        stops = stops.at[-1].set(num_nodes)
+        starts = jnp.concatenate([jnp.zeros_like(nominal), stops[:-1]])
         index = jnp.arange(num_nodes, dtype=mean.dtype)[None, :]
         member = (index >= starts[:, None]) & (index < stops[:, None])
         z = nodes + centres.T @ member.astype(mean.dtype)
-        log_share = jnp.log(jnp.maximum(stops - starts, 1e-30) / num_nodes)
+        log_share = jnp.log(jnp.maximum((stops - starts) / num_nodes, 1e-30))
         ratio = centres @ z + (log_share - 0.5 * (centres**2).sum(1))[:, None]
         return z, jax.nn.softmax(-jax.nn.logsumexp(ratio, axis=0))
 
     z, weight = lax.stop_gradient(rule())
     p = jax.nn.softmax(mean[:, None] + _half(cov) @ z, axis=0)
     p0 = jax.nn.softmax(mean)
-    # Of a top class next to 1, the others' sum knows the distance to 1 and to p0 where the class does not.
+    # Next to 1, a top class is known by the sum of the others: its own digits are used up.
+    is_top = (jnp.arange(mean.shape[0]) == jnp.argmax(mean))[:, None]
     rest = jnp.where(is_top, 0, p).sum(0)[None, :]
     step = p - p0[:, None]
     step = jnp.where(is_top, -jnp.where(is_top, 0, step).sum(0)[None, :], step)

@@ -1,4 +1,4 @@
-"""Figures of one cell: uncertainty over the input space, and estimates against their reference.
+"""Figures of one cell: its uncertainty over the input space.
 
 Class columns are summed (the trace) wherever one number stands for several classes. Levels: an
 estimate of a variance is known up to a factor, which is fitted on region `test` where it matters.
@@ -6,33 +6,29 @@ estimate of a variance is known up to a factor, which is fitted on region `test`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isounc.checks import check_choice
 from isounc.compare import compare
 from isounc.records import Record, RunFolder
-from isounc.results import ESTIMATORS, REGIONS, Results, ordered
+from isounc.results import Results
 from isounc.style import (
     CLASS_LOOKS,
     POINT_WORDS,
     NothingToDraw,
     estimator_look,
     legend_below,
-    region_look,
     styled,
 )
 
 MAP_ESTIMATORS = ("isotropic", "link_aware")
 CURVE_ESTIMATORS = ("isotropic", "laplace", "posterior_averaged")
-_MAX_DECADES = 6
-"""Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""
 
 
 def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
@@ -48,7 +44,7 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
     ValueError
         If there is no such cell (with near matches), or it has no grid to draw on.
     """
-    results, record = _record(run, cell_name)
+    results, record = cell_record(run, cell_name)
     arrays = record.arrays
     if "grid/X" not in arrays or "grid/mcmc_var" not in arrays:
         raise NothingToDraw(f"cell {cell_name} has no region 'grid' (only 1-D and 2-D problems do)")
@@ -65,62 +61,12 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
                 f"cell {cell_name} has {dimension} inputs and {columns} classes; maps are drawn of "
                 "two inputs, or one input and one number"
             )
-        figure.suptitle(_heading(results, record, point))
+        figure.suptitle(cell_heading(results, record, point))
     return figure
 
 
-def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
-    """Estimates against the MCMC variance on log axes: a panel per estimator, a colour per region.
-
-    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of theirs,
-    which it cannot exceed). The dashed line is the level fitted on region `test`: reference =
-    sigma^2 x estimate. Values that are not positive, or far below the others, are counted and not
-    shown; the correlations in the titles are over all.
-
-    Raises
-    ------
-    ValueError
-        If there is no such cell (with near matches), or it has no estimates at this point.
-    """
-    results, record = _record(run, cell_name)
-    arrays = record.arrays
-    keys = [key.split("/") for key in arrays if "/epistemic/" in key]
-    wanted = [key for key in keys if len(key) == 4 and key[1] in (point, "posterior")]
-    estimators = ordered(dict.fromkeys((key[3], key[1]) for key in wanted), [])
-    place = {name: i for i, name in enumerate(ordered([e for e, _ in estimators], ESTIMATORS))}
-    estimators.sort(key=lambda pair: place[pair[0]])
-    regions = ordered(dict.fromkeys(key[0] for key in wanted), REGIONS)
-    regions = [region for region in regions if f"{region}/mcmc_var" in arrays]
-    if not estimators or not regions:
-        raise NothingToDraw(f"cell {cell_name} has no estimates at point {point!r}")
-    columns = min(3, len(estimators))
-    rows = math.ceil(len(estimators) / columns)
-    with styled():
-        figure = Figure(
-            figsize=({1: 5.0, 2: 7.2}.get(columns, 10.0), 2.75 * rows + 0.9), layout="constrained"
-        )
-        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for ax in panels.ravel()[len(estimators) :]:
-            ax.remove()
-        for ax, (estimator, at) in zip(panels.ravel(), estimators, strict=False):
-            _scatter_panel(ax, arrays, regions, estimator, at)
-        limits = _log_limits([_reference(arrays, region) for region in regions])
-        for ax in panels.ravel()[: len(estimators)]:
-            if limits is not None:
-                ax.set_ylim(*limits)
-            _plain_log_axis(ax)
-            ax.set_xlabel("estimate")
-        names: dict[str, object] = {}
-        for ax in panels.ravel()[: len(estimators)]:
-            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                names.setdefault(label, handle)
-        legend_below(figure, names, markerscale=1.5)
-        figure.supylabel("MCMC predictive variance", fontsize=9)
-        figure.suptitle(_heading(results, record, point))
-    return figure
-
-
-def _record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
+def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
+    """The record of a cell; a ValueError with near matches if there is none."""
     results = Results.of(run)
     names = [cell.name for cell in results.cells]
     if not names:
@@ -132,7 +78,8 @@ def _record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
     return results, record
 
 
-def _heading(results: Results, record: Record, point: str) -> str:
+def cell_heading(results: Results, record: Record, point: str) -> str:
+    """Title of a figure of one cell, with the checks that it failed."""
     cell = next(cell for cell in results.cells if cell.name == record.name)
     failed = "" if cell.passed else " (MCMC failed its gate)"
     if ((cell.meta.get("points") or {}).get(point) or {}).get("passed") is False:
@@ -256,11 +203,11 @@ def _one_input(record: Record, point: str) -> Figure:
         if f"grid/{key}" not in a or f"{fitted_on}/{key}" not in a:
             continue
         look = estimator_look(estimator)
-        fitted = compare(a[f"{fitted_on}/{key}"].sum(axis=1), _reference(a, fitted_on))
+        fitted = compare(a[f"{fitted_on}/{key}"].sum(axis=1), reference_variance(a, fitted_on))
         if fitted.slope is None:
             continue
         scaled = np.sqrt(np.maximum(fitted.slope * a[f"grid/{key}"][order, 0], 0))
-        label = f"{look.label} × level{_r(a, f'grid/{key}', _reference(a, 'grid'))}"
+        label = f"{look.label} × level{_r(a, f'grid/{key}', reference_variance(a, 'grid'))}"
         bottom.plot(x, scaled, "--", color=look.color, label=label, linewidth=1.4)
         if estimator == "isotropic":
             for sign in (-1, 1):
@@ -284,97 +231,8 @@ def _one_input(record: Record, point: str) -> Figure:
     return figure
 
 
-def _scatter_panel(
-    ax: Axes, arrays: Mapping[str, np.ndarray], regions: list[str], estimator: str, at: str
-) -> None:
-    correlations, hidden, shown = [], 0, []
-    level = None
-    pairs = {}
-    for region in regions:
-        key = f"{region}/{at}/epistemic/{estimator}"
-        if key in arrays:
-            pairs[region] = (arrays[key].sum(axis=1), _reference(arrays, region))
-    limits = _log_limits([estimate for estimate, _ in pairs.values()])
-    y_limits = _log_limits([_reference(arrays, region) for region in regions])
-    for spare, region in enumerate(regions):
-        if region not in pairs:
-            continue
-        estimate, reference = pairs[region]
-        fit = compare(estimate, reference)
-        value = "undef." if fit.pearson is None else f"{fit.pearson:.2f}"
-        correlations.append(f"{region} {value}")
-        if region == "test" or level is None:
-            level = fit.slope
-        if limits is None or y_limits is None:
-            continue
-        visible = (estimate >= limits[0]) & (reference >= y_limits[0])
-        hidden += int((~visible).sum())
-        look = region_look(region, position=spare)
-        order = 2 if region == "grid" else 3  # the most points, so under the others
-        se = arrays.get(f"{region}/mcmc_var_se")
-        if se is not None:
-            # Errors of classes are positively correlated: their sum is the safe side.
-            se = np.nan_to_num(se.sum(axis=1))[visible]
-            middle = reference[visible]
-            ax.vlines(
-                estimate[visible], np.maximum(middle - se, 1e-3 * middle), middle + se,
-                color=look.color, alpha=0.25, linewidth=0.6, zorder=order - 1, rasterized=True,
-            )  # fmt: skip
-        ax.plot(
-            estimate[visible], reference[visible], linestyle="none", marker=look.marker,
-            markersize=3.2, color=look.color, markeredgewidth=0, alpha=0.6, zorder=order,
-            label=f"region {region}", rasterized=True,
-        )  # fmt: skip
-        shown.append(region)
-    if limits is None or not shown:
-        ax.text(0.5, 0.5, "no positive values", ha="center", transform=ax.transAxes)
-    else:
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlim(*limits)
-        if level is not None:
-            line = np.array(limits)
-            ax.plot(
-                line, level * line, "--", color="#333333", linewidth=1, zorder=4,
-                label="reference = σ² × estimate, σ² from region test"
-                if "test" in pairs else "reference = σ² × estimate",
-            )  # fmt: skip
-    title = estimator_look(estimator).label
-    if level is not None:
-        title += f", σ² = {level:.2g}"
-    notes = ["r: " + ", ".join(correlations)]
-    if hidden:
-        notes.append(f"{hidden} not shown")
-    ax.set_title(title, loc="left", fontweight="bold", pad=13)
-    ax.annotate(
-        "; ".join(notes), (0, 1), xycoords="axes fraction", xytext=(0, 3),
-        textcoords="offset points", fontsize=7.5, color="#444444",
-    ).set_in_layout(False)  # fmt: skip
-
-
-def _plain_log_axis(ax: Axes) -> None:
-    """Decades labelled 1e-3: mathematical text costs more time than the rest of the figure."""
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _log_limits(values: list[np.ndarray]) -> tuple[float, float] | None:
-    """Limits of a log axis: all positive values, but no more than some decades of them."""
-    every = np.concatenate([v.ravel() for v in values]) if values else np.empty(0)
-    positive = every[np.isfinite(every) & (every > 0)]
-    if not len(positive):
-        return None
-    high = float(positive.max())
-    low = max(float(positive.min()), high * 10.0**-_MAX_DECADES)
-    # A decade at least, for the sake of the tick labels.
-    margin = max(1.5, math.sqrt(10 * low / high))
-    return low / margin, high * margin
-
-
-def _reference(arrays: Mapping[str, np.ndarray], region: str) -> np.ndarray:
+def reference_variance(arrays: Mapping[str, np.ndarray], region: str) -> np.ndarray:
+    """MCMC predictive variance at the locations of a region, summed over classes."""
     return arrays[f"{region}/mcmc_var"].sum(axis=1)
 
 

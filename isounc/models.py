@@ -180,8 +180,9 @@ class Model:
         return nnx.merge(self._graphdef, state)
 
     def apply(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N O"]:
-        """Outputs at X, before the link."""
-        return self.module(theta)(X)
+        """Outputs at X, before the link, with matrix products in full precision on every device (no TF32)."""
+        with jax.default_matmul_precision("highest"):
+            return self.module(theta)(X)
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
         """One draw of theta from N(0, sigma_l^2)."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
 
 from isounc.checks import check_choice
 from isounc.results import Results, Setup
@@ -63,7 +64,7 @@ def rows_of(
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels that share their y axis; four to a row, or fewer."""
-    columns = 4 if count > 6 else min(3, count)
+    columns = min(count, 3 if count in (5, 6, 9) else 4)
     rows = math.ceil(count / columns)
     size = ({1: 5.6, 2: 8.0}.get(columns, 10.0), 2.35 * rows + 1.1)
     figure = Figure(figsize=size, layout="constrained")
@@ -85,6 +86,7 @@ def finish_panels(
     legend: dict[str, Any] = {}
     for ax in panels:
         ax.set_ylim(low, 1.04)
+        ax.yaxis.set_major_locator(MultipleLocator(0.2 if low > -0.5 else 0.5))
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
