@@ -26,7 +26,7 @@ from typing import Literal
 import jax
 import tyro
 
-from isounc import figures, report, sweep
+from isounc import report, sweep
 from isounc.checks import check_choice
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
@@ -34,6 +34,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.posterior import SamplerSettings
 from isounc.problems import PROBLEMS
 from isounc.records import RESULT_COLUMNS, RunFolder, provenance
+from isounc.results import Results
 
 PAPER = (
     "linear",
@@ -215,9 +216,9 @@ def run(settings: Settings) -> Path:
         }
     )
     print("Figures and report ...", flush=True)
-    figures.make_figures(folder)
-    page = report.make_report(folder)
-    print(report.summary_table(folder))
+    results = Results.of(folder)
+    page = report.make_report(results)
+    print(report.summary_table(results))
     seconds = time.perf_counter() - started
     print(
         f"\n{sum(gates)} of {len(gates)} cells passed the gate; {seconds / 60:.1f} minutes, "

@@ -5,6 +5,7 @@ The likelihood is summed over the examples (temperature 1) and the prior covers 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,32 @@ def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
         jnp.asarray(problem.y, y_dtype),
         jnp.asarray(noise_sd, dtype),
         jnp.asarray(model.param_prior_sd(prior_sd), dtype),
+    )
+
+
+def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
+    """Data of several problems of one shape, stacked along a new leading axis.
+
+    Raises
+    ------
+    ValueError
+        For problems of different shapes, a model that was made for another kind of problem, or a ``prior_sd`` that
+        is not positive.
+    """
+    for problem in problems:
+        asked = (problem.num_features, problem.num_outputs, problem.likelihood)
+        given = (model.in_features, model.out_features, model.likelihood)
+        if asked != given:
+            raise ValueError(
+                f"model does not fit problem {problem.name!r}: (inputs, outputs, likelihood) must be {asked}; "
+                f"got {given}; use make_model(problem, ...)"
+            )
+        if problem.X.shape != problems[0].X.shape:
+            raise ValueError(
+                f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
+            )
+    return jax.tree.map(
+        lambda *a: jnp.stack(a), *[make_data(p, model, prior_sd) for p in problems]
     )
 
 

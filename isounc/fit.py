@@ -21,7 +21,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from isounc import densities
 from isounc.checks import check_count, check_real
 from isounc.covariance import hessian
-from isounc.densities import Data
+from isounc.densities import Data, stack_data
 from isounc.models import Model
 from isounc.problems import Problem
 
@@ -155,32 +155,6 @@ def fit_maps(
                 _checked_map(model, one, z[i, best], values[i], norms[i, best], settings)
             )
     return results
-
-
-def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
-    """Data of several problems of one shape, stacked along a new leading axis.
-
-    Raises
-    ------
-    ValueError
-        For problems of different shapes, a model that was made for another kind of problem, or a ``prior_sd`` that
-        is not positive.
-    """
-    for problem in problems:
-        asked = (problem.num_features, problem.num_outputs, problem.likelihood)
-        given = (model.in_features, model.out_features, model.likelihood)
-        if asked != given:
-            raise ValueError(
-                f"model does not fit problem {problem.name!r}: (inputs, outputs, likelihood) must be {asked}; "
-                f"got {given}; use make_model(problem, ...)"
-            )
-        if problem.X.shape != problems[0].X.shape:
-            raise ValueError(
-                f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
-            )
-    return jax.tree.map(
-        lambda *a: jnp.stack(a), *[densities.make_data(p, model, prior_sd) for p in problems]
-    )
 
 
 def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:

@@ -35,12 +35,12 @@ _SIGMOID_NODES = 128
 _INNER_NODES, _PANEL_NODES = 40, 48
 _SMALL_VAR = 1e-12  # of a logit: below it the delta method errs less than the quadrature
 _SMALL_CONTRAST_VAR = 1e-5  # of logit differences: the same, set by rounding in float32
-_NOMINAL, _EVEN = 0.25, 0.5  # shares of the nodes about the mean, and equally about every peak
+_NOMINAL, _EVEN = 0.15, 0.6  # shares of the nodes about the mean, and equally about every peak
 _NEWTON_STEPS = 10
 
 
 class LinkMoments(NamedTuple):
-    """Moments of probabilities p = link(f) under Gaussian logits f; var + label_var = E[p] (1 - E[p])."""
+    """Moments of p = link(f) under Gaussian logits f; var + label_var = mean (1 - mean)."""
 
     mean: Float[Array, "*B"]
     """E[p]."""
@@ -94,7 +94,7 @@ def softmax_normal_moments(
     Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the
     sigmoid of their difference, three a nested quadrature (`_three_classes`), more a quasi-Monte
     Carlo estimate (`_many_classes`); where all differences have variances below 1e-5, the delta
-    method. Prefer one batched call to `jax.vmap`: a batch is worked off in chunks of bounded memory.
+    method. Prefer one batched call to `jax.vmap`: a batch is computed in chunks of bounded memory.
 
     Parameters
     ----------
@@ -135,10 +135,12 @@ def softmax_normal_moments(
             moments = _in_chunks(_three_classes, rows, 4 * _PANEL_NODES * _INNER_NODES)
         else:
             nodes = jnp.asarray(_normal_nodes(num_nodes, num_classes - 1), mean.dtype)
-            rows += tuple(_in_chunks(_proposals, rows, num_classes**3))
+            # Once: where eigenvalues coincide, every evaluation may choose other eigenvectors.
+            halves = jax.vmap(_half)(rows[1])
+            proposals = _in_chunks(_proposals, (rows[0], halves), num_classes**3)
             sample = functools.partial(_many_classes, nodes)
-            moments = _in_chunks(sample, rows, num_nodes * num_classes)
-        small, delta = jax.vmap(_delta_method)(*rows[:2])
+            moments = _in_chunks(sample, (rows[0], halves, *proposals), num_nodes * num_classes)
+        small, delta = jax.vmap(_delta_method)(*rows)
     chosen = (jnp.where(small[:, None], a, b) for a, b in zip(delta, moments, strict=True))
     return LinkMoments(*(x.reshape(mean.shape) for x in chosen))
 
@@ -219,7 +221,7 @@ def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     """The three moments of one sigmoid."""
     below = -jnp.abs(mean)
     p, q = jax.nn.sigmoid(below), jax.nn.sigmoid(-below)
-    var = jnp.maximum(var, 0)
+    var = jnp.where(var < 0, 0, var)  # a maximum would halve the derivative at 0
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
     # Beyond sd = 1e6 only mean / sd matters, to 12 digits; beyond |mean| = 1e8 nothing does.
     shrink = 1 / jnp.maximum(sd / 1e6, 1)
@@ -258,7 +260,8 @@ def _delta_method(
     rest = jnp.where(is_top, 0, p).sum()
     cov = cov - cov[top][None, :] - cov[:, top][:, None] + cov[top, top]
     across = cov @ p
-    log_var = jnp.maximum(jnp.diag(cov) - 2 * across + p @ across, 0)
+    log_var = jnp.diag(cov) - 2 * across + p @ across
+    log_var = jnp.where(log_var < 0, 0, log_var)
     shift = 0.5 * p * (log_var - p @ jnp.diag(cov) + p @ across)
     var = p**2 * log_var
     label = p * jnp.where(is_top, rest, 1 - p) + shift * (1 - 2 * p) - shift**2 - var
@@ -296,7 +299,7 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
     mean_a, mean_h = contrasts @ mean[order]
     (var_a, cov_ah), (_, var_h) = contrasts @ cov[order][:, order] @ contrasts.T
     largest = lax.stop_gradient(_max_contrast_var(cov))
-    floor = float(jnp.finfo(cov.dtype).eps) * largest + _SMALL_VAR
+    floor = float(jnp.finfo(cov.dtype).eps) * jnp.maximum(largest, _SMALL_CONTRAST_VAR)
     sd_a = jnp.sqrt(jnp.maximum(var_a, floor))
     slope = cov_ah / sd_a  # of E[h | z]
     sd_h = jnp.sqrt(jnp.maximum(var_h - slope**2, floor))
@@ -353,7 +356,7 @@ def _half(cov: Float[Array, "C C"]) -> Float[Array, "C C-1"]:
 
 
 def _proposals(
-    mean: Float[Array, " C"], cov: Float[Array, "C C"]
+    mean: Float[Array, " C"], half: Float[Array, "C C-1"]
 ) -> tuple[Float[Array, "C C-1"], Float[Array, " C"]]:
     """Peaks z_c of phi(z) p_c(mean + F z)^2, and the share of the nodes about each.
 
@@ -361,7 +364,7 @@ def _proposals(
     the Laplace approximation of E[p_c^2] over a common floor; the top class has the floor only, as
     its variance is that of the others' sum.
     """
-    mean, half = lax.stop_gradient((mean, _half(cov)))
+    mean, half = lax.stop_gradient((mean, half))
     eye = jnp.eye(half.shape[1], dtype=mean.dtype)
     lengths = jnp.array([1, 0.5, 0.25, 0.1, 0.03], mean.dtype)
 
@@ -393,7 +396,7 @@ def _proposals(
 def _many_classes(
     nodes: Float[Array, "C-1 n"],
     mean: Float[Array, " C"],
-    cov: Float[Array, "C C"],
+    half: Float[Array, "C C-1"],
     peaks: Float[Array, "C C-1"],
     shares: Float[Array, " C"],
 ):
@@ -420,7 +423,7 @@ def _many_classes(
         return z, jax.nn.softmax(-jax.nn.logsumexp(ratio, axis=0))
 
     z, weight = lax.stop_gradient(rule())
-    p = jax.nn.softmax(mean[:, None] + _half(cov) @ z, axis=0)
+    p = jax.nn.softmax(mean[:, None] + half @ z, axis=0)
     p0 = jax.nn.softmax(mean)
     # Next to 1, a top class is known by the sum of the others: its own digits are used up.
     is_top = (jnp.arange(mean.shape[0]) == jnp.argmax(mean))[:, None]

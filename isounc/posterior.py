@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -20,13 +20,33 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc import hmc, nuts
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from isounc import densities, diagnostics
 from isounc.checks import check_choice, check_count, check_real
-from isounc.fit import stack_data
+from isounc.densities import stack_data
 from isounc.models import Model
+from isounc.predictive import (
+    Block,
+    Moments,
+    Posterior,
+    collect,
+    fixed_locations,
+    flat_locations,
+    gate_of,
+)
 from isounc.problems import Problem
+
+__all__ = [
+    "KERNELS",
+    "Kernel",
+    "Moments",
+    "Posterior",
+    "SamplerSettings",
+    "StepInfo",
+    "sample_posterior",
+    "sample_posteriors",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
@@ -113,53 +133,6 @@ class SamplerSettings:
             raise ValueError(
                 f"max_draws must be at least num_draws ({self.num_draws}); got {self.max_draws}."
             )
-
-
-class Moments(NamedTuple):
-    """Posterior predictive moments at the N locations of a region, M columns (classes) each."""
-
-    mean: Float[np.ndarray, "N M"]
-    """E[p(y|x, theta)], or E[f]."""
-    mean_se: Float[np.ndarray, "N M"]
-    """Its Monte Carlo standard error (batch means)."""
-    var: Float[np.ndarray, "N M"]
-    """Var[p(y|x, theta)], the epistemic reference."""
-    var_se: Float[np.ndarray, "N M"]
-    """Its Monte Carlo standard error (batch means)."""
-    aleatoric: Float[np.ndarray, "N M"]
-    """E[p (1 - p)] per class, the aleatoric reference; the noise variance for regression."""
-    expected_entropy: Float[np.ndarray, " N"]
-    """E[H(y|x, theta)], nats."""
-    entropy: Float[np.ndarray, " N"]
-    """H of the averaged prediction, nats; it minus expected_entropy is the mutual information. Gaussian: NaN."""
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """A sampled posterior: moments at every region's locations, kept draws, and the gate's verdict."""
-
-    model: Model
-    """The model that was sampled."""
-    regions: Mapping[str, Moments]
-    """Predictive moments by region."""
-    gate: diagnostics.Gate
-    """The convergence checks, at the fixed locations of all regions together."""
-    draws: Float[np.ndarray, "S P"]
-    """Kept parameter draws, chain-major, equally many from each chain."""
-    values: Mapping[str, Float[np.ndarray, "K S N M"]] | None
-    """Every draw of the predictive quantity at the fixed locations, where asked for (keep_values)."""
-    locations: Mapping[str, np.ndarray]
-    """Rows of each region that the fixed locations are."""
-    num_chains: int
-    """K."""
-    num_draws: int
-    """S, transitions of each chain after warm-up."""
-    num_gradients: int
-    """Leapfrog steps after warm-up, over all chains."""
-    step_size: Float[np.ndarray, " K"]
-    """Adapted step sizes, in prior standard deviations."""
-    acceptance: float
-    """Mean acceptance probability after warm-up."""
 
 
 def _energy(state, momentum, inverse_mass_matrix):
@@ -275,14 +248,14 @@ def sample_posteriors(
     """
     report = progress or (lambda *_: None)
     data = stack_data(problems, model, prior_sd)
-    locations = _fixed_locations(problems[0], settings)
+    locations = fixed_locations(problems[0], settings.locations_per_region)
     X = jnp.stack(
         [
             jnp.concatenate([jnp.asarray(x, data.X.dtype) for x in p.regions.values()])
             for p in problems
         ]
     )
-    flat_locations = jnp.asarray(_flat_locations(problems[0], locations))
+    kept_rows = jnp.asarray(flat_locations(problems[0], locations))
     pairs = [jax.random.split(jnp.asarray(key)) for key in keys]
 
     report("warm-up", 0, settings.max_draws)
@@ -294,7 +267,7 @@ def sample_posteriors(
 
     mean_steps = _mean_steps(np.asarray(step_size), np.asarray(metric), settings)
 
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     num_blocks, most = (
         math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws)
     )
@@ -307,42 +280,34 @@ def sample_posteriors(
                 jitter.integers(1, 2 * mean_steps, settings.block, dtype=np.int32)
             )
             states, block = _sample_block(
-                states, data, X, flat_locations, shift, step_size, metric, block_keys, num_steps,
+                states, data, X, kept_rows, shift, step_size, metric, block_keys, num_steps,
                 model=model, settings=settings,
             )  # fmt: skip
             blocks.append(jax.device_get(block))
             report("sampling", (i + 1) * settings.block, most * settings.block)
-        gates = [_gate(blocks, i, settings) for i in range(len(problems))]
+        gates = [gate_of(blocks, i, settings.gate) for i in range(len(problems))]
         if num_blocks >= most or all(g.passed for g in gates):
             break
         num_blocks = min(2 * num_blocks, most)
 
     return [
-        _collect(
-            problem, model, blocks, i, np.asarray(shift[i]), gates[i],
-            np.asarray(step_size[i]), locations, settings, keep_values,
+        collect(
+            problem,
+            model,
+            blocks,
+            i,
+            shift=np.asarray(shift[i]),
+            step_size=np.asarray(step_size[i]),
+            gate=gates[i],
+            locations=locations,
+            num_kept=settings.num_kept,
+            keep_values=keep_values,
         )
         for i, problem in enumerate(problems)
-    ]  # fmt: skip
+    ]
 
 
 _JITTER_SEED = 20260329
-
-
-class _Block(NamedTuple):
-    """What a block of draws leaves, with leading axes (problem, chain)."""
-
-    shifted_mean: Float[Array, "B K N M"]
-    shifted_square: Float[Array, "B K N M"]
-    aleatoric: Float[Array, "B K N M"]
-    entropy: Float[Array, "B K N"]
-    values: Float[Array, "B K S Q"]
-    draws: Float[Array, "B K S P"]
-    energy: Float[Array, "B K S"]
-    divergent: Float[Array, "B K"]
-    saturated: Float[Array, "B K"]
-    acceptance: Float[Array, "B K"]
-    num_gradients: Float[Array, "B K"]
 
 
 def _mean_steps(step_size: np.ndarray, metric: np.ndarray, settings: SamplerSettings) -> int:
@@ -350,23 +315,6 @@ def _mean_steps(step_size: np.ndarray, metric: np.ndarray, settings: SamplerSett
     stride = np.median(step_size * np.sqrt(np.median(metric, axis=-1)))
     steps = math.ceil(settings.trajectory_length / max(float(stride), 1e-6))
     return int(np.clip(steps, settings.num_integration_steps, settings.max_integration_steps))
-
-
-def _fixed_locations(problem: Problem, settings: SamplerSettings) -> dict[str, np.ndarray]:
-    """Evenly spaced rows of each region, the same for every problem of a shape."""
-    return {
-        name: np.unique(
-            np.linspace(0, len(x) - 1, settings.locations_per_region).round().astype(int)
-        )
-        for name, x in problem.regions.items()
-    }
-
-
-def _flat_locations(problem: Problem, locations: Mapping[str, np.ndarray]) -> np.ndarray:
-    starts = np.cumsum([0, *(len(x) for x in problem.regions.values())])
-    return np.concatenate(
-        [start + rows for start, rows in zip(starts[:-1], locations.values(), strict=True)]
-    )
 
 
 def _white_log_density(model: Model, data: densities.Data):
@@ -452,7 +400,7 @@ def _sample_block(
         (state, sums), ((values, info), draws) = jax.lax.scan(stretch, (state, sums), xs)
         mean, square, aleatoric, entropy = (s / settings.block for s in sums)
         values, info = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (values, info))
-        return state, _Block(
+        return state, Block(
             mean, square, aleatoric, entropy, values, draws, info.energy,
             info.divergent.sum(), info.saturated.sum(), info.acceptance.mean(),
             info.num_gradients.sum(),
@@ -464,73 +412,3 @@ def _sample_block(
         return chains(states, data, X, shift, step_size, metric, keys)
 
     return jax.vmap(one_problem)(states, data, X, shift, step_size, metric, keys)
-
-
-def _gate(blocks: Sequence[_Block], i: int, settings: SamplerSettings) -> diagnostics.Gate:
-    energy = np.concatenate([b.energy[i] for b in blocks], axis=1)
-    return diagnostics.gate(
-        np.concatenate([b.values[i] for b in blocks], axis=1),
-        energy=energy,
-        num_divergent=int(sum(b.divergent[i].sum() for b in blocks)),
-        num_saturated=int(sum(b.saturated[i].sum() for b in blocks)),
-        num_transitions=energy.size,
-        settings=settings.gate,
-    )
-
-
-def _collect(
-    problem, model, blocks, i, shift, gate, step_size, locations, settings, keep_values
-) -> Posterior:
-    def over_blocks(name):
-        return np.stack([getattr(b, name)[i] for b in blocks], axis=1)
-
-    moments = diagnostics.batch_means_se(
-        over_blocks("shifted_mean"), over_blocks("shifted_square"), shift=shift
-    )
-    aleatoric = over_blocks("aleatoric").mean((0, 1), dtype=float)
-    expected_entropy = over_blocks("entropy").mean((0, 1), dtype=float)
-    entropy = _entropy(model, moments.mean)
-    regions, start = {}, 0
-    for name, x in problem.regions.items():
-        rows = slice(start, start + len(x))
-        regions[name] = Moments(
-            moments.mean[rows], moments.mean_se[rows], moments.var[rows], moments.var_se[rows],
-            aleatoric[rows], expected_entropy[rows], entropy[rows],
-        )  # fmt: skip
-        start += len(x)
-
-    per_chain = np.concatenate([b.draws[i] for b in blocks], axis=1)
-    kept = min(per_chain.shape[1], max(1, settings.num_kept // settings.num_chains))
-    rows = np.linspace(0, per_chain.shape[1] - 1, kept).round().astype(int)
-    values = None
-    if keep_values:
-        everything = np.concatenate([b.values[i] for b in blocks], axis=1)
-        sizes = [rows_.size * problem.num_columns for rows_ in locations.values()]
-        values = {
-            name: part.reshape(*part.shape[:2], -1, problem.num_columns)
-            for name, part in zip(
-                locations, np.split(everything, np.cumsum(sizes)[:-1], axis=2), strict=True
-            )
-        }
-    return Posterior(
-        model=model,
-        regions=regions,
-        gate=gate,
-        draws=per_chain[:, rows].reshape(-1, per_chain.shape[-1]),
-        values=values,
-        locations=locations,
-        num_chains=settings.num_chains,
-        num_draws=len(blocks) * settings.block,
-        num_gradients=int(sum(b.num_gradients[i].sum() for b in blocks)),
-        step_size=step_size,
-        acceptance=float(np.mean([b.acceptance[i].mean() for b in blocks])),
-    )
-
-
-def _entropy(model: Model, mean: np.ndarray) -> np.ndarray:
-    """Entropy of the averaged prediction; a mixture of Gaussians has none in closed form."""
-    if model.likelihood == "gaussian":
-        return np.full(len(mean), np.nan)
-    p = np.concatenate([1 - mean, mean], axis=1) if model.likelihood == "bernoulli" else mean
-    p = np.clip(p, 0, 1)
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)

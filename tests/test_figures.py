@@ -84,20 +84,19 @@ def means(run, *which, statistic="pearson", **more):
     return [math.nan if value is None else value for value in values]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("statistic", ["pearson", "spearman", "log10_pearson"])
-def test_lines_are_the_means_of_the_summary(run, results, problem, statistic):
+def test_lines_are_the_means_of_the_summary(run, results, statistic):
     figure = scaling_curves(results, region="grid", point="map", statistic=statistic)
-    drawn = lines(panel(figure, problem))
-    for estimator in ("isotropic", "link_aware", "laplace", "laplace_diagonal", "oracle"):
-        line = drawn[label(estimator)]
-        np.testing.assert_array_equal(line.get_xdata(), WIDTHS)
-        expected = means(run, problem, estimator, region="grid", statistic=statistic)
-        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
-    expected = means(
-        run, problem, "posterior_averaged", point="posterior", region="grid", statistic=statistic
-    )
-    np.testing.assert_allclose(drawn[label("posterior_averaged")].get_ydata(), expected)
+    wanted = {"region": "grid", "statistic": statistic}
+    for problem in PROBLEMS:
+        drawn = lines(panel(figure, problem))
+        for estimator in ("isotropic", "link_aware", "laplace", "laplace_diagonal", "oracle"):
+            line = drawn[label(estimator)]
+            np.testing.assert_array_equal(line.get_xdata(), WIDTHS)
+            expected = means(run, problem, estimator, **wanted)
+            np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+        expected = means(run, problem, "posterior_averaged", point="posterior", **wanted)
+        np.testing.assert_allclose(drawn[label("posterior_averaged")].get_ydata(), expected)
 
 
 def test_undefined_is_a_gap_and_is_said(results):
@@ -109,20 +108,33 @@ def test_undefined_is_a_gap_and_is_said(results):
     assert notes(ax) == ["2 of 9 cells failed the gate"]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_failed_cells_are_hollow_and_in_no_line(run, results, problem):
-    ax = panel(scaling_curves(results, region="far", point="map"), problem)
-    for estimator in ("isotropic", "laplace"):
-        failed = [r for r in rows_of(run, problem, estimator, region="far") if r["gate"] == "fail"]
-        hollow = lines(ax).get(f"_failed {label(estimator)}")
-        assert len(failed) == sum(cell[0] == problem for cell in FAILED)
-        if not failed:
-            assert hollow is None
-            continue
-        assert hollow.get_markerfacecolor() == "white"
-        assert hollow.get_linestyle() == "None"
-        np.testing.assert_array_equal(hollow.get_xdata(), [r["width"] for r in failed])
-        np.testing.assert_array_equal(hollow.get_ydata(), [r["pearson"] for r in failed])
+def test_failed_cells_are_hollow_and_in_no_line(run, results):
+    figure = scaling_curves(results, region="far", point="map")
+    for problem in PROBLEMS:
+        for estimator in ("isotropic", "laplace"):
+            rows = rows_of(run, problem, estimator, region="far")
+            failed = [row for row in rows if row["gate"] == "fail"]
+            assert len(failed) == sum(cell[0] == problem for cell in FAILED)
+            hollow = lines(panel(figure, problem)).get(f"_failed {label(estimator)}")
+            if not failed:
+                assert hollow is None
+                continue
+            assert hollow.get_markerfacecolor() == "white"
+            assert hollow.get_linestyle() == "None"
+            np.testing.assert_array_equal(hollow.get_xdata(), [r["width"] for r in failed])
+            np.testing.assert_array_equal(hollow.get_ydata(), [r["pearson"] for r in failed])
+
+
+def test_seeds_that_passed_are_dots(run, results):
+    figure = scaling_curves(results, region="far", point="map")
+    for problem in PROBLEMS:
+        passed = [
+            (row["width"], row["pearson"])
+            for row in rows_of(run, problem, "isotropic", region="far")
+            if row["gate"] == "pass" and row["pearson"] is not None
+        ]
+        dots = lines(panel(figure, problem))[f"_seeds {label('isotropic')}"]
+        assert sorted(zip(*dots.get_data(), strict=True)) == sorted(passed)
 
 
 def test_cell_that_failed_only_the_check_of_its_point(run):
