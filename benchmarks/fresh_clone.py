@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="time the tests instead")
     parser.add_argument("arguments", nargs="*", help="more arguments of the command, after --")
     options = parser.parse_args()
-    command = ["uv", "run", "pytest", "-q"] if options.test else ["uv", "run", "experiments/scaling.py"]
+    command = (
+        ["uv", "run", "pytest", "-q"] if options.test else ["uv", "run", "experiments/scaling.py"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "isounc"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)

@@ -63,9 +63,7 @@ def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Da
             raise ValueError(
                 f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
             )
-    return jax.tree.map(
-        lambda *a: jnp.stack(a), *[make_data(p, model, prior_sd) for p in problems]
-    )
+    return jax.tree.map(lambda *a: jnp.stack(a), *[make_data(p, model, prior_sd) for p in problems])
 
 
 def log_prior(theta: Float[Array, " P"], data: Data) -> Float[Array, ""]:

@@ -7,7 +7,6 @@ always all of them, so that a resumed run computes the same numbers as an uninte
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from isounc import densities, estimates
-from isounc.compare import (
-    Comparison,
-    class_views,
-    compare,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
 from isounc.estimates import Estimate, Evidence
 from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
 from isounc.problems import Problem, make_problem
 from isounc.records import Record
+from isounc.rows import PER_CLASS, compared, predictive_row, quantities
 
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
 """Estimators at every point; at single posterior draws the only ones."""
@@ -39,10 +32,6 @@ LAPLACE = ("laplace", "laplace_diagonal")
 """Estimators at the points map and trained, from the curvature there."""
 ORACLES = ("oracle", "oracle_within_chain", "oracle_diagonal")
 """Estimators at the points map and trained, from the posterior's draws."""
-CORRECTED = ("isotropic", "link_aware", "laplace")
-"""Estimators whose corrected aleatoric part is compared too."""
-PER_CLASS = ("isotropic", "link_aware")
-"""Estimators compared class by class, beside the trace and the predicted class."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +239,8 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
                     arrays[f"{region}/{point}/p"] = here[0].p
                     arrays[f"{region}/{point}/aleatoric"] = here[0].aleatoric
                     arrays[f"{region}/{point}/aleatoric_corrected"] = here[0].aleatoric_corrected
-                for quantity in _quantities(point, estimator):
-                    for name, numbers in _compared(
+                for quantity in quantities(point, estimator):
+                    for name, numbers in compared(
                         problem.likelihood, here, moments, quantity, estimator in PER_CLASS
                     ).items():
                         numbers["reason"] = "; ".join(filter(None, (note, numbers["reason"])))
@@ -263,7 +252,7 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
             if region in problem.targets:
                 estimator = "isotropic" if "isotropic" in by_estimator else "posterior_averaged"
                 predictions = [parts[region].p for parts in by_estimator[estimator]]
-                row = _predictive_row(problem, region, predictions, moments)
+                row = predictive_row(problem, region, predictions, moments)
                 rows.append(where | {"reason": note} | row)
     # Estimates were computed in single precision: storing more digits would store noise.
     arrays = {
@@ -312,107 +301,3 @@ def _reference_arrays(problem: Problem, region: str, moments: Moments) -> dict[s
     if region in problem.p_true:
         arrays[f"{region}/p_true"] = problem.p_true[region]
     return arrays
-
-
-def _quantities(point: str, estimator: str) -> tuple[str, ...]:
-    if estimator == "posterior_averaged":
-        return ("epistemic", "aleatoric")
-    if estimator == "isotropic":
-        return ("epistemic", "aleatoric", "aleatoric_corrected", "total")
-    corrected = estimator in CORRECTED and point != "draw"
-    return ("epistemic", "aleatoric_corrected") if corrected else ("epistemic",)
-
-
-def _reference(moments: Moments, quantity: str) -> np.ndarray:
-    if quantity == "epistemic":
-        return moments.var
-    if quantity == "total":
-        # p(1-p) of the averaged prediction is exactly this sum; for regression it is var + noise variance.
-        return moments.aleatoric + moments.var
-    return moments.aleatoric
-
-
-def _compared(
-    likelihood: str,
-    alternatives: Sequence[Estimate],
-    moments: Moments,
-    quantity: str,
-    per_class: bool,
-) -> dict[str, dict[str, Any]]:
-    """Comparison of each class, averaged over alternative points (draws), with their spread."""
-    reference = _reference(moments, quantity)
-    with_se = quantity == "epistemic"
-    found: dict[str, list[Comparison]] = {}
-    for one in alternatives:
-        view = {
-            "estimate": class_views(one.p, getattr(one, quantity), likelihood),
-            "reference": class_views(one.p, reference, likelihood),
-            # Errors of classes are correlated; the sum's error is bounded by adding them up.
-            "se": class_views(one.p, moments.var_se, likelihood),
-        }
-        for name in view["estimate"]:
-            if likelihood == "categorical" and name.isdigit() and not per_class:
-                continue
-            found.setdefault(name, []).append(
-                compare(
-                    view["estimate"][name],
-                    view["reference"][name],
-                    reference_se=view["se"][name] if with_se else None,
-                )
-            )
-    return {name: _averaged(comparisons) for name, comparisons in found.items()}
-
-
-def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """One comparison as it is; of several the mean of each number, and Pearson's sd over them."""
-    if len(comparisons) == 1:
-        return comparisons[0]._asdict() | {"pearson_sd": None}
-    numbers: dict[str, Any] = {}
-    for name in Comparison._fields[:-1]:
-        values = [v for c in comparisons if (v := getattr(c, name)) is not None]
-        if name == "slope" and values:
-            numbers[name] = math.exp(np.mean(np.log(values)))
-        else:
-            numbers[name] = float(np.mean(values)) if values else None
-    defined = [c.pearson for c in comparisons if c.pearson is not None]
-    numbers["pearson_sd"] = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
-    reasons = sorted({c.reason for c in comparisons if c.reason})
-    undefined = sum(bool(c.reason) for c in comparisons)
-    numbers["reason"] = (
-        f"undefined at {undefined} of {len(comparisons)} draws: {'; '.join(reasons)}"
-        if reasons
-        else ""
-    )
-    return numbers
-
-
-def _predictive_row(
-    problem: Problem, region: str, predictions: Sequence[np.ndarray], moments: Moments
-) -> dict[str, Any]:
-    """Calibration of the point's prediction and of the posterior's, on labelled locations."""
-    y, likelihood = problem.targets[region], problem.likelihood
-    row: dict[str, Any] = {
-        "estimator": "prediction",
-        "quantity": "predictive",
-        "class": "f" if likelihood == "gaussian" else "all",
-        "n_points": len(y),
-        "nll": float(
-            np.mean(
-                [
-                    negative_log_likelihood(p, y, likelihood=likelihood, noise_sd=problem.noise_sd)
-                    for p in predictions
-                ]
-            )
-        ),
-        "mcmc_nll": negative_log_likelihood(
-            moments.mean,
-            y,
-            likelihood=likelihood,
-            noise_sd=problem.noise_sd,
-            p_var=moments.var if likelihood == "gaussian" else None,
-        ),
-    }
-    if likelihood != "gaussian":
-        row["ece"] = float(np.mean([expected_calibration_error(p, y) for p in predictions]))
-        row["mcmc_ece"] = expected_calibration_error(moments.mean, y)
-    return row

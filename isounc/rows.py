@@ -1,0 +1,130 @@
+"""The result rows of one cell: every estimate against its reference, class by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isounc.compare import (
+    Comparison,
+    class_views,
+    compare,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from isounc.estimates import Estimate
+from isounc.predictive import Moments
+from isounc.problems import Problem
+
+CORRECTED = ("isotropic", "link_aware", "laplace")
+"""Estimators whose corrected aleatoric part is compared too."""
+PER_CLASS = ("isotropic", "link_aware")
+"""Estimators compared class by class, beside the trace and the predicted class."""
+
+
+def quantities(point: str, estimator: str) -> tuple[str, ...]:
+    """What of an estimate is compared."""
+    if estimator == "posterior_averaged":
+        return ("epistemic", "aleatoric")
+    if estimator == "isotropic":
+        return ("epistemic", "aleatoric", "aleatoric_corrected", "total")
+    corrected = estimator in CORRECTED and point != "draw"
+    return ("epistemic", "aleatoric_corrected") if corrected else ("epistemic",)
+
+
+def _reference(moments: Moments, quantity: str) -> np.ndarray:
+    if quantity == "epistemic":
+        return moments.var
+    if quantity == "total":
+        # p(1-p) of the averaged prediction is exactly this sum; for regression it is var + noise variance.
+        return moments.aleatoric + moments.var
+    return moments.aleatoric
+
+
+def compared(
+    likelihood: str,
+    alternatives: Sequence[Estimate],
+    moments: Moments,
+    quantity: str,
+    per_class: bool,
+) -> dict[str, dict[str, Any]]:
+    """Comparison of each class, averaged over alternative points (draws), with their spread."""
+    reference = _reference(moments, quantity)
+    with_se = quantity == "epistemic"
+    found: dict[str, list[Comparison]] = {}
+    for one in alternatives:
+        view = {
+            "estimate": class_views(one.p, getattr(one, quantity), likelihood),
+            "reference": class_views(one.p, reference, likelihood),
+            # Errors of classes are correlated; the sum's error is bounded by adding them up.
+            "se": class_views(one.p, moments.var_se, likelihood),
+        }
+        for name in view["estimate"]:
+            if likelihood == "categorical" and name.isdigit() and not per_class:
+                continue
+            found.setdefault(name, []).append(
+                compare(
+                    view["estimate"][name],
+                    view["reference"][name],
+                    reference_se=view["se"][name] if with_se else None,
+                )
+            )
+    return {name: _averaged(comparisons) for name, comparisons in found.items()}
+
+
+def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """One comparison as it is; of several the mean of each number, and Pearson's sd over them."""
+    if len(comparisons) == 1:
+        return comparisons[0]._asdict() | {"pearson_sd": None}
+    numbers: dict[str, Any] = {}
+    for name in Comparison._fields[:-1]:
+        values = [v for c in comparisons if (v := getattr(c, name)) is not None]
+        if name == "slope" and values:
+            numbers[name] = math.exp(np.mean(np.log(values)))
+        else:
+            numbers[name] = float(np.mean(values)) if values else None
+    defined = [c.pearson for c in comparisons if c.pearson is not None]
+    numbers["pearson_sd"] = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    reasons = sorted({c.reason for c in comparisons if c.reason})
+    undefined = sum(bool(c.reason) for c in comparisons)
+    numbers["reason"] = (
+        f"undefined at {undefined} of {len(comparisons)} draws: {'; '.join(reasons)}"
+        if reasons
+        else ""
+    )
+    return numbers
+
+
+def predictive_row(
+    problem: Problem, region: str, predictions: Sequence[np.ndarray], moments: Moments
+) -> dict[str, Any]:
+    """Calibration of the point's prediction and of the posterior's, on labelled locations."""
+    y, likelihood = problem.targets[region], problem.likelihood
+    row: dict[str, Any] = {
+        "estimator": "prediction",
+        "quantity": "predictive",
+        "class": "f" if likelihood == "gaussian" else "all",
+        "n_points": len(y),
+        "nll": float(
+            np.mean(
+                [
+                    negative_log_likelihood(p, y, likelihood=likelihood, noise_sd=problem.noise_sd)
+                    for p in predictions
+                ]
+            )
+        ),
+        "mcmc_nll": negative_log_likelihood(
+            moments.mean,
+            y,
+            likelihood=likelihood,
+            noise_sd=problem.noise_sd,
+            p_var=moments.var if likelihood == "gaussian" else None,
+        ),
+    }
+    if likelihood != "gaussian":
+        row["ece"] = float(np.mean([expected_calibration_error(p, y) for p in predictions]))
+        row["mcmc_ece"] = expected_calibration_error(moments.mean, y)
+    return row
