@@ -11,7 +11,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from isounc import covariance as cov
-from isounc import densities, estimates
+from isounc import densities, estimates, estimators
 from isounc.estimates import Estimate, Evidence, Linearised, estimate, estimate_all, layer_rms
 from isounc.models import Model
 from isounc.problems import Problem
@@ -551,7 +551,9 @@ def test_by_region_splits_concatenated_locations():
 
 
 def test_a_users_estimator_works_like_the_others(monkeypatch):
-    monkeypatch.setattr(estimates, "ESTIMATORS", dict(estimates.ESTIMATORS))
+    registry = dict(estimates.ESTIMATORS)
+    for module in (estimates, estimators):
+        monkeypatch.setattr(module, "ESTIMATORS", registry)
     case = setting(BINARY)
 
     def half_prior(model, theta, evidence, num_chains):

@@ -180,31 +180,37 @@ def test_sigmoid_moments_have_no_step_where_the_delta_method_takes_over(x64):
 def test_sigmoid_of_a_very_wide_gaussian_is_a_coin(sd):
     p, var, label_var = sigmoid_moments(np.float32(sd), np.float32(sd) ** 2)
     heads = special.ndtr(1.0)
-    assert float(p) == pytest.approx(heads, rel=1e-5)
-    assert float(var) == pytest.approx(heads * (1 - heads), rel=1e-5)
-    assert 0 < float(label_var) < 1 / sd
+    assert float(p) == pytest.approx(heads, rel=1e-4)
+    assert float(var) == pytest.approx(heads * (1 - heads), rel=1e-4)
+    # The density of the logit at 0, times the integral of p (1 - p), which is 1.
+    density = math.exp(-0.5) / math.sqrt(2 * math.pi) / sd
+    assert float(label_var) == pytest.approx(density, rel=5e-4)
 
 
 def test_sigmoid_gradient_is_that_of_the_integral(x64):
     mean, var = np.array([-6.0, 0.3, 2.0, -15.0]), np.array([0.04, 1.0, 90.0, 16.0])
+
+    @jax.jit
+    def pullback(cotangent):
+        return jax.vjp(lambda m, v: jnp.stack(sigmoid_normal_moments(m, v)), mean, var)[1](
+            cotangent
+        )
+
     for field in range(3):
-        for argument, at in enumerate((mean, var)):
-            sum_of = jax.jit(lambda *a, field=field: sigmoid_normal_moments(*a)[field].sum())
-            got = jax.grad(sum_of, argnums=argument)(mean, var)
-            step = 1e-4 * at
-            shifted = [[mean, var], [mean, var]]
-            shifted[0][argument], shifted[1][argument] = at + step, at - step
-            up, down = (np.asarray(sigmoid_moments(*a)[field]) for a in shifted)
-            np.testing.assert_allclose(got, (up - down) / (2 * step), rtol=2e-5)
+        by_mean, by_var = pullback(jnp.zeros((3, 4)).at[field].set(1.0))
+        for got, at, d in ((by_mean, mean, (1, 0)), (by_var, var, (0, 1))):
+            h = 1e-4 * at
+            up, down = (sigmoid_moments(mean + k * d[0], var + k * d[1])[field] for k in (h, -h))
+            np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=2e-5)
 
 
 def test_sigmoid_shapes_and_types():
-    moments = sigmoid_normal_moments(jnp.zeros((2, 3, 1)), jnp.ones((2, 3, 1)))
+    moments = sigmoid_moments(jnp.zeros((2, 3, 1)), jnp.ones((2, 3, 1)))
     assert [x.shape for x in moments] == [(2, 3, 1)] * 3
-    assert sigmoid_normal_moments(0, 1).var.dtype == jnp.float32
-    assert sigmoid_normal_moments(jnp.float16(0), jnp.float16(1)).var.dtype == jnp.float32
-    assert np.isnan(sigmoid_normal_moments(jnp.nan, 1.0).var)
-    assert np.isnan(sigmoid_normal_moments(1.0, jnp.nan).var)
+    for number in (int, np.float16):
+        assert sigmoid_moments(number(0), number(1)).var.dtype == jnp.float32
+    assert np.isnan(sigmoid_moments(jnp.nan, 1.0).var)
+    assert np.isnan(sigmoid_moments(1.0, jnp.nan).var)
     with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(3, 1\)"):
         sigmoid_normal_moments(jnp.zeros(3), jnp.zeros((3, 1)))
 
@@ -282,7 +288,7 @@ def test_many_classes_agree_with_plain_monte_carlo(num_classes):
         half = (vectors * np.sqrt(np.maximum(values, 0))).astype("f4")
         batch = []
         for _ in range(20):
-            f = mean.astype("f4") + rng.standard_normal((25_000, num_classes), dtype="f4") @ half.T
+            f = mean.astype("f4") + rng.standard_normal((10_000, num_classes), dtype="f4") @ half.T
             p = special.softmax(f, axis=1).astype("f8")
             batch.append((p.mean(0), p.var(0), (p * (1 - p)).mean(0)))
         batches.append(batch)
@@ -301,9 +307,9 @@ def test_many_classes_agree_with_plain_monte_carlo(num_classes):
 @pytest.mark.parametrize("num_classes", [3, 4, 5, 10])
 @pytest.mark.parametrize("sd", [0.1, 1.0, 2.0])
 def test_tails_are_lognormal_under_a_sure_winner(num_classes, sd):
-    # p_c = exp(f_c - f_0) but for e^-24: nodes about the mean see nothing of this at sd 2. In a batch, and with
-    # equal eigenvalues, whose eigenvectors are arbitrary.
-    gaps = -30.0 - np.arange(num_classes - 1)
+    # p_c = exp(f_c - f_0) to 7 digits; at sd 2 nodes about the mean miss most of it. A batch with equal eigenvalues,
+    # for each evaluation of which the eigenvectors may be others.
+    gaps = -24.0 - 0.5 * np.arange(num_classes - 1)
     means = np.tile(np.concatenate([[0.0], gaps]), (40, 1)).astype("f4")
     covs = np.tile(0.5 * sd**2 * np.eye(num_classes), (40, 1, 1)).astype("f4")
     p, var, label_var = stacked(softmax_moments(means, covs))
@@ -326,7 +332,8 @@ def test_permuted_and_shifted_logits(num_classes):
     order = np.random.default_rng(0).permutation(num_classes)
     moments = stacked(softmax_moments(means.astype("f4"), covs.astype("f4")))
     # What all logits have in common is invisible.
-    means, covs = means[:, order] + 3, covs[:, order][:, :, order] + 2
+    common = covs.max((1, 2), keepdims=True)
+    means, covs = means[:, order] + 3, covs[:, order][:, :, order] + common
     moved = stacked(softmax_moments(means.astype("f4"), covs.astype("f4")))
     tolerance = 2e-3 if num_classes < 4 else 0.01
     np.testing.assert_allclose(moved[1].sum(-1), moments[1].sum(-1), rtol=tolerance)
@@ -347,7 +354,7 @@ def test_softmax_of_hardly_uncertain_logits_is_the_delta_method(num_classes, x64
         moments = softmax_moments(means, scaled)
         expected = np.einsum("nci,nij,ncj->nc", jacobian, scaled, jacobian)
         # Rank one may leave a class no variance of first order.
-        visible = expected > 1e-6 * p**2 * var
+        visible = expected > 3e-3 * p**2 * var
         np.testing.assert_allclose(
             np.asarray(moments.var)[visible], expected[visible], rtol=tolerance
         )
@@ -365,19 +372,18 @@ def test_softmax_gradient_is_that_of_the_moments(num_classes, x64):
     factor = rng.normal(size=(num_classes, num_classes))
     cov, direction = factor @ factor.T + np.eye(num_classes), rng.normal(size=num_classes)
 
-    def moment(shift, scale, field):
+    @jax.jit
+    def weighted(shift, scale):
         moments = softmax_normal_moments(mean + shift * direction, scale * cov)
-        return moments[field] @ jnp.arange(1.0, num_classes + 1)
+        return jnp.stack(moments) @ jnp.arange(1.0, num_classes + 1)
 
-    value = jax.jit(moment, static_argnums=2)
-    for field in range(3):
-        got = jax.jit(jax.grad(moment, argnums=(0, 1)), static_argnums=2)(0.0, 1.0, field)
-        h = 1e-3
-        by_mean = (value(h, 1.0, field) - value(-h, 1.0, field)) / (2 * h)
-        by_cov = (value(0.0, 1 + h, field) - value(0.0, 1 - h, field)) / (2 * h)
-        # Of an estimate, the derivative is one too: nodes stay where finite differences move them.
-        tolerance = 1e-4 if num_classes < 4 else 0.03
-        np.testing.assert_allclose(got, (by_mean, by_cov), rtol=tolerance, atol=tolerance / 10)
+    # Of an estimate, the derivative is one too: its nodes stay, those of finite differences move.
+    h, tolerance = (1e-3, 1e-5) if num_classes < 4 else (0.1, 0.02)
+    by_mean = (weighted(h, 1.0) - weighted(-h, 1.0)) / (2 * h)
+    by_cov = (weighted(0.0, 1 + h) - weighted(0.0, 1 - h)) / (2 * h)
+    got = jax.jit(jax.jacrev(weighted, argnums=(0, 1)))(0.0, 1.0)
+    np.testing.assert_allclose(got[0], by_mean, rtol=tolerance, atol=tolerance / 10)
+    np.testing.assert_allclose(got[1], by_cov, rtol=tolerance, atol=tolerance / 10)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4])
@@ -388,8 +394,9 @@ def test_softmax_gradient_is_finite_for_equal_and_zero_eigenvalues(num_classes, 
     def total(cov):
         return sum(x.sum() for x in softmax_normal_moments(mean, cov))
 
+    slope = jax.jit(jax.grad(total))
     for cov in (jnp.eye(num_classes), jnp.diag(jnp.eye(num_classes)[0])):
-        assert np.isfinite(jax.jit(jax.grad(total))(scale * cov)).all()
+        assert np.isfinite(slope(scale * cov)).all()
 
 
 def test_softmax_batches_and_types():
@@ -398,11 +405,11 @@ def test_softmax_batches_and_types():
     assert [x.shape for x in whole] == [(3, 5, 4)] * 3
     again = softmax_moments(means, covs, num_nodes=1024)
     np.testing.assert_array_equal(stacked(whole), stacked(again))
-    mapped = jax.vmap(jax.vmap(lambda m, c: softmax_normal_moments(m, c, num_nodes=1024)))
+    mapped = jax.jit(jax.vmap(lambda m, c: softmax_normal_moments(m, c, num_nodes=1024)))
     np.testing.assert_allclose(
         stacked(mapped(means, covs))[1].sum(-1), stacked(whole)[1].sum(-1), rtol=0.05
     )
-    assert softmax_normal_moments(np.zeros(3, int), np.eye(3, dtype=int)).var.dtype == jnp.float32
+    assert softmax_moments(np.zeros(2, int), np.eye(2, dtype=int)).var.dtype == jnp.float32
     assert links.LinkMoments._fields == ("mean", "var", "label_var")
 
 
