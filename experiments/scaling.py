@@ -27,7 +27,7 @@ import jax
 import tyro
 
 from isounc import report, sweep
-from isounc.checks import check_choice
+from isounc.checks import check_choice, check_real
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
@@ -121,6 +121,8 @@ def check(settings: Settings) -> None:
     ):  # fmt: skip
         if not getattr(settings, argument):
             raise ValueError(f"{argument} must have at least one value.")
+    for prior_sd in settings.prior_sds:
+        check_real("prior_sds", prior_sd, positive=True)
     for argument, least in (("num_seeds", 1), ("workers", 0)):
         if getattr(settings, argument) < least:
             raise ValueError(
