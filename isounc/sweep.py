@@ -78,8 +78,13 @@ def make_batches(
     combinations = itertools.product(
         problems, widths, depths, activations, parameterisations, prior_sds
     )
-    unique = dict.fromkeys((p, w if d else 1, d, *rest) for p, w, d, *rest in combinations)
-    return [tuple(Cell(*c, seed=seed) for seed in range(num_seeds)) for c in unique]
+    batches = {
+        (p, w if d else 1, d, a, q, sd): tuple(
+            Cell(p, w if d else 1, d, a, q, sd, seed) for seed in range(num_seeds)
+        )
+        for p, w, d, a, q, sd in combinations
+    }
+    return list(batches.values())
 
 
 def make_groups(batches: Sequence[Batch], settings: EvaluationSettings) -> list[Group]:
@@ -164,7 +169,9 @@ def run_group(
     # The next group has other shapes: programs of this one would only hold memory.
     jax.clear_caches()
     after = compilations()
-    return Compilation(*(a - b for a, b in zip(after, before, strict=True)))
+    return Compilation(
+        after.count - before.count, after.cached - before.cached, after.seconds - before.seconds
+    )
 
 
 def run_serial(groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]:
@@ -185,7 +192,7 @@ def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int)
                 tell(Event(*events.get(timeout=0.2)))
 
     listener = threading.Thread(target=listen, daemon=True)
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.read("jax_compilation_cache_dir")
     with _single_threaded_children():
         pool = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker, initargs=(events, cache)
@@ -289,10 +296,10 @@ def run_sweep(
 _compiled = {"count": 0, "cached": 0, "seconds": 0.0}
 
 
-def _on_duration(event: str, seconds: float, **_: Any) -> None:
+def _on_duration(event: str, duration_secs: float, **_: Any) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compiled["count"] += 1
-        _compiled["seconds"] += seconds
+        _compiled["seconds"] += duration_secs
 
 
 def _on_event(event: str, **_: Any) -> None:
