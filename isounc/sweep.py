@@ -192,7 +192,7 @@ def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int)
                 tell(Event(*events.get(timeout=0.2)))
 
     listener = threading.Thread(target=listen, daemon=True)
-    cache = jax.config.read("jax_compilation_cache_dir")
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore
     with _single_threaded_children():
         pool = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker, initargs=(events, cache)
