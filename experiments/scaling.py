@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from typing import Literal
 import jax
 import tyro
 
-from isounc import report, sweep
+from isounc import sweep
 from isounc.checks import check_choice, check_real
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
@@ -195,7 +194,8 @@ def run(settings: Settings) -> Path:
         groups,
         work,
         settings=settings.evaluation,
-        executor="serial" if workers == 1 else "processes",
+        # On CPU also a single worker is a process of its own, so that numbers do not depend on how many there are.
+        executor="processes" if on_cpu else "serial",
         workers=workers,
     )
     records = [folder.read(cell.name) for batch in batches for cell in batch]
@@ -213,11 +213,13 @@ def run(settings: Settings) -> Path:
                 "compiled": sum(c.count for c in compiled),
                 "compilation_cache_hits": sum(c.cached for c in compiled),
                 "compilation_seconds": round(sum(c.seconds for c in compiled), 1),
-                "peak_mebibytes": _peak_mebibytes(),
+                "peak_mebibytes": round(sweep.peak_mebibytes(), 1),
             },
         }
     )
     print("Figures and report ...", flush=True)
+    from isounc import report  # not above, where every worker would import Matplotlib with it
+
     results = Results.of(folder)
     page = report.make_report(results)
     print(report.summary_table(results))
@@ -226,16 +228,9 @@ def run(settings: Settings) -> Path:
         f"\n{sum(gates)} of {len(gates)} cells passed the gate; {seconds / 60:.1f} minutes, "
         f"{sum(c.count for c in compiled)} programs compiled, "
         f"{sum(c.cached for c in compiled)} taken from the cache, "
-        f"{_peak_mebibytes():.0f} MiB in the largest process.\nReport: {page}"
+        f"{sweep.peak_mebibytes():.0f} MiB in the largest process.\nReport: {page}"
     )
     return out
-
-
-def _peak_mebibytes() -> float:
-    """Largest resident set of this process and of any of its workers (the larger of the two)."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    sides = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(side).ru_maxrss for side in sides) / unit, 1)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from isounc.models import Model
@@ -31,15 +32,17 @@ class Data(NamedTuple):
 
 def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
     """The arrays of a problem under a prior, in JAX's default float type."""
+    return jax.tree.map(jnp.asarray, _host_data(problem, model, prior_sd))
+
+
+def _host_data(problem: Problem, model: Model, prior_sd: float) -> Data:
+    """`make_data` as NumPy arrays: what JAX does outside of a jitted function it compiles shape by shape."""
     dtype = jnp.result_type(float)
-    y_dtype = dtype if problem.likelihood == "gaussian" else jnp.int32
+    y_dtype = dtype if problem.likelihood == "gaussian" else np.int32
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
-    return Data(
-        jnp.asarray(problem.X, dtype),
-        jnp.asarray(problem.y, y_dtype),
-        jnp.asarray(noise_sd, dtype),
-        jnp.asarray(model.param_prior_sd(prior_sd), dtype),
-    )
+    parts = (problem.X, problem.y, noise_sd, model.param_prior_sd(prior_sd))
+    types = (dtype, y_dtype, dtype, dtype)
+    return Data(*(np.asarray(a, t) for a, t in zip(parts, types, strict=True)))  # pyright: ignore
 
 
 def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
@@ -63,7 +66,8 @@ def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Da
             raise ValueError(
                 f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
             )
-    return jax.tree.map(lambda *a: jnp.stack(a), *[make_data(p, model, prior_sd) for p in problems])
+    parts = [_host_data(problem, model, prior_sd) for problem in problems]
+    return jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *parts)
 
 
 def log_prior(theta: Float[Array, " P"], data: Data) -> Float[Array, ""]:

@@ -171,8 +171,8 @@ def _estimate(
 ) -> _Estimates:
     data = densities.make_data(problem, model, prior_sd)
     dtype = data.X.dtype
-    X = jnp.concatenate([jnp.asarray(x, dtype) for x in problem.regions.values()])
-    draws = jnp.asarray(posterior.draws, dtype)
+    X = jnp.asarray(np.concatenate(list(problem.regions.values())).astype(dtype))
+    draws = np.asarray(posterior.draws, dtype)
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
     found: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
 

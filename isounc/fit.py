@@ -136,25 +136,22 @@ def fit_maps(
     """`fit_map` of several problems of one shape in one compiled call."""
     with double_precision():
         data = stack_data(problems, model, prior_sd)
-        starts = jnp.stack(
-            [
-                jax.vmap(lambda k: jax.random.normal(k, (model.num_params,)))(
-                    jax.random.split(key, settings.num_restarts)
-                )
-                for key in keys
-            ]
-        )
+        shape = (settings.num_restarts, model.num_params)
+        starts = np.stack([_generator(key).standard_normal(shape) for key in keys])
         z, values, norms = jax.device_get(_search(data, starts, model=model, settings=settings))
         results = []
         for i in range(len(problems)):
             # A restart that has not converged may sit higher by rounding: only near-ties prefer the converged one.
             rank = values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)
             best = int(np.argmin(np.where(np.isnan(rank), np.inf, rank)))
-            one = jax.tree.map(lambda a, i=i: a[i], data)
-            results.append(
-                _checked_map(model, one, z[i, best], values[i], norms[i, best], settings)
-            )
+            one = jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), data)
+            results.append(_checked_map(model, one, z[i], values[i], norms[i], best, settings))
     return results
+
+
+def _generator(key: PRNGKeyArray) -> np.random.Generator:
+    """NumPy's generator from a JAX key, for draws on the host: JAX would compile a program for each shape."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:
@@ -182,40 +179,38 @@ def _search(data: Data, starts, *, model: Model, settings: MapSettings):
         (z, _), _ = jax.lax.scan(adam_step, (z, adam.init(z)), length=settings.adam_steps)
 
         lbfgs = optax.lbfgs(memory_size=20)
-        value_and_grad = optax.value_and_grad_from_state(potential)
 
         def relative(z, gradient):
             return jnp.linalg.norm(gradient) / jnp.maximum(1.0, jnp.linalg.norm(z))
 
         def unfinished(carry):
-            z, state, count = carry
-            gradient = optax.tree_utils.tree_get(state, "grad")
+            z, _, gradient, _, count = carry
             target = 1e-2 * settings.tolerance
-            return (count == 0) | (
-                (count < settings.lbfgs_steps) & (relative(z, gradient) > target)
-            )
+            return (count < settings.lbfgs_steps) & (relative(z, gradient) > target)
 
         def lbfgs_step(carry):
-            z, state, count = carry
-            value, gradient = value_and_grad(z, state=state)
+            z, value, gradient, state, count = carry
             updates, state = lbfgs.update(
                 gradient, state, z, value=value, grad=gradient, value_fn=potential
             )
-            return optax.apply_updates(z, updates), state, count + 1
+            # The line search leaves the value and gradient of the point that it accepted.
+            value, gradient = (optax.tree_utils.tree_get(state, name) for name in ("value", "grad"))
+            return optax.apply_updates(z, updates), value, gradient, state, count + 1
 
-        z, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, (z, lbfgs.init(z), 0))
-        value, gradient = jax.value_and_grad(potential)(z)
+        start = (z, *jax.value_and_grad(potential)(z), lbfgs.init(z), 0)
+        z, value, gradient, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, start)
         return z, value, relative(z, gradient)
 
     return jax.vmap(lambda d, zs: jax.vmap(lambda z: one_start(d, z))(zs))(data, starts)
 
 
-def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
-    theta = jnp.asarray(z) * data.prior_sd
+def _checked_map(model, data, z, values, norms, best, settings) -> PointEstimate:
+    z, value, norm = z[best], values[best], norms[best]
+    sd = np.asarray(data.prior_sd)
+    theta = z * sd
     dense = model.num_params <= DENSE_HESSIAN_MAX
     if dense:
         matrix = np.asarray(_hessian(theta, data, model=model))
-        sd = np.asarray(data.prior_sd)
         eigenvalue = float(np.linalg.eigvalsh(matrix * sd * sd[:, None])[0])
     else:
         matrix, eigenvalue = None, _lanczos_min_eigenvalue(model, data, z)
@@ -231,18 +226,18 @@ def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
         reasons.append(
             f"The MAP is no strict maximum: smallest Hessian eigenvalue {eigenvalue:.1e}."
         )
-    # At z = 0 only the constants are left of the log prior.
-    constant = float(densities.log_prior(jnp.zeros_like(theta), data))
+    # The search leaves out the constants of the log prior.
+    log_densities = -(values + np.log(sd).sum() + 0.5 * sd.size * np.log(2 * np.pi))
     return PointEstimate(
         kind="map",
-        theta=np.asarray(theta),
-        log_density=float(_log_density(theta, data, model=model)),
-        log_likelihood=float(_log_likelihood(theta, data, model=model)),
+        theta=theta,
+        log_density=float(log_densities[best]),
+        log_likelihood=float(0.5 * z @ z - value),
         rel_grad_norm=float(norm),
         hessian_min_eigenvalue=eigenvalue,
         hessian_method="dense" if dense else "lanczos",
         hessian=matrix,
-        restart_log_densities=tuple(float(constant - v) for v in values),
+        restart_log_densities=tuple(map(float, log_densities)),
         passed=not reasons,
         reasons=tuple(reasons),
     )
@@ -251,16 +246,6 @@ def _checked_map(model, data, z, values, norm, settings) -> PointEstimate:
 @functools.partial(jax.jit, static_argnames="model")
 def _hessian(theta, data, *, model):
     return hessian(model, theta, data)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _log_density(theta, data, *, model):
-    return densities.log_density(model, theta, data)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _log_likelihood(theta, data, *, model):
-    return densities.log_likelihood(model, theta, data)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -312,8 +297,9 @@ def fit_trained_many(
 ) -> list[PointEstimate]:
     """`fit_trained` of several problems of one shape in one compiled call."""
     data = stack_data(problems, model, prior_sd)
+    orders = np.stack([_orders(key, data.X.shape[1], settings) for key in keys])
     thetas, log_liks, log_dens = jax.device_get(
-        _train(data, jnp.stack(keys), model=model, settings=settings)
+        _train(data, jnp.stack(keys), orders, model=model, settings=settings)
     )
     results = []
     for problem, theta, log_lik, log_dens_i in zip(
@@ -346,14 +332,21 @@ def fit_trained_many(
     return results
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
-def _train(data: Data, keys, *, model: Model, settings: TrainSettings):
-    num_examples = data.X.shape[1]
+def _orders(key: PRNGKeyArray, num_examples: int, settings: TrainSettings) -> np.ndarray:
+    """The rows of every step, (epochs x steps, minibatch): a new order of the examples each epoch."""
     minibatch = min(settings.minibatch, num_examples)
     steps = num_examples // minibatch
+    rows = np.tile(np.arange(num_examples, dtype=np.int32), (settings.epochs, 1))
+    rows = _generator(key).permuted(rows, axis=1)[:, : steps * minibatch]
+    return rows.reshape(settings.epochs * steps, minibatch)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _train(data: Data, keys, orders, *, model: Model, settings: TrainSettings):
+    minibatch = orders.shape[-1]
     adamw = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def one(data, key):
+    def one(data, key, order):
         def loss(theta, rows):
             part = data._replace(X=data.X[rows], y=data.y[rows])
             return -densities.log_likelihood(model, theta, part) / minibatch
@@ -363,20 +356,13 @@ def _train(data: Data, keys, *, model: Model, settings: TrainSettings):
             updates, state = adamw.update(jax.grad(loss)(theta, rows), state, theta)
             return (optax.apply_updates(theta, updates), state), None
 
-        def epoch(carry, key):
-            order = jax.random.permutation(key, num_examples)[: steps * minibatch]
-            return jax.lax.scan(step, carry, order.reshape(steps, minibatch))
-
-        key_init, key_epochs = jax.random.split(key)
-        theta = model.init(key_init)
-        (theta, _), _ = jax.lax.scan(
-            epoch, (theta, adamw.init(theta)), jax.random.split(key_epochs, settings.epochs)
-        )
+        theta = model.init(key)
+        (theta, _), _ = jax.lax.scan(step, (theta, adamw.init(theta)), order)
         theta = jnp.asarray(theta)
         log_lik = densities.log_likelihood(model, theta, data)
         return theta, log_lik, log_lik + densities.log_prior(theta, data)
 
-    return jax.vmap(one)(data, keys)
+    return jax.vmap(one)(data, keys, orders)
 
 
 def constant_log_likelihood(problem: Problem) -> float:

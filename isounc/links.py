@@ -25,7 +25,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 from scipy import special
-from scipy.stats import qmc
 
 from isounc.checks import check_count
 
@@ -340,6 +339,8 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
 @functools.lru_cache
 def _normal_nodes(num_nodes: int, dimension: int) -> np.ndarray:
     """Scrambled Sobol points (fixed seed) as standard normal nodes, (dimension, num_nodes)."""
+    from scipy.stats import qmc  # a second to import, for four classes and more
+
     points = qmc.Sobol(dimension, scramble=True, rng=0).random(num_nodes)
     return np.ascontiguousarray(special.ndtri(points).T)
 

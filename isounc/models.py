@@ -102,8 +102,9 @@ class Model:
             check_count(f"out_features of a {self.likelihood} model", self.out_features, 1, 1)
 
     @functools.cached_property
-    def _graphdef(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))[0]
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """The module without its arrays: building it costs more than the rest of a trace."""
+        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
 
     def _build(self, rngs: nnx.Rngs) -> MLP:
         return MLP(
@@ -175,9 +176,10 @@ class Model:
 
     def module(self, theta: Float[Array, " P"]) -> MLP:
         """The Flax NNX module with parameters ``theta``."""
-        state = nnx.eval_shape(lambda: nnx.state(self._build(nnx.Rngs(0))))
+        graphdef, abstract = self._abstract
+        state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, self.unflatten(theta))
-        return nnx.merge(self._graphdef, state)
+        return nnx.merge(graphdef, state)
 
     def apply(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N O"]:
         """Outputs at X, before the link, with matrix products in full precision on every device (no TF32)."""

@@ -249,12 +249,8 @@ def sample_posteriors(
     report = progress or (lambda *_: None)
     data = stack_data(problems, model, prior_sd)
     locations = fixed_locations(problems[0], settings.locations_per_region)
-    X = jnp.stack(
-        [
-            jnp.concatenate([jnp.asarray(x, data.X.dtype) for x in p.regions.values()])
-            for p in problems
-        ]
-    )
+    points = np.stack([np.concatenate(list(p.regions.values())) for p in problems])
+    X = jnp.asarray(points.astype(data.X.dtype))
     kept_rows = jnp.asarray(flat_locations(problems[0], locations))
     pairs = [jax.random.split(jnp.asarray(key)) for key in keys]
 
@@ -262,10 +258,8 @@ def sample_posteriors(
     warm_keys = jnp.stack([pair[0] for pair in pairs])
     states, step_size, metric, shift = _warm_up(data, X, warm_keys, model=model, settings=settings)
     # One adaptation for all chains of a problem: a chain whose own adaptation went astray cannot lag behind.
-    step_size = jnp.broadcast_to(jnp.median(step_size, axis=1, keepdims=True), step_size.shape)
-    metric = jnp.broadcast_to(jnp.median(metric, axis=1, keepdims=True), metric.shape)
-
-    mean_steps = _mean_steps(np.asarray(step_size), np.asarray(metric), settings)
+    step_size, metric = (_median_of_chains(a) for a in jax.device_get((step_size, metric)))
+    mean_steps = _mean_steps(step_size, metric, settings)
 
     blocks: list[Block] = []
     num_blocks, most = (
@@ -296,8 +290,8 @@ def sample_posteriors(
             model,
             blocks,
             i,
-            shift=np.asarray(shift[i]),
-            step_size=np.asarray(step_size[i]),
+            shift=np.asarray(shift)[i],
+            step_size=step_size[i],
             gate=gates[i],
             locations=locations,
             num_kept=settings.num_kept,
@@ -308,6 +302,10 @@ def sample_posteriors(
 
 
 _JITTER_SEED = 20260329
+
+
+def _median_of_chains(adapted: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.median(adapted, axis=1, keepdims=True), adapted.shape)
 
 
 def _mean_steps(step_size: np.ndarray, metric: np.ndarray, settings: SamplerSettings) -> int:
