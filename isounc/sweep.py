@@ -305,11 +305,11 @@ def run_sweep(
             bar.set_description_str(
                 f"{finished}/{num_batches} | {' & '.join(doing.values())}", refresh=False
             )
-            bar.update(event.done)
+            bar.update(min(event.done, total - bar.n))  # sums of floats may end a hair above
 
         results = list(EXECUTORS[executor](groups, work, tell, workers))
         # Events of the last batches may arrive after their results.
-        bar.update(max(0.0, total - bar.n))
+        bar.update(total - bar.n)
     return results
 
 
