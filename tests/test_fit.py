@@ -180,7 +180,8 @@ def checked(problem, model, prior_sd, z):
         potential = fit._potential(model, data)
         value, gradient = jax.value_and_grad(potential)(jnp.asarray(z))
         norm = float(jnp.linalg.norm(gradient) / max(1.0, np.linalg.norm(z)))
-        return fit._checked_map(model, data, z, np.array([float(value)]), norm, MapSettings())
+        found = z[None], np.array([float(value)]), np.array([norm])
+        return fit._checked_map(model, data, *found, 0, MapSettings())
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
