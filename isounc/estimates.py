@@ -234,7 +234,8 @@ def estimate(
     Raises
     ------
     ValueError
-        For an unknown name, missing evidence, a problem that is not the model's, or arrays of other shapes.
+        For an unknown name, missing evidence, a problem that is not the model's, arrays of other shapes, or a
+        hessian that is not positive definite.
     """
     check_choice("estimator", name, ESTIMATORS)
     dtype = jnp.result_type(float)
@@ -284,6 +285,13 @@ def estimate(
     results = estimate_all(
         [name], model, theta, points, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
     )
+    if not np.isfinite(np.asarray(results[name].epistemic)).all():
+        if evidence.hessian is not None and name.startswith("laplace"):
+            raise ValueError(
+                f"estimator {name!r} needs a positive definite hessian, which a strict maximum has; "
+                "leave hessian out to take the GGN, which always is."
+            )
+        raise ValueError(f"estimator {name!r} is not finite at this theta; check theta and X.")
     return results[name]
 
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
-from scipy import special
 
+from isounc import softmax_sampling
 from isounc.checks import check_count
 
 _TAIL = 7.0  # standard deviations kept beyond the outermost peak; 1e-10 of a variance lies outside
@@ -34,8 +34,6 @@ _SIGMOID_NODES = 128
 _INNER_NODES, _PANEL_NODES = 40, 48
 _SMALL_VAR = 1e-12  # of a logit: below it the delta method errs less than the quadrature
 _SMALL_CONTRAST_VAR = 1e-5  # of logit differences: the same, set by rounding in float32
-_NOMINAL, _EVEN = 0.15, 0.6  # shares of the nodes about the mean, and equally about every peak
-_NEWTON_STEPS = 10
 
 
 class LinkMoments(NamedTuple):
@@ -92,7 +90,7 @@ def softmax_normal_moments(
 
     Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the
     sigmoid of their difference, three a nested quadrature (`_three_classes`), more a quasi-Monte
-    Carlo estimate (`_many_classes`); where all differences have variances below 1e-5, the delta
+    Carlo estimate (`isounc.softmax_sampling`); where all differences have variances below 1e-5, the delta
     method. Prefer one batched call to `jax.vmap`: a batch is computed in chunks of bounded memory.
 
     Parameters
@@ -135,11 +133,13 @@ def softmax_normal_moments(
         elif num_classes == 3:
             moments = _in_chunks(_three_classes, rows, 4 * _PANEL_NODES * _INNER_NODES)
         else:
-            nodes = jnp.asarray(_normal_nodes(num_nodes, num_classes - 1), mean.dtype)
+            nodes = jnp.asarray(
+                softmax_sampling.normal_nodes(num_nodes, num_classes - 1), mean.dtype
+            )
             # Once: where eigenvalues coincide, every evaluation may choose other eigenvectors.
-            halves = jax.vmap(_half)(rows[1])
-            proposals = _in_chunks(_proposals, (rows[0], halves), num_classes**3)
-            sample = functools.partial(_many_classes, nodes)
+            halves = jax.vmap(softmax_sampling.half_of_logits)(rows[1])
+            proposals = _in_chunks(softmax_sampling.proposals, (rows[0], halves), num_classes**3)
+            sample = functools.partial(softmax_sampling.many_classes, nodes)
             moments = _in_chunks(sample, (rows[0], halves, *proposals), num_nodes * num_classes)
         small, delta = jax.vmap(_delta_method)(*rows)
     chosen = (jnp.where(small[:, None], a, b) for a, b in zip(delta, moments, strict=True))
@@ -334,110 +334,3 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
     label = (factor * (label_b[None, :] + other * (var_b[None, :] + p_b**2))) @ weight
     back = jnp.argsort(order)
     return first.at[2].set(1 - first[2])[back], var[back], label[back]
-
-
-@functools.lru_cache
-def _normal_nodes(num_nodes: int, dimension: int) -> np.ndarray:
-    """Scrambled Sobol points (fixed seed) as standard normal nodes, (dimension, num_nodes)."""
-    from scipy.stats import qmc  # a second to import, for four classes and more
-
-    points = qmc.Sobol(dimension, scramble=True, rng=0).random(num_nodes)
-    return np.ascontiguousarray(special.ndtri(points).T)
-
-
-def _half(cov: Float[Array, "C C"]) -> Float[Array, "C C-1"]:
-    """F with F F^T the covariance of the logits less their average, largest direction first.
-
-    Derivatives are those of F + (cov - F F^T) F^+T / 2, whose square is cov to first order within
-    the range of cov: eigenvectors have no derivative where eigenvalues coincide.
-    """
-    num_classes = cov.shape[0]
-    centre = jnp.eye(num_classes, dtype=cov.dtype) - 1 / num_classes
-    centred = centre @ cov @ centre
-    values, vectors = lax.stop_gradient(jnp.linalg.eigh(centred))
-    values, vectors = jnp.maximum(values[:0:-1], 0), vectors[:, :0:-1]
-    noise = 10 * num_classes * float(jnp.finfo(cov.dtype).eps) * values[0] + _SMALL_VAR
-    inverse = jnp.where(values > noise, lax.rsqrt(jnp.maximum(values, noise)), 0)
-    change = centred - lax.stop_gradient(centred)
-    return vectors * jnp.sqrt(values)[None, :] + 0.5 * change @ (vectors * inverse[None, :])
-
-
-def _proposals(
-    mean: Float[Array, " C"], half: Float[Array, "C C-1"]
-) -> tuple[Float[Array, "C C-1"], Float[Array, " C"]]:
-    """Peaks z_c of phi(z) p_c(mean + F z)^2, and the share of the nodes about each.
-
-    Newton steps on the logarithm, which is concave, each the best of five lengths. Shares follow
-    the Laplace approximation of E[p_c^2] over a common floor; the top class has the floor only, as
-    its variance is that of the others' sum.
-    """
-    mean, half = lax.stop_gradient((mean, half))
-    eye = jnp.eye(half.shape[1], dtype=mean.dtype)
-    lengths = jnp.array([1, 0.5, 0.25, 0.1, 0.03], mean.dtype)
-
-    def at_class(c):
-        def height(z):
-            return 2 * jax.nn.log_softmax(mean + half @ z)[c] - 0.5 * z @ z
-
-        def slopes(z):
-            p = jax.nn.softmax(mean + half @ z)
-            average = p @ half
-            spread = half - average[None, :]
-            return 2 * (half[c] - average) - z, eye + 2 * (spread * p[:, None]).T @ spread
-
-        def newton_step(_, z):
-            gradient, curvature = slopes(z)
-            step = jnp.linalg.solve(curvature, gradient)
-            candidates = z[None, :] + lengths[:, None] * step[None, :]
-            return candidates[jnp.argmax(jax.vmap(height)(candidates))]
-
-        z = lax.fori_loop(0, _NEWTON_STEPS, newton_step, jnp.zeros_like(half[0]))
-        return z, height(z) - 0.5 * jnp.linalg.slogdet(slopes(z)[1])[1]
-
-    classes = jnp.arange(mean.shape[0])
-    peaks, log_mass = jax.vmap(at_class)(classes)
-    mass = jax.nn.softmax(jnp.where(classes == jnp.argmax(mean), -jnp.inf, log_mass))
-    return peaks, _EVEN / mean.shape[0] + (1 - _NOMINAL - _EVEN) * mass
-
-
-def _many_classes(
-    nodes: Float[Array, "C-1 n"],
-    mean: Float[Array, " C"],
-    half: Float[Array, "C C-1"],
-    peaks: Float[Array, "C C-1"],
-    shares: Float[Array, " C"],
-):
-    """Four classes and more at one location: importance sampling with quasi-random nodes.
-
-    The nodes are those of sum_j r_j N(z_j, I), with z_0 = 0 and the others at the peaks, for each j
-    a run of the Sobol sequence. The weights phi(z) / sum_j r_j phi(z - z_j), at most 1 / r_0, are
-    the balance heuristic of Veach and Guibas 1995, "Optimally combining sampling techniques for
-    Monte Carlo rendering"; they are normalised to sum to 1.
-    """
-    num_nodes = nodes.shape[1]
-
-    def rule():
-        centres = jnp.concatenate([jnp.zeros_like(peaks[:1]), peaks])
-        nominal = jnp.full_like(shares[:1], _NOMINAL)
-        stops = jnp.round(jnp.cumsum(jnp.concatenate([nominal, shares])) * num_nodes)
-        stops = stops.at[-1].set(num_nodes)
-        starts = jnp.concatenate([jnp.zeros_like(nominal), stops[:-1]])
-        index = jnp.arange(num_nodes, dtype=mean.dtype)[None, :]
-        member = (index >= starts[:, None]) & (index < stops[:, None])
-        z = nodes + centres.T @ member.astype(mean.dtype)
-        log_share = jnp.log(jnp.maximum((stops - starts) / num_nodes, 1e-30))
-        ratio = centres @ z + (log_share - 0.5 * (centres**2).sum(1))[:, None]
-        return z, jax.nn.softmax(-jax.nn.logsumexp(ratio, axis=0))
-
-    z, weight = lax.stop_gradient(rule())
-    p = jax.nn.softmax(mean[:, None] + half @ z, axis=0)
-    p0 = jax.nn.softmax(mean)
-    # Next to 1, a top class is known by the sum of the others: its own digits are used up.
-    is_top = (jnp.arange(mean.shape[0]) == jnp.argmax(mean))[:, None]
-    rest = jnp.where(is_top, 0, p).sum(0)[None, :]
-    step = p - p0[:, None]
-    step = jnp.where(is_top, -jnp.where(is_top, 0, step).sum(0)[None, :], step)
-    shift = step @ weight
-    var = (step - shift[:, None]) ** 2 @ weight
-    label = (p * jnp.where(is_top, rest, 1 - p)) @ weight
-    return p0 + shift, var, label

@@ -13,7 +13,7 @@ from scipy import integrate, special, stats
 from isounc import covariance as cov
 from isounc import densities, estimates, estimators
 from isounc.estimates import Estimate, Evidence, Linearised, estimate, estimate_all, layer_rms
-from isounc.models import Model
+from isounc.models import Model, make_model
 from isounc.problems import Problem
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "exact"
@@ -673,3 +673,12 @@ def test_a_problem_of_another_kind_than_the_model_is_refused():
 def test_a_regression_without_its_noise_is_refused():
     refused(["noise_sd"], "isotropic", model=REGRESSION)
     refused(["noise_sd must be a positive"], "isotropic", model=REGRESSION, noise_sd=-1.0)
+
+
+@pytest.mark.parametrize("name", ["laplace", "laplace_diagonal"])
+def test_a_hessian_that_is_no_minimum_is_refused(name):
+    problem = Problem.from_arrays(np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1]))
+    model = make_model(problem, depth=0)
+    theta = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match=f"'{name}' needs a positive definite hessian"):
+        estimate(name, model, theta, problem.X, problem=problem, prior_sd=1.0, hessian=-np.eye(2))
