@@ -193,12 +193,11 @@ def _estimate(
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
         at(kind, AT_DRAW, theta, Evidence(data, layer_sd))
         at(kind, LAPLACE, theta, Evidence(data, hessian=hessian))
-        at(kind, ORACLES, theta, Evidence(draws=draws))
+        at(kind, ORACLES, theta, Evidence(draws=jnp.asarray(draws)))
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
         at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
-    averaged = estimates.posterior_averaged(
-        model, draws[_evenly(len(draws), settings.num_averaged_draws)], X, noise_sd=noise_sd
-    )
+    spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
+    averaged = estimates.posterior_averaged(model, spread, X, noise_sd=noise_sd)
     parts = estimates.by_region(jax.device_get(averaged), problem.regions)
     found["posterior"] = {"posterior_averaged": [parts]}
     return _Estimates(found)

@@ -1,8 +1,8 @@
 """The numbers that README.md here quotes, from a run's summary.csv.
 
-    uv run results/reading.py                                              isotropic at every theta*, region test
-    uv run results/reading.py --region far --point map --estimator laplace
-    uv run results/reading.py --run runs/mine --intervals
+uv run results/reading.py                                              isotropic at every theta*, region test
+uv run results/reading.py --region far --point map --estimator laplace
+uv run results/reading.py --run runs/mine --intervals
 """
 
 from __future__ import annotations

@@ -15,10 +15,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Compiling is most of what the tests do; these halve it. JAX 0.12 has lost one, and dies of flags it does not know.
-_FLAGS = ["--xla_backend_optimization_level=1"]
-if version("jaxlib").startswith("0.10."):
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=1",
+        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
 
 import hypothesis
 import jax
