@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from isounc import covariance as cov
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_real
 from isounc.estimators import (
@@ -27,7 +26,7 @@ from isounc.estimators import (
     isotropic_rule,
     register_estimator,
 )
-from isounc.gradnorm import output_grams
+from isounc.gradnorm import group_grams, output_grams
 from isounc.models import Model
 from isounc.problems import Problem
 
@@ -132,7 +131,18 @@ def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
     covariances = {
         name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
-    return output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
+    grouped = {name for name, rule in rules if rule.by_group}
+    outputs, grams = None, {}
+    if grouped:
+        outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
+        first = np.unique(model.group_index, return_index=True)[1]
+        for name in grouped:
+            scales = covariances.pop(name).sd[first] ** 2
+            grams[name] = jnp.tensordot(scales, parts, 1)
+    if covariances:
+        outputs, others = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
+        grams |= others
+    return outputs, grams
 
 
 def _link(model: Model) -> Model:
@@ -182,9 +192,8 @@ def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
     rule = Linearised(isotropic_rule)
 
     def add(total, theta):
-        covariance = {"isotropic": cov.Diagonal(jnp.ones_like(theta))}
-        outputs, grams = output_grams(model.apply, theta, X, covariance, batch_size=batch_size)
-        epistemic, _ = rule.moments(model, outputs, grams["isotropic"])
+        outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
+        epistemic, _ = rule.moments(model, outputs, parts.sum(0))
         one = (
             densities.predict(model, outputs),
             epistemic,

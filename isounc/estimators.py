@@ -59,6 +59,11 @@ class Estimator(Protocol):
         """Fields of `Evidence` without which there is no estimate."""
         ...
 
+    @property
+    def by_group(self) -> bool:
+        """Whether Sigma is a `Diagonal` that is constant on each of the model's parameter groups."""
+        ...
+
     def covariance(
         self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
     ) -> cov.Covariance:
@@ -86,6 +91,8 @@ class Linearised:
     """Sigma."""
     needs: tuple[str, ...] = ()
     """Fields of `Evidence` that the rule reads."""
+    by_group: bool = False
+    """Whether Sigma is a multiple of the identity on each parameter group: then no gradient needs to be formed."""
 
     def covariance(self, model, theta, evidence, num_chains):
         """Sigma at theta*."""
@@ -113,6 +120,8 @@ class GaussianLogit:
     """Sigma."""
     needs: tuple[str, ...] = ()
     """Fields of `Evidence` that the rule reads."""
+    by_group: bool = False
+    """Whether Sigma is a multiple of the identity on each parameter group: then no gradient needs to be formed."""
 
     def covariance(self, model, theta, evidence, num_chains):
         """Sigma at theta*."""
@@ -170,9 +179,9 @@ def _oracle_diagonal(model, theta, evidence, num_chains):
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "isotropic": Linearised(isotropic_rule),
-    "link_aware": GaussianLogit(_prior, ("data",)),
-    "layer_scaled": Linearised(_layer_scaled, ("layer_sd",)),
+    "isotropic": Linearised(isotropic_rule, by_group=True),
+    "link_aware": GaussianLogit(_prior, ("data",), by_group=True),
+    "layer_scaled": Linearised(_layer_scaled, ("layer_sd",), by_group=True),
     "laplace": Linearised(_laplace, ("data",)),
     "laplace_diagonal": Linearised(_laplace_diagonal, ("data",)),
     "oracle": Linearised(_oracle, ("draws",)),

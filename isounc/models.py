@@ -176,15 +176,22 @@ class Model:
 
     def module(self, theta: Float[Array, " P"]) -> MLP:
         """The Flax NNX module with parameters ``theta``."""
+        return self._module(self.unflatten(theta))
+
+    def _module(self, params: dict) -> MLP:
         graphdef, abstract = self._abstract
         state = jax.tree.map(lambda leaf: leaf, abstract)
-        nnx.replace_by_pure_dict(state, self.unflatten(theta))
+        nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
 
     def apply(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N O"]:
         """Outputs at X, before the link, with matrix products in full precision on every device (no TF32)."""
+        return self.apply_params(self.unflatten(theta), X)
+
+    def apply_params(self, params: dict, X: Float[Array, "N D"]) -> Float[Array, "N O"]:
+        """`apply` with the parameters as `unflatten` gives them, a leaf per group."""
         with jax.default_matmul_precision("highest"):
-            return self.module(theta)(X)
+            return self._module(params)(X)
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
         """One draw of theta from N(0, sigma_l^2)."""

@@ -1,8 +1,8 @@
 """Per-example gradients of a model's outputs, and the quadratic forms that the estimates need of them.
 
 The estimates never look at a gradient itself: they need, per location, the O x O matrix J Sigma J^T of the output
-gradients J = df/dtheta under a covariance Sigma. `output_grams` is the one place where gradients are formed, in
-chunks of locations, so that memory does not grow with N.
+gradients J = df/dtheta under a covariance Sigma. Where Sigma is a multiple of the identity on each group of parameters
+no gradient is formed at all (`group_grams`); `output_grams` is the one place where they are, in chunks of locations.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc.covariance import Covariance
+from isounc.gradnorm.norms import value_and_grad_gram
+from isounc.models import Model
 
 Apply = Callable[[jax.Array, jax.Array], jax.Array]
 """Outputs before the link: apply(theta, X) -> (N, O)."""
@@ -64,3 +66,26 @@ def output_grams(
     # Reduced precision (TF32 on GPUs) would cost the norms three of their digits.
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(at_location, X, batch_size=min(batch_size, X.shape[0]))
+
+
+def group_grams(
+    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, batch_size: int = 128
+) -> tuple[Float[Array, "N O"], Float[Array, "L N O O"]]:
+    """Outputs f(x, theta) and J_l J_l^T for the gradients J_l of each of the model's L parameter groups.
+
+    Gradients are not formed (`value_and_grad_gram`); J Sigma J^T = sum_l sigma_l^2 J_l J_l^T where Sigma is
+    sigma_l^2 I on group l.
+    """
+    index = model.unflatten(model.group_index)  # pyright: ignore
+    at = {
+        jax.tree_util.keystr(path): str(leaf.flat[0])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(index)
+    }
+    grams = value_and_grad_gram(
+        lambda params, x: model.apply_params(params, x[None])[0],
+        per_leaf=at.__getitem__,
+        in_axes=0,
+        batch_size=batch_size,
+    )
+    outputs, parts = grams(model.unflatten(theta), X)
+    return outputs, jnp.stack([parts[str(i)] for i in range(len(model.groups))])

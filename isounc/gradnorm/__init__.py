@@ -1,0 +1,25 @@
+"""Exact squared gradient norms of any JAX function, and the Gram matrices that the estimates need."""
+
+from isounc.gradnorm.jacobians import group_grams, output_grams, output_jacobian
+from isounc.gradnorm.norms import (
+    Explanation,
+    LeafReport,
+    explain,
+    value_and_grad_gram,
+    value_and_log_sq_grad_norm,
+    value_and_sq_grad_norm,
+    value_and_sq_grad_norms,
+)
+
+__all__ = [
+    "Explanation",
+    "LeafReport",
+    "explain",
+    "group_grams",
+    "output_grams",
+    "output_jacobian",
+    "value_and_grad_gram",
+    "value_and_log_sq_grad_norm",
+    "value_and_sq_grad_norm",
+    "value_and_sq_grad_norms",
+]

@@ -1,0 +1,326 @@
+"""Squared gradient norms of any JAX function, exactly, at the price of a backward pass and without storing gradients.
+
+    value, sq_norm = value_and_sq_grad_norm(f)(params, x)
+
+is `jax.value_and_grad` followed by the sum of squares, with nothing of the size of the parameters in between: the
+traced function is rewritten so that each use of a weight turns its cotangent into a number (`isounc.gradnorm.engine`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isounc.gradnorm.engine import Plan, linearise
+
+Groups = bool | Callable[[str], str]
+"""False for one sum, True for a sum a leaf, or a function from a leaf's path to the name of its group."""
+Filter = str | Callable[[str], bool] | None
+"""Which leaves count: a regular expression that their path must contain, a function of the path, or None for all."""
+
+
+def value_and_sq_grad_norm(
+    f: Callable[..., Any],
+    *,
+    per_leaf: Groups = False,
+    wrt: Filter = None,
+    in_axes: int | Sequence[int | None] | None = None,
+    batch_size: int | None = None,
+    dtype: Any = None,
+) -> Callable[..., tuple[Any, Any]]:
+    """A function that gives f and ||grad_params f||^2.
+
+    Parameters
+    ----------
+    f
+        ``f(params, *args)``, a scalar. ``params`` is any pytree of arrays; integer leaves count as fixed.
+    per_leaf
+        True gives a dict from each leaf's path to its part of the sum, a function from path to group one from groups.
+    wrt
+        Only these leaves count, by regular expression or function of the path; the others are fixed.
+    in_axes
+        As for `jax.vmap`, for ``args`` alone (an integer for all): N values and N norms, one an example. ``params`` is
+        shared. None is one example.
+    batch_size
+        Examples at a time, which bounds the memory of their activations; None is all.
+    dtype
+        Of the norms; float32, or float64 where a leaf is.
+
+    Returns
+    -------
+    Callable
+        ``(params, *args) -> (value, sq_norm)``, compiled; it composes with jit, vmap, lax.map and sharded inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On the call: f that is not a real scalar, leaves that are no arrays or complex, no leaf that ``wrt`` keeps, axes
+        of different lengths.
+    NotImplementedError
+        A while loop that parameters and data enter.
+
+    Examples
+    --------
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> value, sq_norm = value_and_sq_grad_norm(f)(jnp.ones(3), jnp.ones(3))
+    """
+
+    def one(params, *args):
+        leaves, fill, names = _split(params, wrt)
+        out, norms, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), False)
+        _check_scalar(out)
+        return out, _grouped(norms(jnp.ones_like(out)), names, per_leaf)
+
+    return _mapped(one, f, in_axes, batch_size)
+
+
+def value_and_sq_grad_norms(
+    f: Callable[..., Any],
+    *,
+    per_leaf: Groups = False,
+    wrt: Filter = None,
+    in_axes: int | Sequence[int | None] | None = None,
+    batch_size: int | None = None,
+    dtype: Any = None,
+) -> Callable[..., tuple[Any, Any]]:
+    """As `value_and_sq_grad_norm` for f with K outputs: (K,) values and (K,) squared norms from one forward pass."""
+
+    def one(params, *args):
+        leaves, fill, names = _split(params, wrt)
+        out, norms, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), False)
+        _check_vector(out)
+        return out, _grouped(jax.vmap(norms)(jnp.eye(out.size, dtype=out.dtype)), names, per_leaf)
+
+    return _mapped(one, f, in_axes, batch_size)
+
+
+def value_and_grad_gram(
+    f: Callable[..., Any],
+    *,
+    per_leaf: Groups = False,
+    wrt: Filter = None,
+    in_axes: int | Sequence[int | None] | None = None,
+    batch_size: int | None = None,
+    dtype: Any = None,
+) -> Callable[..., tuple[Any, Any]]:
+    """As `value_and_sq_grad_norms`, with all products: the K x K matrix <grad f_k, grad f_l>.
+
+    Leaves inside scans and checkpoints, and leaves with several uses, have their K gradients formed.
+    """
+
+    def one(params, *args):
+        leaves, fill, names = _split(params, wrt)
+        out, products, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), True)
+        _check_vector(out)
+        return out, _grouped(products(jnp.eye(out.size, dtype=out.dtype)), names, per_leaf)
+
+    return _mapped(one, f, in_axes, batch_size)
+
+
+def value_and_log_sq_grad_norm(
+    log_p: Callable[..., Any], **options: Any
+) -> Callable[..., tuple[Any, Any]]:
+    """From log p as a function: log p and log ||grad p||^2 = 2 log p + log ||grad log p||^2.
+
+    For probabilities that underflow, of sequences say. Options are those of `value_and_sq_grad_norm`.
+    """
+    inner = value_and_sq_grad_norm(log_p, **options)
+
+    def run(params, *args):
+        value, norms = inner(params, *args)
+        return value, jax.tree.map(lambda norm: 2 * value.astype(norm.dtype) + jnp.log(norm), norms)
+
+    return functools.wraps(log_p)(run)
+
+
+class LeafReport(NamedTuple):
+    """What becomes of one leaf."""
+
+    path: str
+    """Its path in the parameters."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    way: str
+    """fast, tied, formed or unused (`isounc.gradnorm.engine`)."""
+    uses: tuple[str, ...]
+    """Primitive and method of each use."""
+    operations: int
+    """Multiply-adds per example beside the forward and backward pass through the activations."""
+    stored: int
+    """Numbers of the size of its gradient that are held per example."""
+
+
+class Explanation(NamedTuple):
+    """Which uses of the parameters took which path, and what that costs."""
+
+    leaves: tuple[LeafReport, ...]
+    """One entry a leaf."""
+
+    def __str__(self) -> str:
+        lines = [f"{'leaf':<40}{'shape':>18}  {'way':<7}{'operations':>12}{'stored':>10}  uses"]
+        for leaf in self.leaves:
+            shape = "x".join(map(str, leaf.shape)) or "scalar"
+            lines.append(
+                f"{leaf.path:<40}{shape:>18}  {leaf.way:<7}{leaf.operations:>12}{leaf.stored:>10}  "
+                f"{', '.join(leaf.uses)}"
+            )
+        return "\n".join(lines)
+
+
+def explain(f: Callable[..., Any], params: Any, *args: Any, wrt: Filter = None) -> Explanation:
+    """How `value_and_sq_grad_norm` goes about f at arguments of these shapes; nothing is computed."""
+    _check_leaves(params)
+    plans: list[Plan] = []
+
+    def analyse(params, *args):
+        leaves, fill, _ = _split(params, wrt)
+        out, _, plan = _linearise(f, leaves, fill, args, jnp.float32, False)
+        plans.append(plan)
+        return out
+
+    jax.eval_shape(analyse, params, *args)
+    leaves, _, names = _split(params, wrt)
+    plan, reports = plans[0], []
+    for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
+        mine = [use for use in plan.uses if i in use.leaves]
+        way, operations = plan.kinds[i], 0
+        words = []
+        for use in mine:
+            if use.known and way in ("fast", "tied"):
+                method, once = use.known.rule.cost
+                operations += math.prod(use.known.origin.lengths) * once
+                words.append(f"{use.primitive} ({method})")
+            else:
+                words.append(use.primitive)
+        stored = leaf.size if way == "formed" else 0
+        reports.append(LeafReport(name, leaf.shape, way, tuple(words), operations, stored))
+    return Explanation(tuple(reports))
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path) or "params"
+
+
+def _check_leaves(params: Any) -> None:
+    """Before anything is traced: JAX would speak of its own arguments."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"params must hold arrays; {_name(path)} is {type(leaf).__name__} ({leaf!r:.60}). "
+                "Give only the arrays (nnx.split, variables['params'], eqx.partition)."
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(f"params must be real; {_name(path)} is {leaf.dtype}.")
+
+
+def _split(params: Any, wrt: Filter):
+    """Leaves that count, a function that puts them back among the others, and their paths."""
+    found, tree = jax.tree_util.tree_flatten_with_path(params)
+    keep = re.compile(wrt).search if isinstance(wrt, str) else wrt
+    at, names, everything = [], [], []
+    for i, (path, leaf) in enumerate(found):
+        name = _name(path)
+        everything.append(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and (keep is None or keep(name)):
+            at.append(i)
+            names.append(name)
+    if not at:
+        paths = ", ".join(jax.tree_util.keystr(path) for path, _ in found[:8])
+        raise ValueError(f"wrt keeps no floating-point leaf of params; paths are: {paths}")
+
+    def fill(leaves):
+        whole = list(everything)
+        for i, leaf in zip(at, leaves, strict=True):
+            whole[i] = leaf
+        return jax.tree.unflatten(tree, whole)
+
+    return [everything[i] for i in at], fill, names
+
+
+def _linearise(f, leaves, fill, args, dtype, outer):
+    flat, tree = jax.tree.flatten(args)
+
+    def of_leaves(leaves, flat):
+        return f(fill(leaves), *jax.tree.unflatten(tree, flat))
+
+    outs = jax.eval_shape(of_leaves, leaves, flat)
+    if not isinstance(outs, jax.ShapeDtypeStruct):
+        raise TypeError(f"f must return one array, got {jax.tree.structure(outs)}")
+    if not jnp.issubdtype(outs.dtype, jnp.floating):
+        raise TypeError(f"f must return real numbers, got {outs.dtype}")
+    return linearise(of_leaves, leaves, flat, dtype, outer=outer)
+
+
+def _norm_dtype(leaves, dtype):
+    return dtype or jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+
+
+def _check_scalar(out) -> None:
+    if out.shape != ():
+        raise ValueError(
+            f"f must return a scalar, got shape {out.shape}; for several outputs use value_and_sq_grad_norms, "
+            "for a batch of examples give in_axes."
+        )
+
+
+def _check_vector(out) -> None:
+    if out.ndim != 1:
+        raise ValueError(f"f must return a vector of outputs, got shape {out.shape}")
+
+
+def _grouped(parts: Sequence[Any], names: Sequence[str], per_leaf: Groups):
+    if per_leaf is False:
+        return functools.reduce(jnp.add, parts)
+    sums: dict[str, Any] = {}
+    for name, part in zip(names, parts, strict=True):
+        group = name if per_leaf is True else per_leaf(name)
+        sums[group] = sums[group] + part if group in sums else part
+    return sums
+
+
+def _mapped(one, f, in_axes, batch_size):
+    """`one` for a batch, in chunks, compiled."""
+    if in_axes is None:
+        return _checked(jax.jit(one), f)
+
+    def run(params, *args):
+        axes = [in_axes] * len(args) if isinstance(in_axes, int) else list(in_axes)
+        if len(axes) != len(args) or all(axis is None for axis in axes):
+            raise ValueError(
+                f"in_axes must have an entry for each of {len(args)} arguments, one of them an integer; got {in_axes}"
+            )
+        rows = {
+            i: jax.tree.map(lambda a, axis=axis: jnp.moveaxis(jnp.asarray(a), axis, 0), args[i])
+            for i, axis in enumerate(axes)
+            if axis is not None
+        }
+        sizes = {a.shape[0] for a in jax.tree.leaves(rows)}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"args must have one length along in_axes {in_axes}, got {sorted(sizes)}"
+            )
+
+        def row(values):
+            return one(params, *(values.get(i, arg) for i, arg in enumerate(args)))
+
+        if batch_size is None or batch_size >= sizes.pop():
+            return jax.vmap(row)(rows)
+        return jax.lax.map(row, rows, batch_size=batch_size)
+
+    return _checked(jax.jit(run), f)
+
+
+def _checked(compiled, f):
+    @functools.wraps(f)
+    def call(params, *args):
+        _check_leaves(params)
+        return compiled(params, *args)
+
+    return call

@@ -1,0 +1,293 @@
+"""Uses of a parameter whose gradient's norm is known without forming the gradient.
+
+A rule replaces one equation out = use(a, w) by a function of (a, w, total) with the same value. Its backward pass hands
+the cotangent of `a` on, turns the cotangent G of `out` into the squared norm of w's gradient, and gives that as the
+"cotangent" of `total`: over all uses and turns of a scan these add up, and nothing of the size of w is ever stored.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from isounc.gradnorm.trace import evaluate
+
+
+class Cost(NamedTuple):
+    """Multiply-adds of a use beside the function's own, per example."""
+
+    method: str
+    """rank one, gram, direct or rows."""
+    operations: int
+
+
+class DotRule:
+    """``dot_general`` of data a with a parameter w.
+
+    With a as A (B, T, C) and the cotangent of the output as G (B, T, O), over batch axes B, rows T, contracted C and
+    the parameter's own axes O, the gradient of w is A_b^T G_b for each b, and
+
+        ||A^T G||^2 = sum_st (A A^T)_st (G G^T)_st,
+
+    which is ||a||^2 ||g||^2 for a single row (Goodfellow 2015, arXiv 1510.01799; for sequences Li et al. 2022, "Large
+    language models can be strong differentially private learners", arXiv 2110.05679).
+    """
+
+    def __init__(self, eqn, position: int):
+        self.eqn, self.position = eqn, position
+        contract, batch = eqn.params["dimension_numbers"]
+        shapes = [v.aval.shape for v in eqn.invars]
+        self.data = 1 - position
+        self.contract, self.batch = contract[self.data], batch[self.data]
+        self.w_contract, self.w_batch = contract[position], batch[position]
+        shape = shapes[self.data]
+        self.free = [i for i in range(len(shape)) if i not in (*self.contract, *self.batch)]
+        self.w_free = [
+            i for i in range(len(shapes[position])) if i not in (*self.w_contract, *self.w_batch)
+        ]
+        sizes = [[shape[i] for i in axes] for axes in (self.batch, self.free, self.contract)]
+        self.num_batch, self.num_rows, self.num_in = map(math.prod, sizes)
+        self.num_out = math.prod(shapes[position][i] for i in self.w_free)
+
+    @property
+    def cost(self) -> Cost:
+        """The cheaper of both sides of the equation."""
+        b, t, c, o = self.num_batch, self.num_rows, self.num_in, self.num_out
+        if t == 1:
+            return Cost("rank one", b * (c + o))
+        gram, direct = b * t * t * (c + o + 1), b * t * c * o
+        return Cost("gram", gram) if gram <= direct else Cost("direct", direct)
+
+    def factors(self, a, g) -> tuple[Float[Array, "B T C"], Float[Array, "B T O"]]:
+        """A and G of the class's docstring."""
+        a = a.transpose(*self.batch, *self.free, *self.contract)
+        num_b, num_t, num_o = len(self.batch), len(self.free), len(self.w_free)
+        if self.position == 0:  # then the output's own axes stand before the rows
+            rows = range(num_b + num_o, num_b + num_o + num_t)
+            g = g.transpose(*range(num_b), *rows, *range(num_b, num_b + num_o))
+        return (
+            a.reshape(self.num_batch, self.num_rows, self.num_in),
+            g.reshape(self.num_batch, self.num_rows, self.num_out),
+        )
+
+    def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
+        """||A^T G||^2."""
+        A, G = (x.astype(dtype) for x in self.factors(a, g))
+        method = self.cost.method
+        if method == "rank one":
+            return ((A**2).sum((1, 2)) * (G**2).sum((1, 2))).sum()
+        with jax.default_matmul_precision("highest"):
+            if method == "gram":
+                return (jnp.einsum("bsc,btc->bst", A, A) * jnp.einsum("bso,bto->bst", G, G)).sum()
+            return (jnp.einsum("btc,bto->bco", A, G) ** 2).sum()
+
+    def gram(self, a, g, dtype) -> Float[Array, "K K"]:
+        """<A^T G_k, A^T G_l> for K cotangents g (K, ...)."""
+        A, _ = self.factors(a, g[0])
+        A, G = A.astype(dtype), jax.vmap(lambda one: self.factors(a, one)[1])(g).astype(dtype)
+        method = self.cost.method
+        with jax.default_matmul_precision("highest"):
+            if method == "rank one":
+                scaled = G * (A**2).sum((1, 2))[None, :, None, None]
+                return jnp.einsum("kbto,lbto->kl", scaled, G)
+            if method == "gram":
+                mixed = jnp.einsum("bst,kbto->kbso", jnp.einsum("bsc,btc->bst", A, A), G)
+                return jnp.einsum("kbso,lbso->kl", mixed, G)
+            formed = jnp.einsum("btc,kbto->kbco", A, G)
+            return jnp.einsum("kbco,lbco->kl", formed, formed)
+
+    def value(self, a, w):
+        """The equation itself."""
+        values = (a, w) if self.position == 1 else (w, a)
+        return evaluate(self.eqn, values)[0]
+
+    def accumulate(self, values, total):
+        """The equation with its norm going to `total`."""
+        return _with_norm(self, values[self.data], values[self.position], total)
+
+    def is_simple(self, axes: tuple[int, ...]) -> bool:
+        """Whether `sides` can be had."""
+        return self.num_batch == 1 and len(self.w_contract) == len(self.w_free) == 1
+
+    def sides(self, a, g, axes: tuple[int, ...]) -> dict[int, Any]:
+        """Rows of the gradient's factors by axis of a two-dimensional leaf."""
+        A, G = self.factors(a, g)
+        return {axes[self.w_contract[0]]: A[0], axes[self.w_free[0]]: G[0]}
+
+
+class GatherRule:
+    """Rows of a table w by index (an embedding): ||gradient||^2 = sum_st [i_s = i_t] g_s . g_t."""
+
+    data = 1
+    """Position of the indices."""
+
+    def __init__(self, eqn):
+        self.eqn = eqn
+        self.table = eqn.invars[0].aval.shape
+        self.index_shape = eqn.invars[1].aval.shape[:-1]
+        self.fills = "FILL" in str(eqn.params["mode"])
+        self.num_rows, self.width = math.prod(self.index_shape), math.prod(self.table[1:])
+
+    @staticmethod
+    def fits(eqn) -> bool:
+        """Whether a gather takes whole rows along the first axis, with the rows' axes last."""
+        dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+        table, index = (v.aval for v in eqn.invars)
+        num_index = index.ndim - 1
+        return (
+            tuple(dims.start_index_map) == (0,)
+            and tuple(dims.collapsed_slice_dims) == (0,)
+            and not dims.operand_batching_dims
+            and tuple(sizes) == (1, *table.shape[1:])
+            and tuple(dims.offset_dims) == tuple(range(num_index, num_index + table.ndim - 1))
+        )
+
+    @property
+    def cost(self) -> Cost:
+        """Of the Gram matrix of the cotangents, or nothing for one row."""
+        t, d = self.num_rows, self.width
+        return Cost("rank one", d) if t == 1 else Cost("rows", t * t * (d + 1))
+
+    def rows(self, index, g) -> tuple[Int[Array, " T"], Float[Array, "T O"]]:
+        """Indices in range, and the cotangents, zero where the index was out of range."""
+        at, G = index.reshape(-1), g.reshape(self.num_rows, self.width)
+        if self.fills:
+            inside = (at >= 0) & (at < self.table[0])
+            G = jnp.where(inside[:, None], G, 0)
+        return jnp.clip(at, 0, self.table[0] - 1), G
+
+    def sq_norm(self, index, g, dtype) -> Float[Array, ""]:
+        """Sum over pairs of equal rows."""
+        at, G = self.rows(index, g)
+        G = G.astype(dtype)
+        if self.num_rows == 1:
+            return (G**2).sum()
+        with jax.default_matmul_precision("highest"):
+            return jnp.where(at[:, None] == at[None, :], G @ G.T, 0).sum()
+
+    def gram(self, index, g, dtype) -> Float[Array, "K K"]:
+        """The same for pairs of K cotangents."""
+        at, _ = self.rows(index, g[0])
+        G = jax.vmap(lambda one: self.rows(index, one)[1])(g).astype(dtype)
+        same = (at[:, None] == at[None, :]).astype(dtype)
+        with jax.default_matmul_precision("highest"):
+            return jnp.einsum("kso,lso->kl", jnp.einsum("st,kto->kso", same, G), G)
+
+    def value(self, index, w):
+        """The equation itself."""
+        return evaluate(self.eqn, (w, index))[0]
+
+    def accumulate(self, values, total):
+        """The equation with its norm going to `total`."""
+        return _with_norm(self, values[1], values[0], total)
+
+    def is_simple(self, axes: tuple[int, ...]) -> bool:
+        """Whether `sides` can be had."""
+        return len(self.table) == 2 and axes == (0, 1)
+
+    def sides(self, index, g, axes: tuple[int, ...]) -> dict[int, Any]:
+        """Indices on the table's first axis, cotangents on the second."""
+        at, G = self.rows(index, g)
+        return {0: at, 1: G}
+
+
+class ConvRule:
+    """``conv_general_dilated`` with a parameter as its kernel: the kernel's gradient is formed, used and dropped."""
+
+    data = 0
+    """Position of the images."""
+
+    def __init__(self, eqn):
+        self.eqn = eqn
+        out, kernel = eqn.outvars[0].aval, eqn.invars[1].aval
+        channels = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        self.operations = math.prod(out.shape) * math.prod(kernel.shape) // max(1, channels)
+
+    @property
+    def cost(self) -> Cost:
+        """As much as the convolution itself."""
+        return Cost("direct", self.operations)
+
+    def value(self, a, w):
+        """The equation itself."""
+        return evaluate(self.eqn, (a, w))[0]
+
+    def _kernel_gradient(self, a, g):
+        kernel = self.eqn.invars[1].aval
+        zero = jnp.zeros(kernel.shape, kernel.dtype)
+        return jax.vjp(lambda w: self.value(a, w), zero)[1](g)[0]
+
+    def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
+        """Sum of squares of the kernel's gradient."""
+        return (self._kernel_gradient(a, g).astype(dtype) ** 2).sum()
+
+    def gram(self, a, g, dtype) -> Float[Array, "K K"]:
+        """Products of the kernel's gradients for K cotangents."""
+        formed = jax.vmap(lambda one: self._kernel_gradient(a, one))(g).astype(dtype)
+        flat = formed.reshape(g.shape[0], -1)
+        with jax.default_matmul_precision("highest"):
+            return flat @ flat.T
+
+    def accumulate(self, values, total):
+        """The equation with its norm going to `total`."""
+        return _with_norm(self, values[0], values[1], total)
+
+    def sides(self, a, g, axes: tuple[int, ...]) -> dict[int, Any]:
+        """A kernel's gradient has no two factors."""
+        raise NotImplementedError("kernels of convolutions are formed where they are shared")
+
+
+Rule = DotRule | GatherRule | ConvRule
+
+
+def rule_of(eqn, position: int) -> Rule | None:
+    """The rule for an equation whose input at `position` is a parameter, or None."""
+    name = eqn.primitive.name
+    if name == "dot_general":
+        return DotRule(eqn, position)
+    if name == "gather" and position == 0 and GatherRule.fits(eqn):
+        return GatherRule(eqn)
+    if name == "conv_general_dilated" and position == 1:
+        return ConvRule(eqn)
+    return None
+
+
+def _with_norm(rule: Rule, a, w, total):
+    @jax.custom_vjp
+    def use(a, w, total):
+        return rule.value(a, w)
+
+    def forward(a, w, total):
+        return rule.value(a, w), (a, w)
+
+    def backward(kept, g):
+        a, w = kept
+        norm = rule.sq_norm(a, g, total.dtype)
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return None, None, norm
+        return jax.vjp(lambda a: rule.value(a, w), a)[1](g)[0], None, norm
+
+    use.defvjp(forward, backward)
+    return use(a, lax.stop_gradient(w), total)
+
+
+def sides_product(a: dict[int, Any], b: dict[int, Any], dtype) -> Float[Array, ""]:
+    """Inner product of two gradients of a two-dimensional leaf, each a sum over rows of outer products."""
+    kernels = []
+    for axis in (0, 1):
+        x, y = a[axis], b[axis]
+        if x.ndim == 1 and y.ndim == 1:
+            kernels.append((x[:, None] == y[None, :]).astype(dtype))
+        elif x.ndim == 1:
+            kernels.append(y.astype(dtype)[:, x].T)
+        elif y.ndim == 1:
+            kernels.append(x.astype(dtype)[:, y])
+        else:
+            with jax.default_matmul_precision("highest"):
+                kernels.append(x.astype(dtype) @ y.astype(dtype).T)
+    return (kernels[0] * kernels[1]).sum()
