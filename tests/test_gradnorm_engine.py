@@ -312,8 +312,12 @@ def reference(f, params, *args):
 
 
 def cast(tree, dtype):
-    """Floating leaves in a type."""
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else np.int32), tree)
+    """Floating leaves in a type, indices in theirs."""
+
+    def one(a):
+        return jnp.asarray(a, dtype if jnp.issubdtype(a.dtype, jnp.floating) else np.int32)
+
+    return jax.tree.map(one, tree)
 
 
 @pytest.mark.parametrize("name", CASES)
