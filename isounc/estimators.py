@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
     data: densities.Data | None = None
     """Training data and prior."""
     layer_sd: Float[Array, " P"] | None = None
-    """Scales for layer_scaled: the prior's sd of each parameter, or rms(W_l) (`layer_rms`)."""
+    """Scales for layer_scaled, one value within a group: the prior's sd, or rms(W_l) (`layer_rms`)."""
     draws: Float[Array, "S P"] | None = None
     """Posterior draws, chain-major."""
     hessian: Float[Array, "P P"] | None = None
