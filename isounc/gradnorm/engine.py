@@ -26,7 +26,9 @@ from isounc.gradnorm.trace import (
     Path,
     Status,
     apart,
+    body_of,
     evaluate,
+    scan_counts,
     scan_statuses,
     stop,
     walk,
@@ -81,16 +83,15 @@ class _Analysis:
             self.uses.append(Use(path, what, leaves, None))
 
     def scan(self, eqn, ins, path):
-        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        num_consts, num_carry = scan_counts(eqn)
         self.whole(ins[num_consts : num_consts + num_carry], path, "scan's carry")
-        body = eqn.params["jaxpr"]
         args = [Item(status, None) for status in scan_statuses(eqn, ins)]
-        outs = walk(body.jaxpr, body.consts, args, (*path, "scan"), self)
+        outs = walk(*body_of(eqn), args, (*path, "scan"), self)
         self.whole(outs, path, "scan's output")
         return [None] * len(eqn.outvars)
 
     def checkpoint(self, eqn, ins, path):
-        return walk(eqn.params["jaxpr"], (), ins, (*path, "checkpoint"), self)
+        return walk(*body_of(eqn), ins, (*path, "checkpoint"), self)
 
 
 class Plan(NamedTuple):
@@ -194,8 +195,7 @@ class _Evaluation:
         return {p: t for p, t in self.totals.items() if p[: len(path)] == path}
 
     def scan(self, eqn, ins, path):
-        params = eqn.params
-        body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+        params, (num_consts, num_carry) = eqn.params, scan_counts(eqn)
         statuses = scan_statuses(eqn, ins)
         values = [item.value for item in ins]
         consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
@@ -204,7 +204,7 @@ class _Evaluation:
             runs, totals = xs
             inner = _Evaluation(self.plan, totals, {}, {})
             args = map(Item, statuses, (*consts, *carry, *runs))
-            outs = walk(body.jaxpr, body.consts, list(args), (*path, "scan"), inner)
+            outs = walk(*body_of(eqn), list(args), (*path, "scan"), inner)
             outs = [item.value for item in outs]
             return outs[:num_carry], outs[num_carry:]
 
@@ -224,7 +224,7 @@ class _Evaluation:
         def inside(values, totals):
             inner = _Evaluation(self.plan, totals, {}, {})
             args = [Item(item.status, value) for item, value in zip(ins, values, strict=True)]
-            outs = walk(eqn.params["jaxpr"], (), args, (*path, "checkpoint"), inner)
+            outs = walk(*body_of(eqn), args, (*path, "checkpoint"), inner)
             statuses[:] = [item.status for item in outs]
             return [item.value for item in outs]
 

@@ -103,8 +103,7 @@ def walk(
         tracked = any(item.status is not None and item.status.leaves for item in ins)
         mixed = tracked and any(item.status is None for item in ins)
         if tracked and name in INLINED:
-            inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-            outs = walk(inner.jaxpr, inner.consts, ins, here, visitor)
+            outs = walk(*body_of(eqn), ins, here, visitor)
         elif not mixed:
             statuses = _derive(eqn, ins)
             outs = map(Item, statuses, visitor.plain(eqn, ins))
@@ -123,9 +122,23 @@ def walk(
     return [read(v) for v in jaxpr.outvars]
 
 
+def body_of(eqn) -> tuple[jex.Jaxpr, Sequence[Any]]:
+    """The jaxpr inside of an equation and its constants; JAX 0.12 holds those of scans open."""
+    inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+    return (inner.jaxpr, inner.consts) if isinstance(inner, jex.ClosedJaxpr) else (inner, ())
+
+
+def scan_counts(eqn) -> tuple[int, int]:
+    """Constants and carries among a scan's inputs, which come in this order before what it runs over."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # since JAX 0.12
+    return len(consts), len(carry)
+
+
 def scan_statuses(eqn, ins: Sequence[Item]) -> list[Status | None]:
     """Statuses of a scan body's inputs: constants of the loop, its carry, and a slice of what it runs over."""
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    num_consts, num_carry = scan_counts(eqn)
     statuses: list[Status | None] = []
     for i, (status, _) in enumerate(ins):
         if num_consts <= i < num_consts + num_carry:
