@@ -2,11 +2,11 @@
 
 from isounc.compare import Comparison, compare, interval_over_seeds
 from isounc.diagnostics import GateSettings
+from isounc.doorway import isotropic
 from isounc.estimates import (
     ESTIMATORS,
     Estimate,
     estimate,
-    isotropic,
     laplace,
     link_aware,
     posterior_averaged,

@@ -1,7 +1,7 @@
 """Estimates of epistemic and aleatoric uncertainty at a point theta*, all from one Jacobian of the outputs.
 
-`isotropic`, `link_aware`, `laplace` and `estimate` are one call each for a user; `estimate_all` computes several at
-once for the experiments. What each of them is stands in `isounc.estimators`.
+`link_aware`, `laplace` and `estimate` are one call each for a user (`isounc.doorway` has `isotropic`, for any model);
+`estimate_all` computes several at once for the experiments. What each of them is stands in `isounc.estimators`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ __all__ = [
     "by_region",
     "estimate",
     "estimate_all",
-    "isotropic",
     "laplace",
     "layer_rms",
     "link_aware",
@@ -62,8 +61,8 @@ def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
 def estimate_all(
     names: Sequence[str],
     model: Model,
-    theta: Float[Array, " P"],
     X: Float[Array, "N D"],
+    theta: Float[Array, " P"],
     *,
     evidence: Evidence = _NO_EVIDENCE,
     num_chains: int = 1,
@@ -76,8 +75,8 @@ def estimate_all(
     ----------
     names
         Keys of `ESTIMATORS`.
-    model, theta, X
-        Model, point and locations.
+    model, X, theta
+        Model, locations and point.
     evidence
         Prior, data, draws or Hessian, as the estimators need them.
     num_chains
@@ -157,13 +156,13 @@ def _moments(outputs, gram, noise_sd, *, rule, link):
     epistemic, corrected = rule.moments(link, outputs, gram)
     if link.likelihood == "gaussian":
         corrected = aleatoric
-    return Estimate(p, epistemic, aleatoric, corrected, epistemic + aleatoric)
+    return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, corrected)
 
 
 def posterior_averaged(
     model: Model,
-    draws: Float[Array, "S P"],
     X: Float[Array, "N D"],
+    draws: Float[Array, "S P"],
     *,
     noise_sd: float = 1.0,
     batch_size: int = 128,
@@ -175,8 +174,8 @@ def posterior_averaged(
 
     Parameters
     ----------
-    model, draws, X
-        Model, posterior draws (``Posterior.draws``) and locations.
+    model, X, draws
+        Model, locations and posterior draws (``Posterior.draws``).
     noise_sd
         Known noise of a regression; without effect otherwise.
     batch_size
@@ -204,14 +203,30 @@ def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
     zero = jnp.zeros((X.shape[0], model.out_features), noise_sd.dtype)
     total, _ = jax.lax.scan(add, (zero, zero, zero), draws)
     p, epistemic, aleatoric = (t / draws.shape[0] for t in total)
-    return Estimate(p, epistemic, aleatoric, aleatoric, epistemic + aleatoric)
+    return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, aleatoric)
+
+
+def check_points(
+    model: Model, X: Float[Array | np.ndarray, "N D"], theta: Float[Array | np.ndarray, " P"]
+) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
+    """X and theta in JAX's float type; a ValueError unless they are finite and of the model's shapes."""
+    dtype = jnp.result_type(float)
+    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
+    if points.shape[1] != model.in_features or points.shape[0] == 0:
+        raise ValueError(
+            f"X must have {model.in_features} columns and at least one row, got shape {points.shape}"
+        )
+    theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
+    if theta.shape != (model.num_params,):
+        raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
+    return points, theta
 
 
 def estimate(
     name: str,
     model: Model,
-    theta: Float[Array, " P"],
     X: Float[Array, "N D"],
+    theta: Float[Array, " P"],
     *,
     problem: Problem | None = None,
     prior_sd: float | None = None,
@@ -226,8 +241,8 @@ def estimate(
     ----------
     name
         A key of `ESTIMATORS`.
-    model, theta, X
-        Model, point (``fit_map(...).theta``, a trained network's parameters) and locations, used as given.
+    model, X, theta
+        Model, locations, used as given, and point (``fit_map(...).theta``, a trained network's parameters).
     problem
         Training data; for laplace and laplace_diagonal, and in regression for its noise.
     prior_sd
@@ -247,15 +262,8 @@ def estimate(
         hessian that is not positive definite.
     """
     check_choice("estimator", name, ESTIMATORS)
-    dtype = jnp.result_type(float)
-    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
-    if points.shape[1] != model.in_features or points.shape[0] == 0:
-        raise ValueError(
-            f"X must have {model.in_features} columns and at least one row, got shape {points.shape}"
-        )
-    theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
-    if theta.shape != (model.num_params,):
-        raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
+    points, theta = check_points(model, X, theta)
+    dtype = points.dtype
     if problem is not None:
         given = (problem.likelihood, problem.num_features, problem.num_outputs)
         if given != (model.likelihood, model.in_features, model.out_features):
@@ -292,7 +300,7 @@ def estimate(
             f"hessian must have shape {(theta.size, theta.size)}, got {evidence.hessian.shape}"
         )
     results = estimate_all(
-        [name], model, theta, points, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
+        [name], model, points, theta, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
     )
     if not np.isfinite(np.asarray(results[name].epistemic)).all():
         if evidence.hessian is not None and name.startswith("laplace"):
@@ -304,22 +312,10 @@ def estimate(
     return results[name]
 
 
-def isotropic(
-    model: Model,
-    theta: Float[Array, " P"],
-    X: Float[Array, "N D"],
-    *,
-    problem: Problem | None = None,
-    noise_sd: float | None = None,
-) -> Estimate:
-    """The paper's estimate: epistemic ||dp/dtheta||^2 (||df/dtheta||^2 for regression), aleatoric p (1 - p)."""
-    return estimate("isotropic", model, theta, X, problem=problem, noise_sd=noise_sd)
-
-
 def link_aware(
     model: Model,
-    theta: Float[Array, " P"],
     X: Float[Array, "N D"],
+    theta: Float[Array, " P"],
     *,
     prior_sd: float,
     problem: Problem | None = None,
@@ -327,27 +323,28 @@ def link_aware(
 ) -> Estimate:
     """Gaussian logits with variance s^2 = sum_l sigma_l^2 ||df/dtheta_l||^2, through the sigmoid or softmax."""
     return estimate(
-        "link_aware", model, theta, X, prior_sd=prior_sd, problem=problem, noise_sd=noise_sd
+        "link_aware", model, X, theta, prior_sd=prior_sd, problem=problem, noise_sd=noise_sd
     )
 
 
 def laplace(
     model: Model,
-    theta: Float[Array, " P"],
     X: Float[Array, "N D"],
+    theta: Float[Array, " P"],
     *,
     problem: Problem,
     prior_sd: float,
     hessian: Float[Array, "P P"] | None = None,
 ) -> Estimate:
     """g^T H^-1 g with the Hessian of minus the log posterior where it is given, and the GGN otherwise."""
-    return estimate("laplace", model, theta, X, problem=problem, prior_sd=prior_sd, hessian=hessian)
+    return estimate("laplace", model, X, theta, problem=problem, prior_sd=prior_sd, hessian=hessian)
 
 
 def by_region(estimate: Estimate, regions: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     """Split an estimate at the concatenated locations of several regions."""
     parts, start = {}, 0
     for name, x in regions.items():
-        parts[name] = Estimate(*(np.asarray(a)[start : start + len(x)] for a in estimate))
+        rows = slice(start, start + len(x))
+        parts[name] = jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], estimate)
         start += len(x)
     return parts

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from isounc import covariance as cov
 from isounc import densities, links
@@ -23,16 +23,18 @@ from isounc.models import Model
 class Estimate(NamedTuple):
     """An estimate at N locations, per column M (class); variances are in squared units of the predictive quantity."""
 
-    p: Float[Array | np.ndarray, "N M"]
-    """Point prediction p(y|x, theta*), or f(x, theta*)."""
+    prob: Float[Array | np.ndarray, "N M"]
+    """Point prediction p(y|x, theta*); for regression f(x, theta*)."""
     epistemic: Float[Array | np.ndarray, "N M"]
     """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer-scaled ones."""
     aleatoric: Float[Array | np.ndarray, "N M"]
     """p* (1 - p*), as the paper defines it; the noise variance for regression."""
-    aleatoric_corrected: Float[Array | np.ndarray, "N M"]
-    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
     total: Float[Array | np.ndarray, "N M"]
     """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), which is `aleatoric` itself."""
+    aleatoric_corrected: Float[Array | np.ndarray, "N M"]
+    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
+    target: Int[Array | np.ndarray, "N M"] | None = None
+    """The class or token of each column, where `isounc.isotropic` was given one or chose the predicted one."""
 
 
 class Evidence(NamedTuple):

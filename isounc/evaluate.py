@@ -178,7 +178,7 @@ def _estimate(
 
     def at(point, names, theta, evidence):
         results = estimates.estimate_all(
-            names, model, theta, X,
+            names, model, X, theta,
             evidence=evidence, num_chains=posterior.num_chains, noise_sd=noise_sd,
         )  # fmt: skip
         for name, one in jax.device_get(results).items():
@@ -197,7 +197,7 @@ def _estimate(
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
         at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
     spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
-    averaged = estimates.posterior_averaged(model, spread, X, noise_sd=noise_sd)
+    averaged = estimates.posterior_averaged(model, X, spread, noise_sd=noise_sd)
     parts = estimates.by_region(jax.device_get(averaged), problem.regions)
     found["posterior"] = {"posterior_averaged": [parts]}
     return _Estimates(found)
@@ -235,7 +235,7 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
                 # Of several draws the first is stored; their comparisons are averaged in the rows.
                 arrays[f"{region}/{point}/epistemic/{estimator}"] = here[0].epistemic
                 if estimator in ("isotropic", "posterior_averaged"):
-                    arrays[f"{region}/{point}/p"] = here[0].p
+                    arrays[f"{region}/{point}/p"] = here[0].prob
                     arrays[f"{region}/{point}/aleatoric"] = here[0].aleatoric
                     arrays[f"{region}/{point}/aleatoric_corrected"] = here[0].aleatoric_corrected
                 for quantity in quantities(point, estimator):
@@ -250,7 +250,7 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
                         )
             if region in problem.targets:
                 estimator = "isotropic" if "isotropic" in by_estimator else "posterior_averaged"
-                predictions = [parts[region].p for parts in by_estimator[estimator]]
+                predictions = [parts[region].prob for parts in by_estimator[estimator]]
                 row = predictive_row(problem, region, predictions, moments)
                 rows.append(where | {"reason": note} | row)
     # Estimates were computed in single precision: storing more digits would store noise.

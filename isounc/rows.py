@@ -57,10 +57,10 @@ def compared(
     found: dict[str, list[Comparison]] = {}
     for one in alternatives:
         view = {
-            "estimate": class_views(one.p, getattr(one, quantity), likelihood),
-            "reference": class_views(one.p, reference, likelihood),
+            "estimate": class_views(one.prob, getattr(one, quantity), likelihood),
+            "reference": class_views(one.prob, reference, likelihood),
             # Errors of classes are correlated; the sum's error is bounded by adding them up.
-            "se": class_views(one.p, moments.var_se, likelihood),
+            "se": class_views(one.prob, moments.var_se, likelihood),
         }
         for name in view["estimate"]:
             if likelihood == "categorical" and name.isdigit() and not per_class:

@@ -12,6 +12,7 @@ from scipy import integrate, special, stats
 
 from isounc import covariance as cov
 from isounc import densities, estimates, estimators
+from isounc.doorway import isotropic
 from isounc.estimates import Estimate, Evidence, Linearised, estimate, estimate_all, layer_rms
 from isounc.models import Model, make_model
 from isounc.problems import Problem
@@ -61,7 +62,7 @@ def all_of(model, case, names=LINEARISED, *, hessian=True, **settings):
     theta, X = jnp.asarray(case.theta, dtype), jnp.asarray(case.X, dtype)
     settings = {"num_chains": 3, "noise_sd": NOISE_SD} | settings
     evidence = evidence_of(model, case, hessian=hessian)
-    return jax.device_get(estimate_all(names, model, theta, X, evidence=evidence, **settings))
+    return jax.device_get(estimate_all(names, model, X, theta, evidence=evidence, **settings))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -87,12 +88,12 @@ def test_isotropic_of_logistic_regression_by_hand(parameterisation, x64):
     p = special.expit(x @ theta[:2] + theta[2])
     # g = p (1 - p) (x, 1)
     g = (p * (1 - p))[:, None] * np.column_stack([x, np.ones(6)])
-    got = estimates.isotropic(model, theta, X)
+    got = isotropic(model, X, theta)
     np.testing.assert_allclose(gradients(model, theta, X)[:, 0], g, rtol=1e-12)
     expected = Estimate(
-        p, (g**2).sum(1), p * (1 - p), p * (1 - p) - (g**2).sum(1), p * (1 - p) + (g**2).sum(1)
+        p, (g**2).sum(1), p * (1 - p), p * (1 - p) + (g**2).sum(1), p * (1 - p) - (g**2).sum(1)
     )
-    for field in Estimate._fields:
+    for field in Estimate._fields[:-1]:
         assert getattr(got, field).shape == (6, 1)
         np.testing.assert_allclose(getattr(got, field)[:, 0], getattr(expected, field), rtol=1e-12)
 
@@ -101,22 +102,22 @@ def test_isotropic_of_softmax_regression_by_hand(x64):
     model = Model(2, 3, "categorical", depth=0, parameterisation="standard")
     rng = np.random.default_rng(1)
     theta, X = rng.normal(size=9), rng.normal(size=(5, 2))
-    got = estimates.isotropic(model, theta, X)
+    got = isotropic(model, X, theta)
     p = special.softmax(X @ theta[:6].reshape(2, 3) + theta[6:], axis=1)
     for c in range(3):
         # dp_c/df_k = p_c (1[c=k] - p_k); each logit has gradient (x, 1) in its own parameters.
         by_logit = p[:, [c]] * (np.eye(3)[c] - p)
         expected = (by_logit**2).sum(1) * ((X**2).sum(1) + 1)
         np.testing.assert_allclose(got.epistemic[:, c], expected, rtol=1e-12)
-    np.testing.assert_allclose(got.p, p, rtol=1e-12)
+    np.testing.assert_allclose(got.prob, p, rtol=1e-12)
     np.testing.assert_allclose(got.aleatoric, p * (1 - p), rtol=1e-12)
 
 
 def test_isotropic_of_linear_regression_by_hand(x64):
     model = Model(2, 1, "gaussian", depth=0, parameterisation="standard")
     X = np.random.default_rng(2).normal(size=(5, 2))
-    got = estimates.isotropic(model, np.array([1.0, -2.0, 0.5]), X, noise_sd=0.3)
-    np.testing.assert_allclose(got.p[:, 0], X @ [1.0, -2.0] + 0.5, rtol=1e-12)
+    got = isotropic(model, X, np.array([1.0, -2.0, 0.5]), noise_sd=0.3)
+    np.testing.assert_allclose(got.prob[:, 0], X @ [1.0, -2.0] + 0.5, rtol=1e-12)
     np.testing.assert_allclose(got.epistemic[:, 0], (X**2).sum(1) + 1, rtol=1e-12)
     np.testing.assert_allclose(got.aleatoric, 0.09, rtol=1e-12)
     np.testing.assert_allclose(got.aleatoric_corrected, 0.09, rtol=1e-12)
@@ -173,30 +174,30 @@ def test_parts_of_an_estimate_add_up(model):
             np.testing.assert_allclose(one.aleatoric, NOISE_SD**2)
             np.testing.assert_allclose(one.aleatoric_corrected, NOISE_SD**2)
         else:
-            np.testing.assert_allclose(one.aleatoric, one.p * (1 - one.p), rtol=1e-10)
+            np.testing.assert_allclose(one.aleatoric, one.prob * (1 - one.prob), rtol=1e-10)
             # The consistent pair adds up to the variance of the label under the point prediction.
             np.testing.assert_allclose(
                 one.aleatoric_corrected + one.epistemic, one.aleatoric, rtol=1e-10
             )
-        assert one.p.shape == one.epistemic.shape == (len(case.X), model.out_features)
+        assert one.prob.shape == one.epistemic.shape == (len(case.X), model.out_features)
 
 
 def test_trace_is_the_sum_over_classes_and_the_predicted_class_one_of_them():
     case, g, with_hessian, _, _ = dense_case(CLASSES)
     one = with_hessian["isotropic"]
     np.testing.assert_allclose(one.epistemic.sum(1), (g**2).sum((1, 2)), rtol=1e-10)
-    rows, best = np.arange(len(case.X)), one.p.argmax(1)
+    rows, best = np.arange(len(case.X)), one.prob.argmax(1)
     np.testing.assert_allclose(one.epistemic[rows, best], (g[rows, best] ** 2).sum(-1), rtol=1e-10)
-    np.testing.assert_allclose(one.p.sum(1), 1)
+    np.testing.assert_allclose(one.prob.sum(1), 1)
 
 
 def test_two_logits_have_the_binary_prediction_and_twice_its_squared_gradient(x64):
     # p of a softmax with logits (0, f) is sigmoid(f); its first column of weights is free as well.
     one, two = Model(2, 1, depth=0), Model(2, 2, "categorical", depth=0)
     X = np.random.default_rng(0).normal(size=(4, 2))
-    binary = estimates.isotropic(one, [0.7, -1.2, 0.4], X)
-    softmax = estimates.isotropic(two, [0, 0.7, 0, -1.2, 0, 0.4], X)
-    np.testing.assert_allclose(softmax.p[:, [1]], binary.p, rtol=1e-12)
+    binary = isotropic(one, X, [0.7, -1.2, 0.4])
+    softmax = isotropic(two, X, [0, 0.7, 0, -1.2, 0, 0.4])
+    np.testing.assert_allclose(softmax.prob[:, [1]], binary.prob, rtol=1e-12)
     for c in range(2):
         np.testing.assert_allclose(softmax.epistemic[:, [c]], 2 * binary.epistemic, rtol=1e-10)
 
@@ -222,7 +223,7 @@ def test_laplace_is_exact_for_the_linear_gaussian_model(with_hessian, double):
     model = Model(3, 1, "gaussian", depth=0, parameterisation="standard")
     with jax.enable_x64(double):
         got = estimates.laplace(
-            model, theta, Xq, problem=problem, prior_sd=1.5,
+            model, Xq, theta, problem=problem, prior_sd=1.5,
             hessian=precision if with_hessian else None,
         )  # fmt: skip
         assert got.epistemic.dtype == (np.float64 if double else np.float32)
@@ -248,9 +249,9 @@ def test_shared_classification_references(name, x64):
     theta, Xq, prior_sd = ref["theta_map"], ref["Xq"], float(ref["prior_sd"])
     g = ref["grad_p_map"].reshape(len(Xq), model.out_features, -1)
     np.testing.assert_allclose(gradients(model, theta, Xq), g, rtol=1e-7, atol=1e-12)
-    isotropic = estimates.isotropic(model, theta, Xq)
-    np.testing.assert_allclose(isotropic.p, ref["p_map"].reshape(isotropic.p.shape), rtol=1e-7)
-    np.testing.assert_allclose(isotropic.epistemic, (g**2).sum(-1), rtol=1e-7)
+    got = isotropic(model, Xq, theta)
+    np.testing.assert_allclose(got.prob, ref["p_map"].reshape(got.prob.shape), rtol=1e-7)
+    np.testing.assert_allclose(got.epistemic, (g**2).sum(-1), rtol=1e-7)
     data = densities.make_data(problem, model, prior_sd)
     hessian = jax.jit(cov.hessian, static_argnums=0)(model, jnp.asarray(theta), data)
     np.testing.assert_allclose(hessian, ref["hessian"], rtol=1e-6, atol=1e-7)
@@ -258,7 +259,7 @@ def test_shared_classification_references(name, x64):
     # Outputs are linear in theta, where the GGN is the Hessian.
     for given in (hessian, None):
         laplace = estimates.laplace(
-            model, theta, Xq, problem=problem, prior_sd=prior_sd, hessian=given
+            model, Xq, theta, problem=problem, prior_sd=prior_sd, hessian=given
         )
         np.testing.assert_allclose(laplace.epistemic, expected, rtol=1e-6)
 
@@ -273,11 +274,11 @@ def test_shared_linear_gaussian_reference(x64):
     problem = Problem.from_arrays(X, ref["d1_y"], noise_sd=float(ref["noise_sd"]))
     model = Model(3, 1, "gaussian", depth=0, parameterisation="standard")
     theta, prior_sd = ref["d1_theta_mean"][order], float(ref["prior_sd"])
-    got = estimates.laplace(model, theta, Xq, problem=problem, prior_sd=prior_sd)
-    np.testing.assert_allclose(got.p[:, 0], ref["d1_f_mean"], rtol=1e-8, atol=1e-10)
+    got = estimates.laplace(model, Xq, theta, problem=problem, prior_sd=prior_sd)
+    np.testing.assert_allclose(got.prob[:, 0], ref["d1_f_mean"], rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(got.epistemic[:, 0], ref["d1_f_var"], rtol=1e-8)
-    isotropic = estimates.isotropic(model, theta, Xq, problem=problem)
-    np.testing.assert_allclose(isotropic.epistemic[:, 0], ref["d1_iso_norm2"], rtol=1e-10)
+    got = isotropic(model, Xq, theta, noise_sd=problem.noise_sd)
+    np.testing.assert_allclose(got.epistemic[:, 0], ref["d1_iso_norm2"], rtol=1e-10)
 
 
 # The link.
@@ -309,7 +310,7 @@ def test_link_aware_is_the_quadrature_over_the_logit(double):
     theta, prior_sd = np.array([1.0, 0.3]), 2.0
     X = np.array([0.0, 0.4, -1, 4, -9, 30])[:, None]  # logit sds from 2 to 60
     with jax.enable_x64(double):
-        got = estimates.link_aware(model, theta, X, prior_sd=prior_sd)
+        got = estimates.link_aware(model, X, theta, prior_sd=prior_sd)
     for n, x in enumerate(X[:, 0]):
         _, var, label_var = logit_quadrature(x + 0.3, prior_sd * np.sqrt(x**2 + 1))
         assert float(got.epistemic[n, 0]) == pytest.approx(var, rel=1e-3)
@@ -332,7 +333,7 @@ def softmax_quadrature(mean, covariance, num=201):
 
 def test_link_aware_of_three_classes_errs_by_less_than_one_percent(x64):
     case = setting(CLASSES)
-    got = estimates.link_aware(CLASSES, case.theta, case.X, prior_sd=PRIOR_SD)
+    got = estimates.link_aware(CLASSES, case.X, case.theta, prior_sd=PRIOR_SD)
     logits = np.asarray(CLASSES.apply(jnp.asarray(case.theta), jnp.asarray(case.X)))
     jacobian = jax.jit(jax.jacrev(lambda t: CLASSES.apply(t, jnp.asarray(case.X))))
     half = np.asarray(jacobian(jnp.asarray(case.theta))) * CLASSES.param_prior_sd(PRIOR_SD)
@@ -345,26 +346,26 @@ def test_link_aware_of_three_classes_errs_by_less_than_one_percent(x64):
 @pytest.mark.parametrize("model", [BINARY, CLASSES], ids=lambda m: m.likelihood)
 def test_link_aware_tends_to_the_linearised_estimate_under_a_tight_prior(model, x64):
     case, prior_sd = setting(model), 1e-3
-    linearised = estimate("layer_scaled", model, case.theta, case.X, prior_sd=prior_sd)
-    got = estimates.link_aware(model, case.theta, case.X, prior_sd=prior_sd)
+    linearised = estimate("layer_scaled", model, case.X, case.theta, prior_sd=prior_sd)
+    got = estimates.link_aware(model, case.X, case.theta, prior_sd=prior_sd)
     np.testing.assert_allclose(got.epistemic, linearised.epistemic, rtol=1e-2)
     np.testing.assert_allclose(got.aleatoric_corrected, linearised.aleatoric_corrected, rtol=1e-2)
 
 
 def test_link_aware_keeps_to_the_bounds_of_a_probability(x64):
     case = setting(BINARY)
-    got = estimates.link_aware(BINARY, case.theta, case.X, prior_sd=50.0)
+    got = estimates.link_aware(BINARY, case.X, case.theta, prior_sd=50.0)
     assert (np.asarray(got.epistemic) <= 0.25).all()
     assert (np.asarray(got.aleatoric_corrected) >= 0).all()
-    linearised = estimate("layer_scaled", BINARY, case.theta, case.X, prior_sd=50.0)
+    linearised = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=50.0)
     assert np.max(linearised.epistemic) > 0.25
 
 
 def test_regression_has_no_link(x64):
     case = setting(REGRESSION)
-    got = estimates.link_aware(REGRESSION, case.theta, case.X, prior_sd=2.0, noise_sd=NOISE_SD)
+    got = estimates.link_aware(REGRESSION, case.X, case.theta, prior_sd=2.0, noise_sd=NOISE_SD)
     expected = estimate(
-        "layer_scaled", REGRESSION, case.theta, case.X, prior_sd=2.0, noise_sd=NOISE_SD
+        "layer_scaled", REGRESSION, case.X, case.theta, prior_sd=2.0, noise_sd=NOISE_SD
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
 
@@ -403,7 +404,7 @@ def test_layer_rms_is_the_root_mean_square_of_each_group(x64):
 
 def test_layer_scaled_without_a_prior_takes_the_rms_of_the_weights(x64):
     case = setting(BINARY)
-    got = estimate("layer_scaled", BINARY, case.theta, case.X)
+    got = estimate("layer_scaled", BINARY, case.X, case.theta)
     g = gradients(BINARY, case.theta, case.X)
     expected = ((g * np.asarray(layer_rms(BINARY, case.theta))) ** 2).sum(-1)
     np.testing.assert_allclose(got.epistemic, expected, rtol=1e-10)
@@ -416,9 +417,9 @@ def test_layer_scaled_without_a_prior_takes_the_rms_of_the_weights(x64):
 def test_posterior_averaged_is_the_loop_over_draws(model, x64):
     case = setting(model)
     draws = case.draws[:5]
-    got = estimates.posterior_averaged(model, draws, case.X, noise_sd=NOISE_SD)
-    loop = [estimates.isotropic(model, t, case.X, noise_sd=NOISE_SD) for t in draws]
-    for field in ("p", "epistemic", "aleatoric", "total"):
+    got = estimates.posterior_averaged(model, case.X, draws, noise_sd=NOISE_SD)
+    loop = [isotropic(model, case.X, t, noise_sd=NOISE_SD) for t in draws]
+    for field in ("prob", "epistemic", "aleatoric", "total"):
         expected = np.mean([getattr(one, field) for one in loop], axis=0)
         np.testing.assert_allclose(getattr(got, field), expected, rtol=1e-10)
     np.testing.assert_array_equal(got.aleatoric_corrected, got.aleatoric)
@@ -473,7 +474,7 @@ def test_symmetries_of_the_hidden_units_change_nothing(model, sign, x64):
 def test_a_symmetry_changes_nothing_behind_the_link_either(x64):
     case = setting(BINARY)
     theta = rearranged(BINARY, case.theta, [2, 0, 1], np.array([-1, 1, 1]))
-    a, b = (estimates.link_aware(BINARY, t, case.X, prior_sd=2.0) for t in (case.theta, theta))
+    a, b = (estimates.link_aware(BINARY, case.X, t, prior_sd=2.0) for t in (case.theta, theta))
     np.testing.assert_allclose(a.epistemic, b.epistemic, rtol=1e-6)
 
 
@@ -498,12 +499,12 @@ def test_float32_agrees_with_float64_at_saturated_probabilities(model):
     with jax.enable_x64(True):
         expected = all_of(model, case)
     got = all_of(model, case)
-    confidence = np.maximum(expected["isotropic"].p, 1 - expected["isotropic"].p)
+    confidence = np.maximum(expected["isotropic"].prob, 1 - expected["isotropic"].prob)
     assert confidence.max() > 1 - 1e-8
     assert confidence.min() < 0.99
     for name, one in got.items():
         assert one.epistemic.dtype == np.float32
-        for field in ("p", "epistemic", "aleatoric", "total"):
+        for field in ("prob", "epistemic", "aleatoric", "total"):
             a, b = getattr(one, field), getattr(expected[name], field)
             assert np.isfinite(a).all()
             assert (a >= 0).all()
@@ -514,7 +515,7 @@ def test_extreme_logits_give_zeros_and_no_nan():
     model = Model(1, 3, "categorical", depth=0)
     theta = np.array([1e4, -1e4, 0, 0, 0, 0])
     for name in ("isotropic", "link_aware", "layer_scaled"):
-        one = estimate(name, model, theta, [[1.0], [-1.0], [0.0]], prior_sd=1e-3)
+        one = estimate(name, model, [[1.0], [-1.0], [0.0]], theta, prior_sd=1e-3)
         for values in one[:3]:
             assert np.isfinite(values).all()
             assert (np.asarray(values) >= 0).all()
@@ -523,8 +524,8 @@ def test_extreme_logits_give_zeros_and_no_nan():
 def test_integer_locations_do_not_round_the_noise():
     model = Model(1, 1, "gaussian", depth=0)
     theta, X = np.zeros(2, np.float32), np.array([[1], [2]])
-    point = estimate_all(["isotropic"], model, theta, X, noise_sd=0.5)["isotropic"]
-    averaged = estimates.posterior_averaged(model, theta[None], X, noise_sd=0.5)
+    point = estimate_all(["isotropic"], model, X, theta, noise_sd=0.5)["isotropic"]
+    averaged = estimates.posterior_averaged(model, X, theta[None], noise_sd=0.5)
     for one in (point, averaged):
         np.testing.assert_allclose(one.aleatoric, 0.25)
         np.testing.assert_allclose(one.epistemic[:, 0], [2, 5])
@@ -537,16 +538,16 @@ def test_one_name_from_what_a_user_has_is_the_same_estimate(x64):
     case, _, with_hessian, with_ggn, _ = dense_case(BINARY)
     given = dict(problem=problem_of(BINARY), prior_sd=PRIOR_SD, draws=case.draws, num_chains=3)
     for name in ("laplace_diagonal", "oracle_within_chain"):
-        got = estimate(name, BINARY, case.theta, case.X, hessian=case.hessian, **given)
+        got = estimate(name, BINARY, case.X, case.theta, hessian=case.hessian, **given)
         assert_same({name: got}, {name: with_hessian[name]})
-    got = estimates.laplace(BINARY, case.theta, case.X, problem=given["problem"], prior_sd=PRIOR_SD)
+    got = estimates.laplace(BINARY, case.X, case.theta, problem=given["problem"], prior_sd=PRIOR_SD)
     assert_same({"laplace": got}, {"laplace": with_ggn["laplace"]})
 
 
 def test_by_region_splits_concatenated_locations():
     one = Estimate(*(np.arange(5.0)[:, None] + i for i in range(5)))
     parts = estimates.by_region(one, {"a": np.zeros((2, 2)), "b": np.zeros((3, 2))})
-    np.testing.assert_array_equal(parts["a"].p[:, 0], [0, 1])
+    np.testing.assert_array_equal(parts["a"].prob[:, 0], [0, 1])
     np.testing.assert_array_equal(parts["b"].epistemic[:, 0], [3, 4, 5])
 
 
@@ -561,16 +562,16 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
 
     estimates.register_estimator("half_prior", Linearised(half_prior, ("data",)))
     given = dict(problem=problem_of(BINARY), prior_sd=PRIOR_SD)
-    got = estimate("half_prior", BINARY, case.theta, case.X, **given)
-    expected = estimate("layer_scaled", BINARY, case.theta, case.X, prior_sd=PRIOR_SD)
+    got = estimate("half_prior", BINARY, case.X, case.theta, **given)
+    expected = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=PRIOR_SD)
     np.testing.assert_allclose(got.epistemic, 0.25 * np.asarray(expected.epistemic), rtol=1e-5)
     with pytest.raises(ValueError, match=r"half_prior.*needs"):
-        estimate("half_prior", BINARY, case.theta, case.X)
+        estimate("half_prior", BINARY, case.X, case.theta)
     for taken in ("half_prior", "isotropic", "posterior_averaged"):
         with pytest.raises(ValueError, match=f"{taken}.*is taken.*overwrite"):
             estimates.register_estimator(taken, Linearised(half_prior))
     estimates.register_estimator("half_prior", estimates.ESTIMATORS["isotropic"], overwrite=True)
-    again = estimate("half_prior", BINARY, case.theta, case.X, **given)
+    again = estimate("half_prior", BINARY, case.X, case.theta, **given)
     np.testing.assert_allclose(again.epistemic * PRIOR_SD**2 / 4, got.epistemic, rtol=1e-5)
 
 
@@ -580,7 +581,7 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
 def refused(words, name, model=BINARY, theta=None, X=((0.0, 1.0),), **given):
     theta = np.ones(model.num_params) if theta is None else theta
     with pytest.raises(ValueError) as error:
-        estimate(name, model, theta, X, **given)
+        estimate(name, model, X, theta, **given)
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -590,7 +591,7 @@ def test_unknown_estimators_get_near_matches():
     refused(["estimator", "'laplace_diag'", "'laplace_diagonal'"], "laplace_diag")
     refused(["estimator must be one of isotropic, link_aware"], "zzz")
     with pytest.raises(ValueError, match="did you mean 'oracle'"):
-        estimate_all(["isotropic", "oracel"], BINARY, jnp.ones(13), jnp.ones((1, 2)))
+        estimate_all(["isotropic", "oracel"], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 
 
 @pytest.mark.parametrize(
@@ -612,7 +613,7 @@ def test_missing_evidence_is_named(name, given, words):
 @pytest.mark.parametrize("name", ["laplace", "layer_scaled", "oracle"])
 def test_missing_evidence_is_named_before_anything_is_computed(name):
     with pytest.raises(ValueError, match=f"'{name}' needs"):
-        estimate_all(["isotropic", name], BINARY, jnp.ones(13), jnp.ones((1, 2)))
+        estimate_all(["isotropic", name], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 
 
 @pytest.mark.parametrize(
@@ -681,4 +682,4 @@ def test_a_hessian_that_is_no_minimum_is_refused(name):
     model = make_model(problem, depth=0)
     theta = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match=f"'{name}' needs a positive definite hessian"):
-        estimate(name, model, theta, problem.X, problem=problem, prior_sd=1.0, hessian=-np.eye(2))
+        estimate(name, model, problem.X, theta, problem=problem, prior_sd=1.0, hessian=-np.eye(2))

@@ -3,7 +3,9 @@
 from isounc.gradnorm.jacobians import group_grams, output_grams, output_jacobian
 from isounc.gradnorm.norms import (
     Explanation,
+    Filter,
     LeafReport,
+    check_leaves,
     explain,
     value_and_grad_gram,
     value_and_log_sq_grad_norm,
@@ -13,7 +15,9 @@ from isounc.gradnorm.norms import (
 
 __all__ = [
     "Explanation",
+    "Filter",
     "LeafReport",
+    "check_leaves",
     "explain",
     "group_grams",
     "output_grams",

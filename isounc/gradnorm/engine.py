@@ -3,7 +3,7 @@
 Leaves of the parameters go one of four ways:
 
     fast     every use has a rule (`isounc.gradnorm.uses`) and no two uses share an element: nothing is stored;
-    tied     several uses of one matrix outside of scans (embedding and output head, say): their factors are kept, and
+    tied     several uses of one matrix (embedding and output head, turns of a recurrence): their factors are kept, and
              cross terms come from Gram matrices of them;
     formed   anything else: the gradient of that leaf is formed by ordinary differentiation, and its norm taken;
     unused   the function does not depend on it.
@@ -11,6 +11,8 @@ Leaves of the parameters go one of four ways:
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,6 +44,13 @@ class Known(NamedTuple):
     """How the parameter that enters is a rearrangement of one leaf."""
     rule: uses_.Rule
     """How the norm is had."""
+    turns: tuple[int, ...]
+    """Lengths of the scans around it."""
+
+    @property
+    def each(self) -> bool:
+        """Whether every turn of the scans has a slice of the leaf of its own."""
+        return self.turns == self.origin.lengths
 
 
 class Use(NamedTuple):
@@ -62,6 +71,7 @@ class _Analysis:
 
     def __init__(self):
         self.uses: list[Use] = []
+        self.turns: tuple[int, ...] = ()
 
     def plain(self, eqn, ins):
         return [None] * len(eqn.outvars)
@@ -72,7 +82,7 @@ class _Analysis:
         known = None
         if len(tracked) == 1 and (origin := ins[tracked[0]].status.origin):
             rule = uses_.rule_of(eqn, tracked[0])
-            known = rule and Known(origin, rule)
+            known = rule and Known(origin, rule, self.turns)
         self.uses.append(Use(path, eqn.primitive.name, leaves, known))
         return [None] * len(eqn.outvars)
 
@@ -86,8 +96,10 @@ class _Analysis:
         num_consts, num_carry = scan_counts(eqn)
         self.whole(ins[num_consts : num_consts + num_carry], path, "scan's carry")
         args = [Item(status, None) for status in scan_statuses(eqn, ins)]
+        outside, self.turns = self.turns, (*self.turns, eqn.params["length"])
         outs = walk(*body_of(eqn), args, (*path, "scan"), self)
         self.whole(outs, path, "scan's output")
+        self.turns = outside
         return [None] * len(eqn.outvars)
 
     def checkpoint(self, eqn, ins, path):
@@ -108,8 +120,8 @@ class Plan(NamedTuple):
 def make_plan(closed, num_leaves: int, num_inputs: int, *, outer: bool = False) -> Plan:
     """Analyse a jaxpr whose first inputs are the leaves.
 
-    ``outer`` asks for factors of every use, from which products of gradients come: leaves that are used once outside
-    of scans and checkpoints count as tied, the rest is formed.
+    ``outer`` asks for factors of every use, from which products of gradients come: leaves whose uses share no element
+    count as tied, the rest is formed.
     """
     avals = closed.in_avals
     leaves = [
@@ -120,7 +132,7 @@ def make_plan(closed, num_leaves: int, num_inputs: int, *, outer: bool = False) 
     outs = walk(
         closed.jaxpr, closed.consts, [*leaves, *[Item(None, None)] * num_inputs], (), analysis
     )
-    analysis.whole(outs, ("output",), "output")
+    analysis.whole(outs[:1], ("output",), "output")
     kinds = []
     for i, aval in enumerate(avals[:num_leaves]):
         mine = [use for use in analysis.uses if i in use.leaves]
@@ -140,12 +152,9 @@ def _kind(mine: list[Use], shape: tuple[int, ...], outer: bool) -> str:
     if len(known) < len(mine):
         return "formed"
     alone = all(apart(a.origin, b.origin) for i, a in enumerate(known) for b in known[:i])
-    flat = all(isinstance(step, int) for use in mine for step in use.path)
-    if outer:
-        return "tied" if alone and flat else "formed"
-    if alone:
-        return "fast"
-    return "tied" if flat and _simple(known, shape) else "formed"
+    if alone and all(one.each for one in known):
+        return "tied" if outer else "fast"
+    return "tied" if not outer and _simple(known, shape) else "formed"
 
 
 def _simple(mine: list[Known], shape: tuple[int, ...]) -> bool:
@@ -154,12 +163,12 @@ def _simple(mine: list[Known], shape: tuple[int, ...]) -> bool:
         return False
     whole = tuple((0, n) for n in shape)
     rows = 0
-    for origin, rule in mine:
-        if origin.box != whole or origin.axes is None or isinstance(rule, uses_.ConvRule):
+    for origin, rule, turns in mine:
+        if origin.box != whole or origin.axes is None or origin.lengths:
             return False
         if not rule.is_simple(origin.axes):
             return False
-        rows += rule.num_rows
+        rows += rule.num_rows * math.prod(turns)
     # Products of factors cost rows^2 (n + m), the formed gradient rows n m and its memory.
     return rows * (shape[0] + shape[1]) <= 4 * shape[0] * shape[1]
 
@@ -172,7 +181,8 @@ class _Evaluation:
     totals: dict[Path, Any]
     """Zeros whose cotangents become squared norms, at fast uses."""
     taps: dict[Path, Any]
-    """Zeros added to the outputs of tied uses; their cotangents are those of the outputs."""
+    """Zeros added to the outputs of tied uses, a turn of the scans along leading axes; their cotangents are those of
+    the outputs."""
     seen: dict[Path, Any]
     """What tied uses multiply the parameter by."""
 
@@ -184,15 +194,21 @@ class _Evaluation:
         known = self.plan.at.get(path)
         if known is None:
             return evaluate(eqn, values)
+        rule = known.rule
         if path in self.totals:
-            return [known.rule.accumulate(values, self.totals[path])]
-        data = known.rule.data
-        self.seen[path] = values[data]
+            return [rule.accumulate(values, self.totals[path])]
+        data = rule.data
+        self.seen[path] = stop(values[data])
         held = [v if i == data else stop(v) for i, v in enumerate(values)]
         return [evaluate(eqn, held)[0] + self.taps[path]]
 
-    def _inside(self, path: Path) -> dict[Path, Any]:
-        return {p: t for p, t in self.totals.items() if p[: len(path)] == path}
+    def _inside(self, path: Path) -> tuple[dict[Path, Any], dict[Path, Any]]:
+        """Totals and taps of the uses inside of a scan or checkpoint."""
+        totals, taps = (
+            {p: t for p, t in of.items() if p[: len(path)] == path}
+            for of in (self.totals, self.taps)
+        )
+        return totals, taps
 
     def scan(self, eqn, ins, path):
         params, (num_consts, num_carry) = eqn.params, scan_counts(eqn)
@@ -201,14 +217,14 @@ class _Evaluation:
         consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
 
         def turn(carry, xs):
-            runs, totals = xs
-            inner = _Evaluation(self.plan, totals, {}, {})
+            runs, (totals, taps) = xs
+            inner = _Evaluation(self.plan, totals, taps, {})
             args = map(Item, statuses, (*consts, *carry, *runs))
             outs = walk(*body_of(eqn), list(args), (*path, "scan"), inner)
             outs = [item.value for item in outs]
-            return outs[:num_carry], outs[num_carry:]
+            return outs[:num_carry], (outs[num_carry:], inner.seen)
 
-        carry, ys = jax.lax.scan(
+        carry, (ys, seen) = jax.lax.scan(
             turn,
             carry,
             (values[num_consts + num_carry :], self._inside((*path, "scan"))),
@@ -216,22 +232,25 @@ class _Evaluation:
             reverse=params["reverse"],
             unroll=params["unroll"],
         )
+        self.seen |= seen
         return [*carry, *ys]
 
     def checkpoint(self, eqn, ins, path):
         statuses: list[Status | None] = []
 
-        def inside(values, totals):
-            inner = _Evaluation(self.plan, totals, {}, {})
+        def inside(values, within):
+            totals, taps = within
+            inner = _Evaluation(self.plan, totals, taps, {})
             args = [Item(item.status, value) for item, value in zip(ins, values, strict=True)]
             outs = walk(*body_of(eqn), args, (*path, "checkpoint"), inner)
             statuses[:] = [item.status for item in outs]
-            return [item.value for item in outs]
+            return [item.value for item in outs], inner.seen
 
         again = jax.checkpoint(
             inside, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
-        values = again([item.value for item in ins], self._inside((*path, "checkpoint")))
+        values, seen = again([item.value for item in ins], self._inside((*path, "checkpoint")))
+        self.seen |= seen
         return list(map(Item, statuses, values))
 
 
@@ -239,14 +258,14 @@ Pull = Callable[[Any], list[Float[Array, "..."]]]
 
 
 def linearise(
-    f: Callable[..., Array],
+    f: Callable[..., Sequence[Array]],
     leaves: Sequence[Array],
     args: Sequence[Array],
     dtype: Any,
     *,
     outer: bool = False,
-) -> tuple[Array, Pull, Plan]:
-    """f(leaves, args), and the function from a cotangent of it to each leaf's squared gradient norm.
+) -> tuple[Array, list[Array], Pull, Plan]:
+    """Outputs of f(leaves, args), and the function from a cotangent of the first to each leaf's squared gradient norm.
 
     With ``outer``, that function takes K cotangents (K, ...) and gives each leaf's K x K matrix of products.
     """
@@ -254,12 +273,12 @@ def linearise(
     plan = make_plan(closed, len(leaves), len(args), outer=outer)
     origins = {path: known.origin for path, known in plan.at.items()}
     taps, totals = {}, {}
-    for path, (origin, rule) in plan.at.items():
+    for path, (origin, rule, turns) in plan.at.items():
         if plan.kinds[origin.leaf] == "tied":
             out = rule.eqn.outvars[0].aval
-            taps[path] = jnp.zeros(out.shape, out.dtype)
+            taps[path] = jnp.zeros((*turns, *out.shape), out.dtype)
         else:
-            totals[path] = jnp.zeros(origin.lengths, dtype)
+            totals[path] = jnp.zeros(turns, dtype)
     formed = {i: leaf for i, leaf in enumerate(leaves) if plan.kinds[i] == "formed"}
 
     def rewritten(formed, totals, taps):
@@ -272,10 +291,10 @@ def linearise(
             for i, leaf in enumerate(leaves)
         ]  # fmt: skip
         items += [Item(None, arg) for arg in args]
-        (out,) = walk(closed.jaxpr, closed.consts, items, (), evaluation)
-        return out.value, evaluation.seen
+        out, *others = walk(closed.jaxpr, closed.consts, items, (), evaluation)
+        return out.value, (evaluation.seen, [other.value for other in others])
 
-    out, pullback, seen = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
+    out, pullback, (seen, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
 
     def norms(cotangent):
         by_leaf, by_total, by_tap = pullback(cotangent)
@@ -299,11 +318,20 @@ def linearise(
                 flat = gradient.reshape(k, -1).astype(dtype)
                 result[i] = flat @ flat.T
         for path, g in by_tap.items():
-            gram = plan.at[path].rule.gram(seen[path], g, dtype)
-            result[origins[path].leaf] += origins[path].scale ** 2 * gram
+            origin, rule, turns = plan.at[path]
+            A = _one_axis(seen[path], 0, len(turns))
+            parts = jax.vmap(functools.partial(rule.gram, dtype=dtype), (0, 1))(
+                A, _one_axis(g, 1, len(turns))
+            )
+            result[origin.leaf] += origin.scale**2 * parts.sum(0)
         return result
 
-    return out, products if outer else norms, plan
+    return out, others, products if outer else norms, plan
+
+
+def _one_axis(values: Array, first: int, num: int) -> Array:
+    """`num` axes from `first` on as a single one."""
+    return values.reshape(*values.shape[:first], -1, *values.shape[first + num :])
 
 
 def _tied(plan: Plan, paths, seen, by_tap, dtype) -> Float[Array, ""]:
@@ -311,10 +339,18 @@ def _tied(plan: Plan, paths, seen, by_tap, dtype) -> Float[Array, ""]:
     total = jnp.zeros((), dtype)
     before: list[tuple[float, dict[int, Any]]] = []
     for path in paths:
-        origin, rule = plan.at[path]
-        total += origin.scale**2 * rule.sq_norm(seen[path], by_tap[path], dtype)
-        sides = rule.sides(seen[path], by_tap[path], origin.axes or ())
+        origin, rule, turns = plan.at[path]
+        axes = origin.axes or ()
+        sides = jax.vmap(functools.partial(rule.sides, axes=axes))(
+            *(_one_axis(of[path], 0, len(turns)) for of in (seen, by_tap))
+        )
+        sides = {axis: _one_axis(rows, 0, 2) for axis, rows in sides.items()}
+        if turns:
+            own = uses_.sides_product(sides, sides, dtype)
+        else:
+            own = rule.sq_norm(seen[path], by_tap[path], dtype)
+        total += origin.scale**2 * own
         for scale, others in before:
             total += 2 * origin.scale * scale * uses_.sides_product(sides, others, dtype)
         before.append((origin.scale, sides))
-    return total
+    return jnp.maximum(total, 0)

@@ -34,6 +34,7 @@ def value_and_sq_grad_norm(
     in_axes: int | Sequence[int | None] | None = None,
     batch_size: int | None = None,
     dtype: Any = None,
+    has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
     """A function that gives f and ||grad_params f||^2.
 
@@ -51,7 +52,10 @@ def value_and_sq_grad_norm(
     batch_size
         Examples at a time, which bounds the memory of their activations; None is all.
     dtype
-        Of the norms; float32, or float64 where a leaf is.
+        Of the sums that make up the norms; float32, or float64 where a leaf is. float64 needs JAX's x64 mode; what the
+        function itself computes keeps its types.
+    has_aux
+        f returns ``(scalar, aux)``, and so does the function in place of the value.
 
     Returns
     -------
@@ -72,13 +76,11 @@ def value_and_sq_grad_norm(
     >>> value, sq_norm = value_and_sq_grad_norm(f)(jnp.ones(3), jnp.ones(3))
     """
 
-    def one(params, *args):
-        leaves, fill, names = _split(params, wrt)
-        out, norms, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), False)
+    def sums(out, pull):
         _check_scalar(out)
-        return out, _grouped(norms(jnp.ones_like(out)), names, per_leaf)
+        return pull(jnp.ones_like(out))
 
-    return _mapped(one, f, in_axes, batch_size)
+    return _transformed(f, sums, False, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
 
 
 def value_and_sq_grad_norms(
@@ -89,16 +91,15 @@ def value_and_sq_grad_norms(
     in_axes: int | Sequence[int | None] | None = None,
     batch_size: int | None = None,
     dtype: Any = None,
+    has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
     """As `value_and_sq_grad_norm` for f with K outputs: (K,) values and (K,) squared norms from one forward pass."""
 
-    def one(params, *args):
-        leaves, fill, names = _split(params, wrt)
-        out, norms, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), False)
+    def sums(out, pull):
         _check_vector(out)
-        return out, _grouped(jax.vmap(norms)(jnp.eye(out.size, dtype=out.dtype)), names, per_leaf)
+        return jax.vmap(pull)(jnp.eye(out.size, dtype=out.dtype))
 
-    return _mapped(one, f, in_axes, batch_size)
+    return _transformed(f, sums, False, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
 
 
 def value_and_grad_gram(
@@ -109,19 +110,18 @@ def value_and_grad_gram(
     in_axes: int | Sequence[int | None] | None = None,
     batch_size: int | None = None,
     dtype: Any = None,
+    has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
     """As `value_and_sq_grad_norms`, with all products: the K x K matrix <grad f_k, grad f_l>.
 
-    Leaves inside scans and checkpoints, and leaves with several uses, have their K gradients formed.
+    Leaves with several uses have their K gradients formed.
     """
 
-    def one(params, *args):
-        leaves, fill, names = _split(params, wrt)
-        out, products, _ = _linearise(f, leaves, fill, args, _norm_dtype(leaves, dtype), True)
+    def sums(out, pull):
         _check_vector(out)
-        return out, _grouped(products(jnp.eye(out.size, dtype=out.dtype)), names, per_leaf)
+        return pull(jnp.eye(out.size, dtype=out.dtype))
 
-    return _mapped(one, f, in_axes, batch_size)
+    return _transformed(f, sums, True, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
 
 
 def value_and_log_sq_grad_norm(
@@ -174,14 +174,16 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(f: Callable[..., Any], params: Any, *args: Any, wrt: Filter = None) -> Explanation:
+def explain(
+    f: Callable[..., Any], params: Any, *args: Any, wrt: Filter = None, has_aux: bool = False
+) -> Explanation:
     """How `value_and_sq_grad_norm` goes about f at arguments of these shapes; nothing is computed."""
-    _check_leaves(params)
+    check_leaves(params)
     plans: list[Plan] = []
 
     def analyse(params, *args):
         leaves, fill, _ = _split(params, wrt)
-        out, _, plan = _linearise(f, leaves, fill, args, jnp.float32, False)
+        out, _, _, plan = _linearise(f, leaves, fill, args, jnp.float32, False, has_aux)
         plans.append(plan)
         return out
 
@@ -195,7 +197,7 @@ def explain(f: Callable[..., Any], params: Any, *args: Any, wrt: Filter = None) 
         for use in mine:
             if use.known and way in ("fast", "tied"):
                 method, once = use.known.rule.cost
-                operations += math.prod(use.known.origin.lengths) * once
+                operations += math.prod(use.known.turns) * once
                 words.append(f"{use.primitive} ({method})")
             else:
                 words.append(use.primitive)
@@ -208,8 +210,8 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path) or "params"
 
 
-def _check_leaves(params: Any) -> None:
-    """Before anything is traced: JAX would speak of its own arguments."""
+def check_leaves(params: Any) -> None:
+    """Refuse leaves that are no real arrays, by path, before JAX speaks of its own arguments."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
             raise TypeError(
@@ -244,22 +246,53 @@ def _split(params: Any, wrt: Filter):
     return [everything[i] for i in at], fill, names
 
 
-def _linearise(f, leaves, fill, args, dtype, outer):
+def _linearise(f, leaves, fill, args, dtype, outer, has_aux):
+    """`linearise` of f with its aux put together again."""
     flat, tree = jax.tree.flatten(args)
+    shape: list[Any] = []
 
     def of_leaves(leaves, flat):
-        return f(fill(leaves), *jax.tree.unflatten(tree, flat))
+        found = f(fill(leaves), *jax.tree.unflatten(tree, flat))
+        if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+            raise TypeError(
+                f"f must return (value, aux) with has_aux=True, got {type(found).__name__}"
+            )
+        out, aux = found if has_aux else (found, ())
+        if jax.tree.structure(out) != jax.tree.structure(0):
+            raise TypeError(f"f must return one array, got {jax.tree.structure(out)}")
+        if not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+            raise TypeError(f"f must return real numbers, got {jnp.result_type(out)}")
+        others, aux_tree = jax.tree.flatten(aux)
+        shape[:] = [aux_tree]
+        return [out, *others]
 
-    outs = jax.eval_shape(of_leaves, leaves, flat)
-    if not isinstance(outs, jax.ShapeDtypeStruct):
-        raise TypeError(f"f must return one array, got {jax.tree.structure(outs)}")
-    if not jnp.issubdtype(outs.dtype, jnp.floating):
-        raise TypeError(f"f must return real numbers, got {outs.dtype}")
-    return linearise(of_leaves, leaves, flat, dtype, outer=outer)
+    out, others, pull, plan = linearise(of_leaves, leaves, flat, dtype, outer=outer)
+    return out, jax.tree.unflatten(shape[0], others), pull, plan
 
 
 def _norm_dtype(leaves, dtype):
-    return dtype or jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+    if dtype is None:
+        return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+    if np.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "dtype float64 needs JAX's x64 mode: jax.config.update('jax_enable_x64', True)."
+        )
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+    return np.dtype(dtype)
+
+
+def _transformed(f, sums, outer, per_leaf, wrt, in_axes, batch_size, dtype, has_aux):
+    """The function that `value_and_sq_grad_norm` and its kin return; sums(out, pull) gives what each leaf adds."""
+
+    def one(params, *args):
+        leaves, fill, names = _split(params, wrt)
+        number = _norm_dtype(leaves, dtype)
+        out, aux, pull, _ = _linearise(f, leaves, fill, args, number, outer, has_aux)
+        parts = sums(out, pull)
+        return (out, aux) if has_aux else out, _grouped(parts, names, per_leaf)
+
+    return _mapped(one, f, in_axes, batch_size)
 
 
 def _check_scalar(out) -> None:
@@ -320,7 +353,7 @@ def _mapped(one, f, in_axes, batch_size):
 def _checked(compiled, f):
     @functools.wraps(f)
     def call(params, *args):
-        _check_leaves(params)
+        check_leaves(params)
         return compiled(params, *args)
 
     return call

@@ -32,7 +32,7 @@ class Origin(NamedTuple):
     scale: float = 1.0
     """The constant that the leaf is multiplied by."""
     lengths: tuple[int, ...] = ()
-    """Lengths of the scans that run over leading axes of the leaf."""
+    """Lengths of the scans that run over leading axes of the leaf; other scans use the same value at every turn."""
 
 
 class Status(NamedTuple):
@@ -143,10 +143,7 @@ def scan_statuses(eqn, ins: Sequence[Item]) -> list[Status | None]:
     for i, (status, _) in enumerate(ins):
         if num_consts <= i < num_consts + num_carry:
             status = None
-        elif status is not None and i < num_consts:
-            # Every turn of the loop uses it: what it gets is a sum over the turns.
-            status = Status(status.leaves)
-        elif status is not None:
+        elif status is not None and i >= num_consts:
             status = Status(status.leaves, _scanned(status.origin, eqn.params["length"]))
         statuses.append(status)
     return statuses

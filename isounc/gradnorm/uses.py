@@ -7,6 +7,7 @@ the cotangent of `a` on, turns the cotangent G of `out` into the squared norm of
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -24,6 +25,41 @@ class Cost(NamedTuple):
     method: str
     """rank one, gram, direct or rows."""
     operations: int
+
+
+def _method(b: int, t: int, c: int, o: int) -> Cost:
+    """The cheaper of both sides of ||A^T G||^2 = sum_st (A A^T)_st (G G^T)_st for A (b, t, c) and G (b, t, o)."""
+    if t == 1:
+        return Cost("rank one", b * (c + o))
+    gram, direct = b * t * t * (c + o + 1), b * t * c * o
+    return Cost("gram", gram) if gram <= direct else Cost("direct", direct)
+
+
+def _sq_norm(A, G, method: str, dtype) -> Float[Array, ""]:
+    """||A^T G||^2."""
+    A, G = A.astype(dtype), G.astype(dtype)
+    if method == "rank one":
+        return ((A**2).sum((1, 2)) * (G**2).sum((1, 2))).sum()
+    with jax.default_matmul_precision("highest"):
+        if method == "gram":
+            products = jnp.einsum("bsc,btc->bst", A, A) * jnp.einsum("bso,bto->bst", G, G)
+            # Where rows all but cancel, rounding may leave a tiny negative number.
+            return jnp.maximum(products.sum(), 0)
+        return (jnp.einsum("btc,bto->bco", A, G) ** 2).sum()
+
+
+def _products(A, G, method: str, dtype) -> Float[Array, "K K"]:
+    """<A^T G_k, A^T G_l> for G (K, b, t, o)."""
+    A, G = A.astype(dtype), G.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        if method == "rank one":
+            scaled = G * (A**2).sum((1, 2))[None, :, None, None]
+            return jnp.einsum("kbto,lbto->kl", scaled, G)
+        if method == "gram":
+            mixed = jnp.einsum("bst,kbto->kbso", jnp.einsum("bsc,btc->bst", A, A), G)
+            return jnp.einsum("kbso,lbso->kl", mixed, G)
+        formed = jnp.einsum("btc,kbto->kbco", A, G)
+        return jnp.einsum("kbco,lbco->kl", formed, formed)
 
 
 class DotRule:
@@ -57,11 +93,7 @@ class DotRule:
     @property
     def cost(self) -> Cost:
         """The cheaper of both sides of the equation."""
-        b, t, c, o = self.num_batch, self.num_rows, self.num_in, self.num_out
-        if t == 1:
-            return Cost("rank one", b * (c + o))
-        gram, direct = b * t * t * (c + o + 1), b * t * c * o
-        return Cost("gram", gram) if gram <= direct else Cost("direct", direct)
+        return _method(self.num_batch, self.num_rows, self.num_in, self.num_out)
 
     def factors(self, a, g) -> tuple[Float[Array, "B T C"], Float[Array, "B T O"]]:
         """A and G of the class's docstring."""
@@ -77,29 +109,14 @@ class DotRule:
 
     def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
         """||A^T G||^2."""
-        A, G = (x.astype(dtype) for x in self.factors(a, g))
-        method = self.cost.method
-        if method == "rank one":
-            return ((A**2).sum((1, 2)) * (G**2).sum((1, 2))).sum()
-        with jax.default_matmul_precision("highest"):
-            if method == "gram":
-                return (jnp.einsum("bsc,btc->bst", A, A) * jnp.einsum("bso,bto->bst", G, G)).sum()
-            return (jnp.einsum("btc,bto->bco", A, G) ** 2).sum()
+        return _sq_norm(*self.factors(a, g), self.cost.method, dtype)
 
     def gram(self, a, g, dtype) -> Float[Array, "K K"]:
         """<A^T G_k, A^T G_l> for K cotangents g (K, ...)."""
         A, _ = self.factors(a, g[0])
-        A, G = A.astype(dtype), jax.vmap(lambda one: self.factors(a, one)[1])(g).astype(dtype)
-        method = self.cost.method
-        with jax.default_matmul_precision("highest"):
-            if method == "rank one":
-                scaled = G * (A**2).sum((1, 2))[None, :, None, None]
-                return jnp.einsum("kbto,lbto->kl", scaled, G)
-            if method == "gram":
-                mixed = jnp.einsum("bst,kbto->kbso", jnp.einsum("bsc,btc->bst", A, A), G)
-                return jnp.einsum("kbso,lbso->kl", mixed, G)
-            formed = jnp.einsum("btc,kbto->kbco", A, G)
-            return jnp.einsum("kbco,lbco->kl", formed, formed)
+        return _products(
+            A, jax.vmap(lambda one: self.factors(a, one)[1])(g), self.cost.method, dtype
+        )
 
     def value(self, a, w):
         """The equation itself."""
@@ -168,7 +185,8 @@ class GatherRule:
         if self.num_rows == 1:
             return (G**2).sum()
         with jax.default_matmul_precision("highest"):
-            return jnp.where(at[:, None] == at[None, :], G @ G.T, 0).sum()
+            # Rounding as in `_sq_norm`.
+            return jnp.maximum(jnp.where(at[:, None] == at[None, :], G @ G.T, 0).sum(), 0)
 
     def gram(self, index, g, dtype) -> Float[Array, "K K"]:
         """The same for pairs of K cotangents."""
@@ -197,49 +215,80 @@ class GatherRule:
 
 
 class ConvRule:
-    """``conv_general_dilated`` with a parameter as its kernel: the kernel's gradient is formed, used and dropped."""
+    """``conv_general_dilated`` of images a with a parameter as its kernel.
+
+    A convolution is the product of the images' patches A (groups, positions, window x channels) with the kernel, and
+    its norm that of `DotRule`. Source: Rochette, Manoel, Tramel 2019 (arXiv 1912.06015) for the gradients an example.
+    """
 
     data = 0
     """Position of the images."""
 
     def __init__(self, eqn):
         self.eqn = eqn
-        out, kernel = eqn.outvars[0].aval, eqn.invars[1].aval
-        channels = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        self.operations = math.prod(out.shape) * math.prod(kernel.shape) // max(1, channels)
+        image, kernel, out = (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
+        self.dims, self.groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+        spatial = [kernel[i] for i in self.dims.rhs_spec[2:]]
+        self.window, self.out = tuple(spatial), tuple(out[i] for i in self.dims.out_spec[2:])
+        self.num_rows = out[self.dims.out_spec[0]] * math.prod(self.out)
+        self.num_in = math.prod(spatial) * image[self.dims.lhs_spec[1]] // self.groups
+        self.num_out = kernel[self.dims.rhs_spec[0]] // self.groups
+
+    @staticmethod
+    def fits(eqn) -> bool:
+        """Whether patches are slices: not where images are dilated (transposed convolutions) or examples grouped."""
+        params = eqn.params
+        return params["batch_group_count"] == 1 and all(d == 1 for d in params["lhs_dilation"])
 
     @property
     def cost(self) -> Cost:
-        """As much as the convolution itself."""
-        return Cost("direct", self.operations)
+        """The cheaper of the patches' Gram matrix and the kernel's gradient."""
+        return _method(self.groups, self.num_rows, self.num_in, self.num_out)
+
+    def _patches(self, a) -> Float[Array, "groups T C"]:
+        params = self.eqn.params
+        a = a.transpose(*self.dims.lhs_spec)
+        none = (0, 0, 0)
+        zero = jnp.zeros((), a.dtype)
+        a = lax.pad(a, zero, [none, none, *((low, high, 0) for low, high in params["padding"])])
+        found = []
+        for at in itertools.product(*map(range, self.window)):
+            start = [i * d for i, d in zip(at, params["rhs_dilation"], strict=True)]
+            strides = params["window_strides"]
+            ends = [i + (n - 1) * s + 1 for i, n, s in zip(start, self.out, strides, strict=True)]
+            found.append(lax.slice(a, (0, 0, *start), (*a.shape[:2], *ends), (1, 1, *strides)))
+        patches = jnp.stack(found, axis=1)  # (images, window, channels, positions...)
+        patches = patches.reshape(*patches.shape[:2], self.groups, -1, math.prod(self.out))
+        return patches.transpose(2, 0, 4, 1, 3).reshape(self.groups, self.num_rows, self.num_in)
+
+    def _cotangents(self, g) -> Float[Array, "groups T O"]:
+        g = g.transpose(*self.dims.out_spec)  # (images, channels, positions...)
+        g = g.reshape(g.shape[0], self.groups, self.num_out, -1)
+        return g.transpose(1, 0, 3, 2).reshape(self.groups, self.num_rows, self.num_out)
 
     def value(self, a, w):
         """The equation itself."""
         return evaluate(self.eqn, (a, w))[0]
 
-    def _kernel_gradient(self, a, g):
-        kernel = self.eqn.invars[1].aval
-        zero = jnp.zeros(kernel.shape, kernel.dtype)
-        return jax.vjp(lambda w: self.value(a, w), zero)[1](g)[0]
-
     def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
         """Sum of squares of the kernel's gradient."""
-        return (self._kernel_gradient(a, g).astype(dtype) ** 2).sum()
+        return _sq_norm(self._patches(a), self._cotangents(g), self.cost.method, dtype)
 
     def gram(self, a, g, dtype) -> Float[Array, "K K"]:
         """Products of the kernel's gradients for K cotangents."""
-        formed = jax.vmap(lambda one: self._kernel_gradient(a, one))(g).astype(dtype)
-        flat = formed.reshape(g.shape[0], -1)
-        with jax.default_matmul_precision("highest"):
-            return flat @ flat.T
+        return _products(self._patches(a), jax.vmap(self._cotangents)(g), self.cost.method, dtype)
 
     def accumulate(self, values, total):
         """The equation with its norm going to `total`."""
         return _with_norm(self, values[0], values[1], total)
 
+    def is_simple(self, axes: tuple[int, ...]) -> bool:
+        """A kernel that several convolutions share is formed."""
+        return False
+
     def sides(self, a, g, axes: tuple[int, ...]) -> dict[int, Any]:
-        """A kernel's gradient has no two factors."""
-        raise NotImplementedError("kernels of convolutions are formed where they are shared")
+        """None: see `is_simple`."""
+        raise NotImplementedError
 
 
 Rule = DotRule | GatherRule | ConvRule
@@ -252,7 +301,7 @@ def rule_of(eqn, position: int) -> Rule | None:
         return DotRule(eqn, position)
     if name == "gather" and position == 0 and GatherRule.fits(eqn):
         return GatherRule(eqn)
-    if name == "conv_general_dilated" and position == 1:
+    if name == "conv_general_dilated" and position == 1 and ConvRule.fits(eqn):
         return ConvRule(eqn)
     return None
 

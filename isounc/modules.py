@@ -1,0 +1,162 @@
+"""Any trained model as a function of its parameters: Flax NNX, Flax Linen, `Model`, or a plain function.
+
+`bind` takes a model apart into a hashable function ``apply(params, rest, x)`` of a batch, the parameters that gradients
+are taken of, and the rest (batch statistics and the like). Equal models give equal functions, so that what was compiled
+for one serves the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from flax import errors, linen, nnx
+
+from isounc.models import Model
+
+KeywordArguments = tuple[tuple[str, Any], ...]
+
+
+class Bound(NamedTuple):
+    """A model taken apart."""
+
+    apply: Callable[[Any, Any, Any], Any]
+    """``apply(params, rest, x) -> outputs`` of a batch; hashable."""
+    params: Any
+    """What gradients are taken of."""
+    rest: Any
+    """Arrays that are held fixed."""
+
+
+@dataclass(frozen=True)
+class _Nnx:
+    graphdef: Any
+    kwargs: KeywordArguments
+
+    def __call__(self, params, rest, x):
+        return nnx.merge(self.graphdef, params, rest)(x, **dict(self.kwargs))
+
+
+@dataclass(frozen=True)
+class _Linen:
+    module: linen.Module
+    kwargs: KeywordArguments
+
+    def __call__(self, params, rest, x) -> Any:
+        return self.module.apply({**rest, "params": params}, x, **dict(self.kwargs))
+
+
+@dataclass(frozen=True)
+class _Function:
+    f: Callable[..., Any]
+    kwargs: KeywordArguments
+
+    def __call__(self, params, rest, x):
+        return self.f(params, x, **dict(self.kwargs))
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    model: Model
+
+    def __call__(self, params, rest, x):
+        return self.model.apply_params(params, x)
+
+
+def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None) -> Bound:
+    """Take a model apart.
+
+    Parameters
+    ----------
+    model
+        An NNX module, which holds its parameters; a Linen module; a function ``f(params, x)`` of a batch; a `Model`.
+    params
+        Linen: the variables (``{"params": ..., "batch_stats": ...}``) or the parameters alone. A function: any pytree
+        of arrays. A `Model`: theta.
+    kwargs
+        Keyword arguments of each call (``{"train": False}``), hashable.
+
+    Raises
+    ------
+    TypeError
+        For a model that is none of these, parameters that are missing or given twice, or kwargs that have no hash.
+    ValueError
+        For an NNX module in training mode (dropout or batch statistics).
+    """
+    pairs = tuple(sorted((kwargs or {}).items()))
+    try:
+        hash(pairs)
+    except TypeError as error:
+        raise TypeError(
+            f"kwargs must hold constants (True, 3, 'same'), got {kwargs!r}; wrap anything else into a function "
+            "f(params, x)."
+        ) from error
+    if isinstance(model, nnx.Module):
+        if params is not None:
+            raise TypeError(
+                "params must be left out for an NNX module, which holds its parameters (nnx.update puts others in)."
+            )
+        _check_evaluating(model, dict(pairs))
+        graphdef, state, rest = nnx.split(model, nnx.Param, ...)
+        return Bound(_Nnx(graphdef, pairs), state, rest)
+    if isinstance(model, Model):
+        return Bound(_Mlp(model), model.unflatten(params), None)
+    if not callable(model) and not isinstance(model, linen.Module):
+        raise TypeError(
+            "model must be a Flax module, an isounc Model or a function f(params, x), got "
+            f"{type(model).__name__}."
+        )
+    if params is None:
+        what = "a Linen module (its variables)" if isinstance(model, linen.Module) else "a function"
+        raise TypeError(f"params must be given for {what}.")
+    if isinstance(model, linen.Module):
+        variables = dict(params) if "params" in params else {"params": params}
+        weights = variables.pop("params")
+        return Bound(_Linen(model, pairs), weights, variables)
+    return Bound(_Function(model, pairs), params, None)
+
+
+def _check_evaluating(model: nnx.Module, kwargs: Mapping[str, Any]) -> None:
+    """Dropout and batch statistics that depend on the call would make the gradient a random number."""
+    for path, module in nnx.iter_modules(model):
+        rate = max(getattr(module, "rate", 0) or 0, getattr(module, "dropout_rate", 0) or 0)
+        wrong = []
+        if getattr(module, "deterministic", None) is False and rate > 0:
+            wrong.append(("deterministic", f"drops {rate:g} of its units"))
+        if getattr(module, "use_running_average", None) is False:
+            wrong.append(("use_running_average", "uses the statistics of the batch"))
+        for flag, what in wrong:
+            if not kwargs.get(flag):
+                place = ".".join(map(str, path)) or "the model"
+                raise ValueError(
+                    f"model must be in evaluation mode; {place} ({type(module).__name__}) {what}. "
+                    "Call model.eval() first."
+                )
+
+
+def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape of the outputs at a batch, without computing them.
+
+    Raises
+    ------
+    ValueError
+        For a Linen module in training mode.
+    TypeError
+        Where the model returns anything but one array.
+    """
+    try:
+        out = jax.eval_shape(bound.apply, bound.params, bound.rest, x)
+    except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
+        kind = "dropout" if isinstance(error, errors.InvalidRngError) else "batch statistics"
+        raise ValueError(
+            f"model must be in evaluation mode; {kind} is on. Give the argument that switches it off, such as "
+            "kwargs={'train': False} or kwargs={'deterministic': True}, as your module calls it."
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"model must return one array of outputs, got {jax.tree.structure(out)}; wrap it into a function "
+            "f(params, x) that picks the outputs."
+        )
+    return out
