@@ -21,7 +21,6 @@ from isounc.models import Model
 from isounc.modules import Bound, bind, output_shape
 
 TASKS = ("binary", "multiclass", "regression", "token")
-_BATCH = {"token": 8}
 _OF_LIKELIHOOD = {"bernoulli": "binary", "categorical": "multiclass", "gaussian": "regression"}
 
 
@@ -41,9 +40,10 @@ def isotropic(
 ) -> Estimate:
     """The isotropic estimate of a trained model at N inputs: epistemic sigma^2 ||dp/dtheta||^2, aleatoric p (1 - p).
 
-    Every norm is exact and costs a forward pass and the activation half of a backward pass per column; no gradient is
-    stored. A column is a class c through its log-odds d = f_c - log sum_{k != c} exp f_k, p = sigmoid(d), so that
-    dp/dtheta = p (1 - p) dd/dtheta keeps its digits where p is all but 0 or 1.
+    Every norm is exact and costs a forward pass and the activation half of a backward pass per column; no weight
+    matrix's gradient is stored (`isounc.gradnorm`, which also works inside of jit). A column is a class c through its
+    log-odds d = f_c - log sum_{k != c} exp f_k, p = sigmoid(d), so that dp/dtheta = p (1 - p) dd/dtheta keeps its
+    digits where p is all but 0 or 1.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def isotropic(
     x
         A batch of N inputs: an array, or a pytree of arrays, with examples along the first axis, as the model takes it.
         For token models also a list of sequences of different lengths; they are padded on the right to a few lengths,
-        which is exact for a causal model only.
+        none beyond the longest, which is exact for a causal model only.
     params
         Linen: its variables. A function: its parameters. A `Model`: theta, or what `fit_map` returned. NNX: none.
     task
@@ -68,19 +68,21 @@ def isotropic(
     noise_sd
         Known noise of a regression.
     outputs
-        ``"logits"`` or ``"probabilities"``, what the model returns; None is logits, refused where they look otherwise.
+        ``"logits"`` or ``"probabilities"``, what the model returns. None is logits, refused where they look otherwise:
+        between 0 and 1, and adding up to 1 or, for a binary model, at eight inputs or more.
     wrt
         Only these parameters count, by regular expression or function of the path: ``"layers.*30"``.
     kwargs
         Keyword arguments of each call of the model, such as ``{"train": False}``.
     batch_size
-        Examples at a time, which bounds the memory of their activations: 128, and 8 for tokens, unless given.
+        Examples at a time, which bounds the memory of their activations: 128 over the number of columns, and 8 for
+        tokens, unless given.
 
     Returns
     -------
     Estimate
-        NumPy arrays (N, M): M is 1, the number of classes, or the regression's outputs; ``target`` where one was
-        chosen.
+        NumPy arrays (N, M) in float64: M is 1, the number of classes, or the regression's outputs; ``target`` where one
+        was chosen.
 
     Raises
     ------
@@ -110,20 +112,25 @@ def isotropic(
     assert task is not None
     if outputs is not None:
         check_choice("outputs", outputs, ("logits", "probabilities"))
+        if task == "regression":
+            raise ValueError("outputs is for classes and tokens, not for regression; leave it out.")
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
     bound = bind(model, params, kwargs)
     check_leaves(bound.params)
-    parts = _parts(x, task, batch_size or _BATCH.get(task, 128))
+    size = batch_size or (8 if task == "token" else 128)
+    parts = _parts(x, task, size)
+    num_outputs = _check_outputs(bound, parts, task)
+    if batch_size is None and target is None and task in ("multiclass", "regression"):
+        parts = _parts(x, task, max(1, size // num_outputs))
     num_rows = sum(len(part[0]) for part in parts)
-    chosen = _targets(task, target, num_rows)
+    chosen = _targets(task, target, num_rows, num_outputs)
     run = functools.partial(
         _norms, bound.params, bound.rest, apply=bound.apply, task=task, wrt=wrt,
         probabilities=outputs == "probabilities",
     )  # fmt: skip
     found: dict[int, tuple[np.ndarray, ...]] = {}
     for rows, inputs, at in tqdm(parts, unit="batch", desc="isotropic", delay=2, leave=False):
-        _check_outputs(bound, inputs, task, chosen)
         here = None if chosen is None else chosen[rows]
         here = None if here is None else _padded(here, len(jax.tree.leaves(inputs)[0]))
         columns = jax.device_get(run(inputs, here, at))
@@ -134,7 +141,7 @@ def isotropic(
     )
     finite = np.isfinite(values).all(1) & np.isfinite(sq_norms).all(1)
     if not finite.all():
-        _blame(bound, x, np.flatnonzero(~finite))
+        _blame(bound, np.flatnonzero(~finite))
     if task != "regression":
         _check_link(values, alike, task, outputs)
     one = _estimate(values, sq_norms, task, outputs, sigma, noise_sd)
@@ -147,11 +154,14 @@ def _norms(params, rest, inputs, target, at, *, apply, task, wrt, probabilities)
 
     def columns(params, row, target, at):
         out = apply(params, rest, jax.tree.map(lambda a: a[None], row))[0]
+        tolerance = 8 * out.size**0.5 * float(jnp.finfo(out.dtype).eps)
         out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
         if task == "token" and out.ndim == 2:
             out = out[at]
         out = jnp.atleast_1d(out)
-        alike = (out >= 0).all() & (jnp.abs(out.sum() - 1) < 1e-3)
+        alike = (out >= 0).all() & (out <= 1).all()
+        if task != "binary":
+            alike &= jnp.abs(out.sum() - 1) < tolerance
         label = jnp.zeros(1, jnp.int32)
         if target is not None:
             label = jnp.where(target < 0, jnp.argmax(out), target)[None].astype(jnp.int32)
@@ -172,13 +182,15 @@ def _norms(params, rest, inputs, target, at, *, apply, task, wrt, probabilities)
 
 
 def _estimate(values, sq_norms, task, outputs, sigma, noise_sd) -> Estimate:
+    # float64: at log-odds of 50 the square of p (1 - p) is beyond single precision.
+    values, sq_norms = (np.asarray(a, np.float64) for a in (values, sq_norms))
     if task == "regression":
         epistemic = sigma**2 * sq_norms
         aleatoric = np.full_like(values, noise_sd**2)
         return Estimate(values, epistemic, aleatoric, epistemic + aleatoric, aleatoric)
     if outputs == "probabilities":
-        prob, aleatoric = values, values * (1 - values)
-        epistemic = sigma**2 * sq_norms
+        prob = values.clip(0, 1)  # a sum of rounded numbers may exceed 1
+        aleatoric, epistemic = prob * (1 - prob), sigma**2 * sq_norms
     else:
         # exp(-|d|) never overflows, and p (1 - p) from it never cancels.
         small = np.exp(-np.abs(values))
@@ -205,7 +217,7 @@ Part = tuple[np.ndarray, Any, np.ndarray]
 
 
 def _parts(x: Any, task: str, batch_size: int) -> list[Part]:
-    if task == "token" and isinstance(x, list | tuple):
+    if task == "token" and isinstance(x, list):
         return list(_ragged(x, batch_size))
     # Lists of numbers are one array, any other container is a pytree of them.
     x = np.asarray(x) if isinstance(x, list) else x
@@ -233,7 +245,11 @@ def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
             )
     if not sequences:
         raise ValueError("x must hold at least one sequence of token ids")
-    lengths = np.array([max(16, _bucket(ids.size)) for ids in sequences])
+    # None beyond the longest: a model may have no more positions. Equal lengths are not padded at all.
+    longest = max(ids.size for ids in sequences)
+    lengths = np.array([min(longest, max(16, _bucket(ids.size))) for ids in sequences])
+    if min(ids.size for ids in sequences) == longest:
+        lengths[:] = longest
     for length in np.unique(lengths):
         same = np.flatnonzero(lengths == length)
         size = min(batch_size, _bucket(len(same)))
@@ -244,7 +260,7 @@ def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
             yield rows, _padded(ids, size), _padded(ends, size)
 
 
-def _targets(task: str, target: Any, num_rows: int) -> np.ndarray | None:
+def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndarray | None:
     """One number an example, -1 for the predicted class; None for all columns."""
     if target is None and task != "token":
         return None
@@ -258,12 +274,13 @@ def _targets(task: str, target: Any, num_rows: int) -> np.ndarray | None:
             f"target must be 'predicted' or {num_rows} non-negative integers, one an example; got "
             f"{target!r:.80}"
         )
+    if numbers.max() >= num_outputs:
+        raise ValueError(f"target must be below {num_outputs}, got {numbers.max()}")
     return numbers
 
 
-def _check_outputs(bound: Bound, inputs: Any, task: str, chosen: np.ndarray | None) -> None:
-    shape = output_shape(bound, inputs).shape
-    num_rows = len(jax.tree.leaves(inputs)[0])
+def _check_outputs(bound: Bound, parts: Sequence[Part], task: str) -> int:
+    """Number of outputs; a ValueError unless the model's fit the task. It is called as it will be, on one example."""
     fits: dict[str, tuple[Callable[..., bool], str]] = {
         "binary": (lambda s: s in ((), (1,)), "(N,) or (N, 1), one logit an example"),
         "multiclass": (lambda s: len(s) == 1 and s[0] > 1, "(N, C) with two or more classes"),
@@ -271,34 +288,47 @@ def _check_outputs(bound: Bound, inputs: Any, task: str, chosen: np.ndarray | No
         "token": (lambda s: len(s) in (1, 2), "(N, V) or (N, T, V)"),
     }
     right, words = fits[task]
-    if not shape or shape[0] != num_rows or not right(shape[1:]):
-        raise ValueError(
-            f"model must return {words} for task {task!r}; at {num_rows} inputs it returns {shape}"
-        )
-    if chosen is not None and chosen.max() >= shape[-1]:
-        raise ValueError(f"target must be below {shape[-1]}, got {chosen.max()}")
+    shape = ()
+    for _, inputs, ends in parts:
+        shape = output_shape(bound, jax.tree.map(lambda a: a[:1], inputs)).shape
+        if not shape or shape[0] != 1 or not right(shape[1:]):
+            raise ValueError(
+                f"model must return {words} for task {task!r}, whatever N; at one input it returns {shape}"
+            )
+        if task != "token":
+            break
+        if len(shape) == 2 and (ends >= 0).any() and (ends + 1 < inputs.shape[1]).any():
+            raise ValueError(
+                "model must return logits at every position, (N, T, V), for sequences of different lengths; it "
+                f"returns {shape} at one of them. Give sequences of one length as an array."
+            )
+    return shape[-1] if len(shape) > 1 else 1
 
 
 def _check_link(values: np.ndarray, alike: np.ndarray, task: str, outputs: str | None) -> None:
     """Probabilities taken for logits, or the reverse, would give numbers that mean nothing."""
-    if outputs == "probabilities" and not ((values >= 0) & (values <= 1)).all():
+    beyond = np.maximum(-values, values - 1).max()
+    if outputs == "probabilities" and beyond > 1e-2:
         raise ValueError(
             f"outputs='probabilities', but the model returns {values.min():g} to {values.max():g}"
         )
-    if outputs is None and task in ("multiclass", "token") and alike.all():
+    if outputs is None and alike.all() and (task != "binary" or len(alike) >= 8):
+        sums = "" if task == "binary" else " and add up to 1"
         raise ValueError(
-            "outputs must be said: the model's lie between 0 and 1 and add up to 1. Give outputs='probabilities', or "
+            f"outputs must be said: the model's lie between 0 and 1{sums}. Give outputs='probabilities', or "
             "outputs='logits' if they are logits all the same."
         )
 
 
-def _blame(bound: Bound, x: Any, rows: np.ndarray) -> None:
-    """One error that names the parameter or the input that is not finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(bound.params):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+def _blame(bound: Bound, rows: np.ndarray) -> None:
+    """One error that names the parameter, the other array of the model, or the inputs that are not finite."""
+    for what, tree in (("params", bound.params), ("the model's other arrays", bound.rest)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(jnp.isfinite(leaf).all()):
+                continue
             wrong = int((~jnp.isfinite(leaf)).sum())
             raise ValueError(
-                f"params must be finite; {jax.tree_util.keystr(path)} has {wrong} of {leaf.size} values NaN or infinite"
+                f"{what} must be finite; {jax.tree_util.keystr(path)} has {wrong} of {leaf.size} values NaN or infinite"
             )
     which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise ValueError(

@@ -7,11 +7,13 @@ for one serves the next call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import errors, linen, nnx
 
 from isounc.models import Model
@@ -100,8 +102,10 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
             )
         _check_evaluating(model, dict(pairs))
         graphdef, state, rest = nnx.split(model, nnx.Param, ...)
-        return Bound(_Nnx(graphdef, pairs), state, rest)
+        return Bound(_hashable(_Nnx(graphdef, pairs)), state, rest)
     if isinstance(model, Model):
+        if pairs:
+            raise TypeError(f"kwargs must be left out for a Model, got {kwargs!r}")
         return Bound(_Mlp(model), model.unflatten(params), None)
     if not callable(model) and not isinstance(model, linen.Module):
         raise TypeError(
@@ -112,19 +116,37 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
         what = "a Linen module (its variables)" if isinstance(model, linen.Module) else "a function"
         raise TypeError(f"params must be given for {what}.")
     if isinstance(model, linen.Module):
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"params must be the module's variables, a dict, got {type(params).__name__}"
+            )
         variables = dict(params) if "params" in params else {"params": params}
         weights = variables.pop("params")
-        return Bound(_Linen(model, pairs), weights, variables)
-    return Bound(_Function(model, pairs), params, None)
+        return Bound(_hashable(_Linen(model, pairs)), weights, variables)
+    return Bound(_hashable(_Function(model, pairs)), params, None)
+
+
+def _hashable(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply`, or where a module holds something without a hash (a dataclass of settings), one by identity.
+
+    The latter is compiled again at every call.
+    """
+    try:
+        hash(apply)
+    except TypeError:
+        return functools.partial(apply)
+    return apply
 
 
 def _check_evaluating(model: nnx.Module, kwargs: Mapping[str, Any]) -> None:
     """Dropout and batch statistics that depend on the call would make the gradient a random number."""
     for path, module in nnx.iter_modules(model):
-        rate = max(getattr(module, "rate", 0) or 0, getattr(module, "dropout_rate", 0) or 0)
         wrong = []
-        if getattr(module, "deterministic", None) is False and rate > 0:
-            wrong.append(("deterministic", f"drops {rate:g} of its units"))
+        if getattr(module, "deterministic", None) is False:
+            rates = [getattr(module, name, None) for name in ("rate", "dropout_rate")]
+            rate = max([r for r in rates if isinstance(r, int | float)], default=0)
+            if rate > 0:
+                wrong.append(("deterministic", f"drops {rate:g} of its units"))
         if getattr(module, "use_running_average", None) is False:
             wrong.append(("use_running_average", "uses the statistics of the batch"))
         for flag, what in wrong:
@@ -144,19 +166,25 @@ def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
     ValueError
         For a Linen module in training mode.
     TypeError
-        Where the model returns anything but one array.
+        Where the model returns anything but one array of real numbers.
     """
     try:
         out = jax.eval_shape(bound.apply, bound.params, bound.rest, x)
     except (errors.InvalidRngError, errors.ModifyScopeVariableError) as error:
-        kind = "dropout" if isinstance(error, errors.InvalidRngError) else "batch statistics"
+        kind = "batch statistics are"
+        if isinstance(error, errors.InvalidRngError):
+            kind = "dropout (or another use of random numbers) is"
         raise ValueError(
-            f"model must be in evaluation mode; {kind} is on. Give the argument that switches it off, such as "
+            f"model must be in evaluation mode; {kind} on. Give the argument that switches it off, such as "
             "kwargs={'train': False} or kwargs={'deterministic': True}, as your module calls it."
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise TypeError(
             f"model must return one array of outputs, got {jax.tree.structure(out)}; wrap it into a function "
             "f(params, x) that picks the outputs."
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"model must return real numbers (logits, probabilities or values), got {out.dtype}"
         )
     return out

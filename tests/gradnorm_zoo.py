@@ -164,6 +164,12 @@ def recurrent_stack(p, x):
     return jax.lax.scan(layer, x, p)[0].sum()
 
 
+def printed(p, x):
+    jax.debug.callback(lambda w: None, p["w"])
+    jax.debug.callback(lambda w, x: None, p["w"], x)
+    return jnp.sin(x @ p["w"]).sum()
+
+
 @jax.custom_vjp
 def scaled_product(x, w):
     """x w in a Pallas kernel, whose stated gradient for w is three times the true one."""
@@ -243,6 +249,43 @@ CASES = {
         (ROWS,),
         {"['up']": "fast"},
     ),
+    "moe_routed": Case(
+        lambda p, x, i: jnp.sin(jnp.einsum("td,tdf->tf", x, p["up"][i])).sum(),
+        {"up": normal(3, 5, 4)},
+        (ROWS, np.array([2, 0, 2, 2])),
+        {"['up']": "fast"},
+    ),
+    "moe_ragged": Case(
+        lambda p, x, sizes: jnp.sin(jax.lax.ragged_dot(x, p["up"], sizes)).sum(),
+        {"up": normal(3, 5, 4)},
+        (ROWS, np.array([1, 0, 3])),
+        {"['up']": "formed"},
+    ),
+    "frozen": Case(
+        lambda p, x: jnp.sin(jnp.tanh(x @ jax.lax.stop_gradient(p["w"])) @ p["v"]).sum(),
+        {"w": normal(5, 4), "v": normal(4, 3)},
+        (ROWS,),
+        {"['v']": "fast"},
+    ),
+    "constant_data": Case(
+        lambda p, x: jnp.sin((jnp.ones((2, 5)) @ p["w"]) * (x @ p["w"])).sum(),
+        {"w": normal(5, 4)},
+        (ROWS[:2],),
+        {"['w']": "tied"},
+    ),
+    "learned_positions": Case(
+        lambda p, x: jnp.sin(x @ p["w"] + p["position"][jnp.arange(4)]).sum(),
+        {"w": normal(5, 4), "position": normal(6, 4)},
+        (ROWS,),
+        {"['w']": "fast", "['position']": "fast"},
+    ),
+    "many_tokens": Case(
+        lambda p, i: jnp.tanh(jnp.tanh(p["w"][i]).cumsum(0)).sum(),
+        {"w": normal(5, 3)},
+        (np.random.default_rng(0).integers(0, 4, 300),),
+        ONE,
+    ),
+    "printed": Case(printed, {"w": normal(5, 4)}, (ROWS,), ONE),
     "batched_weights": Case(
         lambda p, x: jnp.sin(jnp.einsum("etd,edf->etf", x, p["w"])).sum(),
         {"w": normal(3, 5, 4)},

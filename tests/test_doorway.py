@@ -149,19 +149,36 @@ def test_tokens_of_sequences_of_different_lengths(chosen):
         return jax.nn.softmax(nnx.merge(graph, p, rest)(sequences[n][None])[0, -1])[best[n]][None]
 
     np.testing.assert_allclose(got.epistemic, gradients(prob, params, 5), rtol=1e-5)
-    # An array is taken as it is, without padding.
-    alone = isotropic(model, sequences[1][None], task="token", target=best[1:2])
-    np.testing.assert_allclose(alone.epistemic[0], got.epistemic[1], rtol=1e-5)
+    # An array, and a list of one length, are taken as they are, without padding.
+    last = lambda p, ids: nnx.merge(graph, p, rest)(ids)[:, -1]  # noqa: E731
+    for x in (sequences[1][None], [sequences[1]]):
+        for of in ((model, x), (last, x, params)):
+            alone = isotropic(*of, task="token", target=best[1:2])
+            np.testing.assert_allclose(alone.epistemic[0], got.epistemic[1], rtol=1e-5)
+    with pytest.raises(ValueError, match="logits at every position"):
+        isotropic(last, sequences, params, task="token")
+
+
+def test_no_sequence_is_padded_beyond_the_longest():
+    seen = set()
+
+    def f(p, ids):
+        seen.add(ids.shape[1])
+        return p[ids]
+
+    isotropic(f, [[1] * n for n in (3, 9, 17, 18)], jnp.asarray(RNG.random((4, 4))), task="token")
+    assert seen == {16, 18}
 
 
 def test_digits_at_saturated_probabilities():
     weights = jnp.asarray([9.0, -9.0], jnp.float32)
-    x = np.array([[1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]], np.float32)
+    x = np.array([[1.0, -1.0], [2.0, -2.0], [-2.0, 2.0], [5.0, -5.0]], np.float32)
     f = lambda w, x: x @ w  # noqa: E731
     binary = isotropic(f, x, weights, task="binary")
     two = lambda w, x: jnp.stack([0 * x @ w, x @ w], 1)  # noqa: E731
     classes = isotropic(two, x, weights, task="multiclass")
     d = x.astype(float) @ np.array([9.0, -9.0])
+    assert d.max() == 90
     level = np.exp(-np.abs(d)) / (1 + np.exp(-np.abs(d))) ** 2
     expected = level**2 * (x.astype(float) ** 2).sum(1)
     np.testing.assert_allclose(binary.epistemic[:, 0], expected, rtol=1e-5)
@@ -214,10 +231,44 @@ def test_buckets_are_few_and_not_much_larger():
     assert all(n <= size <= 1.5 * n for n, size in enumerate(sizes, 1))
 
 
+class Settings:
+    """Equal by value, and so without a hash."""
+
+    def __eq__(self, other):
+        return isinstance(other, Settings)
+
+
+class Configured(nnx.Module):
+    """A module that holds settings without a hash."""
+
+    def __init__(self):
+        self.settings = Settings()
+        self.rate = nnx.Param(jnp.ones(5))
+
+    def __call__(self, x):
+        return x @ self.rate
+
+
+def test_modules_with_settings_that_have_no_hash():
+    got = isotropic(Configured(), X, task="binary")
+    expected = isotropic(lambda w, x: x @ w, X, jnp.ones(5), task="binary")
+    np.testing.assert_allclose(got.epistemic, expected.epistemic)
+
+
+def bad_statistics():
+    model = evaluating(1)
+    model.norm.mean[...] = model.norm.mean[...].at[0].set(np.nan)
+    isotropic(model, X, task="binary")
+
+
 def training_linen():
     module = LinenNet(1)
     variables = module.init(jax.random.key(0), X)
     isotropic(module, X, variables, task="binary", kwargs={"train": True})
+
+
+SQUEEZED = lambda p, x: (x @ p).squeeze()  # noqa: E731
+SIGMOID = lambda p, x: jax.nn.sigmoid(x @ p)  # noqa: E731
 
 
 def broken(place, value):
@@ -236,10 +287,15 @@ def broken(place, value):
         (lambda: isotropic(broken("first", np.nan), X, task="binary"), ValueError, ["finite; ['first']", "8 of 40"]),
         (lambda: isotropic(broken("last", np.inf), X, task="regression"), ValueError, ["'last'", "'bias'"]),
         (lambda: isotropic(evaluating(1), X * np.nan, task="binary"), ValueError, ["7 rows of x", "params are finite"]),
+        (bad_statistics, ValueError, ["other arrays must be finite", "norm", "1 of 8"]),
+        (lambda: isotropic(SQUEEZED, X, jnp.ones((5, 3)), task="regression"), ValueError, ["it returns (3,)"]),
+        (lambda: isotropic(lambda p, x: x @ p > 0, X, jnp.ones(5), task="binary"), TypeError, ["real numbers", "bool"]),
+        (lambda: isotropic(SIGMOID, np.tile(X, (2, 1)), jnp.ones(5), task="binary"), ValueError, ["between 0 and 1."]),
+        (lambda: isotropic(evaluating(1), X, task="regression", outputs="logits"), ValueError, ["not for regression"]),
         (lambda: isotropic(evaluating(1), X), ValueError, ["task must be one of binary, multiclass"]),
         (lambda: isotropic(evaluating(1), X, task="binry"), ValueError, ["did you mean 'binary'"]),
-        (lambda: isotropic(evaluating(2), X, task="binary"), ValueError, ["(N,) or (N, 1)", "(8, 2)"]),
-        (lambda: isotropic(evaluating(1), X, task="multiclass"), ValueError, ["two or more classes", "(8, 1)"]),
+        (lambda: isotropic(evaluating(2), X, task="binary"), ValueError, ["(N,) or (N, 1)", "(1, 2)"]),
+        (lambda: isotropic(evaluating(1), X, task="multiclass"), ValueError, ["two or more classes", "(1, 1)"]),
         (lambda: isotropic(evaluating(3), X, task="multiclass", target=[3] * 7), ValueError, ["below 3, got 3"]),
         (lambda: isotropic(evaluating(3), X, task="multiclass", target=[0]), ValueError, ["7 non-negative integers"]),
         (lambda: isotropic(evaluating(1), X, task="binary", target="predicted"), ValueError, ["multiclass and token"]),

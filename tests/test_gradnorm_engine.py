@@ -132,6 +132,22 @@ def test_composes_with_jit_vmap_map_and_checkpoint(x64):
         np.testing.assert_allclose(norms, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["mlp", "decoder", "decoder_scan", "recurrence", "cnn"])
+def test_value_and_norm_can_be_differentiated(name, x64):
+    case = CASES[name]
+    params, args = cast(case.params, jnp.float64), cast(case.args, jnp.float64)
+    norms = value_and_sq_grad_norm(case.f)
+
+    def plain(params):
+        value, gradient = jax.value_and_grad(case.f)(params, *args)
+        return value + sum((g**2).sum() for g in jax.tree.leaves(gradient))
+
+    expected = jax.tree.leaves(jax.grad(plain)(params))
+    got = jax.tree.leaves(jax.grad(lambda p: sum(norms(p, *args)))(params))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_permuting_examples_permutes_the_norms():
     params, x = cast(MLP, jnp.float32), jnp.asarray(normal(8, 5), jnp.float32)
     order = np.random.default_rng(0).permutation(8)
@@ -206,6 +222,10 @@ def test_aux_comes_back_with_the_value(x64):
     np.testing.assert_allclose(total, without, rtol=1e-12)
     np.testing.assert_allclose(aux["hidden"], jnp.tanh(x @ params["w1"]), rtol=1e-12)
     assert aux["weights"].shape == (4, 7)
+    log_options = {"in_axes": 0, "has_aux": True}
+    (_, same), log_norm = value_and_log_sq_grad_norm(f, **log_options)(params, x)
+    np.testing.assert_allclose(log_norm, 2 * value + jnp.log(total), rtol=1e-12)
+    np.testing.assert_array_equal(same["hidden"], aux["hidden"])
     with pytest.raises(TypeError, match=r"f must return \(value, aux\)"):
         value_and_sq_grad_norm(mlp, has_aux=True)(params, x[0])
 
@@ -311,7 +331,9 @@ def test_random_graphs(data):
         (lambda p, x: x @ p["w"], {"w": normal(5), "name": "dense"}, {}, r"\['name'\] is str"),
         (lambda p, x: jnp.abs(x @ p), normal(5) + 1j, {}, "params must be real"),
         (lambda p, x: x @ p, normal(5), {"wrt": "head"}, "wrt keeps no floating-point leaf"),
-        (lambda p, x: x @ p, normal(5), {"dtype": jnp.float64}, "float64 needs JAX's x64 mode"),
+        (lambda p, x: x.sum(), {"ids": np.arange(3)}, {}, "params has no floating-point leaf"),
+        (lambda p, x: x @ p, normal(5), {"in_axes": 0, "batch_size": 0}, "batch_size must be"),
+        (lambda p, x: x @ p, normal(5), {"dtype": "float64"}, "float64 needs JAX's x64 mode"),
         (
             lambda p, x: x @ p,
             normal(5),
@@ -348,6 +370,7 @@ def test_a_while_loop_over_parameters_is_refused():
 def test_explain_says_what_is_stored():
     case = CASES["cond"]
     report = explain(case.f, case.params, *case.args)
+    assert report.leaves[0].operations is None
     assert {leaf.path: leaf.stored for leaf in report.leaves} == {"['w']": 15}
     assert "formed" in str(report)
 

@@ -32,7 +32,6 @@ from isounc.gradnorm.trace import (
     evaluate,
     scan_counts,
     scan_statuses,
-    stop,
     walk,
 )
 
@@ -66,6 +65,15 @@ class Use(NamedTuple):
     """None where the gradient has to be formed."""
 
 
+def _rule_at(eqn, ins: Sequence[Item]) -> tuple[Origin, uses_.Rule] | None:
+    """Rule for an equation that one rearranged leaf enters, and that leaf's origin."""
+    tracked = [i for i, item in enumerate(ins) if item.status and item.status.leaves]
+    if len(tracked) == 1 and (origin := ins[tracked[0]].status.origin):  # pyright: ignore
+        rule = uses_.rule_of(eqn, tracked[0])
+        return rule and (origin, rule)
+    return None
+
+
 class _Analysis:
     """Collects the uses; values are absent."""
 
@@ -73,16 +81,16 @@ class _Analysis:
         self.uses: list[Use] = []
         self.turns: tuple[int, ...] = ()
 
+    def meets(self, eqn, ins):
+        return _rule_at(eqn, ins) is not None
+
     def plain(self, eqn, ins):
         return [None] * len(eqn.outvars)
 
     def use(self, eqn, ins, path):
-        tracked = [i for i, item in enumerate(ins) if item.status and item.status.leaves]
-        leaves = frozenset().union(*(ins[i].status.leaves for i in tracked))
-        known = None
-        if len(tracked) == 1 and (origin := ins[tracked[0]].status.origin):
-            rule = uses_.rule_of(eqn, tracked[0])
-            known = rule and Known(origin, rule, self.turns)
+        leaves = frozenset().union(*(item.status.leaves for item in ins if item.status))
+        found = _rule_at(eqn, ins)
+        known = found and Known(*found, self.turns)
         self.uses.append(Use(path, eqn.primitive.name, leaves, known))
         return [None] * len(eqn.outvars)
 
@@ -186,6 +194,9 @@ class _Evaluation:
     seen: dict[Path, Any]
     """What tied uses multiply the parameter by."""
 
+    def meets(self, eqn, ins):
+        return _rule_at(eqn, ins) is not None
+
     def plain(self, eqn, ins):
         return evaluate(eqn, [item.value for item in ins])
 
@@ -197,10 +208,8 @@ class _Evaluation:
         rule = known.rule
         if path in self.totals:
             return [rule.accumulate(values, self.totals[path])]
-        data = rule.data
-        self.seen[path] = stop(values[data])
-        held = [v if i == data else stop(v) for i, v in enumerate(values)]
-        return [evaluate(eqn, held)[0] + self.taps[path]]
+        self.seen[path] = values[rule.data]
+        return [evaluate(eqn, values)[0] + self.taps[path]]
 
     def _inside(self, path: Path) -> tuple[dict[Path, Any], dict[Path, Any]]:
         """Totals and taps of the uses inside of a scan or checkpoint."""

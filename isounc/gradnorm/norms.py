@@ -2,8 +2,9 @@
 
     value, sq_norm = value_and_sq_grad_norm(f)(params, x)
 
-is `jax.value_and_grad` followed by the sum of squares, with nothing of the size of the parameters in between: the
-traced function is rewritten so that each use of a weight turns its cotangent into a number (`isounc.gradnorm.engine`).
+is `jax.value_and_grad` followed by the sum of squares, with no weight matrix's gradient in between: the traced function
+is rewritten so that each use of a weight turns its cotangent into a number (`isounc.gradnorm.engine`). Gradients of
+biases and scales, and of what no rule knows, are formed one leaf at a time an example; `explain` says which.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isounc.checks import check_count
 from isounc.gradnorm.engine import Plan, linearise
 
 Groups = bool | Callable[[str], str]
@@ -60,7 +62,8 @@ def value_and_sq_grad_norm(
     Returns
     -------
     Callable
-        ``(params, *args) -> (value, sq_norm)``, compiled; it composes with jit, vmap, lax.map and sharded inputs.
+        ``(params, *args) -> (value, sq_norm)``, compiled; it composes with jit, vmap, grad, lax.map, and examples that
+        are sharded over devices.
 
     Raises
     ------
@@ -93,7 +96,10 @@ def value_and_sq_grad_norms(
     dtype: Any = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """As `value_and_sq_grad_norm` for f with K outputs: (K,) values and (K,) squared norms from one forward pass."""
+    """As `value_and_sq_grad_norm` for f with K outputs: (K,) values and (K,) squared norms from one forward pass.
+
+    The K backward passes run at once: memory is that of ``batch_size`` x K of them.
+    """
 
     def sums(out, pull):
         _check_vector(out)
@@ -134,8 +140,9 @@ def value_and_log_sq_grad_norm(
     inner = value_and_sq_grad_norm(log_p, **options)
 
     def run(params, *args):
-        value, norms = inner(params, *args)
-        return value, jax.tree.map(lambda norm: 2 * value.astype(norm.dtype) + jnp.log(norm), norms)
+        out, norms = inner(params, *args)
+        value = out[0] if options.get("has_aux") else out
+        return out, jax.tree.map(lambda norm: 2 * value.astype(norm.dtype) + jnp.log(norm), norms)
 
     return functools.wraps(log_p)(run)
 
@@ -151,8 +158,8 @@ class LeafReport(NamedTuple):
     """fast, tied, formed or unused (`isounc.gradnorm.engine`)."""
     uses: tuple[str, ...]
     """Primitive and method of each use."""
-    operations: int
-    """Multiply-adds per example beside the forward and backward pass through the activations."""
+    operations: int | None
+    """Multiply-adds per example beside the forward and backward pass through the activations; None where formed."""
     stored: int
     """Numbers of the size of its gradient that are held per example."""
 
@@ -167,8 +174,9 @@ class Explanation(NamedTuple):
         lines = [f"{'leaf':<40}{'shape':>18}  {'way':<7}{'operations':>12}{'stored':>10}  uses"]
         for leaf in self.leaves:
             shape = "x".join(map(str, leaf.shape)) or "scalar"
+            operations = "-" if leaf.operations is None else leaf.operations
             lines.append(
-                f"{leaf.path:<40}{shape:>18}  {leaf.way:<7}{leaf.operations:>12}{leaf.stored:>10}  "
+                f"{leaf.path:<40}{shape:>18}  {leaf.way:<7}{operations:>12}{leaf.stored:>10}  "
                 f"{', '.join(leaf.uses)}"
             )
         return "\n".join(lines)
@@ -193,14 +201,20 @@ def explain(
     for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
         mine = [use for use in plan.uses if i in use.leaves]
         way, operations = plan.kinds[i], 0
-        words = []
-        for use in mine:
-            if use.known and way in ("fast", "tied"):
-                method, once = use.known.rule.cost
-                operations += math.prod(use.known.turns) * once
-                words.append(f"{use.primitive} ({method})")
-            else:
-                words.append(use.primitive)
+        words = [use.primitive for use in mine]
+        known = [use.known for use in mine if use.known]
+        if way == "fast":
+            costs = [one.rule.cost for one in known]
+            words = [f"{use.primitive} ({c.method})" for use, c in zip(mine, costs, strict=True)]
+            operations = sum(
+                math.prod(one.turns) * c.operations for one, c in zip(known, costs, strict=True)
+            )
+        elif way == "tied":
+            # Gram matrices of the rows of all uses and turns.
+            rows = sum(math.prod(one.turns) * one.rule.num_rows for one in known)
+            operations = rows**2 * sum(leaf.shape)
+        elif way == "formed":
+            operations = None
         stored = leaf.size if way == "formed" else 0
         reports.append(LeafReport(name, leaf.shape, way, tuple(words), operations, stored))
     return Explanation(tuple(reports))
@@ -234,8 +248,13 @@ def _split(params: Any, wrt: Filter):
             at.append(i)
             names.append(name)
     if not at:
-        paths = ", ".join(jax.tree_util.keystr(path) for path, _ in found[:8])
-        raise ValueError(f"wrt keeps no floating-point leaf of params; paths are: {paths}")
+        paths = ", ".join(map(_name, (path for path, _ in found[:8]))) or "none"
+        what = (
+            "params has no floating-point leaf"
+            if wrt is None
+            else "wrt keeps no floating-point leaf of params"
+        )
+        raise ValueError(f"{what}; paths are: {paths}")
 
     def fill(leaves):
         whole = list(everything)
@@ -272,14 +291,16 @@ def _linearise(f, leaves, fill, args, dtype, outer, has_aux):
 
 def _norm_dtype(leaves, dtype):
     if dtype is None:
-        return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
-    if np.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        double = any(leaf.dtype == jnp.float64 for leaf in leaves)
+        return np.dtype(np.float64 if double else np.float32)
+    dtype = np.dtype(dtype)
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             "dtype float64 needs JAX's x64 mode: jax.config.update('jax_enable_x64', True)."
         )
-    if dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
-    return np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+    return dtype
 
 
 def _transformed(f, sums, outer, per_leaf, wrt, in_axes, batch_size, dtype, has_aux):
@@ -320,6 +341,8 @@ def _grouped(parts: Sequence[Any], names: Sequence[str], per_leaf: Groups):
 
 def _mapped(one, f, in_axes, batch_size):
     """`one` for a batch, in chunks, compiled."""
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
     if in_axes is None:
         return _checked(jax.jit(one), f)
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
@@ -55,6 +54,10 @@ class Item(NamedTuple):
 
 class Visitor(Protocol):
     """What is done with the equations that `walk` meets."""
+
+    def meets(self, eqn, ins: Sequence[Item]) -> bool:
+        """Whether a parameter's meeting with constants alone counts as a use, as if they were data."""
+        ...
 
     def plain(self, eqn, ins: Sequence[Item]) -> Sequence[Any]:
         """Values of an equation in which parameters and data do not meet."""
@@ -102,9 +105,12 @@ def walk(
         name = eqn.primitive.name
         tracked = any(item.status is not None and item.status.leaves for item in ins)
         mixed = tracked and any(item.status is None for item in ins)
+        if not eqn.outvars:
+            visitor.plain(eqn, ins)  # a print or a check
+            continue
         if tracked and name in INLINED:
             outs = walk(*body_of(eqn), ins, here, visitor)
-        elif not mixed:
+        elif not mixed and not (tracked and visitor.meets(eqn, ins)):
             statuses = _derive(eqn, ins)
             outs = map(Item, statuses, visitor.plain(eqn, ins))
         elif name in CHECKPOINTS:
@@ -243,8 +249,3 @@ def evaluate(eqn, values: Sequence[Any]) -> list[Any]:
     one = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, about)
     found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*inputs.values()))
     return [None if isinstance(v, jex.DropVar) else next(found) for v in eqn.outvars]
-
-
-def stop(value: Any) -> Any:
-    """A parameter as a constant of the backward pass."""
-    return jax.lax.stop_gradient(value)

@@ -23,7 +23,7 @@ class Cost(NamedTuple):
     """Multiply-adds of a use beside the function's own, per example."""
 
     method: str
-    """rank one, gram, direct or rows."""
+    """rank one, gram, direct, rows or sums."""
     operations: int
 
 
@@ -138,7 +138,13 @@ class DotRule:
 
 
 class GatherRule:
-    """Rows of a table w by index (an embedding): ||gradient||^2 = sum_st [i_s = i_t] g_s . g_t."""
+    """Rows of a table w by index (an embedding): ||gradient||^2 = sum_st [i_s = i_t] g_s . g_t.
+
+    Many rows are summed by index first, which needs no T x T matrix.
+    """
+
+    most_pairs = 256
+    """Rows up to which pairs are quicker."""
 
     data = 1
     """Position of the indices."""
@@ -168,7 +174,9 @@ class GatherRule:
     def cost(self) -> Cost:
         """Of the Gram matrix of the cotangents, or nothing for one row."""
         t, d = self.num_rows, self.width
-        return Cost("rank one", d) if t == 1 else Cost("rows", t * t * (d + 1))
+        if t == 1:
+            return Cost("rank one", d)
+        return Cost("rows", t * t * (d + 1)) if t <= self.most_pairs else Cost("sums", t * d)
 
     def rows(self, index, g) -> tuple[Int[Array, " T"], Float[Array, "T O"]]:
         """Indices in range, and the cotangents, zero where the index was out of range."""
@@ -178,12 +186,20 @@ class GatherRule:
             G = jnp.where(inside[:, None], G, 0)
         return jnp.clip(at, 0, self.table[0] - 1), G
 
+    def _sums(self, at, G):
+        """Rows of equal index added up, (T, O); the rest is zero."""
+        order = jnp.argsort(at)
+        first = jnp.diff(at[order], prepend=-1) != 0
+        return jax.ops.segment_sum(G[order], jnp.cumsum(first) - 1, self.num_rows)
+
     def sq_norm(self, index, g, dtype) -> Float[Array, ""]:
         """Sum over pairs of equal rows."""
         at, G = self.rows(index, g)
         G = G.astype(dtype)
         if self.num_rows == 1:
             return (G**2).sum()
+        if self.cost.method == "sums":
+            return (self._sums(at, G) ** 2).sum()
         with jax.default_matmul_precision("highest"):
             # Rounding as in `_sq_norm`.
             return jnp.maximum(jnp.where(at[:, None] == at[None, :], G @ G.T, 0).sum(), 0)
@@ -192,6 +208,10 @@ class GatherRule:
         """The same for pairs of K cotangents."""
         at, _ = self.rows(index, g[0])
         G = jax.vmap(lambda one: self.rows(index, one)[1])(g).astype(dtype)
+        if self.cost.method == "sums":
+            sums = jax.vmap(lambda one: self._sums(at, one))(G).reshape(len(G), -1)
+            with jax.default_matmul_precision("highest"):
+                return sums @ sums.T
         same = (at[:, None] == at[None, :]).astype(dtype)
         with jax.default_matmul_precision("highest"):
             return jnp.einsum("kso,lso->kl", jnp.einsum("st,kto->kso", same, G), G)
@@ -307,6 +327,7 @@ def rule_of(eqn, position: int) -> Rule | None:
 
 
 def _with_norm(rule: Rule, a, w, total):
+    # w is not differentiated here; whoever differentiates the norm itself goes through `forward` and `backward`.
     @jax.custom_vjp
     def use(a, w, total):
         return rule.value(a, w)
@@ -322,7 +343,7 @@ def _with_norm(rule: Rule, a, w, total):
         return jax.vjp(lambda a: rule.value(a, w), a)[1](g)[0], None, norm
 
     use.defvjp(forward, backward)
-    return use(a, lax.stop_gradient(w), total)
+    return use(a, w, total)
 
 
 def sides_product(a: dict[int, Any], b: dict[int, Any], dtype) -> Float[Array, ""]:
