@@ -400,6 +400,20 @@ spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("examples")))
 got = norms(w, spread)[1]
 assert len(got.sharding.device_set) == 4, got.sharding
 np.testing.assert_allclose(got, norms(w, x)[1], rtol=1e-6)
+
+# Fast, tied and formed leaves, on a mesh whose shardings are part of the types, and device by device.
+mesh = jax.make_mesh((4,), ("examples",), axis_types=(jax.sharding.AxisType.Explicit,))
+spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("examples")))
+params = {"w": w, "b": jnp.ones(4), "square": jnp.eye(4) + 0.1}
+norms = value_and_sq_grad_norm(
+    lambda p, x: ((jnp.tanh(x @ p["w"] + p["b"]) @ p["square"]) @ p["square"]).sum(), in_axes=0
+)
+expected = norms(params, x)[1]
+np.testing.assert_allclose(norms(params, spread)[1], expected, rtol=1e-6)
+shared = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+specs = (PartitionSpec(), PartitionSpec("examples"))
+mapped = jax.shard_map(lambda p, x: norms(p, x)[1], mesh=mesh, in_specs=specs, out_specs=specs[1])
+np.testing.assert_allclose(jax.jit(mapped)(shared, spread), expected, rtol=1e-6)
 """
 
 

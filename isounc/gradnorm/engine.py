@@ -263,6 +263,13 @@ class _Evaluation:
         return list(map(Item, statuses, values))
 
 
+def _varying(value: Any) -> frozenset[str]:
+    """Axes of shard_map's mesh along which devices hold different values (JAX has no documented name for them)."""
+    return jax.typeof(
+        value
+    ).manual_axis_type.varying  # `test_examples_sharded_over_devices` needs it
+
+
 Pull = Callable[[Any], list[Float[Array, "..."]]]
 
 
@@ -278,16 +285,25 @@ def linearise(
 
     With ``outer``, that function takes K cotangents (K, ...) and gives each leaf's K x K matrix of products.
     """
-    closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(list(leaves), list(args))
+    # Inside of shard_map every device has examples, and so gradients, of its own; JAX would add up those of leaves that
+    # all devices share.
+    axes = frozenset().union(*map(_varying, (*leaves, *args)))
+
+    def vary(value):
+        missing = tuple(axes - _varying(value))
+        return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+    leaves = [vary(leaf) for leaf in leaves]
+    closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(leaves, list(args))
     plan = make_plan(closed, len(leaves), len(args), outer=outer)
     origins = {path: known.origin for path, known in plan.at.items()}
     taps, totals = {}, {}
     for path, (origin, rule, turns) in plan.at.items():
         if plan.kinds[origin.leaf] == "tied":
             out = rule.eqn.outvars[0].aval
-            taps[path] = jnp.zeros((*turns, *out.shape), out.dtype)
+            taps[path] = vary(jnp.zeros((*turns, *out.shape), out.dtype))
         else:
-            totals[path] = jnp.zeros(turns, dtype)
+            totals[path] = vary(jnp.zeros(turns, dtype))
     formed = {i: leaf for i, leaf in enumerate(leaves) if plan.kinds[i] == "formed"}
 
     def rewritten(formed, totals, taps):
