@@ -16,7 +16,7 @@ Times are ratios to the forward pass of the same model on the same batch in the 
     matfree       an unbiased estimate of the norms from 16 random directions (matfree, where installed)
     torch ...     PyTorch and its packages, where installed
 
-They are the least of several runs, turn by turn, with compilation left out. Memory is measured in a process of its own:
+They are the least of several runs, turn by turn, with compilation left out. Memory is measured in another process:
 what it held at most while the function ran beyond what it held before (Linux), and what XLA says that it reserves.
 The decoder has 135 million random parameters (30 layers of 576, tied embedding).
 """
@@ -24,6 +24,7 @@ The decoder has 135 million random parameters (30 layers of 576, tied embedding)
 from __future__ import annotations
 
 import csv
+import ctypes
 import importlib.util
 import itertools
 import multiprocessing
@@ -52,20 +53,20 @@ class Options:
     """mlp, cnn, decoder."""
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
     """Hidden units of the MLPs (three hidden layers)."""
-    batches: tuple[int, ...] = (1, 8, 64, 1024, 4096)
+    batches: tuple[int, ...] = (1, 8, 128, 1024, 4096)
     """Examples; the decoder takes those up to 8."""
     tokens: int = 64
     """Length of the decoder's sequences."""
     layers: int = 30
     """Layers of the decoder."""
-    seconds: float = 10.0
+    seconds: float = 6.0
     """Runs of one task go on for about that long, two at least."""
     skip_above: float = 12.5
     """GiB of gradients above which those who hold them all are left out."""
     skip_work: float = 1e10
-    """Examples times parameters above which loops and matfree are left out."""
+    """Examples times parameters above which loops and matfree are left out (laplace-torch: a thousandth of it)."""
     memory: bool = True
-    """Also measure memory, in a process for each line."""
+    """Also measure memory, in a process for each task."""
     out: Path = Path("runs/gradnorm")
     """Folder for the table and the figure."""
 
@@ -302,17 +303,21 @@ def resident(field: str) -> float:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def peak(job: Job, options: Options, way: str) -> float | None:
-    """MiB that a process of its own holds at most during the first run, beyond what it held before."""
+def peaks(job: Job, options: Options) -> dict[str, float]:
+    """MiB that this process holds at most during the first run of each way, beyond what it held before."""
     if not Path("/proc/self/clear_refs").exists():
-        return None
+        return {}
     task = make_task(job, options)
-    run = jax.jit(ways(task, options)[way]).lower(task.params, task.batch).compile()
-    jax.block_until_ready(task)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = resident("VmRSS")
-    jax.block_until_ready(run(task.params, task.batch))
-    return resident("VmHWM") - before
+    found = {}
+    for name, way in ways(task, options).items():
+        run = jax.jit(way).lower(task.params, task.batch).compile()
+        jax.block_until_ready(task)
+        ctypes.CDLL(None).malloc_trim(0)  # what the way before has freed goes back to the system
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = resident("VmRSS")
+        jax.block_until_ready(run(task.params, task.batch))
+        found[name] = round(resident("VmHWM") - before, 2)
+    return found
 
 
 def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -362,6 +367,8 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     for (title, by, here), (top, bottom) in zip(columns, axes.T, strict=True):
         for way in dict.fromkeys(r["way"] for r in here):
             color, dash = STYLES.get(way, (None, "--"))
+            if way == "torch forward":
+                continue
             mine = sorted((r for r in here if r["way"] == way), key=lambda r: r[by])
             style = {"color": color, "linestyle": dash, "marker": "o", "markersize": 4}
             (seen[way],) = top.plot([r[by] for r in mine], [r["ratio"] for r in mine], **style)
@@ -397,9 +404,10 @@ def main(options: Options) -> None:
     rows: list[dict[str, Any]] = []
     for job in tqdm(jobs, unit="task"):
         found = measure(job, options)
-        for row in found:
-            if options.memory and device == "cpu":
-                row["peak_mebibytes"] = in_process(peak, job, options, row["way"])
+        if options.memory and device == "cpu":
+            held = in_process(peaks, job, options) or {}
+            for row in found:
+                row["peak_mebibytes"] = held.get(row["way"])
         if job.model == "mlp" and importlib.util.find_spec("torch"):
             from gradnorm_torch import measure_torch
 

@@ -125,7 +125,7 @@ def measure_torch(job: Job, options: Options) -> list[dict[str, Any]]:
         "torch BackPACK": (backpack_norms, True),
         "torch Opacus": (opacus_norms, True),
         "torch vmap(grad)": (vmapped, gradients_fit),
-        "torch laplace": (laplace_norms, gradients_fit),
+        "torch laplace": (laplace_norms, size * job.batch <= options.skip_work / 1000),
         "torch deltavar": (deltavar_norms, size * job.batch <= options.skip_work),
     }
     for name, (make, wanted) in makers.items():

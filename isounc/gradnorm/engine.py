@@ -325,7 +325,7 @@ def linearise(
         by_leaf, by_total, by_tap = pullback(cotangent)
         result = [jnp.zeros((), dtype) for _ in leaves]
         for i, gradient in by_leaf.items():
-            result[i] = (gradient.astype(dtype) ** 2).sum()
+            result[i] = uses_.sum_of_squares(gradient.astype(dtype))
         for path, total in by_total.items():
             result[origins[path].leaf] += origins[path].scale ** 2 * total.sum()
         for i, kind in enumerate(plan.kinds):
@@ -373,7 +373,7 @@ def _tied(plan: Plan, paths, seen, by_tap, dtype) -> Float[Array, ""]:
         if turns:
             own = uses_.sides_product(sides, sides, dtype)
         else:
-            own = rule.sq_norm(seen[path], by_tap[path], dtype)
+            own = rule.sq_norm(rule.keep(seen[path], dtype), by_tap[path], dtype)
         total += origin.scale**2 * own
         for scale, others in before:
             total += 2 * origin.scale * scale * uses_.sides_product(sides, others, dtype)

@@ -35,30 +35,42 @@ def _method(b: int, t: int, c: int, o: int) -> Cost:
     return Cost("gram", gram) if gram <= direct else Cost("direct", direct)
 
 
-def _sq_norm(A, G, method: str, dtype) -> Float[Array, ""]:
-    """||A^T G||^2."""
-    A, G = A.astype(dtype), G.astype(dtype)
-    if method == "rank one":
-        return ((A**2).sum((1, 2)) * (G**2).sum((1, 2))).sum()
+def sum_of_squares(a) -> Float[Array, ""]:
+    """A product, not a sum of powers: XLA writes the latter's squares to memory and adds them up at the very end."""
     with jax.default_matmul_precision("highest"):
-        if method == "gram":
-            products = jnp.einsum("bsc,btc->bst", A, A) * jnp.einsum("bso,bto->bst", G, G)
-            # Where rows all but cancel, rounding may leave a tiny negative number.
-            return jnp.maximum(products.sum(), 0)
-        return (jnp.einsum("btc,bto->bco", A, G) ** 2).sum()
+        return jnp.vdot(a, a)
 
 
-def _products(A, G, method: str, dtype) -> Float[Array, "K K"]:
-    """<A^T G_k, A^T G_l> for G (K, b, t, o)."""
-    A, G = A.astype(dtype), G.astype(dtype)
+def _left(A, method: str, dtype) -> Float[Array, "..."]:
+    """What the norm needs of A, which is less than A itself but where the gradient is formed."""
+    A = A.astype(dtype)
     with jax.default_matmul_precision("highest"):
         if method == "rank one":
-            scaled = G * (A**2).sum((1, 2))[None, :, None, None]
-            return jnp.einsum("kbto,lbto->kl", scaled, G)
+            return jnp.einsum("btc,btc->b", A, A)
+        return jnp.einsum("bsc,btc->bst", A, A) if method == "gram" else A
+
+
+def _sq_norm(left, G, method: str, dtype) -> Float[Array, ""]:
+    """||A^T G||^2."""
+    G = G.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        if method == "rank one":
+            return (left * jnp.einsum("bto,bto->b", G, G)).sum()
         if method == "gram":
-            mixed = jnp.einsum("bst,kbto->kbso", jnp.einsum("bsc,btc->bst", A, A), G)
-            return jnp.einsum("kbso,lbso->kl", mixed, G)
-        formed = jnp.einsum("btc,kbto->kbco", A, G)
+            # Where rows all but cancel, rounding may leave a tiny negative number.
+            return jnp.maximum((left * jnp.einsum("bso,bto->bst", G, G)).sum(), 0)
+        return sum_of_squares(jnp.einsum("btc,bto->bco", left, G))
+
+
+def _products(left, G, method: str, dtype) -> Float[Array, "K K"]:
+    """<A^T G_k, A^T G_l> for G (K, b, t, o)."""
+    G = G.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        if method == "rank one":
+            return jnp.einsum("kbto,lbto->kl", G * left[None, :, None, None], G)
+        if method == "gram":
+            return jnp.einsum("kbso,lbso->kl", jnp.einsum("bst,kbto->kbso", left, G), G)
+        formed = jnp.einsum("btc,kbto->kbco", left, G)
         return jnp.einsum("kbco,lbco->kl", formed, formed)
 
 
@@ -95,28 +107,31 @@ class DotRule:
         """The cheaper of both sides of the equation."""
         return _method(self.num_batch, self.num_rows, self.num_in, self.num_out)
 
-    def factors(self, a, g) -> tuple[Float[Array, "B T C"], Float[Array, "B T O"]]:
-        """A and G of the class's docstring."""
+    def _rows(self, a) -> Float[Array, "B T C"]:
+        """A of the class's docstring."""
         a = a.transpose(*self.batch, *self.free, *self.contract)
+        return a.reshape(self.num_batch, self.num_rows, self.num_in)
+
+    def _cotangents(self, g) -> Float[Array, "B T O"]:
+        """G of the class's docstring."""
         num_b, num_t, num_o = len(self.batch), len(self.free), len(self.w_free)
         if self.position == 0:  # then the output's own axes stand before the rows
             rows = range(num_b + num_o, num_b + num_o + num_t)
             g = g.transpose(*range(num_b), *rows, *range(num_b, num_b + num_o))
-        return (
-            a.reshape(self.num_batch, self.num_rows, self.num_in),
-            g.reshape(self.num_batch, self.num_rows, self.num_out),
-        )
+        return g.reshape(self.num_batch, self.num_rows, self.num_out)
 
-    def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
+    def keep(self, a, dtype) -> Float[Array, "..."]:
+        """What `sq_norm` needs of a."""
+        return _left(self._rows(a), self.cost.method, dtype)
+
+    def sq_norm(self, kept, g, dtype) -> Float[Array, ""]:
         """||A^T G||^2."""
-        return _sq_norm(*self.factors(a, g), self.cost.method, dtype)
+        return _sq_norm(kept, self._cotangents(g), self.cost.method, dtype)
 
     def gram(self, a, g, dtype) -> Float[Array, "K K"]:
         """<A^T G_k, A^T G_l> for K cotangents g (K, ...)."""
-        A, _ = self.factors(a, g[0])
-        return _products(
-            A, jax.vmap(lambda one: self.factors(a, one)[1])(g), self.cost.method, dtype
-        )
+        G = jax.vmap(self._cotangents)(g)
+        return _products(self.keep(a, dtype), G, self.cost.method, dtype)
 
     def value(self, a, w):
         """The equation itself."""
@@ -133,8 +148,10 @@ class DotRule:
 
     def sides(self, a, g, axes: tuple[int, ...]) -> dict[int, Any]:
         """Rows of the gradient's factors by axis of a two-dimensional leaf."""
-        A, G = self.factors(a, g)
-        return {axes[self.w_contract[0]]: A[0], axes[self.w_free[0]]: G[0]}
+        return {
+            axes[self.w_contract[0]]: self._rows(a)[0],
+            axes[self.w_free[0]]: self._cotangents(g)[0],
+        }
 
 
 class GatherRule:
@@ -192,14 +209,18 @@ class GatherRule:
         first = jnp.diff(at[order], prepend=-1) != 0
         return jax.ops.segment_sum(G[order], jnp.cumsum(first) - 1, self.num_rows)
 
+    def keep(self, index, dtype):
+        """What `sq_norm` needs of the indices: all of them."""
+        return index
+
     def sq_norm(self, index, g, dtype) -> Float[Array, ""]:
         """Sum over pairs of equal rows."""
         at, G = self.rows(index, g)
         G = G.astype(dtype)
         if self.num_rows == 1:
-            return (G**2).sum()
+            return sum_of_squares(G)
         if self.cost.method == "sums":
-            return (self._sums(at, G) ** 2).sum()
+            return sum_of_squares(self._sums(at, G))
         with jax.default_matmul_precision("highest"):
             # Rounding as in `_sq_norm`.
             return jnp.maximum(jnp.where(at[:, None] == at[None, :], G @ G.T, 0).sum(), 0)
@@ -290,13 +311,19 @@ class ConvRule:
         """The equation itself."""
         return evaluate(self.eqn, (a, w))[0]
 
+    def keep(self, a, dtype):
+        """What `sq_norm` needs of the images: all of them, since their patches are larger."""
+        return a
+
     def sq_norm(self, a, g, dtype) -> Float[Array, ""]:
         """Sum of squares of the kernel's gradient."""
-        return _sq_norm(self._patches(a), self._cotangents(g), self.cost.method, dtype)
+        left = _left(self._patches(a), self.cost.method, dtype)
+        return _sq_norm(left, self._cotangents(g), self.cost.method, dtype)
 
     def gram(self, a, g, dtype) -> Float[Array, "K K"]:
         """Products of the kernel's gradients for K cotangents."""
-        return _products(self._patches(a), jax.vmap(self._cotangents)(g), self.cost.method, dtype)
+        left = _left(self._patches(a), self.cost.method, dtype)
+        return _products(left, jax.vmap(self._cotangents)(g), self.cost.method, dtype)
 
     def accumulate(self, values, total):
         """The equation with its norm going to `total`."""
@@ -332,15 +359,19 @@ def _with_norm(rule: Rule, a, w, total):
     def use(a, w, total):
         return rule.value(a, w)
 
-    def forward(a, w, total):
-        return rule.value(a, w), (a, w)
+    shape, dtype, norm_dtype = a.shape, a.dtype, total.dtype
 
-    def backward(kept, g):
-        a, w = kept
-        norm = rule.sq_norm(a, g, total.dtype)
-        if not jnp.issubdtype(a.dtype, jnp.floating):
+    def forward(a, w, total):
+        return rule.value(a, w), (rule.keep(a, norm_dtype), w)
+
+    def backward(residuals, g):
+        kept, w = residuals
+        norm = rule.sq_norm(kept, g, norm_dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
             return None, None, norm
-        return jax.vjp(lambda a: rule.value(a, w), a)[1](g)[0], None, norm
+        # Linear in a: where it is taken does not matter, and a itself need not be held.
+        at = jnp.zeros(shape, dtype)
+        return jax.vjp(lambda a: rule.value(a, w), at)[1](g)[0], None, norm
 
     use.defvjp(forward, backward)
     return use(a, w, total)
