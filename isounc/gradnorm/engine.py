@@ -32,6 +32,8 @@ from isounc.gradnorm.trace import (
     evaluate,
     scan_counts,
     scan_statuses,
+    vary,
+    varying,
     walk,
 )
 
@@ -263,13 +265,6 @@ class _Evaluation:
         return list(map(Item, statuses, values))
 
 
-def _varying(value: Any) -> frozenset[str]:
-    """Axes of shard_map's mesh along which devices hold different values (JAX has no documented name for them)."""
-    return jax.typeof(
-        value
-    ).manual_axis_type.varying  # `test_examples_sharded_over_devices` needs it
-
-
 Pull = Callable[[Any], list[Float[Array, "..."]]]
 
 
@@ -287,13 +282,8 @@ def linearise(
     """
     # Inside of shard_map every device has examples, and so gradients, of its own; JAX would add up those of leaves that
     # all devices share.
-    axes = frozenset().union(*map(_varying, (*leaves, *args)))
-
-    def vary(value):
-        missing = tuple(axes - _varying(value))
-        return jax.lax.pcast(value, missing, to="varying") if missing else value
-
-    leaves = [vary(leaf) for leaf in leaves]
+    axes = frozenset().union(*map(varying, (*leaves, *args)))
+    leaves = [vary(leaf, axes) for leaf in leaves]
     closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(leaves, list(args))
     plan = make_plan(closed, len(leaves), len(args), outer=outer)
     origins = {path: known.origin for path, known in plan.at.items()}
@@ -301,9 +291,9 @@ def linearise(
     for path, (origin, rule, turns) in plan.at.items():
         if plan.kinds[origin.leaf] == "tied":
             out = rule.eqn.outvars[0].aval
-            taps[path] = vary(jnp.zeros((*turns, *out.shape), out.dtype))
+            taps[path] = vary(jnp.zeros((*turns, *out.shape), out.dtype), axes)
         else:
-            totals[path] = vary(jnp.zeros(turns, dtype))
+            totals[path] = vary(jnp.zeros(turns, dtype), axes)
     formed = {i: leaf for i, leaf in enumerate(leaves) if plan.kinds[i] == "formed"}
 
     def rewritten(formed, totals, taps):

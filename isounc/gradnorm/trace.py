@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
@@ -249,3 +250,17 @@ def evaluate(eqn, values: Sequence[Any]) -> list[Any]:
     one = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, about)
     found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*inputs.values()))
     return [None if isinstance(v, jex.DropVar) else next(found) for v in eqn.outvars]
+
+
+def varying(value: Any) -> frozenset[str]:
+    """Axes of shard_map's mesh along which devices hold different values.
+
+    JAX documents no name for them: `test_examples_sharded_over_devices` is what this one depends on.
+    """
+    return jax.typeof(value).manual_axis_type.varying
+
+
+def vary(value: Any, axes: frozenset[str]) -> Any:
+    """The same value, as one that may differ along these axes."""
+    missing = tuple(axes - varying(value))
+    return jax.lax.pcast(value, missing, to="varying") if missing else value

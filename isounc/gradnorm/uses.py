@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from isounc.gradnorm.trace import evaluate
+from isounc.gradnorm.trace import evaluate, vary, varying
 
 
 class Cost(NamedTuple):
@@ -370,7 +370,7 @@ def _with_norm(rule: Rule, a, w, total):
         if not jnp.issubdtype(dtype, jnp.floating):
             return None, None, norm
         # Linear in a: where it is taken does not matter, and a itself need not be held.
-        at = jnp.zeros(shape, dtype)
+        at = vary(jnp.zeros(shape, dtype), varying(g))
         return jax.vjp(lambda a: rule.value(a, w), at)[1](g)[0], None, norm
 
     use.defvjp(forward, backward)
