@@ -1,6 +1,6 @@
 """Time and memory of exact squared gradient norms against what else gives them, in one table and one figure.
 
-    uv run --group benchmarks benchmarks/gradnorm.py               # everything: about half an hour on two cores
+    uv run --group benchmarks benchmarks/gradnorm.py               # everything: about 20 minutes on two cores
     uv run benchmarks/gradnorm.py --models mlp --widths 1024 --batches 1024
     uv run benchmarks/gradnorm.py --models decoder --batches 1 8
     uv run --group benchmarks --with torch --with backpack-for-pytorch --with opacus --with laplace-torch \
@@ -53,7 +53,7 @@ class Options:
     """mlp, cnn, decoder."""
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
     """Hidden units of the MLPs (three hidden layers)."""
-    batches: tuple[int, ...] = (1, 8, 128, 1024, 4096)
+    batches: tuple[int, ...] = (1, 8, 64, 1024, 4096)
     """Examples; the decoder takes those up to 8."""
     tokens: int = 64
     """Length of the decoder's sequences."""
@@ -65,6 +65,8 @@ class Options:
     """GiB of gradients above which those who hold them all are left out."""
     skip_work: float = 1e10
     """Examples times parameters above which loops and matfree are left out (laplace-torch: a thousandth of it)."""
+    torch_batches: tuple[int, ...] = (1024,)
+    """Batches at which the MLPs are also run in PyTorch, where it is installed."""
     memory: bool = True
     """Also measure memory, in a process for each task."""
     out: Path = Path("runs/gradnorm")
@@ -408,7 +410,8 @@ def main(options: Options) -> None:
             held = in_process(peaks, job, options) or {}
             for row in found:
                 row["peak_mebibytes"] = held.get(row["way"])
-        if job.model == "mlp" and importlib.util.find_spec("torch"):
+        wanted = job.model == "mlp" and job.batch in options.torch_batches
+        if wanted and importlib.util.find_spec("torch"):
             from gradnorm_torch import measure_torch
 
             found += in_process(measure_torch, job, options) or []
