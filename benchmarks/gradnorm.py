@@ -380,9 +380,15 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
             memory = [max(1, r["peak_mebibytes"]) for r in held]
             bottom.plot([r[by] for r in held], memory, **style)
         top.axhline(2, color="#999999", linewidth=0.8, linestyle=":")
-        top.set(title=title, xscale="log", yscale="log")
+        top.set_title(title)
+        for panel in (top, bottom):
+            panel.set(xscale="log", yscale="log")
+        ticks = sorted({r[by] for r in here})
+        for panel in (top, bottom):
+            panel.set_xticks(ticks, map(str, ticks))
+            panel.set_xticks([], minor=True)
         words = {"width": "hidden units", "batch": "examples"}[by]
-        bottom.set(xscale="log", yscale="log", xlabel=words)
+        bottom.set_xlabel(words)
     axes[0, 0].set_ylabel("time / forward pass")
     axes[1, 0].set_ylabel("memory while running, MiB")
     fig.legend(seen.values(), seen.keys(), loc="outside right center", frameon=False)
