@@ -3,6 +3,7 @@
     uv run --group benchmarks benchmarks/gradnorm.py               # everything: about 20 minutes on two cores
     uv run benchmarks/gradnorm.py --models mlp --widths 1024 --batches 1024
     uv run benchmarks/gradnorm.py --models decoder --batches 1 8
+    uv run benchmarks/gradnorm.py --models mlp cnn --ways backward norms
     uv run --group benchmarks --with torch --with backpack-for-pytorch --with opacus --with laplace-torch \
         --with deltavar benchmarks/gradnorm.py --models mlp        # with the packages of PyTorch beside it
 
@@ -26,7 +27,6 @@ from __future__ import annotations
 import csv
 import ctypes
 import importlib.util
-import itertools
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -34,12 +34,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from gradnorm_models import Job, Task, make_task
 from tqdm import tqdm
 
 from isounc.gradnorm import value_and_sq_grad_norm
@@ -51,6 +51,8 @@ class Options:
 
     models: tuple[str, ...] = ("mlp", "cnn", "decoder")
     """mlp, cnn, decoder."""
+    ways: tuple[str, ...] = ()
+    """Only these ways (forward always); empty is all. The greedy ones slow the others down beside them."""
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
     """Hidden units of the MLPs (three hidden layers)."""
     batches: tuple[int, ...] = (1, 8, 64, 1024, 4096)
@@ -73,136 +75,8 @@ class Options:
     """Folder for the table and the figure."""
 
 
-class Job(NamedTuple):
-    """One model and one batch."""
-
-    model: str
-    width: int
-    batch: int
-
-
-class Task(NamedTuple):
-    """A function of one example, its parameters, and a batch."""
-
-    f: Callable[..., jax.Array]
-    params: Any
-    batch: jax.Array
-
-
 MATFREE_PROBES = 16
 """Random directions: the relative error of each norm is then about sqrt(2/16)."""
-
-
-def mlp(width: int, batch: int) -> Task:
-    """P(y=1) of a tanh network of three hidden layers."""
-    rng = np.random.default_rng(0)
-    sizes = [width, width, width, width, 1]
-    params = [
-        (
-            jnp.asarray(rng.standard_normal((a, b)) / np.sqrt(a), jnp.float32),
-            jnp.zeros(b, jnp.float32),
-        )
-        for a, b in itertools.pairwise(sizes)
-    ]
-
-    def f(params, x):
-        for w, b in params[:-1]:
-            x = jnp.tanh(x @ w + b)
-        w, b = params[-1]
-        return jax.nn.sigmoid(x @ w + b)[0]
-
-    x = jnp.asarray(rng.standard_normal((batch, width)), jnp.float32)
-    return Task(f, params, x)
-
-
-def cnn(batch: int) -> Task:
-    """A small convolutional classifier with GroupNorm on 32 x 32 images; log probability of class 0."""
-    rng = np.random.default_rng(0)
-    channels = [3, 32, 64, 128]
-    params = {
-        "kernels": [
-            jnp.asarray(rng.standard_normal((3, 3, a, b)) / np.sqrt(9 * a), jnp.float32)
-            for a, b in itertools.pairwise(channels)
-        ],
-        "scales": [jnp.ones(c, jnp.float32) for c in channels[1:]],
-        "head": jnp.asarray(rng.standard_normal((128, 10)) / 11, jnp.float32),
-    }
-
-    def f(params, x):
-        x = x[None]
-        for kernel, scale in zip(params["kernels"], params["scales"], strict=True):
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            groups = x.reshape(*x.shape[:3], 8, -1)
-            groups -= groups.mean((1, 2, 4), keepdims=True)
-            groups /= jnp.sqrt((groups**2).mean((1, 2, 4), keepdims=True) + 1e-5)
-            x = jax.nn.relu(groups.reshape(x.shape) * scale)
-        return jax.nn.log_softmax(x.mean((1, 2))[0] @ params["head"])[0]
-
-    x = jnp.asarray(rng.standard_normal((batch, 32, 32, 3)), jnp.float32)
-    return Task(f, params, x)
-
-
-def decoder(batch: int, tokens: int, layers: int) -> Task:
-    """A Llama-like decoder of SmolLM2-135M's shape; log probability of a sequence."""
-    d, heads, kv, ff, vocabulary = 576, 9, 3, 1536, 49152
-    k = d // heads
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        scale = 1 / np.sqrt(shape[0] if len(shape) == 2 else d)
-        return jnp.asarray(scale * rng.standard_normal(shape, np.float32))
-
-    params = {
-        "embed": draw(vocabulary, d),
-        "final": jnp.ones(d, jnp.float32),
-        "layers": [
-            {
-                "n1": jnp.ones(d, jnp.float32), "n2": jnp.ones(d, jnp.float32),
-                "q": draw(d, heads * k), "k": draw(d, kv * k), "v": draw(d, kv * k), "o": draw(heads * k, d),
-                "gate": draw(d, ff), "up": draw(d, ff), "down": draw(ff, d),
-            }
-            for _ in range(layers)
-        ],
-    }  # fmt: skip
-
-    def norm(x, scale):
-        return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
-
-    def rotate(x):
-        angle = jnp.arange(x.shape[0])[:, None, None] / 10000.0 ** (jnp.arange(k // 2) / (k // 2))
-        a, b = x[..., : k // 2], x[..., k // 2 :]
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-    def f(params, ids):
-        x, t = params["embed"][ids[:-1]], ids.size - 1
-        mask = jnp.tril(jnp.ones((t, t), bool))
-        for p in params["layers"]:
-            y = norm(x, p["n1"])
-            q = rotate((y @ p["q"]).reshape(t, heads, k)).reshape(t, kv, heads // kv, k)
-            key = rotate((y @ p["k"]).reshape(t, kv, k))
-            value = (y @ p["v"]).reshape(t, kv, k)
-            scores = jnp.einsum("tghk,sgk->ghts", q, key) / np.sqrt(k)
-            weights = jax.nn.softmax(jnp.where(mask, scores, -1e9), axis=-1)
-            x = x + jnp.einsum("ghts,sgk->tghk", weights, value).reshape(t, d) @ p["o"]
-            y = norm(x, p["n2"])
-            x = x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
-        logits = norm(x, params["final"]) @ params["embed"].T
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), ids[1:, None], axis=1).sum()
-
-    ids = jnp.asarray(rng.integers(0, vocabulary, (batch, tokens + 1)))
-    return Task(f, params, ids)
-
-
-def make_task(job: Job, options: Options) -> Task:
-    """The model of a job."""
-    if job.model == "mlp":
-        return mlp(job.width, job.batch)
-    if job.model == "cnn":
-        return cnn(job.batch)
-    return decoder(job.batch, options.tokens, options.layers)
 
 
 def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
@@ -228,7 +102,8 @@ def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
             found["matfree"] = matfree_norms(f, task.params)
     if 4 * size * num <= options.skip_above * 2**30:
         found["vmap(grad)"] = lambda p, b: jax.vmap(lambda x: sq(jax.grad(f)(p, x)))(b)
-    return found
+    wanted = {"forward", *(options.ways or found)}
+    return {name: way for name, way in found.items() if name in wanted}
 
 
 def matfree_norms(f: Callable[..., jax.Array], params: Any) -> Callable[..., jax.Array]:
@@ -251,13 +126,13 @@ def matfree_norms(f: Callable[..., jax.Array], params: Any) -> Callable[..., jax
 
 def measure(job: Job, options: Options) -> list[dict[str, Any]]:
     """Milliseconds of every way, and how far its norms are from the exact ones."""
-    task = make_task(job, options)
+    task = make_task(job, tokens=options.tokens, layers=options.layers)
     arguments = (task.params, task.batch)
     compiled = {
         name: jax.jit(way).lower(*arguments).compile() for name, way in ways(task, options).items()
     }
     results = {name: jax.block_until_ready(run(*arguments)) for name, run in compiled.items()}
-    exact = np.asarray(results.get("vmap(grad)", results.get("loop", results["norms"])), float)
+    exact = results.get("vmap(grad)", results.get("loop"))
     best = dict.fromkeys(compiled, np.inf)
     begin, runs = time.perf_counter(), 0
     # Turn by turn, so that a machine that slows down slows all of them.
@@ -273,8 +148,9 @@ def measure(job: Job, options: Options) -> list[dict[str, Any]]:
     rows = []
     for name, run in compiled.items():
         error = None
-        if name not in ("forward", "backward"):
-            error = float(np.sqrt(np.mean((np.asarray(results[name], float) / exact - 1) ** 2)))
+        if exact is not None and name not in ("forward", "backward"):
+            found, truth = (np.asarray(norms, float) for norms in (results[name], exact))
+            error = float(np.sqrt(np.mean((found / truth - 1) ** 2)))
         rows.append(
             line(job, name, best[name], best["forward"], error)
             | {"xla_mebibytes": round(run.memory_analysis().temp_size_in_bytes / 2**20, 1)}
@@ -309,7 +185,7 @@ def peaks(job: Job, options: Options) -> dict[str, float]:
     """MiB that this process holds at most during the first run of each way, beyond what it held before."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
-    task = make_task(job, options)
+    task = make_task(job, tokens=options.tokens, layers=options.layers)
     found = {}
     for name, way in ways(task, options).items():
         run = jax.jit(way).lower(task.params, task.batch).compile()
@@ -416,8 +292,8 @@ def main(options: Options) -> None:
             held = in_process(peaks, job, options) or {}
             for row in found:
                 row["peak_mebibytes"] = held.get(row["way"])
-        wanted = job.model == "mlp" and job.batch in options.torch_batches
-        if wanted and importlib.util.find_spec("torch"):
+        beside = job.model == "mlp" and job.batch in options.torch_batches and not options.ways
+        if beside and importlib.util.find_spec("torch"):
             from gradnorm_torch import measure_torch
 
             found += in_process(measure_torch, job, options) or []

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradnorm import Job, Options, line
+from gradnorm import Options, line
+from gradnorm_models import Job
 from torch import nn
 
 
