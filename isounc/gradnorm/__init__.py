@@ -1,6 +1,6 @@
 """Exact squared gradient norms of any JAX function, and the Gram matrices that the estimates need."""
 
-from isounc.gradnorm.jacobians import group_grams, output_grams, output_jacobian
+from isounc.gradnorm.jacobians import group_grams, output_grams
 from isounc.gradnorm.norms import (
     Explanation,
     Filter,
@@ -21,7 +21,6 @@ __all__ = [
     "explain",
     "group_grams",
     "output_grams",
-    "output_jacobian",
     "value_and_grad_gram",
     "value_and_log_sq_grad_norm",
     "value_and_sq_grad_norm",

@@ -21,13 +21,6 @@ Apply = Callable[[jax.Array, jax.Array], jax.Array]
 """Outputs before the link: apply(theta, X) -> (N, O)."""
 
 
-def output_jacobian(
-    apply: Apply, theta: Float[Array, " P"], X: Float[Array, "N D"]
-) -> Float[Array, "N O P"]:
-    """df_o(x_n, theta)/dtheta for each location and output (reverse mode, one location at a time under vmap)."""
-    return jax.vmap(jax.jacrev(lambda t, x: apply(t, x[None])[0]), in_axes=(None, 0))(theta, X)
-
-
 def output_grams(
     apply: Apply,
     theta: Float[Array, " P"],
