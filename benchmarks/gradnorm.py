@@ -220,7 +220,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     widths = sorted({r["width"] for r in rows if r["model"] == "mlp"})
     batches = sorted({r["batch"] for r in rows if r["model"] == "mlp"})
@@ -245,6 +245,8 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     for (title, by, here), (top, bottom) in zip(columns, axes.T, strict=True):
         for way in dict.fromkeys(r["way"] for r in here):
             color, dash = STYLES.get(way, (None, "--"))
+            if way in seen:  # one colour in every panel
+                color = seen[way].get_color()
             if way == "torch forward":
                 continue
             mine = sorted((r for r in here if r["way"] == way), key=lambda r: r[by])
@@ -263,6 +265,9 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
         for panel in (top, bottom):
             panel.set_xticks(ticks, map(str, ticks))
             panel.set_xticks([], minor=True)
+            panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(ticker.NullFormatter())
         words = {"width": "hidden units", "batch": "examples"}[by]
         bottom.set_xlabel(words)
     axes[0, 0].set_ylabel("time / forward pass")
