@@ -175,7 +175,7 @@ def batch_means_se(
 def gate(
     values: Float[ArrayLike, "K S *Q"] | Diagnostics,
     *,
-    energy: Float[ArrayLike, "K S"],
+    energy: Float[ArrayLike, "K S"] | None,
     num_divergent: int,
     num_saturated: int,
     num_transitions: int,
@@ -190,7 +190,7 @@ def gate(
     values
         Draws at the locations, or what `diagnose` returned for them.
     energy
-        Hamiltonian of each kept transition.
+        Hamiltonian of each kept transition; None for a sampler that has none, and then no bound on E-BFMI.
     num_divergent, num_saturated, num_transitions
         Counts over all chains, after warm-up.
     settings
@@ -208,8 +208,8 @@ def gate(
         if not 0 <= count <= num_transitions:
             raise ValueError(f"{name} must be between 0 and {num_transitions}; got {count}")
     found = values if isinstance(values, Diagnostics) else diagnose(values)
-    bfmi = ebfmi(energy)
-    if len(bfmi) != len(found.frozen):
+    bfmi = np.empty(0) if energy is None else ebfmi(energy)
+    if energy is not None and len(bfmi) != len(found.frozen):
         raise ValueError(
             f"energy must have a row for each of the {len(found.frozen)} chains; got {len(bfmi)}"
         )

@@ -269,6 +269,8 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
             "num_gradients": posterior.num_gradients,
             "step_size": float(posterior.step_size[0]),
             "acceptance": posterior.acceptance,
+            "coordinates": posterior.coordinates,
+            "stopped": posterior.stopped,
         },
         "points": {"map": _point_meta(map_fit), "trained": _point_meta(trained)},
         "rows": rows,

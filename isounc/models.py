@@ -62,10 +62,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N O"]:
         """Outputs before the link: one logit, C logits, or the regression function."""
+        return self.layers[-1](self.hidden(x))
+
+    def hidden(self, x: Float[Array, "N D"]) -> Float[Array, "N W"]:
+        """What the read-out takes in: the last hidden layer, scaled as the parameterisation asks."""
         for i, layer in enumerate(self.layers):
-            x = layer(x * self.input_scale[i]) if self.input_scale[i] != 1.0 else layer(x)
+            x = x * self.input_scale[i] if self.input_scale[i] != 1.0 else x
             if i + 1 < len(self.layers):
-                x = self.activation(x)
+                x = self.activation(layer(x))
         return x
 
 
@@ -192,6 +196,15 @@ class Model:
         """`apply` with the parameters as `unflatten` gives them, a leaf per group."""
         with jax.default_matmul_precision("highest"):
             return self._module(params)(X)
+
+    def features(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        """Phi with outputs = Phi V, where V (F, O) is the read-out: the last F O entries of theta, row by row.
+
+        F is the width (or D at depth 0) and 1 for the bias.
+        """
+        with jax.default_matmul_precision("highest"):
+            hidden = self._module(self.unflatten(theta)).hidden(X)
+        return jnp.concatenate([hidden, jnp.ones((len(X), 1), hidden.dtype)], axis=1)
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
         """One draw of theta from N(0, sigma_l^2)."""

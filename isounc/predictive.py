@@ -60,9 +60,13 @@ class Posterior:
     num_gradients: int
     """Leapfrog steps after warm-up, over all chains."""
     step_size: Float[np.ndarray, " K"]
-    """Adapted step sizes, in prior standard deviations."""
+    """Adapted step size of each chain (one for all), in the coordinates that were sampled."""
     acceptance: float
     """Mean acceptance probability after warm-up."""
+    coordinates: str
+    """Coordinates that were sampled in: prior, curvature or readout."""
+    stopped: str
+    """Why sampling ended: the target was met or the budget was spent, with the numbers."""
 
 
 class Block(NamedTuple):
@@ -108,12 +112,14 @@ def flat_locations(problem: Problem, locations: Mapping[str, np.ndarray]) -> np.
     )
 
 
-def gate_of(blocks: Sequence[Block], i: int, bounds: diagnostics.GateSettings) -> diagnostics.Gate:
+def gate_of(
+    blocks: Sequence[Block], i: int, bounds: diagnostics.GateSettings, *, has_energy: bool = True
+) -> diagnostics.Gate:
     """The gate of the i-th problem over all its draws so far."""
     energy = np.concatenate([b.energy[i] for b in blocks], axis=1)
     return diagnostics.gate(
         np.concatenate([b.values[i] for b in blocks], axis=1),
-        energy=energy,
+        energy=energy if has_energy else None,
         num_divergent=int(sum(b.divergent[i].sum() for b in blocks)),
         num_saturated=int(sum(b.saturated[i].sum() for b in blocks)),
         num_transitions=energy.size,
@@ -130,6 +136,8 @@ def collect(
     shift: Float[np.ndarray, "N M"],
     step_size: Float[np.ndarray, " K"],
     gate: diagnostics.Gate,
+    stopped: str,
+    coordinates: str,
     locations: Mapping[str, np.ndarray],
     num_kept: int,
     keep_values: bool,
@@ -185,6 +193,8 @@ def collect(
         num_gradients=int(sum(b.num_gradients[i].sum() for b in blocks)),
         step_size=step_size,
         acceptance=float(np.mean([b.acceptance[i].mean() for b in blocks])),
+        coordinates=coordinates,
+        stopped=stopped,
     )
 
 

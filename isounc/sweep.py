@@ -124,11 +124,11 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     problem = evaluate.cell_problem(batch[0], settings)
     model = evaluate.cell_model(batch[0], problem)
     sampler = settings.sampler
-    # Measured mean steps: a gaussian likelihood is stiffer and takes the longest trajectories.
-    steps = sampler.max_integration_steps if problem.likelihood == "gaussian" else 20
-    transitions = sampler.num_draws + sampler.num_warmup * sampler.num_integration_steps / steps
+    # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
+    steps = 20 if problem.likelihood == "gaussian" else 13
+    transitions = sampler.num_draws + sampler.num_warmup
     calls = transitions * steps
-    chains = len(batch) * sampler.num_chains
+    chains = len(batch) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
     sampling = calls * (_SECONDS_PER_CALL + _SECONDS_PER_TERM * terms)

@@ -1,0 +1,120 @@
+"""Checkpoints of a sampling run: a killed run goes on where it was and gives the same draws, bit for bit.
+
+A folder holds ``run.json``, which says what is being sampled, a ``block-NNNNN.npz`` for each block of draws, and the
+state of the chains after the newest blocks. Files appear whole or not at all and carry their SHA-256; what does not
+agree with it is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from isounc import storage
+
+DIGEST = "sha256"
+
+
+class Checkpoint:
+    """The checkpoints of one run; see `open`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: str | Path, identity: Mapping[str, Any]) -> Checkpoint:
+        """Begin a folder, or go on with one of the same run.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds another run (with what differs), or files that are no checkpoints.
+        OSError
+            If it cannot be written.
+        """
+        path = Path(folder)
+        asked = storage.encode(dict(identity), "identity")
+        about = path / "run.json"
+        found = storage.bytes_or_none(about)
+        if found is not None:
+            try:
+                known = storage.parse_json(found, str(about))["identity"]
+            except (storage.Damaged, KeyError) as error:
+                raise ValueError(
+                    f"checkpoint folder {path} has a run.json that cannot be read ({error}); give another folder"
+                ) from error
+            if lines := storage.differences(known, asked):
+                raise ValueError(
+                    f"checkpoint folder {path} belongs to another run; give another folder, or the same settings "
+                    "and data:\n  " + "\n  ".join(lines)
+                )
+            storage.remove_stale(path)
+            return cls(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(
+                f"checkpoint folder must be new, empty or of this run; {path} holds something else"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        storage.write_atomic({about: storage.json_bytes({"identity": asked})}, "run.json")
+        return cls(path)
+
+    def save(self, step: int, state: Any, block: Any = None) -> None:
+        """Store the state after a step (a window of warm-up or a block), and the block that it gave."""
+        files = {self._path("state", step): _pack(state)}
+        if block is not None:
+            files = {self._path("block", step): _pack(block)} | files
+        storage.write_atomic(files, f"checkpoint {step}")
+        # The one before is the way back if this one should turn out to be damaged.
+        with contextlib.suppress(OSError):
+            self._path("state", step - 2).unlink()
+
+    def load(self, state: Any, block: Any, first_block: int) -> tuple[int, Any, list[Any]]:
+        """The newest step whose files are all sound, its state and all blocks up to it; (-1, state, []) without one.
+
+        ``state`` and ``block`` are pytrees of the structure that was saved.
+        """
+        steps = sorted(
+            (int(p.stem.split("-")[1]) for p in self.folder.glob("state-*.npz")), reverse=True
+        )
+        for step in steps:
+            with contextlib.suppress(storage.Damaged):
+                found = _unpack(self._path("state", step), state)
+                blocks = [
+                    _unpack(self._path("block", i), block) for i in range(first_block, step + 1)
+                ]
+                return step, found, blocks
+        return -1, state, []
+
+    def _path(self, kind: str, step: int) -> Path:
+        return self.folder / f"{kind}-{step:05d}.npz"
+
+
+def _pack(tree: Any) -> bytes:
+    arrays = {f"leaf{i:03d}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(tree))}
+    content = storage.pack(arrays)
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+    return storage.pack({DIGEST: digest}) + content
+
+
+_HEAD = len(storage.pack({DIGEST: np.zeros(32, np.uint8)}))
+
+
+def _unpack(path: Path, like: Any) -> Any:
+    found = storage.bytes_or_none(path)
+    if found is None:
+        raise storage.Damaged(f"{path} is missing")
+    content = found[_HEAD:]
+    if storage.unpack(found[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
+        raise storage.Damaged(f"{path} does not agree with its SHA-256")
+    arrays = storage.unpack(content)
+    leaves = [arrays[name] for name in sorted(arrays)]
+    expected = jax.tree.leaves(like)
+    if [np.shape(a) for a in leaves] != [np.shape(a) for a in expected]:
+        raise storage.Damaged(f"{path} holds arrays of other shapes")
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,277 @@
+"""Coordinates in which a posterior is sampled: maps theta = T(x) under which it is close to N(0, I).
+
+The density of x is N(x; 0, I) exp(r(x)) up to a constant: every kind of coordinates knows T and the *remainder* r, the
+part that is not the standard normal. Kept apart, r stays small whatever the number of parameters, and float32 is enough
+for the differences of energy that decide about acceptance.
+
+``prior``      theta = sd x, r = log likelihood.
+``curvature``  theta = MAP + (prior precision + GGN)^(-1/2) x, the Laplace approximation, exact at rank n O.
+``readout``    the last layer V, given the hidden layers, is whitened by the posterior that it would have under Gaussian
+               pseudo-observations of the outputs; the hidden layers stay in prior coordinates. As the width grows the
+               posterior of x tends to N(0, I), whatever the data (Hron et al. 2022, "Wide Bayesian neural networks have
+               a simple weight posterior", which does this for regression).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.special
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from isounc import covariance, densities
+from isounc.densities import Data
+from isounc.fit import fit_maps
+from isounc.models import Model
+from isounc.problems import Problem
+
+RANK_THRESHOLD = 0.1
+"""readout: pseudo-observations are kept in directions in which they tell at least this much more than the prior."""
+RANK_STEP = 8
+"""readout: their number is rounded up to a multiple of this, so that problems of one shape share a program."""
+MAX_EXAMPLES = 2000
+"""readout: most examples n for which the n x n kernel is factored."""
+
+
+class Coordinates(Protocol):
+    """A pytree of arrays: an argument of compiled functions, so that one program serves all problems of a shape."""
+
+    def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
+        """The parameters at x."""
+        ...
+
+    def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
+        """Log posterior density of x minus log N(x; 0, I), up to a constant."""
+        ...
+
+
+class Prior(NamedTuple):
+    """theta = sd x."""
+
+    def theta(self, x, model, data):
+        """Whitened by the prior."""
+        return data.prior_sd * x
+
+    def remainder(self, x, model, data):
+        """The log likelihood."""
+        return densities.log_likelihood(model, data.prior_sd * x, data)
+
+
+class Curvature(NamedTuple):
+    """theta = sd (m + S x) with S = I - U diag(shrink) U^T the square root of (I + sd GGN sd)^-1, symmetric."""
+
+    mean: Float[Array, " P"]
+    """m: the MAP in prior coordinates."""
+    basis: Float[Array, "P R"]
+    """U: orthonormal eigenvectors of the GGN at the MAP in prior coordinates."""
+    shrink: Float[Array, " R"]
+    """1 - (1 + s^2)^-1/2 with s^2 its eigenvalues."""
+
+    def theta(self, x, model, data):
+        """Whitened by the Laplace approximation at the MAP."""
+        return data.prior_sd * (self.mean + x - self.basis @ (self.shrink * (x @ self.basis)))
+
+    def remainder(self, x, model, data):
+        """Log likelihood - |m + S x|^2 / 2 + |x|^2 / 2, without the parts that cancel."""
+        along = x @ self.basis
+        shrunk = x - self.basis @ (self.shrink * along)
+        gain = 0.5 * (1 - (1 - self.shrink) ** 2) @ along**2
+        log_likelihood = densities.log_likelihood(model, data.prior_sd * (self.mean + shrunk), data)
+        return log_likelihood + gain - self.mean @ shrunk
+
+
+class Readout(NamedTuple):
+    """x = (w, xi): hidden layers w in prior coordinates, read-out v_o = mu_o(w) + S_o(w) xi_o for each output o.
+
+    With Phi (n, F) the features in prior coordinates and pseudo-observations tau_o = R_o Phi v_o + N(0, I), put
+    G = R_o Phi and C C^T = I + G G^T (Cholesky, R x R). Then
+
+        S = I - G^T C^-T (C + I)^-1 G,    mu = G^T C^-T C^-1 tau,
+
+    is a square root of the covariance (I + G^T G)^-1 and the mean of v given the pseudo-observations, and
+
+        r = log p(y | f) + |tau - R f|^2 / 2 - |C^-1 tau|^2 / 2 - log det C,    f = Phi v:
+
+    the likelihood over the pseudo-likelihood, and the evidence of the hidden layers under the latter. Any R and tau
+    give the same posterior; good ones make r flat.
+    """
+
+    rows: Float[Array, "O R N"]
+    """R_o: directions of the outputs at the training examples, scaled by the square roots of precisions."""
+    target: Float[Array, "O R"]
+    """tau_o."""
+
+    def _readout(self, x, model, data):
+        num_features = model.layer_sizes[-1][0] + 1
+        num_hidden = model.num_params - num_features * model.out_features
+        theta = data.prior_sd * x  # its hidden part; features() does not look at the rest
+        xi = x[num_hidden:].reshape(num_features, -1).T
+        sd = data.prior_sd[num_hidden:].reshape(num_features, -1)[:, 0]
+        phi = model.features(theta, data.X) * sd[None]
+        return theta, phi, *jax.vmap(functools.partial(_whitened, phi))(self.rows, self.target, xi)
+
+    def theta(self, x, model, data):
+        """The hidden layers and the read-out that they whiten."""
+        theta, _, v, *_ = self._readout(x, model, data)
+        return theta.at[-v.size :].set(data.prior_sd[-v.size :] * v.T.ravel())
+
+    def remainder(self, x, model, data):
+        """Likelihood over pseudo-likelihood, and the evidence of the pseudo-observations."""
+        _, phi, v, misfit, evidence = self._readout(x, model, data)
+        outputs = jnp.matmul(phi, v.T, precision=jax.lax.Precision.HIGHEST)
+        log_likelihood = densities.log_likelihood_terms(model, outputs, data).sum()
+        return log_likelihood + (misfit + evidence).sum()
+
+
+def _whitened(phi, rows, target, xi):
+    """Read-out of one output, |tau - R f|^2 / 2, and the log evidence of tau up to a constant."""
+    with jax.default_matmul_precision("highest"):
+        g = rows @ phi
+        eye = jnp.eye(len(rows), dtype=g.dtype)
+        chol = jnp.linalg.cholesky(eye + g @ g.T)
+        mean = solve_triangular(chol, target, lower=True)
+        shift = solve_triangular(chol + eye, g @ xi, lower=True)
+        v = xi + solve_triangular(chol, mean - shift, lower=True, trans=1) @ g
+        misfit = 0.5 * ((target - g @ v) ** 2).sum()
+        return v, misfit, -0.5 * mean @ mean - jnp.log(jnp.diagonal(chol)).sum()
+
+
+Maker = Callable[..., Coordinates]
+"""(problems, data, model, prior_sd, keys) -> coordinates with a leading axis over the problems."""
+
+
+def prior(
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+) -> Prior:
+    """Prior coordinates: nothing to prepare."""
+    return Prior()
+
+
+def curvature(
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+) -> Curvature:
+    """The Laplace approximation at the MAP of each problem."""
+    maps = fit_maps(problems, model, prior_sd=prior_sd, keys=keys)
+    theta = jnp.asarray(np.stack([m.theta for m in maps]), data.X.dtype)
+    laplace = _laplace(theta, data, model=model)
+    return Curvature(theta / data.prior_sd, laplace.basis, laplace.shrink)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _laplace(theta, data, *, model):
+    return jax.vmap(functools.partial(covariance.gauss_newton, model))(theta, data)
+
+
+def readout(
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+) -> Readout:
+    """Pseudo-observations from the variational Gaussian approximation of a Gaussian process with the prior's kernel."""
+    if len(problems[0].y) > MAX_EXAMPLES:
+        raise ValueError(
+            f"coordinates 'readout' factor an n x n matrix and take at most {MAX_EXAMPLES} examples; "
+            f"got {len(problems[0].y)}; use 'prior'"
+        )
+    kernels = np.asarray(_kernels(data, jnp.stack(list(keys)), model=model), float)
+    found = []
+    for problem, kernel in zip(problems, kernels, strict=True):
+        precision, target = _sites(problem, kernel)
+        found.append(
+            [_directions(kernel, *site) for site in zip(precision.T, target.T, strict=True)]
+        )
+    told = max((values > RANK_THRESHOLD).sum() for one in found for values, *_ in one)
+    rank = int(np.clip(-(-told // RANK_STEP) * RANK_STEP, 1, len(kernels[0])))
+    rows = np.array([[r[:rank] for _, r, _ in one] for one in found], data.X.dtype)
+    targets = np.array([[t[:rank] for _, _, t in one] for one in found], data.X.dtype)
+    return Readout(jnp.asarray(rows), jnp.asarray(targets))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_draws"))
+def _kernels(data: Data, keys: PRNGKeyArray, *, model: Model, num_draws: int = 128):
+    """E[Phi Phi^T] over the prior of the hidden layers, (B, n, n)."""
+
+    def one(data, key):
+        def draw(key):
+            theta = data.prior_sd * jax.random.normal(key, data.prior_sd.shape, data.X.dtype)
+            phi = model.features(theta, data.X)
+            phi = (
+                phi * data.prior_sd[-phi.shape[1] * model.out_features :: model.out_features][None]
+            )
+            return jnp.matmul(phi, phi.T, precision=jax.lax.Precision.HIGHEST)
+
+        return jax.lax.map(draw, jax.random.split(key, num_draws), batch_size=8).mean(0)
+
+    return jax.vmap(one)(data, keys)
+
+
+def _directions(kernel, precision, target):
+    """Eigenvalues of sqrt(Lambda) K sqrt(Lambda), largest first, and rows R and targets along its eigenvectors."""
+    root = np.sqrt(precision)
+    values, vectors = scipy.linalg.eigh(root[:, None] * kernel * root)
+    vectors = vectors[:, ::-1].T
+    return values[::-1], vectors * root, vectors @ (root * target)
+
+
+def _sites(problem: Problem, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precisions and targets (n, O) of Gaussian pseudo-observations of the outputs.
+
+    The variational Gaussian approximation q(f) = N(m, S) of a Gaussian process has precision E[-d2 log p / df2] and
+    target m + E[d log p / df] / precision in each example (Opper and Archambeau 2009); m and S follow from them, and a
+    damped iteration finds both. For a Gaussian likelihood they are 1 / noise variance and y. Classes are taken as
+    independent, which costs speed only.
+    """
+    n, outputs = len(problem.y), problem.num_outputs
+    if problem.likelihood == "gaussian":
+        return np.full((n, 1), float(problem.noise_sd) ** -2), np.asarray(problem.y, float)[:, None]
+    labels = np.eye(max(2, outputs))[problem.y.astype(int)][:, -outputs:]
+    mean, precision, gradient = np.zeros((n, outputs)), np.full((n, outputs), 0.25), labels - 0.5
+    normal = np.random.default_rng(0).standard_normal((128, 1, outputs))
+    normal = np.concatenate([normal, -normal])
+    for _ in range(SITE_STEPS):
+        variance = np.empty_like(mean)
+        for o in range(outputs):
+            root = np.sqrt(precision[:, o])
+            chol = scipy.linalg.cholesky(np.eye(n) + root[:, None] * kernel * root, lower=True)
+            half = scipy.linalg.solve_triangular(chol, root[:, None] * kernel, lower=True)
+            variance[:, o] = np.maximum(np.diag(kernel) - (half**2).sum(0), 1e-10)
+            natural = precision[:, o] * mean[:, o] + gradient[:, o]
+            inner = scipy.linalg.cho_solve((chol, True), root * (kernel @ natural))
+            mean[:, o] += 0.5 * (kernel @ (natural - root * inner) - mean[:, o])
+        f = mean + np.sqrt(variance) * normal
+        p = scipy.special.expit(f) if outputs == 1 else scipy.special.softmax(f, axis=-1)
+        gradient = labels - p.mean(0)
+        precision += 0.5 * (np.maximum((p * (1 - p)).mean(0), 1e-6) - precision)
+    return precision, mean + gradient / precision
+
+
+SITE_STEPS = 40
+"""Damped by half, it has converged to 1e-6 by then; exactness does not depend on it."""
+
+READOUT_PAYS = 250.0
+"""best: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it saves."""
+
+
+def best(
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+) -> Coordinates:
+    """Readout where the data determine the outputs sharply, prior elsewhere.
+
+    In prior coordinates a step is about as long as the narrowest direction of the posterior is wide, (1 + lambda)^-1/2
+    with the largest eigenvalue lambda of the pseudo-observations.
+    """
+    if len(problems[0].y) > MAX_EXAMPLES:
+        return Prior()
+    found = readout(problems, data, model, prior_sd, keys)
+    kernels = np.asarray(_kernels(data, jnp.stack(list(keys)), model=model), float)
+    rows = np.asarray(found.rows, float)
+    largest = np.einsum("bon,bnm,bom->bo", rows[:, :, 0], kernels, rows[:, :, 0]).max()
+    return found if largest > READOUT_PAYS else Prior()
+
+
+COORDINATES: dict[str, Maker] = {"prior": prior, "curvature": curvature, "readout": readout}

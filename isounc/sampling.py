@@ -1,0 +1,198 @@
+"""The compiled programs of a sampling run: start, a window of warm-up, a block of draws; and where they run.
+
+Everything between two programs is one pytree, `State`, which is what a checkpoint holds. Data and coordinates are
+arguments, so that one compilation serves all problems of a shape. The axes are (problem B, chain K).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from isounc import densities
+from isounc.coordinates import Coordinates
+from isounc.densities import Data
+from isounc.models import Model
+from isounc.predictive import Block
+from isounc.samplers import (
+    SAMPLERS,
+    Chains,
+    Tuning,
+    count_draws,
+    end_window,
+    start_chains,
+    start_tuning,
+)
+
+
+class State(NamedTuple):
+    """Where a sampling run stands."""
+
+    coordinates: Coordinates
+    """Coordinates of each problem."""
+    chains: Chains
+    """Chains of each problem."""
+    tuning: Tuning
+    """What warm-up has adapted, of each problem."""
+    shift: Float[Array, "B N M"]
+    """Moments are accumulated about this, near the mean, so that float32 does not cancel."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> State:
+    """Chains at draws of N(0, I) in the coordinates, nothing adapted."""
+
+    def one(coordinates, data, X, key):
+        x = jax.random.normal(key, (settings.chains, model.num_params), data.X.dtype)
+        chains = start_chains(x, lambda x: coordinates.remainder(x, model, data))
+        tuning = start_tuning(model.num_params, data.X.dtype, SAMPLERS[settings.sampler], settings)
+        return chains, tuning, _mean_prediction(chains, coordinates, data, X, model)
+
+    return State(coordinates, *jax.vmap(one)(coordinates, data, X, keys))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def window(
+    state: State, data: Data, X, keys: PRNGKeyArray, u: Float[Array, " S"], adapt_metric,
+    *, model: Model, settings: Any,
+) -> State:  # fmt: skip
+    """A window of warm-up: the step size adapts in every transition, the metric at the end, if asked to."""
+    sampler = SAMPLERS[settings.sampler]
+    # The low-rank metric needs draws and gradients; the others pooled moments only.
+    thin = max(1, len(u) * settings.chains // LOW_RANK_DRAWS)
+
+    def one(coordinates, chains, tuning, data, X, keys):
+        def remainder(x):
+            return coordinates.remainder(x, model, data)
+
+        def transition(carry, xs):
+            chains, tuning = carry
+            key, u = xs
+            new, info, proposal = sampler.transition(key, chains, tuning, u, remainder, settings)
+            tuning = sampler.adapt(tuning, chains, proposal, info, u, settings)
+            seen = (new.x, new.gradient) if settings.metric == "low_rank" else None
+            return (new, count_draws(tuning, new.x)), seen
+
+        (chains, tuning), seen = jax.lax.scan(transition, (chains, tuning), (keys, u))
+        if seen is not None:
+            seen = tuple(a[::thin].reshape(-1, a.shape[-1]) for a in seen)
+        tuned = end_window(tuning, *(seen or (None, None)), settings)
+        metric = jax.tree.map(
+            functools.partial(jnp.where, adapt_metric), tuned.metric, tuning.metric
+        )
+        tuned = tuned._replace(metric=metric)
+        return chains, tuned, _mean_prediction(chains, coordinates, data, X, model)
+
+    parts = (state.coordinates, state.chains, state.tuning, data, X, keys)
+    return State(state.coordinates, *jax.vmap(one)(*parts))
+
+
+LOW_RANK_DRAWS = 256
+"""About so many draws go into a low-rank metric."""
+
+
+def _mean_prediction(chains, coordinates, data, X, model):
+    def one(x):
+        return densities.predict(model, model.apply(coordinates.theta(x, model, data), X))
+
+    return jax.vmap(one)(chains.x).mean(0)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def block(
+    state: State, data: Data, X, rows, keys: PRNGKeyArray, u: Float[Array, " S"],
+    *, model: Model, settings: Any,
+) -> tuple[State, Block]:  # fmt: skip
+    """A block of draws: means of what is predicted at X, every value at its ``rows``, thinned draws of theta."""
+    sampler = SAMPLERS[settings.sampler]
+    keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
+    keep_every = next(k for k in range(keep_every, 0, -1) if len(u) % k == 0)
+
+    def one(coordinates, chains, tuning, shift, data, X, keys):
+        def remainder(x):
+            return coordinates.remainder(x, model, data)
+
+        def observe(x):
+            theta = coordinates.theta(x, model, data)
+            outputs = model.apply(theta, X)
+            p = densities.predict(model, outputs)
+            sums = (
+                p - shift,
+                (p - shift) ** 2,
+                densities.label_variance(model, outputs, data.noise_sd),
+                densities.label_entropy(model, outputs, data.noise_sd),
+            )
+            return sums, p[rows].ravel()
+
+        def transition(carry, xs):
+            chains, sums = carry
+            key, u = xs
+            chains, info, _ = sampler.transition(key, chains, tuning, u, remainder, settings)
+            new, values = jax.vmap(observe)(chains.x)
+            return (chains, jax.tree.map(jnp.add, sums, new)), (values, info)
+
+        def stretch(carry, xs):
+            carry, seen = jax.lax.scan(transition, carry, xs)
+            theta = jax.vmap(lambda x: coordinates.theta(x, model, data))(carry[0].x)
+            return carry, (seen, theta)
+
+        shapes = jax.eval_shape(lambda x: jax.vmap(observe)(x)[0], chains.x)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        xs = jax.tree.map(lambda a: a.reshape(-1, keep_every, *a.shape[1:]), (keys, u))
+        (chains, sums), ((values, info), draws) = jax.lax.scan(stretch, (chains, sums), xs)
+        mean, square, aleatoric, entropy = (s / len(u) for s in sums)
+        # (stretches, transitions, K, ...) to (K, draws, ...)
+        values, info = jax.tree.map(
+            lambda a: jnp.moveaxis(a.reshape(len(u), *a.shape[2:]), 0, 1), (values, info)
+        )
+        return chains, Block(
+            mean, square, aleatoric, entropy, values, jnp.moveaxis(draws, 0, 1), info.energy,
+            info.divergent.sum(1), info.saturated.sum(1), info.acceptance.mean(1),
+            info.num_gradients.sum(1),
+        )  # fmt: skip
+
+    coordinates, chains, tuning, shift = state
+    chains, found = jax.vmap(one)(coordinates, chains, tuning, shift, data, X, keys)
+    return state._replace(chains=chains), found
+
+
+def randomness(
+    keys: PRNGKeyArray, step: int, length: int, dtype: Any
+) -> tuple[PRNGKeyArray, Float[Array, " S"]]:
+    """Keys (B, S) of a step's transitions, and the uniform numbers that all chains share in each.
+
+    The numbers jitter trajectory lengths. They are the same for all chains, since a vmapped loop waits for the
+    longest, and depend on no state, so that each chain is a valid Markov chain.
+    """
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), length))(keys)
+    # NumPy's generator: a JAX key of the jitter's own could be a user's key or one derived from it.
+    u = np.random.default_rng((_JITTER_SEED, step)).random(length)
+    return keys, jnp.asarray(u, dtype)
+
+
+_JITTER_SEED = 20260329
+
+
+def spread(chains: Chains) -> Chains:
+    """Chains over all devices (of all hosts), where their number divides by that of the devices."""
+    devices = jax.devices()
+    if len(devices) == 1 or chains.x.shape[1] % len(devices):
+        return chains
+    mesh = jax.sharding.Mesh(np.array(devices), ("chains",))
+    return jax.device_put(
+        chains, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "chains"))
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of all hosts on this one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)

@@ -1,0 +1,114 @@
+"""Killed at any moment, a run goes on from its last checkpoint to the same bits; nothing half-written is read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from isounc.models import make_model
+from isounc.posterior import SamplerSettings, sample_posterior
+from isounc.problems import make_problem
+
+SETTINGS = SamplerSettings(
+    num_warmup=40, num_draws=80, max_draws=80, block=20, num_kept=40, locations_per_region=4,
+    coordinates="readout",
+)  # fmt: skip
+# The same call in a process of its own, which kills itself once a given step is reported.
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+from test_checkpoint import sampled
+def progress(what, done, total):
+    if f"{what} {done}" == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+sampled(sys.argv[1], progress=progress)
+"""
+
+
+def sampled(checkpoint=None, progress=None, settings=SETTINGS, seed=0):
+    problem = make_problem("moons", n=12, num_test=5, num_far=5, grid_size=3, seed=0)
+    return sample_posterior(
+        problem, make_model(problem, width=3), prior_sd=1.0, key=jax.random.key(seed),
+        settings=settings, keep_values=True, checkpoint=checkpoint, progress=progress,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return sampled()
+
+
+def assert_same_bits(a, b):
+    np.testing.assert_array_equal(a.draws, b.draws)
+    assert a.gate == b.gate and a.stopped == b.stopped
+    for region in a.regions:
+        np.testing.assert_array_equal(a.values[region], b.values[region])
+        for name, left, right in zip(
+            a.regions[region]._fields, a.regions[region], b.regions[region], strict=True
+        ):
+            np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_runs_give_the_same_bits(tmp_path, uninterrupted):
+    here = os.path.dirname(__file__)
+    # During warm-up, and again in the middle of sampling.
+    for moment in ("warm-up 0", "sampling 40"):
+        child = [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path / "run"), moment, here]
+        ended = subprocess.run(child, capture_output=True, text=True, timeout=300, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list((tmp_path / "run").glob("block-*.npz"))) == 2
+    calls = []
+    resumed = sampled(tmp_path / "run", progress=lambda *call: calls.append(call))
+    assert_same_bits(resumed, uninterrupted)
+    assert [done for what, done, _ in calls if what == "sampling"] == [60, 80], (
+        "nothing is done twice"
+    )
+
+
+def test_damaged_and_half_written_files_are_not_read(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    short = SamplerSettings(**{**vars(SETTINGS), "num_draws": 80, "max_draws": 80})
+    sampled(folder, settings=short)
+    states = sorted(folder.glob("state-*.npz"))
+    assert len(states) == 2
+    states[-1].write_bytes(states[-1].read_bytes()[:-100])
+    (folder / ".tmp-0123456789abcdef").write_bytes(b"half a checkpoint")
+    assert_same_bits(sampled(folder), uninterrupted)
+    # A block that lost its bytes: no state after it can be used.
+    block = sorted(folder.glob("block-*.npz"))[0]
+    content = bytearray(block.read_bytes())
+    content[len(content) // 2] ^= 1
+    block.write_bytes(bytes(content))
+    assert_same_bits(sampled(folder), uninterrupted)
+
+
+def test_a_finished_run_goes_on_with_a_longer_budget(tmp_path):
+    longer = SamplerSettings(**{**vars(SETTINGS), "max_draws": 120})
+    sampled(tmp_path / "run")
+    assert_same_bits(sampled(tmp_path / "run", settings=longer), sampled(settings=longer))
+
+
+def test_another_run_and_other_folders_are_refused(tmp_path):
+    sampled(tmp_path / "run")
+    other = SamplerSettings(**{**vars(SETTINGS), "target_acceptance": 0.7})
+    with pytest.raises(
+        ValueError, match=r"another run; .*\n.*target_acceptance: 0.8 in the folder, 0.7"
+    ):
+        sampled(tmp_path / "run", settings=other)
+    with pytest.raises(ValueError, match="data_and_keys"):
+        sampled(tmp_path / "run", seed=1)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="must be new, empty or of this run"):
+        sampled(tmp_path / "else")
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        sampled(tmp_path / "run")

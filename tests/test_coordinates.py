@@ -1,0 +1,113 @@
+"""Coordinates are changes of variables: the density of x is that of theta times the Jacobian, whatever the kind."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from isounc import coordinates, densities
+from isounc.coordinates import COORDINATES, Prior, Readout
+from isounc.densities import stack_data
+from isounc.models import make_model
+from isounc.problems import Problem, make_problem
+
+PRIOR_SD = 1.5
+
+
+def setting(likelihood, depth, *, n=9, noise_sd=0.3):
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((n, 2))
+    if likelihood == "gaussian":
+        problem = Problem.from_arrays(
+            X, X[:, 0] + rng.standard_normal(n) * noise_sd, noise_sd=noise_sd
+        )
+    elif likelihood == "categorical":
+        problem = Problem.from_arrays(X, np.arange(n) % 3, likelihood="categorical", num_classes=3)
+    else:
+        problem = Problem.from_arrays(X, (X.sum(1) > 0).astype(int))
+    return problem, make_model(problem, width=3, depth=depth)
+
+
+def made(kind, problem, model):
+    """Coordinates and data of one problem."""
+    data = stack_data([problem], model, PRIOR_SD)
+    found = COORDINATES[kind]([problem], data, model, PRIOR_SD, [jax.random.key(0)])
+    return jax.tree.map(lambda a: a[0], (found, data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "likelihood", "depth"),
+    [
+        ("prior", "bernoulli", 1),
+        ("curvature", "bernoulli", 1),
+        ("readout", "bernoulli", 0),
+        ("readout", "bernoulli", 1),
+        ("readout", "bernoulli", 2),
+        ("readout", "categorical", 1),
+        ("readout", "gaussian", 1),
+    ],
+)
+def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth, x64):
+    problem, model = setting(likelihood, depth)
+    found, data = made(kind, problem, model)
+
+    @jax.jit
+    def both(x):
+        theta = found.theta(x, model, data)
+        jacobian = jax.jacfwd(lambda x: found.theta(x, model, data))(x)
+        exact = densities.log_density(model, theta, data) + jnp.linalg.slogdet(jacobian)[1]
+        return found.remainder(x, model, data) - 0.5 * x @ x - exact
+
+    points = np.random.default_rng(2).standard_normal((6, model.num_params))
+    constants = np.array([both(jnp.asarray(x)) for x in points])
+    np.testing.assert_allclose(constants, constants[0], atol=1e-8)
+
+
+def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
+    monkeypatch.setattr(coordinates, "RANK_THRESHOLD", 1e-12)
+    monkeypatch.setattr(coordinates, "RANK_STEP", 100)
+    problem, model = setting("gaussian", 0)
+    found, data = made("readout", problem, model)
+    assert isinstance(found, Readout) and found.rows.shape == (1, 9, 9)
+    points = np.random.default_rng(2).standard_normal((5, model.num_params))
+    rest = np.array([found.remainder(jnp.asarray(x), model, data) for x in points])
+    np.testing.assert_allclose(rest, rest[0], atol=1e-8)
+
+
+def test_sites_are_a_fixed_point_of_the_variational_approximation():
+    problem, _ = setting("bernoulli", 1, n=12)
+    kernel = 4 * np.exp(-0.5 * ((problem.X[:, None] - problem.X) ** 2).sum(-1))
+    (precision,), (target,) = (a.T for a in coordinates._sites(problem, kernel))
+    inverse = np.linalg.inv(kernel + np.diag(1 / precision))
+    mean = kernel @ inverse @ target
+    sd = np.sqrt(np.diag(kernel - kernel @ inverse @ kernel))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    p = 1 / (1 + np.exp(-(mean[:, None] + sd[:, None] * nodes)))
+    weights = weights / weights.sum()
+    # Expectations under q by quadrature; the sites took 256 normal draws for them.
+    np.testing.assert_allclose((p * (1 - p)) @ weights, precision, rtol=0.1)
+    np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
+
+
+def test_readout_is_chosen_where_the_data_are_sharp():
+    kinds = {}
+    for noise_sd in (0.01, 3.0):
+        problem, model = setting("gaussian", 1, noise_sd=noise_sd)
+        data = stack_data([problem], model, PRIOR_SD)
+        found = coordinates.best([problem], data, model, PRIOR_SD, [jax.random.key(0)])
+        kinds[noise_sd] = type(found)
+    assert kinds == {0.01: Readout, 3.0: Prior}
+
+
+def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
+    monkeypatch.setattr(coordinates, "MAX_EXAMPLES", 20)
+    problem = make_problem("moons", n=30, seed=0)
+    model = make_model(problem, width=2)
+    data = stack_data([problem], model, PRIOR_SD)
+    with pytest.raises(ValueError, match="at most 20 examples; got 30; use 'prior'"):
+        coordinates.readout([problem], data, model, PRIOR_SD, [jax.random.key(0)])
+    assert isinstance(
+        coordinates.best([problem], data, model, PRIOR_SD, [jax.random.key(0)]), Prior
+    )
