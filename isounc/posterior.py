@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
+from threadpoolctl import threadpool_limits
 
 from isounc import diagnostics, sampling
 from isounc.checkpoint import Checkpoint
@@ -206,6 +207,14 @@ def sample_posteriors(
     They sample until each passes the gate at the precision asked for, or ``max_draws`` is reached, and all stop
     together. Chains are spread over the devices where their number divides by that of the devices.
     """
+    # The threads of LAPACK only wait for each other on matrices this small, on a busy machine two hundred times as long.
+    with threadpool_limits(1, user_api="blas"):
+        return _sample(problems, model, prior_sd, keys, settings, keep_values, progress, checkpoint)
+
+
+def _sample(
+    problems, model, prior_sd, keys, settings: SamplerSettings, keep_values, progress, checkpoint
+) -> list[Posterior]:
     report = progress or (lambda *_: None)
     data = stack_data(problems, model, prior_sd)
     locations = fixed_locations(problems[0], settings.locations_per_region)
@@ -227,7 +236,7 @@ def sample_posteriors(
     programs = {
         name: functools.partial(getattr(sampling, name), model=model, settings=settings)
         for name in ("start", "window", "block")
-    }
+    } | {"tune": functools.partial(sampling.tune, settings=settings)}
     state = programs["start"](coordinates, data, X, start_keys)
     step, blocks = -1, list[Block]()
     if saved:
@@ -242,7 +251,8 @@ def sample_posteriors(
         report("warm-up", 0, settings.max_draws)
         length = math.ceil(settings.num_warmup / WARM_WINDOWS)
         xs = sampling.randomness(run_keys, step, length, X.dtype)
-        state = programs["window"](state, data, X, *xs, 0 < step < WARM_WINDOWS - 1)
+        state, seen = programs["window"](state, data, X, *xs)
+        state = programs["tune"](state, seen, adapt_metric=0 < step < WARM_WINDOWS - 1)
         if saved:
             saved.save(step, sampling.fetch(state))
 

@@ -58,10 +58,10 @@ def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> S
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def window(
-    state: State, data: Data, X, keys: PRNGKeyArray, u: Float[Array, " S"], adapt_metric,
+    state: State, data: Data, X, keys: PRNGKeyArray, u: Float[Array, " S"],
     *, model: Model, settings: Any,
-) -> State:  # fmt: skip
-    """A window of warm-up: the step size adapts in every transition, the metric at the end, if asked to."""
+) -> tuple[State, Any]:  # fmt: skip
+    """A window of warm-up, in which the step size adapts; and the draws and gradients that a metric needs."""
     sampler = SAMPLERS[settings.sampler]
     # The low-rank metric needs draws and gradients; the others pooled moments only.
     thin = max(1, len(u) * settings.chains // LOW_RANK_DRAWS)
@@ -81,15 +81,22 @@ def window(
         (chains, tuning), seen = jax.lax.scan(transition, (chains, tuning), (keys, u))
         if seen is not None:
             seen = tuple(a[::thin].reshape(-1, a.shape[-1]) for a in seen)
-        tuned = end_window(tuning, *(seen or (None, None)), settings)
-        metric = jax.tree.map(
-            functools.partial(jnp.where, adapt_metric), tuned.metric, tuning.metric
-        )
-        tuned = tuned._replace(metric=metric)
-        return chains, tuned, _mean_prediction(chains, coordinates, data, X, model)
+        return chains, tuning, _mean_prediction(chains, coordinates, data, X, model), seen
 
     parts = (state.coordinates, state.chains, state.tuning, data, X, keys)
-    return State(state.coordinates, *jax.vmap(one)(*parts))
+    *new, seen = jax.vmap(one)(*parts)
+    return State(state.coordinates, *new), seen
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "adapt_metric"))
+def tune(state: State, seen: Any, *, settings: Any, adapt_metric: bool) -> State:
+    """The end of a window: the step size, and the metric if asked to, are taken over."""
+
+    def one(tuning, seen):
+        tuned = end_window(tuning, *(seen or (None, None)), settings)
+        return tuned if adapt_metric else tuned._replace(metric=tuning.metric)
+
+    return state._replace(tuning=jax.vmap(one)(state.tuning, seen))
 
 
 LOW_RANK_DRAWS = 256

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -435,3 +437,31 @@ def test_a_model_of_another_problem_is_refused(problem):
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SamplerSettings(**changes)
+
+
+SHARDED = """
+import sys, jax, numpy as np
+sys.path.insert(0, sys.argv[2])
+from test_posterior import few_draws
+assert jax.device_count() == 4
+np.savez(sys.argv[1], values=few_draws().values["test"])
+"""
+
+
+def few_draws():
+    xor = make_problem("xor", seed=0, n=20, num_test=5, num_far=5, grid_size=3)
+    return sample_posterior(
+        xor, make_model(xor, width=3), prior_sd=1.0, key=KEY, num_chains=8, num_warmup=20,
+        num_draws=20, block=10, keep_values=True,
+    )  # fmt: skip
+
+
+def test_chains_on_four_devices_are_those_of_one(tmp_path):
+    flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
+    subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tmp_path / "v.npz"), os.path.dirname(__file__)],
+        env=os.environ | {"XLA_FLAGS": flags}, check=True, timeout=300,
+    )  # fmt: skip
+    with np.load(tmp_path / "v.npz") as archive:
+        # Sums over the chains are rounded in another order, and trajectories let that grow.
+        np.testing.assert_allclose(archive["values"], few_draws().values["test"], atol=1e-3)

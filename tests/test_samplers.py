@@ -195,10 +195,12 @@ def test_the_metric_is_found_from_draws(kind):
     gradients = draws - draws @ jnp.asarray(np.linalg.inv(cov), jnp.float32)
     metric = end_window(tuning, draws, gradients, settings).metric
     found = np.stack([metric.velocity(e) for e in jnp.eye(6)])
-    # Eigenvalues of what is left after whitening: 1 where the metric is the covariance.
+    # Eigenvalues of what is left after whitening: 1 where the metric is the covariance. BlackJAX's low-rank metric
+    # leaves those between 1/2 and 2 as they are.
     expected = cov if kind == "low_rank" else np.diag(np.diag(cov))
     left = np.linalg.eigvals(np.linalg.solve(expected, found)).real
-    assert 0.8 < left.min() and left.max() < 1.25, left
+    bound = 2 if kind == "low_rank" else 1.25
+    assert 1 / bound < left.min() and left.max() < bound, left
     assert (
         end_window(
             tuning, draws, gradients, dataclasses.replace(settings, metric="identity")

@@ -1,0 +1,392 @@
+"""Effective draws per second and per gradient: isounc's samplers against NumPyro's and BlackJAX's NUTS, in one table.
+
+    uv run benchmarks/samplers.py                                     # widths 2 to 1024, n, chains
+    uv run benchmarks/samplers.py --problems moons --widths 32 512 --sizes --chains
+    uv run --with pyro-ppl benchmarks/samplers.py --widths 32         # Pyro's NUTS in PyTorch beside them
+
+All sample the same posterior, of an MLP in NTK parameterisation, with as many chains. A sampler's figure is the least
+effective sample size over all locations, of p (``ess_mean``) or of (p - mean)^2 (``ess_var``), divided by the seconds
+of warm-up and sampling together. Every run is made twice with other keys: the first also compiles, the second is timed.
+isounc's time has everything in it that `sample_posterior` does (predictions at the locations, checks of convergence);
+of the others only what samples is timed. ``gate`` says whether R-hat is below 1.01 and nothing diverged beyond bounds.
+
+    hmc ...        `sample_posterior`, by coordinates and metric; auto is its default
+    nuts           the same with trees
+    chees          the same with adapted trajectory lengths, 16 chains at least
+    mclmc          the same with adjusted microcanonical trajectories
+    numpyro        NUTS, all chains vectorised
+    blackjax       NUTS with window adaptation, chains under vmap, as BlackJAX's documentation shows it
+    pyro           NUTS, chains one after the other, where pyro-ppl is installed
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from numpyro import infer
+from tqdm import tqdm
+
+from isounc import densities
+from isounc.diagnostics import GateSettings, diagnose
+from isounc.models import Model, make_model
+from isounc.posterior import SamplerSettings, sample_posterior
+from isounc.problems import Problem, make_problem
+
+WAYS: dict[str, dict[str, Any]] = {
+    "hmc auto": {},
+    "hmc prior": {"coordinates": "prior"},
+    "hmc prior low-rank": {"coordinates": "prior", "metric": "low_rank"},
+    "hmc readout": {"coordinates": "readout"},
+    "hmc readout low-rank": {"coordinates": "readout", "metric": "low_rank"},
+    "hmc curvature": {"coordinates": "curvature"},
+    "nuts": {"sampler": "nuts"},
+    "chees": {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
+    "mclmc": {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
+}
+
+
+@dataclass
+class Options:
+    """What is measured."""
+
+    problems: tuple[str, ...] = ("moons", "nonlinear_regression")
+    """Problems, by name."""
+    widths: tuple[int, ...] = (2, 8, 32, 128, 512, 1024)
+    """Hidden units, at n = 100 and 4 chains."""
+    sizes: tuple[int, ...] = (30, 1000)
+    """Further n, at width 64; none to leave them out."""
+    chains: tuple[int, ...] = (16, 64)
+    """Further numbers of chains, at width 64; none to leave them out."""
+    ways: tuple[str, ...] = ()
+    """Only these; empty is all."""
+    num_draws: int = 1000
+    """Draws of a chain."""
+    num_warmup: int = 500
+    """Warm-up transitions of the others' chains; isounc takes its default."""
+    prior_sd: float = 2.0
+    """Prior standard deviation of every parameter."""
+    seed: int = 0
+    """Of the data and the keys."""
+    out: Path = Path("runs/samplers")
+    """Folder for the table and the figure."""
+
+
+class Job(NamedTuple):
+    """One posterior."""
+
+    problem: str
+    width: int
+    n: int
+    chains: int
+
+
+class Run(NamedTuple):
+    """What a way returns: draws of p at the locations (K, S, Q), and the count of gradients."""
+
+    values: np.ndarray
+    seconds: float
+    num_gradients: int | None
+    num_divergent: int
+    about: str = ""
+
+
+def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **changes) -> Callable:
+    """`sample_posterior` with some settings."""
+    settings = SamplerSettings(
+        **{
+            "num_draws": options.num_draws,
+            "max_draws": options.num_draws,
+            **changes,
+            "num_chains": max(job.chains, changes.get("num_chains", 0)),
+        }
+    )
+
+    def run(key) -> Run:
+        start = time.perf_counter()
+        found = sample_posterior(
+            problem, model, prior_sd=options.prior_sd, key=key, settings=settings, keep_values=True
+        )
+        seconds = time.perf_counter() - start
+        assert found.values is not None
+        values = [v.reshape(*v.shape[:2], -1) for v in found.values.values()]
+        return Run(
+            np.concatenate(values, axis=2), seconds, found.num_gradients, found.gate.divergences,
+            found.coordinates,
+        )  # fmt: skip
+
+    return run
+
+
+def target(problem: Problem, model: Model, options: Options):
+    """Log posterior of theta, and p at the locations of draws (K, S, P)."""
+    data = densities.make_data(problem, model, options.prior_sd)
+    X = jnp.asarray(np.concatenate(list(problem.regions.values())), data.X.dtype)
+
+    def log_density(theta):
+        return densities.log_density(model, theta, data)
+
+    @jax.jit
+    def predicted(draws):
+        return jax.lax.map(
+            lambda theta: densities.predict(model, model.apply(theta, X)).ravel(),
+            draws.reshape(-1, draws.shape[-1]),
+            batch_size=64,
+        ).reshape(*draws.shape[:2], -1)
+
+    return log_density, predicted
+
+
+def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+    """NumPyro's NUTS, its defaults, vectorised chains."""
+    log_density, predicted = target(problem, model, options)
+
+    def make(num_draws):
+        return infer.MCMC(
+            infer.NUTS(potential_fn=lambda theta: -log_density(theta)),
+            num_warmup=options.num_warmup, num_samples=num_draws, num_chains=job.chains,
+            chain_method="vectorized", progress_bar=False,
+        )  # fmt: skip
+
+    mcmc, counted = make(options.num_draws), make(4)
+
+    def run(key) -> Run:
+        key_start, key_run = jax.random.split(key)
+        starts = jax.vmap(lambda k: model.sample_prior(k, options.prior_sd))(
+            jax.random.split(key_start, job.chains)
+        )
+        jax.block_until_ready(starts)
+        start = time.perf_counter()
+        mcmc.run(key_run, init_params=starts, extra_fields=("num_steps", "diverging"))
+        draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
+        seconds = time.perf_counter() - start
+        extra = mcmc.get_extra_fields()
+        # The same warm-up again, not timed, for the number of its gradients.
+        counted.warmup(
+            key_run, init_params=starts, collect_warmup=True, extra_fields=("num_steps",)
+        )
+        steps = np.sum(extra["num_steps"]) + np.sum(counted.get_extra_fields()["num_steps"])
+        counted.post_warmup_state = None
+        return Run(np.asarray(predicted(draws)), seconds, int(steps), int(extra["diverging"].sum()))
+
+    return run
+
+
+def blackjax_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+    """BlackJAX's NUTS with window adaptation, each chain its own, under vmap."""
+    log_density, predicted = target(problem, model, options)
+
+    @jax.jit
+    def sample(keys):
+        def chain(key):
+            key_start, key_warm, key_run = jax.random.split(key, 3)
+            theta = model.sample_prior(key_start, options.prior_sd)
+            warm_up = blackjax.window_adaptation(blackjax.nuts, log_density)
+            (state, parameters), about = warm_up.run(key_warm, theta, options.num_warmup)  # pyright: ignore
+            kernel = blackjax.nuts(log_density, **parameters).step
+
+            def step(state, key):
+                state, info = kernel(key, state)
+                return state, (state.position, info.num_integration_steps, info.is_divergent)
+
+            keys = jax.random.split(key_run, options.num_draws)
+            _, (draws, steps, divergent) = jax.lax.scan(step, state, keys)
+            warm_steps = about.info.num_integration_steps.sum()
+            return draws, steps.sum() + warm_steps, divergent.sum()
+
+        return jax.vmap(chain)(keys)
+
+    def run(key) -> Run:
+        keys = jax.random.split(key, job.chains)
+        start = time.perf_counter()
+        draws, steps, divergent = jax.block_until_ready(sample(keys))
+        seconds = time.perf_counter() - start
+        return Run(np.asarray(predicted(draws)), seconds, int(steps.sum()), int(divergent.sum()))
+
+    return run
+
+
+def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+    """Pyro's NUTS on the same density written in PyTorch; gradients are not counted."""
+    import pyro
+    import torch
+    from pyro.infer import MCMC, NUTS
+
+    torch.set_num_threads(2)
+    X, y = torch.tensor(problem.X, dtype=torch.float32), torch.tensor(problem.y)
+    width, inputs = model.width, model.in_features
+    _, predicted = target(problem, model, options)
+
+    def potential(params):
+        theta = params["theta"]
+        kernel, rest = theta[: inputs * width].reshape(inputs, width), theta[inputs * width :]
+        hidden = torch.tanh(X @ kernel / inputs**0.5 + rest[:width])
+        f = hidden @ rest[width : 2 * width] / width**0.5 + rest[-1]
+        if problem.likelihood == "gaussian":
+            fit = 0.5 * (((y - f) / problem.noise_sd) ** 2).sum()
+        else:
+            fit = torch.nn.functional.softplus((1 - 2 * y) * f).sum()
+        return fit + 0.5 * (theta**2).sum() / options.prior_sd**2
+
+    def run(key) -> Run:
+        pyro.set_rng_seed(int(jax.random.randint(key, (), 0, 2**30)))
+        start = time.perf_counter()
+        chains = []
+        for k in jax.random.split(key, job.chains):
+            theta = torch.tensor(np.asarray(model.sample_prior(k, options.prior_sd)))
+            mcmc = MCMC(
+                NUTS(potential_fn=potential), num_samples=options.num_draws,
+                warmup_steps=options.num_warmup, initial_params={"theta": theta},
+                disable_progbar=True,
+            )  # fmt: skip
+            mcmc.run()
+            chains.append(mcmc.get_samples()["theta"].numpy())
+        seconds = time.perf_counter() - start
+        return Run(np.asarray(predicted(jnp.asarray(np.stack(chains)))), seconds, None, 0)
+
+    return run
+
+
+def ways(problem: Problem, model: Model, job: Job, options: Options) -> dict[str, Callable]:
+    """Every way that can be run, by name."""
+    found = {
+        name: isounc_way(problem, model, job, options, **changes) for name, changes in WAYS.items()
+    }
+    found["numpyro"] = numpyro_way(problem, model, job, options)
+    found["blackjax"] = blackjax_way(problem, model, job, options)
+    binary = problem.num_outputs == 1
+    if importlib.util.find_spec("pyro") and binary:
+        found["pyro"] = pyro_way(problem, model, job, options)
+    return {name: way for name, way in found.items() if not options.ways or name in options.ways}
+
+
+def measure(way: Callable, options: Options) -> dict[str, Any]:
+    """One row of the table."""
+    first, second = jax.random.split(jax.random.key(options.seed))
+    start = time.perf_counter()
+    way(first)
+    cold = time.perf_counter() - start
+    start = time.perf_counter()
+    run = way(second)
+    warm = time.perf_counter() - start
+    found = diagnose(run.values)
+    bounds = GateSettings()
+    share = run.num_divergent / np.prod(run.values.shape[:2])
+    ess_mean, ess_var = (float(np.nan_to_num(e).min()) for e in (found.ess_bulk, found.ess_var))
+    rhat = float(np.nan_to_num(found.rhat, nan=np.inf).max())
+    gradients = run.num_gradients
+    return {
+        "coordinates": run.about,
+        "gate": "pass" if rhat < bounds.rhat_max and share < bounds.divergence_rate_max else "fail",
+        "rhat_max": round(rhat, 4),
+        "ess_mean": round(ess_mean),
+        "ess_var": round(ess_var),
+        "seconds": round(run.seconds, 3),
+        "compile_seconds": round(cold - warm, 2),
+        "gradients": gradients,
+        "ess_mean_per_second": round(ess_mean / run.seconds, 2),
+        "ess_var_per_second": round(ess_var / run.seconds, 2),
+        "ess_mean_per_1000_gradients": gradients and round(1e3 * ess_mean / gradients, 2),
+        "ess_var_per_1000_gradients": gradients and round(1e3 * ess_var / gradients, 2),
+    }
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Effective draws per second by width (above) and per 1000 gradients (below), a column a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    here = [r for r in rows if r["sweep"] == "width"]
+    problems = list(dict.fromkeys(r["problem"] for r in here))
+    fig, axes = pyplot.subplots(
+        2, len(problems), figsize=(4.2 * len(problems) + 2, 6.4), squeeze=False, sharex=True,
+        layout="constrained",
+    )  # fmt: skip
+    names = list(dict.fromkeys(r["way"] for r in here))
+    colors = dict(zip(names, pyplot.get_cmap("tab20").colors[::1], strict=False))  # pyright: ignore
+    for problem, column in zip(problems, axes.T, strict=True):
+        for panel, per in zip(column, ("second", "1000_gradients"), strict=True):
+            for name in names:
+                mine = [r for r in here if r["problem"] == problem and r["way"] == name]
+                mine = [r for r in mine if r[f"ess_var_per_{per}"]]
+                ours = name not in ("numpyro", "blackjax", "pyro")
+                y = [min(r[f"ess_{q}_per_{per}"] for q in ("mean", "var")) for r in mine]
+                style = {"color": colors[name], "linestyle": "-" if ours else "--", "label": name}
+                panel.plot([r["width"] for r in mine], y, **style)
+                for passed, face in (("pass", colors[name]), ("fail", "white")):
+                    at = [i for i, r in enumerate(mine) if r["gate"] == passed]
+                    panel.plot(
+                        [mine[i]["width"] for i in at], [y[i] for i in at], "o", markersize=5,
+                        color=colors[name], markerfacecolor=face,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log")
+        widths = sorted({r["width"] for r in here})
+        column[1].set_xticks(widths, map(str, widths))
+        column[1].set_xticks([], minor=True)
+        column[1].set_xlabel("hidden units")
+        column[0].set_title(problem)
+    axes[0, 0].set_ylabel("smallest ESS / second")
+    axes[1, 0].set_ylabel("smallest ESS / 1000 gradients")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        handles, labels, loc="outside right center", frameon=False,
+        title="hollow: R-hat or\ndivergences fail",
+    )  # fmt: skip
+    fig.savefig(path, dpi=130)
+    pyplot.close(fig)
+
+
+def main(options: Options) -> None:
+    """Measure, print, write."""
+    warnings.filterwarnings("ignore", message="There are not enough devices")
+    # NumPyro traces anew in every run; with a cache the second one does not compile anew.
+    cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jobs = [("width", Job(p, w, 100, 4)) for p in options.problems for w in options.widths]
+    jobs += [("n", Job(p, 64, n, 4)) for p in options.problems for n in options.sizes]
+    jobs += [("chains", Job(p, 64, 100, k)) for p in options.problems for k in options.chains]
+    device = jax.devices()[0].device_kind
+    print(f"{device}, JAX {jax.__version__}, float32, {options.num_draws} draws a chain")
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for sweep, job in tqdm(jobs, unit="posterior"):
+        problem = make_problem(
+            job.problem, n=job.n, seed=options.seed, num_test=64, num_far=64, grid_size=8
+        )
+        model = make_model(problem, width=job.width)
+        for name, way in ways(problem, model, job, options).items():
+            row = {"sweep": sweep, **job._asdict(), "way": name, **measure(way, options)}
+            rows.append(row | {"device": device, "jax": jax.__version__})
+            tqdm.write(
+                f"{job.problem:<22}{job.width:>5}{job.n:>6}{job.chains:>4}  {name:<21}{row['coordinates']:<10}"
+                f"{row['gate']:<5} R-hat {row['rhat_max']:<7} ESS {row['ess_mean']:>6} {row['ess_var']:>6}"
+                f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f} {row['ess_var_per_second']:>8.0f} /s"
+                f"{row['compile_seconds']:>7.1f} s compiling"
+            )
+            # After every row: what is measured is kept when a later one fails.
+            with (options.out / "samplers.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        jax.clear_caches()
+    if any(r["sweep"] == "width" for r in rows):
+        figure(rows, options.out / "samplers.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
