@@ -207,7 +207,7 @@ def sample_posteriors(
     They sample until each passes the gate at the precision asked for, or ``max_draws`` is reached, and all stop
     together. Chains are spread over the devices where their number divides by that of the devices.
     """
-    # The threads of LAPACK only wait for each other on matrices this small, on a busy machine two hundred times as long.
+    # Threads of LAPACK only wait for each other on matrices this small, on a busy machine two hundred times as long.
     with threadpool_limits(1, user_api="blas"):
         return _sample(problems, model, prior_sd, keys, settings, keep_values, progress, checkpoint)
 
