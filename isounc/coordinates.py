@@ -227,7 +227,7 @@ def _sites(problem: Problem, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray
     independent, which costs speed only.
     """
     n, outputs = len(problem.y), problem.num_outputs
-    if problem.likelihood == "gaussian":
+    if problem.noise_sd is not None:
         return np.full((n, 1), float(problem.noise_sd) ** -2), np.asarray(problem.y, float)[:, None]
     labels = np.eye(max(2, outputs))[problem.y.astype(int)][:, -outputs:]
     mean, precision, gradient = np.zeros((n, outputs)), np.full((n, outputs), 0.25), labels - 0.5

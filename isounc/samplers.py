@@ -1,20 +1,13 @@
 """Markov transitions of K chains, and how warm-up tunes them: hmc, nuts, chees, adjusted_mclmc. Through BlackJAX.
 
-All sample x with density N(x; 0, I) exp(r(x)) (`isounc.coordinates`). The Hamiltonian of hmc, nuts and chees,
-
-    H(x, p) = |x|^2 / 2 - r(x) + p^T M^-1 p / 2,
-
-is integrated by a splitting: the Gaussian part x^T M x / 2 + p^T M^-1 p / 2 is a rotation and exact, what is left gives
-kicks to the momentum (Strang). Where r is flat the step size is limited by nothing, however many parameters there are
-(Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert spaces"). The energy error is added up kick by kick, since as a
-difference of two sums over P parameters it would drown in float32.
+All sample x with density N(x; 0, I) exp(r(x)) (`isounc.coordinates`); hmc, nuts and chees by the flow of
+`isounc.splitting`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -22,13 +15,12 @@ import jax.numpy as jnp
 import optax
 from blackjax.adaptation import chees_adaptation, metric_estimators
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
-from blackjax.mcmc import adjusted_mclmc_dynamic, hmc, metrics, nuts
+from blackjax.mcmc import adjusted_mclmc_dynamic, hmc, nuts
 from blackjax.mcmc.dynamic_hmc import DynamicHMCState
-from blackjax.mcmc.integrators import IntegratorState
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Remainder = Callable[[jax.Array], jax.Array]
-"""r(x): log density minus log N(x; 0, I), up to a constant."""
+from isounc.splitting import Metric, Remainder, euclidean, splitting
 
 
 class Chains(NamedTuple):
@@ -40,37 +32,6 @@ class Chains(NamedTuple):
     """r there."""
     gradient: Float[Array, "K P"]
     """Its gradient."""
-
-
-class Metric(NamedTuple):
-    """M^-1 = D (I + U (diag(lam) - I) U^T) D, an estimate of the covariance of x."""
-
-    sd: Float[Array, " P"]
-    """The diagonal of D."""
-    basis: Float[Array, "P R"]
-    """U, orthonormal; R = 0 for a diagonal metric."""
-    eigenvalues: Float[Array, " R"]
-    """lam."""
-
-    def _middle(self, y, power):
-        return y + self.basis @ ((self.eigenvalues**power - 1) * (y @ self.basis))
-
-    def velocity(self, p: Float[Array, " P"]) -> Float[Array, " P"]:
-        """M^-1 p."""
-        return self.sd * self._middle(self.sd * p, 1)
-
-    def mass(self, x: Float[Array, " P"]) -> Float[Array, " P"]:
-        """M x."""
-        return self._middle(x / self.sd, -1) / self.sd
-
-    def momentum(self, key: PRNGKeyArray, x: Float[Array, " P"]) -> Float[Array, " P"]:
-        """A draw from N(0, M)."""
-        return self._middle(jax.random.normal(key, x.shape, x.dtype), -0.5) / self.sd
-
-    def turning(self, left, right, total, *_) -> Bool[Array, ""]:
-        """Whether the ends of a trajectory approach each other (nuts)."""
-        between = total - 0.5 * (left + right)
-        return (self.velocity(left) @ between <= 0) | (self.velocity(right) @ between <= 0)
 
 
 class Tuning(NamedTuple):
@@ -97,15 +58,15 @@ class Tuning(NamedTuple):
 class StepInfo(NamedTuple):
     """What one transition of each chain reports."""
 
-    energy: Float[Array, " K"]
+    energy: Float[ArrayLike, " K"]
     """Hamiltonian at the start of the trajectory, after the momentum was drawn; NaN where there is none."""
-    divergent: Bool[Array, " K"]
+    divergent: Bool[ArrayLike, " K"]
     """Whether the energy error exceeded 1000."""
-    saturated: Bool[Array, " K"]
+    saturated: Bool[ArrayLike, " K"]
     """Whether the trajectory was cut at its longest."""
-    acceptance: Float[Array, " K"]
+    acceptance: Float[ArrayLike, " K"]
     """Acceptance probability (its mean over the trajectory for nuts)."""
-    num_gradients: Int[Array, " K"]
+    num_gradients: Int[ArrayLike, " K"]
     """Gradients of r."""
 
 
@@ -218,46 +179,6 @@ def end_window(
     )
 
 
-def splitting(remainder: Remainder, metric: Metric):
-    """Kick, rotation, kick; minus the energy error so far is in the place of BlackJAX's log density.
-
-    The gradient's place has (gradient of r, r): BlackJAX hands it from one step to the next and never looks.
-    """
-    value_and_gradient = jax.value_and_grad(remainder)
-
-    def force(x, gradient):
-        return gradient - (x - metric.mass(x))  # minus the gradient of |x|^2/2 - x^T M x/2 - r
-
-    def step(state: IntegratorState, step_size) -> IntegratorState:
-        x, p, minus_error, (gradient, r) = state
-        kick = 0.5 * step_size * force(x, gradient)
-        first = 0.5 * kick @ metric.velocity(2 * p + kick)
-        p = p + kick
-        cos, sin = jnp.cos(step_size), jnp.sin(step_size)
-        y = cos * x + sin * metric.velocity(p)
-        p = cos * p - sin * metric.mass(x)
-        s, gradient = value_and_gradient(y)
-        kick = 0.5 * step_size * force(y, gradient)
-        second = 0.5 * kick @ metric.velocity(2 * p + kick)
-        total = x + y
-        error = first + second + 0.5 * (y - x) @ (total - metric.mass(total)) - (s - r)
-        return IntegratorState(y, p + kick, minus_error - error, (gradient, s))
-
-    return step
-
-
-def _euclidean(metric: Metric) -> metrics.Metric:
-    """BlackJAX's view of a metric: without kinetic energy, which `splitting` has in its energy error."""
-
-    def kinetic_energy(momentum, position=None):
-        return jnp.zeros((), momentum.dtype)
-
-    def scale(position, element, *, inv, trans):
-        raise NotImplementedError
-
-    return metrics.Metric(metric.momentum, kinetic_energy, metric.turning, scale)
-
-
 def _energy(chains: Chains, momentum, metric: Metric):
     def one(x, r, p):
         return 0.5 * (x @ x) - r + 0.5 * p @ metric.velocity(p)
@@ -265,16 +186,15 @@ def _energy(chains: Chains, momentum, metric: Metric):
     return jax.vmap(one)(chains.x, chains.remainder, momentum)
 
 
-def _states(chains: Chains) -> hmc.HMCState:
+def _states(chains: Chains) -> Any:
     """As BlackJAX has it; the energy error starts at 0."""
-    return hmc.HMCState(
-        chains.x, jnp.zeros_like(chains.remainder), (chains.gradient, chains.remainder)
-    )  # pyright: ignore[reportArgumentType]
+    state: Any = hmc.HMCState
+    return state(chains.x, jnp.zeros_like(chains.remainder), (chains.gradient, chains.remainder))
 
 
-def _chains(states: hmc.HMCState) -> Chains:
-    gradient, r = states.logdensity_grad  # pyright: ignore[reportGeneralTypeIssues]
-    return Chains(states.position, r, gradient)  # pyright: ignore[reportArgumentType]
+def _chains(states: Any) -> Chains:
+    gradient, r = states.logdensity_grad
+    return Chains(states.position, r, gradient)
 
 
 class HMC:
@@ -296,8 +216,8 @@ class HMC:
         steps = jnp.ceil(time / tuning.step_size)
         num_steps = jnp.clip(steps, 1, settings.max_integration_steps).astype(jnp.int32)
         step_size = jnp.minimum(tuning.step_size, time / num_steps)
-        kernel = hmc.build_kernel(lambda *_: splitting(remainder, tuning.metric))
-        metric = _euclidean(tuning.metric)
+        kernel: Any = hmc.build_kernel(lambda *_: splitting(remainder, tuning.metric))
+        metric = euclidean(tuning.metric)
 
         def one(key, state):
             return kernel(key, state, remainder, step_size, metric, num_steps)
@@ -333,8 +253,8 @@ class NUTS(HMC):
 
     def transition(self, key, chains, tuning, u, remainder, settings):
         """A tree of at most 2^max_tree_depth steps."""
-        kernel = nuts.build_kernel(lambda *_: splitting(remainder, tuning.metric))
-        metric = _euclidean(tuning.metric)
+        kernel: Any = nuts.build_kernel(lambda *_: splitting(remainder, tuning.metric))
+        metric = euclidean(tuning.metric)
 
         def one(key, state):
             return kernel(key, state, remainder, tuning.step_size, metric, settings.max_tree_depth)
@@ -435,7 +355,9 @@ class AdjustedMCLMC(HMC):
         steps = jnp.ceil(time / tuning.step_size)
         num_steps = jnp.clip(steps, 1, settings.max_integration_steps).astype(jnp.int32)
         step_size = jnp.minimum(tuning.step_size, time / num_steps) * root
-        kernel = adjusted_mclmc_dynamic.build_kernel(lambda n: n, next_random_arg_fn=lambda n: n)
+        kernel: Any = adjusted_mclmc_dynamic.build_kernel(
+            lambda n: n, next_random_arg_fn=lambda n: n
+        )
 
         def log_density(x):
             return remainder(x) - 0.5 * x @ x

@@ -84,8 +84,8 @@ def window(
         return chains, tuning, _mean_prediction(chains, coordinates, data, X, model), seen
 
     parts = (state.coordinates, state.chains, state.tuning, data, X, keys)
-    *new, seen = jax.vmap(one)(*parts)
-    return State(state.coordinates, *new), seen
+    chains, tuning, shift, seen = jax.vmap(one)(*parts)
+    return State(state.coordinates, chains, tuning, shift), seen
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "adapt_metric"))
@@ -93,7 +93,8 @@ def tune(state: State, seen: Any, *, settings: Any, adapt_metric: bool) -> State
     """The end of a window: the step size, and the metric if asked to, are taken over."""
 
     def one(tuning, seen):
-        tuned = end_window(tuning, *(seen or (None, None)), settings)
+        draws, gradients = seen or (None, None)
+        tuned = end_window(tuning, draws, gradients, settings)
         return tuned if adapt_metric else tuned._replace(metric=tuning.metric)
 
     return state._replace(tuning=jax.vmap(one)(state.tuning, seen))

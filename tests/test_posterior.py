@@ -254,7 +254,7 @@ def test_draws_grow_until_the_variance_is_known_well_enough(problem, model):
     )
     posterior = sample_posterior(problem, model, prior_sd=PRIOR_SD, key=KEY, settings=settings)
     assert posterior.stopped.startswith("target met") and 600 <= posterior.num_draws < 4000
-    assert posterior.gate.var_mcse_median <= 0.03
+    assert float(posterior.gate.var_mcse_median or 1) <= 0.03
 
 
 def test_a_problem_that_does_not_mix_fails_with_reasons():

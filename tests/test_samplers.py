@@ -11,15 +11,8 @@ import pytest
 from blackjax.mcmc.integrators import IntegratorState
 
 from isounc.posterior import SamplerSettings
-from isounc.samplers import (
-    SAMPLERS,
-    Metric,
-    count_draws,
-    end_window,
-    splitting,
-    start_chains,
-    start_tuning,
-)
+from isounc.samplers import SAMPLERS, count_draws, end_window, start_chains, start_tuning
+from isounc.splitting import Metric, splitting
 
 KEY = jax.random.key(3)
 SD = np.array([1.0, 2.0, 3.0])

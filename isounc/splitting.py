@@ -1,0 +1,100 @@
+"""The Hamiltonian flow of hmc, nuts and chees: metric and integrator, with an energy error that float32 can hold.
+
+    H(x, p) = |x|^2 / 2 - r(x) + p^T M^-1 p / 2
+
+is integrated by a splitting: the Gaussian part x^T M x / 2 + p^T M^-1 p / 2 is a rotation and exact, what is left gives
+kicks to the momentum (Strang). Where r is flat the step size is limited by nothing, however many parameters there are
+(Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert spaces"). The energy error is added up kick by kick, since as a
+difference of two sums over P parameters it would drown in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc import metrics
+from blackjax.mcmc.integrators import IntegratorState
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Remainder = Callable[[jax.Array], jax.Array]
+"""r(x): log density minus log N(x; 0, I), up to a constant."""
+
+
+class Metric(NamedTuple):
+    """M^-1 = D (I + U (diag(lam) - I) U^T) D, an estimate of the covariance of x."""
+
+    sd: Float[Array, " P"]
+    """The diagonal of D."""
+    basis: Float[Array, "P R"]
+    """U, orthonormal; R = 0 for a diagonal metric."""
+    eigenvalues: Float[Array, " R"]
+    """lam."""
+
+    def _middle(self, y, power):
+        return y + self.basis @ ((self.eigenvalues**power - 1) * (y @ self.basis))
+
+    def velocity(self, p: Float[Array, " P"]) -> Float[Array, " P"]:
+        """M^-1 p."""
+        return self.sd * self._middle(self.sd * p, 1)
+
+    def mass(self, x: Float[Array, " P"]) -> Float[Array, " P"]:
+        """M x."""
+        return self._middle(x / self.sd, -1) / self.sd
+
+    def momentum(self, key: PRNGKeyArray, x: Any) -> Float[Array, " P"]:
+        """A draw from N(0, M)."""
+        return self._middle(jax.random.normal(key, x.shape, x.dtype), -0.5) / self.sd
+
+    def turning(
+        self, momentum_left, momentum_right, momentum_sum, position_left=None, position_right=None
+    ) -> Any:
+        """Whether the ends of a trajectory approach each other (nuts)."""
+        between = momentum_sum - 0.5 * (momentum_left + momentum_right)
+        left, right = self.velocity(momentum_left), self.velocity(momentum_right)
+        return (left @ between <= 0) | (right @ between <= 0)
+
+
+def splitting(
+    remainder: Remainder, metric: Metric
+) -> Callable[[IntegratorState, Float[Array, ""]], IntegratorState]:
+    """Kick, rotation, kick; minus the energy error so far is in the place of BlackJAX's log density.
+
+    The gradient's place has (gradient of r, r): BlackJAX hands it from one step to the next and never looks.
+    """
+    value_and_gradient = jax.value_and_grad(remainder)
+
+    def force(x, gradient):
+        return gradient - (x - metric.mass(x))  # minus the gradient of |x|^2/2 - x^T M x/2 - r
+
+    def step(state: IntegratorState, step_size) -> IntegratorState:
+        # Arrays, where BlackJAX allows any tree.
+        x, p, minus_error, (gradient, r) = cast("tuple[jax.Array, jax.Array, Any, Any]", state)
+        kick = 0.5 * step_size * force(x, gradient)
+        first = 0.5 * kick @ metric.velocity(2 * p + kick)
+        p = p + kick
+        cos, sin = jnp.cos(step_size), jnp.sin(step_size)
+        y = cos * x + sin * metric.velocity(p)
+        p = cos * p - sin * metric.mass(x)
+        s, gradient = value_and_gradient(y)
+        kick = 0.5 * step_size * force(y, gradient)
+        second = 0.5 * kick @ metric.velocity(2 * p + kick)
+        total = x + y
+        error = first + second + 0.5 * (y - x) @ (total - metric.mass(total)) - (s - r)
+        return IntegratorState(y, p + kick, minus_error - error, (gradient, s))
+
+    return step
+
+
+def euclidean(metric: Metric) -> metrics.Metric:
+    """BlackJAX's view of a metric: without kinetic energy, which `splitting` has in its energy error."""
+
+    def kinetic_energy(momentum, position=None):
+        return jnp.zeros((), momentum.dtype)
+
+    def scale(position, element, *, inv, trans):
+        raise NotImplementedError
+
+    return metrics.Metric(metric.momentum, kinetic_energy, metric.turning, scale)
