@@ -50,6 +50,8 @@ class GewekeSettings:
     """K, each started from its own direct draw of (theta, y), so that no chain needs a warm-up."""
     num_iterations: int = 2000
     """Redraws of the data in each chain."""
+    num_rows: int = 8
+    """Rows of the problem's data that are used, at most: the more the data say of theta, the longer a chain stays."""
     num_transitions: int = 3
     """Transitions of the sampler between two redraws."""
     mean_steps: int = 8
@@ -61,6 +63,7 @@ class GewekeSettings:
         for name, least in (
             ("num_chains", 2),
             ("num_iterations", 4),
+            ("num_rows", 4),
             ("num_transitions", 1),
             ("mean_steps", 1),
             ("num_direct", 2),
@@ -106,18 +109,17 @@ def _transition(
     return data.prior_sd * state.position, info.acceptance
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings", "fault")
-)
+@functools.partial(jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings"))
 def _chains(
-    key, X, X_query, noise_sd, step_size, num_steps,
-    *, model, prior_sd, sampler_settings, settings, fault,
+    key, data, rows, sampled_sd, X_query, step_size, num_steps,
+    *, model, prior_sd, sampler_settings, settings,
 ):  # fmt: skip
-    """Test quantities (K, S, Q) along the chains, and the mean acceptance (K, S)."""
-    rows, sampled_sd = FAULTS[fault](len(X), prior_sd)
-    true_sd, sampled_sd = (
-        jnp.asarray(model.param_prior_sd(sd), X.dtype) for sd in (prior_sd, sampled_sd)
-    )
+    """Test quantities (K, S, Q) along the chains, and the mean acceptance (K, S).
+
+    The transitions are given the rows ``rows`` of the data and the prior sds ``sampled_sd`` (P,), which a planted fault
+    may have changed.
+    """
+    X, noise_sd = data.X, data.noise_sd
 
     def one_chain(key):
         key_start, key_run = jax.random.split(key)
@@ -133,7 +135,7 @@ def _chains(
 
             keys = jax.random.split(key_moves, settings.num_transitions)
             theta, acceptance = jax.lax.scan(move, theta, (keys, steps))
-            values = quantities(model, theta, Data(X, y, noise_sd, true_sd), X_query)
+            values = quantities(model, theta, Data(X, y, noise_sd, data.prior_sd), X_query)
             y = draw_labels(key_y, model, theta, X, noise_sd)
             return (theta, y), (values, acceptance.mean())
 
@@ -145,13 +147,12 @@ def _chains(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "settings"))
-def _direct(key, X, X_query, noise_sd, *, model, prior_sd, settings):
+def _direct(key, data, X_query, *, model, prior_sd, settings):
     """Test quantities (num_direct, Q) at independent draws of (theta, y)."""
-    true_sd = jnp.asarray(model.param_prior_sd(prior_sd), X.dtype)
 
     def one(key):
-        theta, y = draw_joint(key, model, X, noise_sd, prior_sd=prior_sd)
-        return quantities(model, theta, Data(X, y, noise_sd, true_sd), X_query)
+        theta, y = draw_joint(key, model, data.X, data.noise_sd, prior_sd=prior_sd)
+        return quantities(model, theta, data._replace(y=y), X_query)
 
     return jax.vmap(one)(jax.random.split(key, settings.num_direct))
 
@@ -192,26 +193,21 @@ def geweke(
     check_choice("fault", fault, FAULTS)
     check_real("step_size", step_size, positive=True)
     data = densities.make_data(problem, model, prior_sd)
+    data = data._replace(X=data.X[: settings.num_rows], y=data.y[: settings.num_rows])
     X_query = jnp.asarray(query_points(problem), data.X.dtype)
     key_chains, key_direct, key_steps = jax.random.split(key, 3)
     # All chains share the lengths of their trajectories: they depend on no state, and none waits for the longest.
     num_steps = jax.random.randint(
         key_steps, (settings.num_iterations, settings.num_transitions), 1, 2 * settings.mean_steps
     )
+    rows, sampled_sd = FAULTS[fault](len(data.X), prior_sd)
     values, acceptance = _chains(
-        key_chains, data.X, X_query, data.noise_sd, jnp.asarray(step_size, data.X.dtype), num_steps,
+        key_chains, data, rows, model.param_prior_sd(sampled_sd).astype(data.X.dtype), X_query,
+        jnp.asarray(step_size, data.X.dtype), num_steps,
         model=model, prior_sd=prior_sd, sampler_settings=SamplerSettings(sampler=sampler),
-        settings=settings, fault=fault,
-    )  # fmt: skip
-    direct = _direct(
-        key_direct,
-        data.X,
-        X_query,
-        data.noise_sd,
-        model=model,
-        prior_sd=prior_sd,
         settings=settings,
-    )
+    )  # fmt: skip
+    direct = _direct(key_direct, data, X_query, model=model, prior_sd=prior_sd, settings=settings)
     values, direct = np.asarray(values, float), np.asarray(direct, float)
     mean, sd = direct.mean(0), direct.std(0)
     chain_u, direct_u = (values - mean) / sd, (direct - mean) / sd
