@@ -206,9 +206,9 @@ def compute(folder: RunFolder, settings: Settings) -> None:
                     step_size=CASES[job.case].step_size, settings=settings.geweke,
                     fault=job.control,
                 )  # fmt: skip
-                found = result._asdict()
-                meta = {"moments": list(found.pop("moments")), "acceptance": result.acceptance}
-                arrays = {k: v for k, v in found.items() if k != "acceptance"}
+                meta = {name: getattr(result, name) for name in ("acceptance", "num_chains")}
+                meta["moments"] = list(result.moments)
+                arrays = {k: v for k, v in result._asdict().items() if k not in meta}
                 folder.write(Record(name, meta, arrays))
             bar.update()
 

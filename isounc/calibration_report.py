@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from scipy.special import ndtri
+from scipy import stats
 
 from isounc import style
 from isounc.calibration_figures import Scores, geweke_figure, rank_figure
@@ -27,7 +27,7 @@ SBC_COLUMNS = tuple(
 )
 GEWEKE_COLUMNS = tuple(
     "sampler case control moment chain_mean chain_se direct_mean direct_se ess z p_value p_adjusted "
-    "acceptance verdict".split()
+    "num_chains acceptance verdict".split()
 )
 GATE_COLUMNS = tuple("sampler case control replication rhat_max ess_bulk_min reasons".split())
 SUMMARY_COLUMNS = tuple(
@@ -99,7 +99,8 @@ def gather(
         assert record is not None
         for i, moment in enumerate(record.meta["moments"]):
             row = {name: float(array[i]) for name, array in record.arrays.items()}
-            row |= {"moment": moment, "acceptance": record.meta["acceptance"]}
+            row |= {name: record.meta[name] for name in ("acceptance", "num_chains")}
+            row["moment"] = moment
             found.geweke.append(job._asdict() | row)
     for rows in (found.sbc, found.geweke):
         _add_verdicts(rows, level)
@@ -193,7 +194,7 @@ def write_figures(
             tests.append(Scores(job.title, [row["moment"] for row in rows], z, passed))
             together = [other for other in found.ranks if other.family == job.family]
             size = sum(len(rows_of(found.geweke, other)) for other in together)
-            bounds.append(-float(ndtri(level / 2 / size)))
+            bounds.append(float(stats.t.isf(level / 2 / size, rows[0]["num_chains"] - 1)))
         figure = geweke_figure(
             tests, bounds=bounds, title=f"Geweke's joint-distribution test of {sampler}"
         )

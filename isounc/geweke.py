@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.special import ndtr
+from scipy import stats
 
 from isounc import densities, posterior
 from isounc.calibration import (
@@ -79,24 +79,27 @@ class GewekeResult(NamedTuple):
     chain_mean: Float[np.ndarray, " T"]
     """Mean over all chains and iterations."""
     chain_se: Float[np.ndarray, " T"]
-    """Its Monte Carlo standard error, sd / sqrt(ESS), from the autocorrelations and from between the chains."""
+    """Its standard error, sd of the K chain means / sqrt(K): the chains are independent and, if the sampler is right,
+    stationary from the start, so it holds whatever their autocorrelation."""
     direct_mean: Float[np.ndarray, " T"]
     """Mean over direct draws: 0 and 1 by the choice of units."""
     direct_se: Float[np.ndarray, " T"]
     """Its standard error, from independent draws."""
     ess: Float[np.ndarray, " T"]
-    """Effective draws of the chains."""
+    """Effective draws of the chains, from their autocorrelations."""
     z: Float[np.ndarray, " T"]
-    """(chain_mean - direct_mean) / hypot(chain_se, direct_se), standard normal for a correct sampler."""
+    """(chain_mean - direct_mean) / hypot(chain_se, direct_se)."""
     p_value: Float[np.ndarray, " T"]
-    """Two-sided, of z."""
+    """Two-sided, of z, by Student's t of K - 1 degrees of freedom."""
+    num_chains: int
+    """K."""
     acceptance: float
     """Mean acceptance probability of the transitions."""
 
 
 def _transition(
     key, theta, model: Model, data: Data, step_size, num_steps, settings: SamplerSettings
-) -> tuple[Array, Array]:
+) -> tuple[Array, Any]:
     """One transition of the reference sampler at fixed step size and identity metric in prior coordinates.
 
     The only lines that know how a kernel is called. They take the sampler's own log density, for it is under test.
@@ -106,7 +109,8 @@ def _transition(
     step = posterior.KERNELS[settings.sampler]
     metric = jnp.ones_like(theta)
     state, info = step(key, state, log_density, step_size, metric, num_steps, settings)
-    return data.prior_sd * state.position, info.acceptance
+    z: Any = state.position
+    return data.prior_sd * z, info.acceptance
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings"))
@@ -211,19 +215,23 @@ def geweke(
     values, direct = np.asarray(values, float), np.asarray(direct, float)
     mean, sd = direct.mean(0), direct.std(0)
     chain_u, direct_u = (values - mean) / sd, (direct - mean) / sd
-    found = diagnose(np.concatenate([chain_u, chain_u**2], axis=2))
+    chain_u = np.concatenate([chain_u, chain_u**2], axis=2)
     direct_u = np.concatenate([direct_u, direct_u**2], axis=1)
     direct_se = direct_u.std(0) / np.sqrt(len(direct_u))
-    z = (found.mean - direct_u.mean(0)) / np.hypot(found.mean_se, direct_se)
+    # Not sd / sqrt(ESS), whose ESS is itself an estimate, and a poor one where the data hold theta fast.
+    chain_se = chain_u.mean(1).std(0, ddof=1) / np.sqrt(settings.num_chains)
+    chain_mean = chain_u.mean((0, 1))
+    z = (chain_mean - direct_u.mean(0)) / np.hypot(chain_se, direct_se)
     names = quantity_names(problem)
     return GewekeResult(
         moments=tuple(f"{name}, {moment}" for moment in ("mean", "square") for name in names),
-        chain_mean=found.mean,
-        chain_se=found.mean_se,
+        chain_mean=chain_mean,
+        chain_se=chain_se,
         direct_mean=direct_u.mean(0),
         direct_se=direct_se,
-        ess=found.ess_mean,
+        ess=diagnose(chain_u).ess_mean,
         z=z,
-        p_value=2 * ndtr(-np.abs(z)),
+        p_value=2 * stats.t.sf(np.abs(z), settings.num_chains - 1),
+        num_chains=settings.num_chains,
         acceptance=float(np.asarray(acceptance).mean()),
     )
