@@ -48,6 +48,7 @@ def rank_figure(
     num_bins: int,
     p_adjusted: Sequence[float],
     passed: Sequence[bool],
+    level: float,
     title: str,
 ) -> Figure:
     """A column for each test quantity: histogram of its ranks, and below it ECDF minus uniform CDF, with 95% bands.
@@ -75,13 +76,13 @@ def rank_figure(
             )
             bottom.set_xlim(0, 1)
             bottom.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+            bottom.set_xlabel(f"rank / {num_ranked}")
         axes[0, 0].set_ylabel("replications in bin")
         axes[1, 0].set_ylabel("ECDF − uniform CDF")
-        figure.supxlabel(f"rank among {num_ranked} posterior draws / {num_ranked}", fontsize=9)
         legend = {
-            "PASS": Patch(color=PASS),
-            "FAIL": Patch(color=FAIL),
-            "95% band (simultaneous) and what is expected": Patch(
+            f"PASS (adjusted p ≥ {level:g})": Patch(color=PASS),
+            f"FAIL (adjusted p < {level:g})": Patch(color=FAIL),
+            "uniform ranks: expected value and simultaneous 95% band": Patch(
                 facecolor=BAND, edgecolor="#777777", linewidth=0.7
             ),
         }
@@ -100,12 +101,12 @@ def _histogram(ax: Axes, ranks: np.ndarray, num_ranked: int, num_bins: int, colo
 
 
 def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: str) -> Figure:
-    """A panel for each test: a z-score a moment, and the bound beyond which even the largest of the family fails.
+    """A panel for each test: a z-score a moment, and the bound beyond which any of them fails.
 
     Parameters
     ----------
     bounds
-        Of each test, the |z| at which the first of its family of moments fails.
+        Of each test, the |z| that the largest of its family of moments may reach.
     """
     columns = min(3, len(tests))
     rows = math.ceil(len(tests) / columns)
@@ -127,23 +128,24 @@ def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: st
                 side = math.copysign(1, z)
                 ax.plot(side * Z_SHOWN, y, ">" if z > 0 else "<", color=color)
                 ax.annotate(
-                    f"{z:.0f}", (side * Z_SHOWN, y), xytext=(-6 * side, 0), fontsize=7.5,
+                    f"{z:.0f}".replace("-", "−"), (side * Z_SHOWN, y), xytext=(-6 * side, 0), fontsize=7.5,
                     textcoords="offset points", va="center", ha="right" if z > 0 else "left",
                 )  # fmt: skip
             ax.set_yticks(at, test.moments, fontsize=7)
             ax.set_xlim(-Z_SHOWN - 0.6, Z_SHOWN + 0.6)
+            ax.set_xticks([-8, -4, 0, 4, 8])
+            ax.set_xlabel("z-score")
             ax.set_title(test.title, fontsize=9, loc="left")
-        figure.supxlabel("z = (chain − direct draws) / Monte Carlo standard error", fontsize=9)
         legend = {
             "PASS": Line2D([], [], linestyle="none", marker="o", color=PASS),
-            "FAIL (beyond ±8: at the edge, with its number)": Line2D(
+            "FAIL (a triangle with its number: beyond ±8)": Line2D(
                 [], [], linestyle="none", marker="X", color=FAIL
             ),
-            "a lone z-score beyond this fails": Patch(facecolor=BAND),
+            "beyond this every z-score fails": Patch(facecolor=BAND),
         }
         legend_below(figure, legend)
     return figure
 
 
 def _p_text(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"

@@ -182,7 +182,8 @@ def write_figures(
             num_bins=num_bins,
             p_adjusted=[row["p_adjusted"] for row in rows],
             passed=[row["verdict"] == "PASS" for row in rows],
-            title=f"Ranks of the truth, {job.title}: {failed}, all are ranked",
+            level=level,
+            title=f"Ranks of the truth among {num_ranked} draws, {job.title}: {failed}, all are ranked",
         )
         style.save(figure, folder.path / "figures" / f"sbc-{job.name}")
     for sampler in dict.fromkeys(job.sampler for job in found.ranks):
@@ -196,7 +197,10 @@ def write_figures(
             size = sum(len(rows_of(found.geweke, other)) for other in together)
             bounds.append(float(stats.t.isf(level / 2 / size, rows[0]["num_chains"] - 1)))
         figure = geweke_figure(
-            tests, bounds=bounds, title=f"Geweke's joint-distribution test of {sampler}"
+            tests,
+            bounds=bounds,
+            title=f"Geweke's joint-distribution test of {sampler}: "
+            "z = (chains − direct draws) / standard error",
         )
         style.save(figure, folder.path / "figures" / f"geweke-{sampler}")
 
