@@ -213,20 +213,6 @@ def test_quantities_are_named_in_order():
 # The samplers.
 
 
-@pytest.fixture
-def faulty_likelihood(monkeypatch):
-    """Plant a log likelihood multiplied by a number; no program compiled with it outlives the test."""
-    right = densities.log_likelihood
-
-    def plant(factor):
-        jax.clear_caches()
-        monkeypatch.setattr(densities, "log_likelihood", lambda *args: factor * right(*args))
-
-    yield plant
-    monkeypatch.undo()
-    jax.clear_caches()
-
-
 def sbc(fault="none"):
     problem, model = make_case("bernoulli", 1, 0)
     ranks = []
@@ -244,12 +230,6 @@ def sbc(fault="none"):
 def test_the_reference_sampler_is_calibrated_and_a_wrong_prior_is_not():
     assert smallest(sbc()) > LEVEL
     assert smallest(sbc("prior")) < LEVEL
-
-
-def test_a_mean_in_place_of_the_sum_is_caught(faulty_likelihood):
-    faulty_likelihood(1 / 12)
-    judgements = {j.quantity: j.p_value for j in sbc()}
-    assert judgements["log likelihood"] < LEVEL
 
 
 def joint(likelihood="bernoulli", width=1, depth=0, sampler="hmc", **changes):
@@ -275,11 +255,6 @@ def test_transitions_at_the_wrong_posterior_are_caught():
     assert holm(right.p_value).min() > LEVEL and np.sqrt((right.z**2).mean()) < 2
     for fault in ("prior", "data"):
         assert holm(joint(fault=fault).p_value).min() < LEVEL
-
-
-def test_a_temperature_of_1_1_is_caught(faulty_likelihood):
-    faulty_likelihood(1 / 1.1)
-    assert holm(joint().p_value).min() < LEVEL
 
 
 def test_geweke_refuses_what_it_cannot_run():
@@ -387,3 +362,31 @@ def test_help_teaches_the_settings(experiment, capsys):
     shown = capsys.readouterr().out
     for word in ("--sampler", "--controls", "--num-replications", "Geweke", "logistic"):
         assert word in shown
+
+
+# Wrong likelihoods, last: they drop every compiled program.
+
+
+@pytest.fixture
+def faulty_likelihood(monkeypatch):
+    """Plant a log likelihood multiplied by a number; no program compiled with it outlives the test."""
+    right = densities.log_likelihood
+
+    def plant(factor):
+        jax.clear_caches()
+        monkeypatch.setattr(densities, "log_likelihood", lambda *args: factor * right(*args))
+
+    yield plant
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+def test_a_mean_in_place_of_the_sum_is_caught(faulty_likelihood):
+    faulty_likelihood(1 / 12)
+    judgements = {j.quantity: j.p_value for j in sbc()}
+    assert judgements["log likelihood"] < LEVEL
+
+
+def test_a_temperature_of_1_1_is_caught(faulty_likelihood):
+    faulty_likelihood(1 / 1.1)
+    assert holm(joint().p_value).min() < LEVEL
