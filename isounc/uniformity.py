@@ -1,0 +1,172 @@
+"""Are ranks uniform? ECDF differences with simultaneous bands, histograms, p-values corrected for their number.
+
+Source: Säilynoja, Bürkner and Vehtari, "Graphical test for discrete uniformity and its applications in
+goodness-of-fit evaluation and multiple sample comparison", Statistics and Computing 32(32), 2022 (arXiv 2103.10522).
+
+Axes: R replications, Q test quantities, S draws that a rank is taken among: ranks are 0..S.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from scipy import special, stats
+
+NUM_SIMULATIONS = 20_000
+"""Simulated sets of ranks behind a band and its p-values, of which none is below 1 / (this + 1)."""
+_LEAST_FOR_TEST = 20
+
+
+class Judgement(NamedTuple):
+    """The ranks of one test quantity against the uniform distribution."""
+
+    quantity: str
+    """Name, of `quantity_names`."""
+    difference: float
+    """Largest |ECDF - uniform CDF|."""
+    p_value: float
+    """Of the simultaneous band: the share of uniform sets of ranks that leave a band as wide as these just leave."""
+    p_chi_square: float
+    """Of the histogram's chi-square statistic, for information."""
+    p_gate_passed: float | None
+    """As `p_value` without the replications that failed their gate, for information; None if fewer than 20 are left."""
+
+
+@functools.lru_cache(maxsize=64)
+def _null(num_replications: int, num_ranked: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two-sided tail probability of each count at each rank, and the sorted smallest ones of uniform ranks.
+
+    Of R uniform ranks on 0..S, the number that are k or less is Binomial(R, (k+1) / (S+1)).
+    """
+    counts = np.arange(num_replications + 1)[:, None]
+    z = np.arange(1, num_ranked + 1) / (num_ranked + 1)
+    below = special.bdtr(counts, num_replications, z)
+    above = np.where(counts > 0, special.bdtrc(np.maximum(counts - 1, 0), num_replications, z), 1.0)
+    tail = np.minimum(1.0, 2 * np.minimum(below, above))
+    rng = np.random.default_rng([num_replications, num_ranked])
+    even = np.full(num_ranked + 1, 1 / (num_ranked + 1))
+    smallest = []
+    for _ in range(NUM_SIMULATIONS // 1000):
+        cumulated = rng.multinomial(num_replications, even, 1000)[:, :-1].cumsum(axis=1)
+        smallest.append(tail[cumulated, np.arange(num_ranked)].min(axis=1))
+    return tail, np.sort(np.concatenate(smallest))
+
+
+def _cumulated(ranks: np.ndarray, num_ranked: int) -> np.ndarray:
+    return np.bincount(ranks, minlength=num_ranked + 1)[:-1].cumsum()
+
+
+def ecdf_band(
+    num_replications: int, num_ranked: int, *, level: float = 0.05
+) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+    """Simultaneous band of ECDF - CDF at (k+1)/(S+1), k = 0..S-1: uniform ranks leave it anywhere with chance `level`.
+
+    The band holds, at every k, the counts whose two-sided binomial tail probability is at least gamma; gamma is the
+    `level` quantile, over simulated uniform ranks, of the smallest tail probability of a set.
+    """
+    if not 1 / NUM_SIMULATIONS < level < 1:
+        raise ValueError(f"level must be between {1 / NUM_SIMULATIONS:g} and 1; got {level}")
+    tail, smallest = _null(num_replications, num_ranked)
+    inside = tail >= smallest[int(level * (len(smallest) + 1)) - 1]
+    low = inside.argmax(axis=0)
+    high = num_replications - inside[::-1].argmax(axis=0)
+    z = np.arange(1, num_ranked + 1) / (num_ranked + 1)
+    return low / num_replications - z, high / num_replications - z
+
+
+def ecdf_difference(ranks: Int[np.ndarray, " R"], num_ranked: int) -> Float[np.ndarray, " S"]:
+    """ECDF of the ranks minus the uniform CDF, at (k+1)/(S+1), k = 0..S-1."""
+    z = np.arange(1, num_ranked + 1) / (num_ranked + 1)
+    return _cumulated(ranks, num_ranked) / len(ranks) - z
+
+
+def ecdf_p_value(ranks: Int[np.ndarray, " R"], num_ranked: int) -> float:
+    """The chance that uniform ranks leave a band that these just leave: below `level` where `ecdf_band` is left."""
+    tail, smallest = _null(len(ranks), num_ranked)
+    own = tail[_cumulated(ranks, num_ranked), np.arange(num_ranked)].min()
+    return float((1 + np.searchsorted(smallest, own, side="right")) / (1 + len(smallest)))
+
+
+def rank_histogram(
+    ranks: Int[np.ndarray, " R"], num_ranked: int, num_bins: int
+) -> tuple[Int[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
+    """Counts in bins of neighbouring ranks, and the share of the S + 1 ranks that each bin holds."""
+    bin_of = np.arange(num_ranked + 1) * num_bins // (num_ranked + 1)
+    return (
+        np.bincount(bin_of[ranks], minlength=num_bins),
+        np.bincount(bin_of, minlength=num_bins) / (num_ranked + 1),
+    )
+
+
+def judge(
+    ranks: Int[np.ndarray, "R Q"],
+    names: Sequence[str],
+    *,
+    num_ranked: int,
+    num_bins: int,
+    passed: Shaped[np.ndarray, " R"] | None = None,
+) -> list[Judgement]:
+    """Hold the ranks of every test quantity against the uniform distribution.
+
+    Parameters
+    ----------
+    ranks
+        Of all replications, whether they passed their gate or not.
+    num_bins
+        Bins of the histogram: at most one a rank, and at least 5 replications in each are expected.
+    passed
+        Whether each replication passed its gate; left out, all did.
+
+    Raises
+    ------
+    ValueError
+        For too many bins, ranks outside 0..num_ranked, or a name too many or too few.
+    """
+    ranks = np.asarray(ranks)
+    if ranks.ndim != 2 or ranks.shape[1] != len(names):
+        raise ValueError(f"ranks must be (replications, {len(names)}); got shape {ranks.shape}")
+    if ranks.size == 0 or ranks.min() < 0 or ranks.max() > num_ranked:
+        raise ValueError(f"ranks must be some, in 0..{num_ranked}; got {ranks}")
+    check_bins(num_bins, len(ranks), num_ranked)
+    passed = np.ones(len(ranks), bool) if passed is None else np.asarray(passed, bool)
+    judgements = []
+    for name, column in zip(names, ranks.T, strict=True):
+        observed, share = rank_histogram(column, num_ranked, num_bins)
+        judgements.append(
+            Judgement(
+                name,
+                float(np.abs(ecdf_difference(column, num_ranked)).max()),
+                ecdf_p_value(column, num_ranked),
+                float(stats.chisquare(observed, len(column) * share).pvalue),
+                ecdf_p_value(column[passed], num_ranked)
+                if passed.sum() >= _LEAST_FOR_TEST
+                else None,
+            )
+        )
+    return judgements
+
+
+def check_bins(num_bins: int, num_replications: int, num_ranked: int) -> None:
+    """Raise a ValueError unless a histogram of so many bins has a rank and 5 expected replications in each."""
+    most = min(num_replications // 5, num_ranked + 1)
+    if not 2 <= num_bins <= most:
+        raise ValueError(
+            f"num_bins must be from 2 to {most} for {num_replications} replications ranked among "
+            f"{num_ranked} draws; got {num_bins}"
+        )
+
+
+def holm(p_values: Sequence[float]) -> Float[np.ndarray, " T"]:
+    """Adjust p-values for their number: the chance of one or more false alarms stays below the level.
+
+    p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j)) of the sorted p-values, whatever their dependence (Holm 1979).
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
