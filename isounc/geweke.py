@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import stats
 
-from isounc import densities, posterior
+from isounc import densities
 from isounc.calibration import (
     FAULTS,
     draw_joint,
@@ -35,11 +35,13 @@ from isounc.calibration import (
     query_points,
 )
 from isounc.checks import check_choice, check_count, check_real
+from isounc.coordinates import Prior
 from isounc.densities import Data
 from isounc.diagnostics import diagnose
 from isounc.models import Model
 from isounc.posterior import SamplerSettings
 from isounc.problems import Problem
+from isounc.samplers import SAMPLERS, start_chains, start_tuning
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class GewekeSettings:
     num_transitions: int = 3
     """Transitions of the sampler between two redraws."""
     mean_steps: int = 8
-    """hmc: leapfrog steps on average, uniform between 1 and twice this less one."""
+    """Integration steps on average (not nuts), uniform between 1 and twice this less one."""
     num_direct: int = 100_000
     """Direct draws of (theta, y) that the chains are held against."""
 
@@ -104,13 +106,17 @@ def _transition(
 
     The only lines that know how a kernel is called. They take the sampler's own log density, for it is under test.
     """
-    log_density = posterior._white_log_density(model, data)
-    state = posterior.hmc.init(theta / data.prior_sd, log_density)
-    step = posterior.KERNELS[settings.sampler]
-    metric = jnp.ones_like(theta)
-    state, info = step(key, state, log_density, step_size, metric, num_steps, settings)
-    z: Any = state.position
-    return data.prior_sd * z, info.acceptance
+    sampler = SAMPLERS[settings.sampler]
+
+    def remainder(x):
+        return Prior().remainder(x, model, data)
+
+    chains = start_chains((theta / data.prior_sd)[None], remainder)
+    tuning = start_tuning(theta.size, theta.dtype, sampler, settings)
+    # Half a step less than asked for, so that rounding cannot make it one more; u = 1/2 is every sampler's mean length.
+    tuning = tuning._replace(step_size=step_size, trajectory_length=(num_steps - 0.5) * step_size)
+    chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)  # pyright: ignore
+    return data.prior_sd * chains.x[0], jnp.asarray(info.acceptance)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings"))
@@ -181,9 +187,9 @@ def geweke(
     problem
         Gives X, the likelihood and the query locations; its labels are not used. Data of one class only are kept here.
     sampler
-        A name of `isounc.posterior.KERNELS`.
+        A name of `isounc.samplers.SAMPLERS`.
     step_size
-        Leapfrog step in prior standard deviations; fixed, because a step that is adapted to the state would leave
+        Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
         another distribution invariant.
     fault
         One of `isounc.calibration.FAULTS`, planted in what the transitions are given.
