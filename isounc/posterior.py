@@ -233,15 +233,15 @@ def _sample(
     report("coordinates", 0, settings.max_draws)
     choose = COORDINATES.get(settings.coordinates, best)
     coordinates = choose(problems, data, model, prior_sd, list(start_keys))
-    programs = {
-        name: functools.partial(getattr(sampling, name), model=model, settings=settings)
-        for name in ("start", "window", "block")
-    } | {"tune": functools.partial(sampling.tune, settings=settings)}
-    state = programs["start"](coordinates, data, X, start_keys)
+    fixed = {"model": model, "settings": settings}
+    serial = sampling.is_serial(model, data)
+    window = functools.partial(sampling.window, **fixed, serial=serial)
+    make_block = functools.partial(sampling.block, **fixed, serial=serial)
+    state = sampling.start(coordinates, data, X, start_keys, **fixed)
     step, blocks = -1, list[Block]()
     if saved:
         xs = sampling.randomness(run_keys, 0, settings.block, X.dtype)
-        like = jax.eval_shape(programs["block"], state, data, X, rows, *xs)[1]
+        like = jax.eval_shape(make_block, state, data, X, rows, *xs)[1]
         step, state, blocks = saved.load(state, like, WARM_WINDOWS)
         state = jax.tree.map(jnp.asarray, state)
     state = state._replace(chains=sampling.spread(state.chains))
@@ -251,8 +251,10 @@ def _sample(
         report("warm-up", 0, settings.max_draws)
         length = math.ceil(settings.num_warmup / WARM_WINDOWS)
         xs = sampling.randomness(run_keys, step, length, X.dtype)
-        state, seen = programs["window"](state, data, X, *xs)
-        state = programs["tune"](state, seen, adapt_metric=0 < step < WARM_WINDOWS - 1)
+        state, seen = window(state, data, X, *xs)
+        state = sampling.tune(
+            state, seen, settings=settings, adapt_metric=0 < step < WARM_WINDOWS - 1
+        )
         if saved:
             saved.save(step, sampling.fetch(state))
 
@@ -261,7 +263,7 @@ def _sample(
         while len(blocks) < wanted:
             step += 1
             xs = sampling.randomness(run_keys, step, settings.block, X.dtype)
-            state, block = programs["block"](state, data, X, rows, *xs)
+            state, block = make_block(state, data, X, rows, *xs)
             blocks.append(sampling.fetch(block))
             if saved:
                 saved.save(step, sampling.fetch(state), blocks[-1])

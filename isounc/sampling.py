@@ -22,6 +22,7 @@ from isounc.predictive import Block
 from isounc.samplers import (
     SAMPLERS,
     Chains,
+    Sampler,
     Tuning,
     count_draws,
     end_window,
@@ -43,6 +44,38 @@ class State(NamedTuple):
     """Moments are accumulated about this, near the mean, so that float32 does not cancel."""
 
 
+SERIAL_WORK = 40_000
+"""Examples times parameters from which on a CPU core is better off with one chain after the other."""
+
+
+def is_serial(model: Model, data: Data) -> bool:
+    """Whether chains are moved one by one: batched products of small matrices are slow on CPUs, and trees wait."""
+    work = data.X.shape[1] * model.num_params
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and work >= SERIAL_WORK
+
+
+def _one_by_one(function):
+    """`jax.vmap` over the first axis, one after the other."""
+    return lambda *args: jax.lax.map(lambda xs: function(*xs), args)
+
+
+def _mover(sampler: Sampler, settings: Any, serial: bool):
+    """The sampler's transition of all chains, at once or one by one."""
+
+    def together(key, chains, tuning, u, remainder):
+        return sampler.transition(key, chains, tuning, u, remainder, settings)
+
+    def apart(key, chains, tuning, u, remainder):
+        def one(key, chain):
+            alone = jax.tree.map(lambda a: a[None], chain)
+            moved = sampler.transition(key, alone, tuning, u, remainder, settings)
+            return jax.tree.map(lambda a: a[0], moved)
+
+        return _one_by_one(one)(jax.random.split(key, len(chains.x)), chains)
+
+    return apart if serial else together
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> State:
     """Chains at draws of N(0, I) in the coordinates, nothing adapted."""
@@ -56,15 +89,17 @@ def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> S
     return State(coordinates, *jax.vmap(one)(coordinates, data, X, keys))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "serial"))
 def window(
     state: State, data: Data, X, keys: PRNGKeyArray, u: Float[Array, " S"],
-    *, model: Model, settings: Any,
+    *, model: Model, settings: Any, serial: bool,
 ) -> tuple[State, Any]:  # fmt: skip
     """A window of warm-up, in which the step size adapts; and the draws and gradients that a metric needs."""
     sampler = SAMPLERS[settings.sampler]
     # The low-rank metric needs draws and gradients; the others pooled moments only.
     thin = max(1, len(u) * settings.chains // LOW_RANK_DRAWS)
+    over = _one_by_one if serial else jax.vmap
+    move = _mover(sampler, settings, serial)
 
     def one(coordinates, chains, tuning, data, X, keys):
         def remainder(x):
@@ -73,7 +108,7 @@ def window(
         def transition(carry, xs):
             chains, tuning = carry
             key, u = xs
-            new, info, proposal = sampler.transition(key, chains, tuning, u, remainder, settings)
+            new, info, proposal = move(key, chains, tuning, u, remainder)
             tuning = sampler.adapt(tuning, chains, proposal, info, u, settings)
             seen = (new.x, new.gradient) if settings.metric == "low_rank" else None
             return (new, count_draws(tuning, new.x)), seen
@@ -84,7 +119,7 @@ def window(
         return chains, tuning, _mean_prediction(chains, coordinates, data, X, model), seen
 
     parts = (state.coordinates, state.chains, state.tuning, data, X, keys)
-    chains, tuning, shift, seen = jax.vmap(one)(*parts)
+    chains, tuning, shift, seen = over(one)(*parts)
     return State(state.coordinates, chains, tuning, shift), seen
 
 
@@ -111,15 +146,17 @@ def _mean_prediction(chains, coordinates, data, X, model):
     return jax.vmap(one)(chains.x).mean(0)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "serial"))
 def block(
     state: State, data: Data, X, rows, keys: PRNGKeyArray, u: Float[Array, " S"],
-    *, model: Model, settings: Any,
+    *, model: Model, settings: Any, serial: bool,
 ) -> tuple[State, Block]:  # fmt: skip
     """A block of draws: means of what is predicted at X, every value at its ``rows``, thinned draws of theta."""
     sampler = SAMPLERS[settings.sampler]
     keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
     keep_every = next(k for k in range(keep_every, 0, -1) if len(u) % k == 0)
+    over = _one_by_one if serial else jax.vmap
+    move = _mover(sampler, settings, serial)
 
     def one(coordinates, chains, tuning, shift, data, X, keys):
         def remainder(x):
@@ -140,8 +177,8 @@ def block(
         def transition(carry, xs):
             chains, sums = carry
             key, u = xs
-            chains, info, _ = sampler.transition(key, chains, tuning, u, remainder, settings)
-            new, values = jax.vmap(observe)(chains.x)
+            chains, info, _ = move(key, chains, tuning, u, remainder)
+            new, values = over(observe)(chains.x)
             return (chains, jax.tree.map(jnp.add, sums, new)), (values, info)
 
         def stretch(carry, xs):
@@ -165,7 +202,7 @@ def block(
         )  # fmt: skip
 
     coordinates, chains, tuning, shift = state
-    chains, found = jax.vmap(one)(coordinates, chains, tuning, shift, data, X, keys)
+    chains, found = over(one)(coordinates, chains, tuning, shift, data, X, keys)
     return state._replace(chains=chains), found
 
 
