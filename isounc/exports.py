@@ -151,8 +151,9 @@ def to_arviz(reference: Reference) -> Any:
         }
         coords = {axis: labels.get(axis, np.arange(n)) for axis, n in sizes.items()}
         datasets[name] = xarray.Dataset(variables, coords, attrs)
-    # Built from data sets, because `from_dict` takes other arguments from ArviZ 1 on.
-    if hasattr(arviz, "InferenceData"):
+    # Built from data sets, because `from_dict` takes other arguments from ArviZ 1 on. There the name InferenceData is
+    # still found, and gives a DataTree with a warning.
+    if arviz.__version__.startswith("0."):
         return arviz.InferenceData(attrs=attrs, **datasets)
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
 
