@@ -271,7 +271,7 @@ def check(settings: Settings) -> bool:
             warnings.simplefilter("ignore", references.FailedReferenceWarning)
             stored = references.load(name, bank)
         recipe = dict(stored.settings) | {"key": stored.settings["key"] + 1}
-        with tqdm(desc=name, bar_format="{desc} {postfix}") as bar:
+        with tqdm(desc=name, bar_format="{desc}{postfix}") as bar:
             again = make(name, recipe, bar.set_postfix_str)
         agreement = references.compare(stored, again)
         print(f"\n{name}\nstored: {verdict(stored)}\nagain: {verdict(again)}\n{agreement}")

@@ -85,23 +85,23 @@ def test_quadrature_agrees_with_adaptive_quadrature(one_input):
         )
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", "fan_in", "standard"])
+@pytest.mark.parametrize("parameterisation", ["ntk", "fan_in"])
 def test_quadrature_over_three_parameters_agrees_with_importance_sampling(parameterisation):
     problem = make_problem("linear", n=20, num_test=6, num_far=6, grid_size=2)
     model = make_model(problem, depth=0, parameterisation=parameterisation)
-    grid = {"prior_sd": PRIOR_SD, "half_width": 9.0, "num_draws": 2000}
-    exact = logistic_by_quadrature(problem, model, **grid, spacing=0.4)
-    fine = logistic_by_quadrature(problem, model, **grid, spacing=0.32)
+    grid = {"prior_sd": PRIOR_SD, "half_width": 8.0, "num_draws": 2000}
+    exact = logistic_by_quadrature(problem, model, **grid, spacing=0.45)
+    fine = logistic_by_quadrature(problem, model, **grid, spacing=0.36)
     scale = 1 / np.sqrt(2) if parameterisation == "ntk" else 1.0
     sd = PRIOR_SD * (np.array([1 / np.sqrt(2)] * 2 + [1]) if parameterisation == "fan_in" else 1)
-    theta = sd * np.random.default_rng(1).standard_normal((200_000, 3))
+    theta = sd * np.random.default_rng(1).standard_normal((100_000, 3))
 
     def outputs(x):
         return theta[:, :2] @ x.T * scale + theta[:, 2:]
 
     weights = np.exp(-np.logaddexp(0, (1 - 2 * problem.y) * outputs(problem.X)).sum(1))
     weights /= weights.sum()
-    assert 1 / (weights**2).sum() > 3000
+    assert 1 / (weights**2).sum() > 1500
     for name, x in problem.regions.items():
         moments, p = exact.regions[name], expit(outputs(x))
         mean = weights @ p
@@ -254,6 +254,28 @@ def test_the_experiment_resumes_and_installs(experiment, settings, bank, capsys,
         experiment.validate(dataclasses.replace(settings, parameterisations=("nkt",)))
 
 
+def test_an_unfinished_run_is_not_installed(experiment, settings, tmp_path, monkeypatch):
+    calls = []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "make", stop)
+    other = dataclasses.replace(settings, out=str(tmp_path / "run"), bank=str(tmp_path / "bank"))
+    with pytest.raises(KeyboardInterrupt):
+        experiment.build(other)
+    with pytest.raises(ValueError, match="run is not finished: run the same command without"):
+        experiment.install(other)
+    assert len(calls) == 1 and not (tmp_path / "bank").exists()
+
+
+def test_settings_of_another_version_are_read(experiment, capsys):
+    stored = dataclasses.asdict(SamplerSettings(num_chains=3)) | {"forgotten": 1}
+    assert experiment.sampler_settings(stored) == SamplerSettings(num_chains=3)
+    assert "forgotten" in capsys.readouterr().out
+
+
 def test_check_makes_it_again_and_compares(experiment, settings, bank, capsys):
     names = (GAUSSIAN, SAMPLED)
     assert experiment.check(dataclasses.replace(settings, check=names))
@@ -333,6 +355,10 @@ def test_damage_is_one_clear_error(bank, tmp_path):
     info.write_text(json.dumps(payload | {"format_version": 99}))
     with pytest.raises(ValueError, match="newer"):
         references.load(GAUSSIAN, tmp_path)
+    # A check that was not made yet when the entry was written is no damage.
+    meta, arrays = loaded(SAMPLED, bank).to_record()
+    del meta["gate"]["num_frozen"]
+    assert references.from_record(SAMPLED, meta, arrays).gate.num_frozen is None
     # Checksums hold, but an array is missing, or one that only pickle could read is there.
     reference = loaded(GAUSSIAN, bank)
     meta, arrays = reference.to_record()
