@@ -17,7 +17,7 @@ __all__ = ["Agreement", "RegionAgreement", "compare"]
 
 RMS_MAX = 3.0
 """Root mean square z of a region that still agrees."""
-Z_MAX = 5.0
+Z_MAX = 6.0
 """Largest |z| of a region that still agrees."""
 SINGLE = 2.0**-23
 """Relative spacing of float32, in which predictions are worked out."""
@@ -76,7 +76,7 @@ def compare(reference: Any, other: Any) -> Agreement:
     z = (other - reference) / sqrt(se_other^2 + se_reference^2 + rounding^2), with rounding = 2^-23 |mean| for a mean
     and 2^-23 (var + 2^-23) for a variance, because predictions are worked out in float32. Locations share their draws,
     so that their z-scores are nearly one: a root mean square above 2 comes by chance in up to one region of twenty. A
-    region agrees if it is at most 3 and no |z| is above 5.
+    region agrees if it is at most 3 and no |z| is above 6.
 
     Parameters
     ----------

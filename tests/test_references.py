@@ -27,7 +27,8 @@ from isounc.problems import Problem, make_problem
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = ROOT.parent / "shared" / "exact"
 PRIOR_SD = 1.5
-NAMES = [entry.name for entry in references.list()]
+ENTRIES = {entry.name: entry for entry in references.list()}
+NAMES = list(ENTRIES)
 
 
 @pytest.fixture(scope="module")
@@ -530,6 +531,20 @@ def test_the_bank_is_listed_and_small():
     assert files == {name + end for name in NAMES for end in (".npz", ".info.json")}
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if "-ntk-" in n and n.replace("-ntk-", "-fan_in-") in NAMES]
+)
+def test_two_parameterisations_of_one_posterior_agree(name):
+    # x W / sqrt(D) + b with W ~ N(0, s^2) is x W + b with W ~ N(0, s^2 / D), sampled in other coordinates.
+    pair = [
+        loaded(twin, Path(references.__file__).parent / "bank")
+        for twin in (name, name.replace("-ntk-", "-fan_in-"))
+    ]
+    if all(reference.passed for reference in pair):
+        agreement = references.compare(*pair)
+        assert agreement.agrees, str(agreement)
+
+
 def forward(model, theta, X):
     """Predictions of draws (S, P) at X by plain NumPy."""
     sizes = [model.in_features, *[model.width] * model.depth, model.out_features]
@@ -546,7 +561,7 @@ def forward(model, theta, X):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_entry(name):
-    entry = next(entry for entry in references.list() if entry.name == name)
+    entry = ENTRIES[name]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reference = references.load(name)
