@@ -1,5 +1,6 @@
 """When, where and why isotropic gradient norms agree with Bayesian predictive uncertainty."""
 
+from isounc import references
 from isounc.compare import Comparison, compare, interval_over_seeds
 from isounc.diagnostics import GateSettings
 from isounc.doorway import isotropic
@@ -48,4 +49,5 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "Comparison",
     "compare",
     "interval_over_seeds",
+    "references",
 ]

@@ -124,14 +124,15 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def pack(arrays: Mapping[str, Any]) -> bytes:
+def pack(arrays: Mapping[str, Any], *, compress: bool = False) -> bytes:
     """Npz bytes that depend on the arrays alone.
 
-    Stored, not compressed: float arrays hardly shrink, and what deflate gives differs between
+    Stored unless `compress`: float arrays hardly shrink, and what deflate gives differs between
     zlib builds.
     """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(arrays):
             if not name or not name.isprintable() or "\\" in name:
                 raise ValueError(f"array name {name!r} must be printable text without backslashes")
@@ -140,7 +141,7 @@ def pack(arrays: Mapping[str, Any]) -> bytes:
             npy_format.write_array(member, _plain_array(name, arrays[name]), allow_pickle=False)
             entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # else it says which operating system wrote it
-            archive.writestr(entry, member.getvalue())
+            archive.writestr(entry, member.getvalue(), compress_type=kind)
     return buffer.getvalue()
 
 

@@ -1,0 +1,333 @@
+"""Posteriors that need no sampler: logistic regression by quadrature, linear regression in closed form.
+
+Both models are of depth 0, linear in their parameters: f(x) = phi(x) . theta with phi(x) = (x, 1), x divided by sqrt(D)
+under ``ntk``. Everything is worked out twice in float64, and the difference is reported where a sampled posterior
+has its Monte Carlo standard errors. NumPy on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+from scipy.special import expit
+
+from isounc.checks import check_count, check_real
+from isounc.models import Model
+from isounc.predictive import Moments
+from isounc.problems import Problem
+
+EDGE_MASS_MAX = 1e-12
+"""Posterior mass that may lie in the outermost layer of the quadrature's box."""
+RELATIVE_ERROR_MAX = 1e-6
+"""Largest numerical error of a variance over the variance itself for a result to pass."""
+_COARSER = 1.25
+# A variance far from the data may be 1e-17 and owed to the posterior's tail: weights down to e^-60 matter to it.
+_COARSE_CUT, _FINE_CUT = 50.0, 60.0
+_CHUNK = 4096
+_DEGREES_OF_FREEDOM = 5
+
+
+class Exact(NamedTuple):
+    """An exact posterior; the ``_se`` fields of its moments hold numerical errors."""
+
+    regions: dict[str, Moments]
+    """Predictive moments by region, float64."""
+    draws: Float[np.ndarray, "S P"]
+    """Independent draws of the parameters."""
+    method: str
+    """quadrature or closed form."""
+    checks: dict[str, float]
+    """What was measured about the computation."""
+    reasons: tuple[str, ...]
+    """A sentence for each bound that is not kept; empty if the result passed."""
+
+
+def linear_gaussian(
+    problem: Problem, model: Model, *, prior_sd: float, num_draws: int = 1000, seed: int = 0
+) -> Exact:
+    """Bayesian linear regression with known noise, in closed form.
+
+    With Phi (n, P) the features of the training inputs, s the noise sd and Lambda = diag(sigma_l^2),
+
+        A = Phi^T Phi / s^2 + Lambda^-1,   E[f(x)] = phi . A^-1 Phi^T y / s^2,   Var[f(x)] = phi . A^-1 phi.
+
+    The second way is the Gaussian process with kernel phi(x) . Lambda phi(x'), which inverts n x n instead of P x P.
+    The averaged prediction is Gaussian, so ``entropy`` is exact here: log(2 pi e (s^2 + Var[f])) / 2.
+
+    Parameters
+    ----------
+    problem
+        With likelihood `gaussian`.
+    model
+        Of depth 0.
+    prior_sd
+        Prior standard deviation; `Model.group_prior_sd` spreads it over kernel and bias.
+    num_draws
+        Independent draws of theta ~ N(A^-1 Phi^T y / s^2, A^-1) to return.
+    seed
+        Of those draws.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not linear, another likelihood, or settings out of range.
+
+    Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.1.
+    """
+    phi, sd = _features(problem, model, prior_sd, "gaussian")
+    check_count("num_draws", num_draws, 1)
+    assert problem.noise_sd is not None
+    noise_var = problem.noise_sd**2
+    precision = phi.T @ phi / noise_var + np.diag(sd**-2)
+    factor = np.linalg.cholesky(precision)
+    theta = scipy.linalg.cho_solve((factor, True), phi.T @ problem.y / noise_var)
+    gram = (phi * sd**2) @ phi.T + noise_var * np.eye(len(phi))
+
+    regions = {}
+    for name, x in problem.regions.items():
+        here = _design(model, x)
+        mean = here @ theta
+        var = (scipy.linalg.solve_triangular(factor, here.T, lower=True) ** 2).sum(0)
+        cross = (here * sd**2) @ phi.T
+        other_mean = cross @ np.linalg.solve(gram, problem.y)
+        other_var = (here**2 @ sd**2) - (cross * np.linalg.solve(gram, cross.T).T).sum(1)
+        total = 0.5 * np.log(2 * np.pi * np.e * (noise_var + var))
+        of_noise = 0.5 * math.log(2 * np.pi * np.e * noise_var)
+        zeros = np.zeros(len(x))
+        regions[name] = _moments(
+            (mean, var, np.full(len(x), noise_var), np.full(len(x), of_noise)),
+            (np.abs(mean - other_mean), np.abs(var - other_var), zeros, zeros),
+            total,
+        )
+    normal = np.random.default_rng(seed).standard_normal((model.num_params, num_draws))
+    draws = theta + scipy.linalg.solve_triangular(factor.T, normal).T
+    error = _relative_error(regions)
+    checks = {"var_relative_error_max": error, "condition_number": float(np.linalg.cond(precision))}
+    return Exact(regions, draws, "closed form", checks, _too_large(error))
+
+
+def logistic_by_quadrature(
+    problem: Problem,
+    model: Model,
+    *,
+    prior_sd: float,
+    spacing: float = 0.25,
+    half_width: float = 12.0,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> Exact:
+    """Logistic regression with one or two inputs by the trapezoid rule over all its parameters.
+
+    Nodes are theta = m + L z, with m the posterior mode, L L^T the inverse Hessian there and z a grid over
+    [-R, R]^P. E[g] = sum_i w_i g(theta_i) / sum_i w_i for g = p, (p - mean)^2, p (1 - p) and the entropy of p. For an
+    integrand that is analytic and decays, the rule's error falls exponentially in 1 / spacing. The ``_se`` fields are
+    the differences from a grid of 5/4 the spacing in a box of 4/5 the width that drops more of the tail: its errors
+    rather than those, smaller, of the result.
+
+    Draws are made by rejection from Student's t (5 degrees of freedom) about the mode, its bound being the largest
+    density ratio at the nodes and a margin of 5%.
+
+    Parameters
+    ----------
+    problem
+        With likelihood `bernoulli` and at most two inputs.
+    model
+        Of depth 0.
+    prior_sd
+        Prior standard deviation; `Model.group_prior_sd` spreads it over kernel and bias.
+    spacing
+        Of the nodes, in standard deviations of the Laplace approximation.
+    half_width
+        R of the smaller box, in the same unit; it grows until the outermost layer holds less than `EDGE_MASS_MAX`.
+    num_draws
+        Independent draws of theta to return.
+    seed
+        Of those draws.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not linear, another likelihood, more than two inputs, settings out of range, or a posterior
+        that reaches beyond 4 R.
+
+    Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review 56(3), 2014.
+    """
+    phi, sd = _features(problem, model, prior_sd, "bernoulli")
+    check_count("num_draws", num_draws, 1)
+    spacing = check_real("spacing", spacing, positive=True)
+    half_width = check_real("half_width", half_width, positive=True)
+    if model.num_params > 3:
+        raise ValueError(
+            f"problem must have at most 2 inputs for quadrature; got {model.in_features}"
+        )
+    if half_width < 2 * spacing:
+        raise ValueError(f"half_width must be at least twice spacing ({spacing}); got {half_width}")
+    sign = 2 * problem.y - 1
+
+    def log_density(theta: np.ndarray) -> np.ndarray:
+        likelihood = -np.logaddexp(0, -(theta @ phi.T) * sign).sum(1)
+        return likelihood - 0.5 * ((theta / sd) ** 2).sum(1)
+
+    mode, factor = _mode(phi, sign, sd)
+    points = np.concatenate([_design(model, x) for x in problem.regions.values()])
+    centre = expit(points @ mode)
+    for widening in (1.0, 1.5, 2.0, 3.0, 4.0):
+        nodes, log_p, weights, edge = _nodes(
+            log_density, mode, factor, spacing * _COARSER, half_width * widening, _COARSE_CUT
+        )
+        if edge < EDGE_MASS_MAX:
+            break
+    else:
+        raise ValueError(
+            f"half_width must cover the posterior: at {4 * half_width:g} the outermost layer of the box still holds "
+            f"{edge:.1e} of it; got {half_width:g}"
+        )
+    coarse = _expectations(points, nodes, weights, centre)
+    half_width *= _COARSER * widening
+    nodes, log_p, weights, edge = _nodes(log_density, mode, factor, spacing, half_width, _FINE_CUT)
+    fine = _expectations(points, nodes, weights, coarse[0])
+    errors = tuple(np.abs(a - b) for a, b in zip(fine, coarse, strict=True))
+    mean = fine[0]
+    entropy = -mean * np.log(mean) - (1 - mean) * np.log1p(-mean)
+
+    regions, start = {}, 0
+    for name, x in problem.regions.items():
+        rows = slice(start, start + len(x))
+        start += len(x)
+        regions[name] = _moments(
+            tuple(a[rows] for a in fine), tuple(a[rows] for a in errors), entropy[rows]
+        )
+    ratio = log_p - _log_student(nodes, mode, factor)
+    draws = _reject(log_density, mode, factor, ratio.max() + 0.05, num_draws, seed)
+    error = _relative_error(regions)
+    checks = {
+        "var_relative_error_max": error,
+        "edge_mass": edge,
+        "num_nodes": float(len(nodes)),
+        "half_width": half_width,
+    }
+    return Exact(regions, draws, "quadrature", checks, _too_large(error))
+
+
+def _features(problem: Problem, model: Model, prior_sd: float, likelihood: str):
+    if problem.likelihood != likelihood or model.likelihood != likelihood:
+        raise ValueError(
+            f"problem and model must have likelihood {likelihood!r}; got {problem.likelihood!r} and "
+            f"{model.likelihood!r}"
+        )
+    if model.depth != 0 or model.in_features != problem.num_features:
+        raise ValueError(
+            f"model must be linear (depth 0) in {problem.num_features} inputs; got depth {model.depth} and "
+            f"{model.in_features} inputs"
+        )
+    return _design(model, problem.X), model.param_prior_sd(prior_sd)
+
+
+def _design(model: Model, X: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N P"]:
+    scale = 1 / math.sqrt(model.in_features) if model.parameterisation == "ntk" else 1.0
+    return np.concatenate([X * scale, np.ones((len(X), 1))], axis=1)
+
+
+def _moments(values, errors, entropy) -> Moments:
+    """Moments from (mean, variance, E[p (1 - p)], E[H]), their errors, and the entropy of the mean, (N,) each."""
+    (mean, var, aleatoric, expected), (mean_se, var_se, aleatoric_se, expected_se) = (
+        [a[:, None] for a in part[:3]] + [part[3]] for part in (values, errors)
+    )
+    return Moments(
+        mean, mean_se, var, var_se, aleatoric, aleatoric_se, expected, expected_se, entropy
+    )
+
+
+def _relative_error(regions: dict[str, Moments]) -> float:
+    return float(max((m.var_se / m.var).max() for m in regions.values()))
+
+
+def _too_large(error: float) -> tuple[str, ...]:
+    if error <= RELATIVE_ERROR_MAX:
+        return ()
+    return (
+        f"the numerical error of a variance is {error:.2g} of it; it must be at most {RELATIVE_ERROR_MAX:g}",
+    )
+
+
+def _mode(phi, sign, sd) -> tuple[np.ndarray, np.ndarray]:
+    """The posterior mode by damped Newton steps, and the Cholesky factor of the inverse Hessian there."""
+
+    def minus_log_density(theta):
+        return np.logaddexp(0, -sign * (phi @ theta)).sum() + 0.5 * ((theta / sd) ** 2).sum()
+
+    theta = np.zeros(len(sd))
+    for _ in range(100):
+        p = expit(phi @ theta)
+        gradient = phi.T @ (p - (sign + 1) / 2) + theta / sd**2
+        hessian = (phi.T * (p * (1 - p))) @ phi + np.diag(sd**-2)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while size > 1e-8 and minus_log_density(theta - size * step) > minus_log_density(theta):
+            size /= 2
+        theta = theta - size * step
+        # The mode only places the grid: far less precision than this would do.
+        if np.abs(gradient @ step) < 1e-16:
+            break
+    return theta, np.linalg.cholesky(np.linalg.inv(hessian))
+
+
+def _nodes(log_density, mode, factor, spacing, half_width, cut):
+    """Nodes that matter, their log densities and weights, and the mass of the box's outermost layer."""
+    steps = math.ceil(half_width / spacing)
+    axis = spacing * np.arange(-steps, steps + 1)
+    mesh = np.meshgrid(*[axis] * len(mode), indexing="ij")
+    z = np.stack([a.ravel() for a in mesh], axis=1)
+    theta = mode + z @ factor.T
+    log_p = np.concatenate(
+        [log_density(theta[i : i + 4 * _CHUNK]) for i in range(0, len(theta), 4 * _CHUNK)]
+    )
+    weights = np.exp(log_p - log_p.max())
+    on_edge = np.abs(z).max(1) > (steps - 0.5) * spacing
+    edge = float(weights[on_edge].sum() / weights.sum())
+    kept = log_p > log_p.max() - cut
+    return theta[kept], log_p[kept], weights[kept] / weights[kept].sum(), edge
+
+
+def _expectations(points, nodes, weights, centre):
+    """Mean, variance, E[p (1 - p)] and E[H] at the points; a ``centre`` near the mean keeps the variance's digits."""
+    sums = np.zeros((4, len(points)))
+    for i in range(0, len(nodes), _CHUNK):
+        f, w = points @ nodes[i : i + _CHUNK].T, weights[i : i + _CHUNK]
+        size = np.abs(f)
+        small = np.exp(-size)
+        tail = small / (1 + small)
+        d = np.where(f > 0, 1 - tail, tail) - centre[:, None]
+        sums[0] += d @ w
+        sums[1] += d**2 @ w
+        sums[2] += (tail * (1 - tail)) @ w
+        sums[3] += (size * tail + np.log1p(small)) @ w
+    return centre + sums[0], sums[1] - sums[0] ** 2, sums[2], sums[3]
+
+
+def _log_student(theta, mode, factor) -> np.ndarray:
+    """Unnormalised log density of Student's t about the mode."""
+    z = scipy.linalg.solve_triangular(factor, (theta - mode).T, lower=True)
+    nu = _DEGREES_OF_FREEDOM
+    return -0.5 * (nu + len(mode)) * np.log1p((z**2).sum(0) / nu)
+
+
+def _reject(log_density, mode, factor, bound, num_draws, seed) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    nu, accepted, found = _DEGREES_OF_FREEDOM, [], 0
+    while found < num_draws:
+        normal = rng.standard_normal((2 * num_draws, len(mode)))
+        t = normal / np.sqrt(rng.chisquare(nu, (2 * num_draws, 1)) / nu)
+        theta = mode + t @ factor.T
+        log_ratio = log_density(theta) - _log_student(theta, mode, factor) - bound
+        if log_ratio.max() > 0:
+            raise ValueError(
+                f"spacing must be fine enough to bound the density; a draw exceeds the bound by {log_ratio.max():.2g}"
+            )
+        accepted.append(theta[np.log(rng.random(len(theta))) < log_ratio])
+        found += len(accepted[-1])
+    return np.concatenate(accepted)[:num_draws]

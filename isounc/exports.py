@@ -1,0 +1,219 @@
+"""A reference for people and other tools: its card, the bank's table, and its draws for ArviZ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isounc.exact import RELATIVE_ERROR_MAX
+
+if TYPE_CHECKING:
+    from isounc.entries import Reference
+    from isounc.references import Entry
+
+METHODS = {
+    "quadrature": "the trapezoid rule over all parameters, in float64 (`isounc.exact.logistic_by_quadrature`)",
+    "closed form": "linear algebra in float64 (`isounc.exact.linear_gaussian`)",
+}
+
+
+def card(reference: Reference) -> str:
+    """How a reference was made and which checks it passed, as Markdown."""
+    r = reference
+    problem, model = r.problem, r.model
+    noise = "" if problem.noise_sd is None else f", known noise sd {problem.noise_sd:g}"
+    network = (
+        f"{model.activation} network, {model.depth} hidden layer(s) of {model.width}"
+        if model.depth
+        else "linear in its parameters (depth 0)"
+    )
+    sizes = ", ".join(f"{name} ({len(x)})" for name, x in problem.regions.items())
+    verdict = (
+        "**Passed.**"
+        if r.passed
+        else "**FAILED; do not compare anything with it.**\n\n"
+        + "\n".join(f"- {reason}" for reason in r.reasons)
+    )
+    kept = ", ".join(f"{name} {v.shape[2]}" for name, v in r.values.items())
+    moments = next(iter(r.regions.values()))
+    versions = ", ".join(f"{k} {v}" for k, v in r.versions.get("versions", {}).items() if v)
+    device = r.versions.get("device", {})
+    return f"""# {r.name}
+
+{problem.description or problem.name}
+
+| | |
+| --- | --- |
+| problem | {problem.name}, {problem.likelihood}{noise}; {len(problem.X)} training examples, \
+{problem.num_features} input(s), seed {r.settings.get("seed", "unknown")} |
+| model | {network}, `{model.parameterisation}`, P = {model.num_params} |
+| prior | N(0, sigma²) on every parameter, prior_sd {r.prior_sd:g}: {_prior(r)} |
+| likelihood | summed over the examples, temperature 1 |
+| regions | {sizes} |
+
+## How it was made
+
+{_how(r)}
+
+## Checks
+
+{verdict}
+
+{_table(("check", "found", "right"), _checks(r))}
+
+## What it holds
+
+Per location: mean, variance, E[p(1-p)] and E[H] of the prediction with {_errors(r)}, and the entropy of
+the averaged prediction, in {moments.mean.dtype}. Besides, {len(r.draws)} draws of the parameters, and \
+{next(iter(r.values.values())).shape[1]} draws of each of {r.num_chains} chains of the
+predictions at a few locations of each region ({kept}).
+
+Rebuild it with another key and compare: `uv run experiments/reference_bank.py --check {r.name}`
+
+{versions}; {device.get("kind", "unknown device")}; {r.versions.get("time", "")}. SHA-256 of the arrays:
+`{r.checksum or "not stored yet"}`
+"""
+
+
+def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
+    """The page that lists a bank, as Markdown."""
+    passed = sum(e.passed for e in entries)
+    rows = (
+        (
+            f"`{e.name}`",
+            e.method,
+            str(e.num_params),
+            "pass" if e.passed else "**fail**",
+            _number(e.rhat_max, ".4f"),
+            _number(e.ess_min, ".0f"),
+            _number(e.num_draws, "d"),
+        )
+        for e in entries
+    )
+    failed = [f"- `{e.name}`: {'; '.join(e.reasons)}." for e in entries if not e.passed]
+    return "\n".join(
+        [
+            "# The bank of reference posteriors",
+            "",
+            f"{len(entries)} references, {passed} of which passed their checks; {num_bytes / 1e6:.1f} MB. "
+            "Made by `uv run experiments/reference_bank.py`;",
+            "`isounc.references.load(name)` reads one, its `card` says how it was made.",
+            "",
+            "R-hat is the largest and ESS the smallest (of p and of (p − mean)²) over the fixed locations of all",
+            "regions; draws are those behind the moments, over all chains. `ntk` and `fan_in` are two",
+            "parameterisations of one prior over functions, sampled apart: their predictive moments must agree, and",
+            "a test compares them.",
+            "",
+            _table(("name", "method", "P", "gate", "R-hat", "ESS", "draws"), rows),
+            "",
+            *(["## Failing entries", "", *failed, ""] if failed else []),
+        ]
+    )
+
+
+def to_arviz(reference: Reference) -> Any:
+    """See `isounc.references.Reference.to_arviz`."""
+    try:
+        import arviz
+        import xarray
+    except ImportError as error:
+        raise ImportError("to_arviz needs ArviZ: install isounc[arviz], or arviz itself") from error
+    r = reference
+    quantity = "f" if r.problem.likelihood == "gaussian" else "p"
+    values = np.concatenate(tuple(r.values.values()), axis=2)
+    theta = r.draws.reshape(r.num_chains, -1, r.model.num_params)
+    x = np.concatenate([r.problem.regions[region][rows] for region, rows in r.locations.items()])
+    counts = zip(r.model.groups, r.model.group_sizes, strict=True)
+    labels = {
+        "location": [f"{region}[{row}]" for region, rows in r.locations.items() for row in rows],
+        "parameter": [f"{group}[{i}]" for group, size in counts for i in range(size)],
+    }
+    groups = {
+        "posterior": {quantity: (["chain", "draw", "location", "column"], values)},
+        "unconstrained_posterior": {"theta": (["chain", "draw", "parameter"], theta)},
+        "constant_data": {"X": (["row", "input"], r.problem.X), "x": (["location", "input"], x)},
+        "observed_data": {"y": (["row"], r.problem.y)},
+    }
+    # NetCDF knows no truth values.
+    attrs = {
+        "reference": r.name,
+        "passed": int(r.passed),
+        "card": r.card,
+        "checksum": r.checksum,
+    }
+    datasets = {}
+    for name, variables in groups.items():
+        sizes = {
+            axis: n
+            for axes, array in variables.values()
+            for axis, n in zip(axes, array.shape, strict=True)
+        }
+        coords = {axis: labels.get(axis, np.arange(n)) for axis, n in sizes.items()}
+        datasets[name] = xarray.Dataset(variables, coords, attrs)
+    # Built from data sets, because `from_dict` takes other arguments from ArviZ 1 on. There the name InferenceData is
+    # still found, and gives a DataTree with a warning.
+    if arviz.__version__.startswith("0."):
+        return arviz.InferenceData(attrs=attrs, **datasets)
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
+
+
+def _prior(r: Reference) -> str:
+    sds = zip(r.model.groups, r.model.group_prior_sd(r.prior_sd), strict=True)
+    return ", ".join(f"{group} {sd:.4g}" for group, sd in sds)
+
+
+def _how(r: Reference) -> str:
+    if r.gate is None:
+        return f"By {METHODS[r.method]}. The draws are independent."
+    s, c = r.settings["sampler"], r.checks
+    return (
+        f"By {r.method.upper()}, {r.num_chains} chains from prior draws, each {s['num_warmup']} transitions of warm-up "
+        f"and {c['num_draws']} draws (between {s['num_draws']} and {s['max_draws']}: until the gate passed or these "
+        f"were spent), {c['num_gradients']} gradients in all. Step size {c['step_size']:.3g}, acceptance "
+        f"{c['acceptance']:.2f}. Standard errors by batch means of {s['block']} draws. Key {r.settings['key']}."
+    )
+
+
+def _checks(r: Reference) -> list[tuple[str, str, str]]:
+    if r.gate is None:
+        right = {"var_relative_error_max": f"at most {RELATIVE_ERROR_MAX:g}"}
+        return [(name, f"{value:.3g}", right.get(name, "")) for name, value in r.checks.items()]
+    g, bound = r.gate, r.settings["sampler"]["gate"]
+    return [
+        ("largest R-hat", _number(g.rhat_max, ".4f"), f"below {bound['rhat_max']:g}"),
+        ("smallest bulk ESS of p", _number(g.ess_bulk_min, ".0f"), f"{bound['ess_min']:g} or more"),
+        (
+            "smallest bulk ESS of (p − mean)²",
+            _number(g.ess_var_min, ".0f"),
+            f"{bound['ess_min']:g} or more",
+        ),
+        ("smallest tail ESS", _number(g.ess_tail_min, ".0f"), ""),
+        ("smallest E-BFMI", _number(g.ebfmi_min, ".2f"), f"above {bound['ebfmi_min']:g}"),
+        (
+            "divergent transitions",
+            f"{g.divergences} ({g.divergence_rate:.3%})",
+            f"below {bound['divergence_rate_max']:.3%}",
+        ),
+        ("trajectories cut short", str(g.num_saturated), f"at most {bound['saturated_max']}"),
+        ("locations without variance", str(g.num_zero_variance), "0"),
+        ("locations with a frozen chain", str(g.num_frozen), "0"),
+        ("locations with draws that are not finite", str(g.num_nonfinite), "0"),
+        ("median error of a variance over the variance", _number(g.var_mcse_median, ".2%"), ""),
+        ("locations looked at", str(g.num_locations), ""),
+    ]
+
+
+def _errors(r: Reference) -> str:
+    return "numerical errors" if r.gate is None else "Monte Carlo standard errors"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,211 @@
+"""The bank of reference posteriors, exact and sampled: named, versioned, checked, loaded without network.
+
+    >>> import isounc
+    >>> reference = isounc.references.load("xor-ntk-w64-v1")
+    >>> reference.regions["grid"].var, reference.regions["grid"].var_se
+    >>> print(reference.card)
+    >>> print(isounc.references.compare(reference, posterior))
+
+An entry is two files of ``isounc/bank``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with everything else
+and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is unpickled.
+``experiments/reference_bank.py`` makes the bank.
+
+Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.resources
+import warnings
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isounc import storage
+from isounc.checks import check_choice
+from isounc.entries import Reference, Thinning, from_exact, from_posterior, from_record
+from isounc.models import Model
+from isounc.scoring import Agreement, compare
+
+__all__ = [
+    "Agreement",
+    "Entry",
+    "FailedReferenceWarning",
+    "Reference",
+    "Thinning",
+    "compare",
+    "from_exact",
+    "from_posterior",
+    "from_record",
+    "list",
+    "load",
+    "save",
+]
+
+_INFO = ".info.json"
+
+
+class FailedReferenceWarning(UserWarning):
+    """A reference that did not pass its checks was loaded."""
+
+
+class Entry(NamedTuple):
+    """A line of the bank's list."""
+
+    name: str
+    """What `load` takes."""
+    method: str
+    """hmc, nuts, quadrature or closed form."""
+    num_params: int
+    """P."""
+    passed: bool
+    """Whether it passed its checks."""
+    rhat_max: float | None
+    """Largest R-hat of a prediction; None for an exact entry."""
+    ess_min: float | None
+    """Smallest bulk ESS of p and of (p - mean)^2; None for an exact entry."""
+    num_draws: int | None
+    """Draws behind the moments, over all chains; None for an exact entry."""
+    reasons: tuple[str, ...]
+    """Which checks failed."""
+
+
+def list(folder: str | Path | None = None) -> tuple[Entry, ...]:
+    """Every entry of the bank by name, those that failed their checks included.
+
+    Parameters
+    ----------
+    folder
+        A bank of one's own; None is the one that comes with isounc.
+
+    Raises
+    ------
+    ValueError
+        For a damaged entry.
+    """
+    bank = _bank(folder)
+    return tuple(_entry(name, _info(bank, name)["meta"]) for name in _names(bank))
+
+
+def load(name: str, folder: str | Path | None = None) -> Reference:
+    """Read a reference and verify its checksums; a `FailedReferenceWarning` if it did not pass its checks.
+
+    Parameters
+    ----------
+    name
+        As `list` gives it.
+    folder
+        A bank of one's own; None is the one that comes with isounc.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name (with near matches), or an entry that is damaged or of a newer format.
+    """
+    bank = _bank(folder)
+    check_choice("name", name, _names(bank))
+    payload = _info(bank, name)
+    try:
+        npz = bank.joinpath(f"{name}.npz").read_bytes()
+        if hashlib.sha256(npz).hexdigest() != payload.get("sha256"):
+            raise storage.Damaged(f"the checksum of {name}.npz does not match")
+        reference = from_record(name, payload["meta"], storage.unpack(npz), payload["sha256"])
+    except KeyError as error:
+        raise _damaged(name, f"it lacks {error}") from error
+    except (storage.Damaged, OSError) as error:
+        raise _damaged(name, error) from error
+    if not reference.passed:
+        warnings.warn(
+            f"reference {name!r} did not pass its checks: {'; '.join(reference.reasons)}",
+            FailedReferenceWarning,
+            stacklevel=2,
+        )
+    return reference
+
+
+def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -> Reference:
+    """Write a reference into a bank; returned is the same with its checksum.
+
+    Raises
+    ------
+    ValueError
+        If the bank has an entry of that name with other content and ``overwrite`` is False: what has been published
+        under a name stays.
+    OSError
+        If it cannot be written.
+    """
+    folder = Path(folder)
+    meta, arrays = reference.to_record()
+    encoded = storage.encode(meta, "meta")
+    npz = storage.pack(arrays, compress=True)
+    payload = {
+        "name": reference.name,
+        "sha256": hashlib.sha256(npz).hexdigest(),
+        "meta_sha256": storage.json_digest(encoded),
+        "meta": encoded,
+    }
+    files = {
+        folder / f"{reference.name}.npz": npz,
+        folder / (reference.name + _INFO): storage.json_bytes(payload),
+    }
+    if not overwrite and any(path.exists() and path.read_bytes() != files[path] for path in files):
+        raise ValueError(
+            f"{folder} has another {reference.name!r} already; give the new one a higher version, or pass "
+            "overwrite=True"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(files, f"reference {reference.name!r}")
+    return dataclasses.replace(reference, checksum=payload["sha256"])
+
+
+def _bank(folder: str | Path | None) -> Traversable:
+    if folder is None:
+        return importlib.resources.files("isounc").joinpath("bank")
+    if not Path(folder).is_dir():
+        raise ValueError(f"folder must be a folder with references; got {str(folder)!r}")
+    return Path(folder)
+
+
+def _names(bank: Traversable) -> tuple[str, ...]:
+    found = (path.name for path in bank.iterdir())
+    return tuple(sorted(name.removesuffix(_INFO) for name in found if name.endswith(_INFO)))
+
+
+def _info(bank: Traversable, name: str) -> dict[str, Any]:
+    """What the info file says, decoded and verified."""
+    try:
+        payload = storage.parse_json(
+            bank.joinpath(name + _INFO).read_bytes(), f"reference {name!r}"
+        )
+        if payload.get("name") != name or not isinstance(payload.get("meta"), dict):
+            raise storage.Damaged(f"{name}{_INFO} does not describe it")
+        if payload.get("meta_sha256") != storage.json_digest(payload["meta"]):
+            raise storage.Damaged(f"the checksum of the meta in {name}{_INFO} does not match")
+    except (storage.Damaged, OSError) as error:
+        raise _damaged(name, error) from error
+    return storage.decode(payload)
+
+
+def _damaged(name: str, error: object) -> ValueError:
+    return ValueError(
+        f"reference {name!r} is damaged ({error}); install isounc again, or make the entry again with "
+        "experiments/reference_bank.py"
+    )
+
+
+def _entry(name: str, meta: Mapping[str, Any]) -> Entry:
+    gate = meta["gate"] or {}
+    ess = [gate[k] for k in ("ess_bulk_min", "ess_var_min") if gate.get(k) is not None]
+    return Entry(
+        name=name,
+        method=meta["method"],
+        num_params=Model(**meta["model"]).num_params,
+        passed=not meta["reasons"],
+        rhat_max=gate.get("rhat_max"),
+        ess_min=min(ess, default=None),
+        num_draws=meta["num_chains"] * meta["checks"]["num_draws"] if gate else None,
+        reasons=tuple(meta["reasons"]),
+    )

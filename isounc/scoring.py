@@ -1,0 +1,145 @@
+"""How far two posteriors differ in units of their own errors: a reference made again, or anybody's sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from isounc.checks import check_choice, check_count
+from isounc.diagnostics import diagnose
+from isounc.predictive import Moments
+
+__all__ = ["Agreement", "RegionAgreement", "compare"]
+
+RMS_MAX = 3.0
+"""Root mean square z of a region that still agrees."""
+Z_MAX = 6.0
+"""Largest |z| of a region that still agrees."""
+SINGLE = 2.0**-23
+"""Relative spacing of float32, in which predictions are worked out."""
+
+
+class RegionAgreement(NamedTuple):
+    """z-scores of one region, other minus reference; NaN where neither side has an error."""
+
+    mean_z: Float[np.ndarray, "N M"]
+    """Of the predictive means."""
+    var_z: Float[np.ndarray, "N M"]
+    """Of the predictive variances."""
+    var_ratio: float
+    """Sum of the other's variances over the sum of the reference's."""
+
+    def summary(self) -> dict[str, float]:
+        """Root mean square and largest absolute value of both, over the z-scores that are defined."""
+        numbers: dict[str, float] = {}
+        for name in ("mean", "var"):
+            z = getattr(self, f"{name}_z")
+            z = np.abs(z[np.isfinite(z)])
+            numbers[f"{name}_z_rms"] = math.sqrt((z**2).mean()) if z.size else math.nan
+            numbers[f"{name}_z_max"] = float(z.max()) if z.size else math.nan
+        return numbers | {"var_ratio": self.var_ratio}
+
+
+class Agreement(NamedTuple):
+    """Whether a posterior agrees with a reference; prints as a table."""
+
+    regions: dict[str, RegionAgreement]
+    """By region."""
+    reasons: tuple[str, ...]
+    """A sentence for each bound that is not kept."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every region keeps every bound."""
+        return not self.reasons
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'region':<12}{'rms z mean':>11}{'max':>7}{'rms z var':>11}{'max':>7}{'sum var ratio':>15}"
+        ]
+        for name, region in self.regions.items():
+            s = region.summary()
+            lines.append(
+                f"{name:<12}{s['mean_z_rms']:>11.2f}{s['mean_z_max']:>7.2f}"
+                f"{s['var_z_rms']:>11.2f}{s['var_z_max']:>7.2f}{s['var_ratio']:>15.4f}"
+            )
+        return "\n".join([*lines, *(self.reasons or ("agrees",))])
+
+
+def compare(reference: Any, other: Any) -> Agreement:
+    """Hold a posterior against a reference: z-scores of predictive means and variances at every location.
+
+    z = (other - reference) / sqrt(se_other^2 + se_reference^2 + rounding^2), with rounding = 2^-23 |mean| for a mean
+    and 2^-23 (var + 2^-23) for a variance, because predictions are worked out in float32. Locations share their draws,
+    so that their z-scores are nearly one: a root mean square above 2 comes by chance in up to one region of twenty. A
+    region agrees if it is at most 3 and no |z| is above 6.
+
+    Parameters
+    ----------
+    reference
+        A `Reference`, or anything with ``regions``, a mapping from region to `Moments`.
+    other
+        The same; or a mapping from region to `Moments`; or a mapping from region to draws of the predictive quantity
+        at all of the region's locations, (K chains, S draws, N, M), whose errors come from their effective sample
+        sizes. Regions that it does not have are not compared.
+
+    Raises
+    ------
+    ValueError
+        For a region that the reference does not have, none at all, or arrays of other shapes.
+    """
+    given = getattr(other, "regions", other)
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(
+            f"other must have regions, or map at least one to Moments or draws; got {type(other).__name__}"
+        )
+    regions: dict[str, RegionAgreement] = {}
+    reasons: list[str] = []
+    for name, theirs in given.items():
+        check_choice("a region of other", name, reference.regions)
+        ours = reference.regions[name]
+        theirs = _moments(name, theirs, ours.mean.shape)
+        regions[name] = region = RegionAgreement(
+            _z(ours.mean, ours.mean_se, theirs.mean, theirs.mean_se, square=False),
+            _z(ours.var, ours.var_se, theirs.var, theirs.var_se, square=True),
+            float(np.sum(theirs.var, dtype=float) / np.sum(ours.var, dtype=float)),
+        )
+        for what, z in (("mean", region.mean_z), ("variance", region.var_z)):
+            undefined = int((~np.isfinite(z)).sum())
+            if undefined:
+                reasons.append(
+                    f"{name}: {undefined} of {z.size} z-scores of the {what} are undefined"
+                )
+        for key, number in region.summary().items():
+            bound = {"rms": RMS_MAX, "max": Z_MAX}.get(key.rpartition("_")[2])
+            if bound is not None and number > bound:
+                reasons.append(f"{name}: {key} is {number:.3g}; it must be at most {bound:g}")
+    return Agreement(regions, tuple(reasons))
+
+
+def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Any:
+    if not isinstance(given, Moments):
+        draws = np.asarray(given)
+        if draws.ndim != 4:
+            raise ValueError(
+                f"other[{name!r}] must be Moments or draws (chains, draws, {shape[0]}, {shape[1]}); "
+                f"got shape {draws.shape}"
+            )
+        check_count(f"the number of chains of other[{name!r}]", draws.shape[0], 2)
+        given = diagnose(draws)
+    if given.mean.shape != shape:
+        raise ValueError(
+            f"other[{name!r}] must hold {shape[0]} locations and {shape[1]} columns, as the reference does; "
+            f"got {given.mean.shape}"
+        )
+    return given
+
+
+def _z(a, a_se, b, b_se, *, square: bool) -> Float[np.ndarray, "N M"]:
+    a, a_se, b, b_se = (np.asarray(v, float) for v in (a, a_se, b, b_se))
+    rounding = SINGLE * (np.abs(a) + SINGLE if square else np.abs(a))
+    return (b - a) / np.sqrt(a_se**2 + b_se**2 + rounding**2)
