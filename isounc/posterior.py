@@ -80,8 +80,9 @@ class SamplerSettings:
     """While the gate or the precision fails, S grows up to this (rounded up to whole blocks)."""
     target_var_se: float = 0.03
     """Precision: standard error of the predictive variance over the variance, median over the fixed locations."""
-    trajectory_length: float = math.pi / 2
-    """Mean integration time of a transition; a quarter period of N(0, I) is pi / 2 (chees: before adaptation)."""
+    trajectory_length: float = 1.2
+    """Mean integration time of a transition (chees: before adaptation). A quarter period of N(0, I) is pi / 2; what the
+    data narrow is quicker, and 1.2 gave a quarter to a third more effective draws a gradient."""
     max_integration_steps: int = 128
     """Most integration steps of a trajectory."""
     max_tree_depth: int = 10

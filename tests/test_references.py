@@ -216,9 +216,7 @@ def test_a_grid_that_is_too_coarse_fails_with_its_error(one_input):
 @pytest.fixture(scope="module")
 def settings(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
-    sampler = SamplerSettings(
-        num_warmup=100, num_draws=400, max_draws=400, block=50, num_kept=64, num_integration_steps=4
-    )
+    sampler = SamplerSettings(num_warmup=100, num_draws=400, max_draws=400, block=50, num_kept=64)
     return experiment.Settings(
         problems=("linear_regression",), widths=(3,), logistic=(), n=12, sampler=sampler, cache="",
         out=str(folder / "run"), bank=str(folder / "bank"),
