@@ -51,9 +51,17 @@ class Coordinates(Protocol):
         """Log posterior density of x minus log N(x; 0, I), up to a constant."""
         ...
 
+    def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Where a chain starts, from a draw of N(0, I): dispersed as the hidden layers' prior, not around a mode."""
+        ...
+
 
 class Prior(NamedTuple):
     """theta = sd x."""
+
+    def start(self, z):
+        """A draw of the prior."""
+        return z
 
     def theta(self, x, model, data):
         """Whitened by the prior."""
@@ -73,6 +81,11 @@ class Curvature(NamedTuple):
     """U: orthonormal eigenvectors of the GGN at the MAP in prior coordinates."""
     shrink: Float[Array, " R"]
     """1 - (1 + s^2)^-1/2 with s^2 its eigenvalues."""
+
+    def start(self, z):
+        """A draw of the prior: chains that all start around the MAP would agree without having seen another mode."""
+        apart = z - self.mean
+        return apart + self.basis @ (self.shrink / (1 - self.shrink) * (apart @ self.basis))
 
     def theta(self, x, model, data):
         """Whitened by the Laplace approximation at the MAP."""
@@ -107,6 +120,10 @@ class Readout(NamedTuple):
     """R_o: directions of the outputs at the training examples, scaled by the square roots of precisions."""
     target: Float[Array, "O R"]
     """tau_o."""
+
+    def start(self, z):
+        """Hidden layers from their prior, the read-out from its pseudo-posterior given them."""
+        return z
 
     def _readout(self, x, model, data):
         num_features = model.layer_sizes[-1][0] + 1

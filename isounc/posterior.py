@@ -69,7 +69,7 @@ class SamplerSettings:
     metric_rank: int = 16
     """low_rank: its rank."""
     num_chains: int = 4
-    """K, each from its own draw of N(0, I) in the coordinates."""
+    """K, each from its own draw of the prior (readout: of the hidden layers' prior)."""
     chains_per_device: int = 0
     """If not 0, K is this many for each device, whatever num_chains says."""
     num_warmup: int = 300

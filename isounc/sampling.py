@@ -78,10 +78,11 @@ def _mover(sampler: Sampler, settings: Any, serial: bool):
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> State:
-    """Chains at draws of N(0, I) in the coordinates, nothing adapted."""
+    """Chains where the coordinates start them, nothing adapted."""
 
     def one(coordinates, data, X, key):
-        x = jax.random.normal(key, (settings.chains, model.num_params), data.X.dtype)
+        z = jax.random.normal(key, (settings.chains, model.num_params), data.X.dtype)
+        x = jax.vmap(coordinates.start)(z)
         chains = start_chains(x, lambda x: coordinates.remainder(x, model, data))
         tuning = start_tuning(model.num_params, data.X.dtype, SAMPLERS[settings.sampler], settings)
         return chains, tuning, _mean_prediction(chains, coordinates, data, X, model)

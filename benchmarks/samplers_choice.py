@@ -1,0 +1,147 @@
+"""Which sampler is the default: every candidate over the paper's problems and widths 2 to 512, in one table.
+
+    uv run benchmarks/samplers_choice.py                                # all of it
+    uv run benchmarks/samplers_choice.py --problems moons --widths 32   # a corner of it
+
+A table that is there is gone on with: only cells that it lacks are measured.
+
+A candidate is `SamplerSettings` with some changes, at its default budget. Its figure in a cell (problem, width) is the
+smaller of the two effective sample sizes of `benchmarks/samplers.py` (of p and of (p - mean)^2, least over locations),
+per second of warm-up and sampling. Candidates are ranked by the geometric mean of that figure relative to the first's,
+over the cells in which both pass R-hat < 1.01 and the bound on divergences (an effective sample size of chains that do
+not agree means nothing), and by how many cells they pass. The fastest of those that pass the most is the default. What
+it costs where it loses is the column ``worst``: its figure over that of the cell's best.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from samplers import Job, Options, isounc_way, line, measure, write
+from tqdm import tqdm
+
+from isounc.models import make_model
+from isounc.problems import make_problem
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "hmc": {},
+    "hmc 1.6": {"trajectory_length": 1.6},
+    "hmc 2.4": {"trajectory_length": 2.4},
+    "hmc prior": {"coordinates": "prior"},
+    "hmc prior low-rank": {"coordinates": "prior", "metric": "low_rank"},
+    "hmc readout": {"coordinates": "readout"},
+    "hmc readout low-rank": {"coordinates": "readout", "metric": "low_rank"},
+    "hmc curvature": {"coordinates": "curvature"},
+    "nuts": {"sampler": "nuts"},
+    "chees": {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
+    "mclmc": {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
+}
+
+
+@dataclass
+class Choice:
+    """What is measured."""
+
+    problems: tuple[str, ...] = (
+        "linear", "xor", "rings", "clusters3", "spirals3", "rings3", "linear_regression",
+        "nonlinear_regression",
+    )  # fmt: skip
+    """Problems, by name."""
+    widths: tuple[int, ...] = (2, 8, 32, 128, 512)
+    """Hidden units."""
+    n: int = 100
+    """Training examples."""
+    chains: int = 4
+    """Chains; chees has 16."""
+    candidates: tuple[str, ...] = ()
+    """Only these; empty is all."""
+    seed: int = 0
+    """Of the data and the keys."""
+    out: Path = Path("runs/samplers-choice")
+    """Folder for the table; one that is there is gone on with."""
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that is there."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {name: int(row[name]) for name in ("width", "n", "chains", "ess_mean", "ess_var")}
+        row["seconds"] = float(row["seconds"])
+    return rows
+
+
+def effective(row: dict[str, Any]) -> float:
+    """The smaller effective sample size per second."""
+    return min(row["ess_mean"], row["ess_var"]) / row["seconds"]
+
+
+def ranking(rows: list[dict[str, Any]]) -> str:
+    """Candidates, by their geometric mean relative to the first, over the cells in which both pass."""
+    cells: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        found = cells.setdefault((row["problem"], row["width"]), {})
+        if row["gate"] == "pass":
+            found[row["way"]] = effective(row)
+    names = list(dict.fromkeys(row["way"] for row in rows))
+    widths = sorted({width for _, width in cells})
+    head = f"{'candidate':<22}{'passed':>8}{'all':>7}{'worst':>7}" + "".join(
+        f"{f'W={width}':>8}" for width in widths
+    )
+    lines = []
+    for name in names:
+        both = {c: by for c, by in cells.items() if name in by and names[0] in by}
+        gains = {c: np.log(by[name] / by[names[0]]) for c, by in both.items()}
+        by_width = [[g for (_, w), g in gains.items() if w == width] for width in widths]
+        worst = min((by[name] / max(by.values()) for by in both.values()), default=np.nan)
+        mean = float(np.exp(np.mean(list(gains.values())))) if gains else np.nan
+        shown = "".join(f"{np.exp(np.mean(g)):>8.2f}" if g else f"{'':>8}" for g in by_width)
+        count = f"{sum(name in by for by in cells.values())}/{sum(r['way'] == name for r in rows)}"
+        lines.append((mean, f"{name:<22}{count:>8}{mean:>7.2f}{worst:>7.2f}{shown}"))
+    lines.sort(key=lambda pair: -np.nan_to_num(pair[0], nan=-1))
+    return "\n".join([head, *(text for _, text in lines)])
+
+
+def main(choice: Choice) -> None:
+    """Measure, print, write."""
+    # Programs of one shape serve all problems of it; the first run of each cell compiles what is new.
+    cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    names = choice.candidates or tuple(CANDIDATES)
+    choice.out.mkdir(parents=True, exist_ok=True)
+    rows = stored(choice.out / "choice.csv")
+    done = {(row["problem"], row["width"], row["way"]) for row in rows}
+    device = jax.devices()[0].device_kind
+    for width, problem_name in tqdm(
+        list(itertools.product(choice.widths, choice.problems)), unit="posterior"
+    ):
+        problem = make_problem(
+            problem_name, n=choice.n, seed=choice.seed, num_test=64, num_far=64, grid_size=8
+        )
+        model = make_model(problem, width=width)
+        job = Job(problem_name, width, choice.n, choice.chains)
+        for name in names:
+            if (problem_name, width, name) in done:
+                continue
+            way = isounc_way(problem, model, job, Options(), **CANDIDATES[name])
+            row = {**job._asdict(), "way": name, **measure(way, choice.seed)}
+            rows.append(row | {"device": device, "jax": jax.__version__})
+            tqdm.write(line(row))
+            write(rows, choice.out / "choice.csv")
+    print(ranking(rows))
+    (choice.out / "choice.txt").write_text(ranking(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Choice, description=__doc__))
