@@ -195,15 +195,24 @@ def readout(
             f"coordinates 'readout' factor an n x n matrix and take at most {MAX_EXAMPLES} examples; "
             f"got {len(problems[0].y)}; use 'prior'"
         )
-    kernels = np.asarray(_kernels(data, jnp.stack(list(keys)), model=model), float)
+    found = _spectra(problems, _kernels(data, jnp.stack(list(keys)), model=model))
+    return _whitening(found, data)
+
+
+def _spectra(problems, kernels) -> list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """`_directions` of the pseudo-observations of each problem and output."""
     found = []
-    for problem, kernel in zip(problems, kernels, strict=True):
+    for problem, kernel in zip(problems, np.asarray(kernels, float), strict=True):
         precision, target = _sites(problem, kernel)
-        found.append(
-            [_directions(kernel, *site) for site in zip(precision.T, target.T, strict=True)]
-        )
+        sites = zip(precision.T, target.T, strict=True)
+        found.append([_directions(kernel, *site) for site in sites])
+    return found
+
+
+def _whitening(found, data: Data) -> Readout:
+    """The directions that tell something, as many for each problem and output."""
     told = max((values > RANK_THRESHOLD).sum() for one in found for values, *_ in one)
-    rank = int(np.clip(-(-told // RANK_STEP) * RANK_STEP, 1, len(kernels[0])))
+    rank = int(np.clip(-(-told // RANK_STEP) * RANK_STEP, 1, data.X.shape[1]))
     rows = np.array([[r[:rank] for _, r, _ in one] for one in found], data.X.dtype)
     targets = np.array([[t[:rank] for _, _, t in one] for one in found], data.X.dtype)
     return Readout(jnp.asarray(rows), jnp.asarray(targets))
@@ -284,11 +293,14 @@ def best(
     """
     if len(problems[0].y) > MAX_EXAMPLES:
         return Prior()
-    found = readout(problems, data, model, prior_sd, keys)
-    kernels = np.asarray(_kernels(data, jnp.stack(list(keys)), model=model), float)
-    rows = np.asarray(found.rows, float)
-    largest = np.einsum("bon,bnm,bom->bo", rows[:, :, 0], kernels, rows[:, :, 0]).max()
-    return found if largest > READOUT_PAYS else Prior()
+    kernels = _kernels(data, jnp.stack(list(keys)), model=model)
+    # A label tells at most 1/4 about a logit: with few labels the sites need not be solved to know the answer.
+    most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
+    if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
+        return Prior()
+    found = _spectra(problems, kernels)
+    largest = max(values[0] for one in found for values, *_ in one)
+    return _whitening(found, data) if largest > READOUT_PAYS else Prior()
 
 
 COORDINATES: dict[str, Maker] = {"prior": prior, "curvature": curvature, "readout": readout}

@@ -65,6 +65,14 @@ def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth,
     np.testing.assert_allclose(constants, constants[0], atol=1e-8)
 
 
+def test_chains_of_curvature_start_at_draws_of_the_prior(x64):
+    problem, model = setting("bernoulli", 1)
+    found, data = made("curvature", problem, model)
+    z = jnp.asarray(np.random.default_rng(3).standard_normal(model.num_params))
+    theta = found.theta(found.start(z), model, data)
+    np.testing.assert_allclose(theta, data.prior_sd * z, rtol=1e-8)
+
+
 def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
     monkeypatch.setattr(coordinates, "RANK_THRESHOLD", 1e-12)
     monkeypatch.setattr(coordinates, "RANK_STEP", 100)
@@ -99,6 +107,17 @@ def test_readout_is_chosen_where_the_data_are_sharp():
         found = coordinates.best([problem], data, model, PRIOR_SD, [jax.random.key(0)])
         kinds[noise_sd] = type(found)
     assert kinds == {0.01: Readout, 3.0: Prior}
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_labels_that_tell_little_need_no_sites(n):
+    problem, model = setting("bernoulli", 1, n=n)
+    data = stack_data([problem], model, 8.0)
+    args = ([problem], data, model, 8.0, [jax.random.key(0)])
+    kernels = coordinates._kernels(data, jnp.stack(args[-1]), model=model)
+    spectra = coordinates._spectra([problem], kernels)
+    sharp = spectra[0][0][0][0] > coordinates.READOUT_PAYS
+    assert isinstance(coordinates.best(*args), Readout if sharp else Prior)
 
 
 def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):

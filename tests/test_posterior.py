@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -482,3 +483,35 @@ def test_chains_on_four_devices_are_those_of_one(tmp_path):
     with np.load(tmp_path / "v.npz") as archive:
         # Sums over the chains are rounded in another order, and trajectories let that grow.
         np.testing.assert_allclose(archive["values"], few_draws().values["test"], atol=1e-3)
+
+
+HOST = """
+import sys, jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
+sys.path.insert(0, sys.argv[2])
+from test_posterior import few_draws
+assert jax.process_count() == jax.device_count() == 2
+np.savez(sys.argv[1], values=few_draws().values["test"])
+"""
+
+
+def test_chains_on_two_hosts_are_those_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    paths = [tmp_path / f"host{i}.npz" for i in range(2)]
+    hosts = [
+        subprocess.Popen([
+            sys.executable, "-c", HOST, str(path), os.path.dirname(__file__), address, str(i),
+        ])
+        for i, path in enumerate(paths)
+    ]  # fmt: skip
+    try:
+        assert [host.wait(timeout=300) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.kill()
+    first, second = (np.load(path)["values"] for path in paths)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, few_draws().values["test"], atol=1e-3)
