@@ -318,7 +318,7 @@ def line(row: dict[str, Any]) -> str:
     compiling = row["compile_seconds"]
     return (
         f"{row['problem']:<22}{row['width']:>5}{row['n']:>6}{row['chains']:>4}  "
-        f"{row['way']:<21}{row['coordinates']:<10}"
+        f"{row['way']:<23}{row['coordinates']:<10}"
         f"{row['gate']:<5} R-hat {row['rhat_max']:<7} ESS {row['ess_mean']:>6} {row['ess_var']:>6}"
         f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f} {row['ess_var_per_second']:>8.0f} /s"
         f"{'' if compiling is None else format(compiling, '7.1f') + ' s compiling'}"

@@ -35,6 +35,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "hmc": {},
     "hmc 1.6": {"trajectory_length": 1.6},
     "hmc 2.4": {"trajectory_length": 2.4},
+    "hmc 1.6, acceptance .9": {"trajectory_length": 1.6, "target_acceptance": 0.9},
+    "hmc 2.4, acceptance .9": {"trajectory_length": 2.4, "target_acceptance": 0.9},
     "hmc prior": {"coordinates": "prior"},
     "hmc prior low-rank": {"coordinates": "prior", "metric": "low_rank"},
     "hmc readout": {"coordinates": "readout"},
@@ -95,7 +97,7 @@ def ranking(rows: list[dict[str, Any]]) -> str:
             found[row["way"]] = effective(row)
     names = list(dict.fromkeys(row["way"] for row in rows))
     widths = sorted({width for _, width in cells})
-    head = f"{'candidate':<22}{'passed':>8}{'all':>7}{'worst':>7}" + "".join(
+    head = f"{'candidate':<24}{'passed':>8}{'all':>7}{'worst':>7}" + "".join(
         f"{f'W={width}':>8}" for width in widths
     )
     lines = []
@@ -107,7 +109,7 @@ def ranking(rows: list[dict[str, Any]]) -> str:
         mean = float(np.exp(np.mean(list(gains.values())))) if gains else np.nan
         shown = "".join(f"{np.exp(np.mean(g)):>8.2f}" if g else f"{'':>8}" for g in by_width)
         count = f"{sum(name in by for by in cells.values())}/{sum(r['way'] == name for r in rows)}"
-        lines.append((mean, f"{name:<22}{count:>8}{mean:>7.2f}{worst:>7.2f}{shown}"))
+        lines.append((mean, f"{name:<24}{count:>8}{mean:>7.2f}{worst:>7.2f}{shown}"))
     lines.sort(key=lambda pair: -np.nan_to_num(pair[0], nan=-1))
     return "\n".join([head, *(text for _, text in lines)])
 

@@ -15,9 +15,7 @@ replications are ranked) and figures; a killed run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -26,7 +24,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from isounc import calibration_report as report
@@ -34,6 +31,7 @@ from isounc import sweep
 from isounc.calibration import FAULTS, quantity_names, rank_batch
 from isounc.calibration_report import Job
 from isounc.checks import check_choice, check_count, check_real
+from isounc.command import command
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import Model, make_model
 from isounc.posterior import SamplerSettings
@@ -239,20 +237,5 @@ def run(settings: Settings) -> Path:
     return out
 
 
-def main() -> None:
-    """Command line: the preset sets the defaults that the other options override."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="quick")
-    preset = first.parse_known_args()[0].preset
-    default = PRESETS.get(preset, PRESETS["quick"])
-    try:
-        settings = tyro.cli(Settings, default=default, description=__doc__)
-        run(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Finished batches are kept: the same command goes on from here.")
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, description=__doc__, parts="batches")

@@ -12,21 +12,19 @@ records, tables, figures and report.html; a killed run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import jax
-import tyro
 
 from isounc import sweep
 from isounc.checks import check_choice, check_real
+from isounc.command import command
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
@@ -233,20 +231,5 @@ def run(settings: Settings) -> Path:
     return out
 
 
-def main() -> None:
-    """Command line: the preset sets the defaults that the other options override."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="quick")
-    preset = first.parse_known_args()[0].preset
-    default = PRESETS.get(preset, PRESETS["quick"])
-    settings = tyro.cli(Settings, default=default, description=__doc__)
-    try:
-        run(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Finished cells are kept: the same command goes on from here.")
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, description=__doc__, parts="cells")
