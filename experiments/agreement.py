@@ -1,18 +1,19 @@
 """Agreement: does isounc's sampler find the same posterior as NumPyro's NUTS, within Monte Carlo error?
 
-Protocol, fixed before the run. Every cell (problem x width) is an MLP of one hidden layer in NTK parameterisation, prior
-sd 2, n = 100, float32. NumPyro samples it as a NumPyro model of its own (priors, forward pass, likelihood and link are
-written again in isounc/agreement.py), so that densities and predictions are compared, not samplers alone. Both run four
-chains and go on until the convergence gate of isounc passes or their draws run out; what is not in the settings is their
-default. Compared are predictions at 64 locations near the data (test), on a grid and far away: mean and variance at
-each (z-scores and bounds of `isounc.references.compare`), and in each region the mean prediction and the summed variance
-(`level`, `var_sum`), with the Monte Carlo errors of both sides.
+Protocol, fixed before the run. Every cell (problem x width) is an MLP of one hidden layer in NTK parameterisation,
+prior sd 2, n = 100, float32. NumPyro samples it as a NumPyro model of its own (priors, forward pass, likelihood and
+link are written again in isounc/agreement.py), so that densities and predictions are compared, not samplers alone.
+Both run four chains and go on until the convergence gate of isounc passes and the
+variance is known to 3%, or their draws run out; what is not in the
+settings is their default. Compared are predictions at 64 locations near the data (test), on a grid and far away: mean
+and variance at each (z-scores and bounds of `isounc.references.compare`), and in each region the mean prediction and
+the summed variance (`level`, `var_sum`), with the Monte Carlo errors of both sides.
 
-A cell where either side fails its gate is "not compared": it is shown with its z-scores and never counted as agreement.
-Over the compared cells the verdict is by the z-scores of level and var_sum, at a level of 1% in all: half of it for single
-z-scores, half for sums of their squares over cells (isounc/agreement_report.py). Controls give isounc a wrong prior, which
-has to be found. The run folder holds agreement.csv (a row a cell), regions.csv, tests.csv, summary.csv and the figure; a
-killed run goes on where it was.
+A cell where either side fails its gate is "not compared": it is shown with its z-scores and never counted as
+agreement. Over the compared cells the verdict is by the z-scores of level and var_sum, at a level of 1% in all: half
+of it for single z-scores, half for sums of their squares over cells (isounc/agreement_report.py). Controls give
+isounc a wrong prior, which has to be found. The run folder holds agreement.csv (a row a cell), regions.csv,
+tests.csv, summary.csv and the figure; a killed run goes on where it was.
 
     uv run experiments/agreement.py                                minutes: two problems, widths 2 and 8
     uv run experiments/agreement.py --preset paper                 eight problems, widths 2 to 128
@@ -63,7 +64,7 @@ class Settings:
     widths: tuple[int, ...] = (2, 8)
     """Hidden units per layer."""
     controls: tuple[str, ...] = ("prior",)
-    """Faults planted in what isounc is given, which must be found: prior (prior sd a tenth too wide); none to leave it out."""
+    """Faults planted in what isounc is given, which must be found: prior (prior sd a tenth too wide); may be empty."""
     depth: int = 1
     """Hidden layers."""
     activation: str = "tanh"
@@ -124,7 +125,7 @@ def check(settings: Settings) -> None:
 
 
 def compute(folder: RunFolder, settings: Settings) -> None:
-    """Sample what the run folder lacks: for each cell a record of NumPyro, and one of isounc for each control and none."""
+    """Sample what the run folder lacks: for each cell NumPyro once, isounc without a fault and with each."""
     root = jax.random.key(settings.seed)
     controls = ("none", *settings.controls)
     # Width by width: problems of one shape share their programs.

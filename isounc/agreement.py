@@ -1,8 +1,8 @@
 """isounc's sampler against NumPyro's NUTS: the same posterior, written twice and sampled by two programs.
 
-The network is written here again as a NumPyro model, from its definition: priors by `numpyro.sample`, a forward pass of
-its own, NumPyro's likelihoods and the link. Nothing of `isounc.densities` or of `isounc.models`' forward pass is used, so
-that an error in isounc's density or predictions shows as disagreement, as one in its sampler does.
+The network is written here again as a NumPyro model, from its definition: priors by `numpyro.sample`, a forward pass
+of its own, NumPyro's likelihoods and the link. Nothing of `isounc.densities` or of `isounc.models`' forward pass is
+used, so that an error in isounc's density or predictions shows as disagreement, as one in its sampler does.
 
 Axes: K chains, S draws per chain, N locations of a region, M columns of the predictive quantity.
 """
@@ -26,7 +26,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from numpyro import handlers, infer
 
-from isounc.checks import check_count
+from isounc.checks import check_count, check_real
 from isounc.diagnostics import Gate, GateSettings, diagnose, gate
 from isounc.models import Model
 from isounc.posterior import Progress, SamplerSettings, sample_posterior
@@ -56,15 +56,18 @@ class NutsSettings:
     """K, vectorised, each from its own draw of the prior."""
     num_warmup: int = 500
     """Warm-up transitions of a chain."""
-    num_draws: int = 1000
+    num_draws: int = 500
     """Transitions of a chain after warm-up before the gate is first tried, and between two tries."""
     max_draws: int = 2000
-    """While the gate fails, S grows up to this."""
+    """While the gate or the precision fails, S grows up to this."""
+    target_var_se: float = 0.03
+    """Precision, as in `SamplerSettings`: standard error of the predictive variance over the variance, median."""
 
     def __post_init__(self):
         for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_draws", 4)):
             check_count(name, getattr(self, name), least)
         check_count("max_draws", self.max_draws, self.num_draws)
+        check_real("target_var_se", self.target_var_se, positive=True)
 
 
 class Totals(NamedTuple):
@@ -140,7 +143,7 @@ def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Float[Arr
         bias = numpyro.sample(f"bias{i}", dist.Normal(0.0, prior_sd).expand([fan_out]).to_event(1))
         # Full precision, or the two programs differ in TF32 on a GPU.
         hidden = jnp.matmul(hidden, kernel, precision=jax.lax.Precision.HIGHEST)
-        hidden = hidden / (root if model.parameterisation == "ntk" else 1.0) + bias
+        hidden = hidden / (root if model.parameterisation == "ntk" else 1.0) + bias[None, :]
         hidden = _ACTIVATIONS[model.activation](hidden) if i < model.depth else hidden
     return hidden
 
@@ -211,7 +214,7 @@ def numpyro_side(
     bounds: GateSettings,
     progress: Progress = lambda *_: None,
 ) -> Side:
-    """Sample with NumPyro's NUTS until the gate passes or the draws run out.
+    """Sample with NumPyro's NUTS until gate and precision are met or the draws run out.
 
     Trajectories that end at NUTS's step limit are counted in the gate but do not fail it: a NUTS trajectory that is cut
     short leaves the posterior invariant and only mixes more slowly, which R-hat and ESS see.
@@ -241,7 +244,9 @@ def numpyro_side(
             num_saturated=int((steps >= 2**10 - 1).sum()), num_transitions=steps.size,
             settings=bounds,
         )  # fmt: skip
-        if found.passed or len(values) * settings.num_draws >= settings.max_draws:
+        error = found.var_mcse_median
+        precise = error is not None and error <= settings.target_var_se
+        if (found.passed and precise) or len(values) * settings.num_draws >= settings.max_draws:
             break
     by_region = split(p, problem)
     return Side(

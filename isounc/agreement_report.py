@@ -1,17 +1,18 @@
 """From the records of an agreement run to z-scores, verdicts, tables and the figure.
 
 A cell is compared where both sides pass their gate. Each region of a compared cell gives two z-scores, isounc minus
-NumPyro over the joint standard error: of the level and of the summed variance (`agreement.Totals`). They are judged in two
-families, each corrected for its size (Holm), which no dependence between z-scores can upset, at half the level:
+NumPyro over the joint standard error: of the level and of the summed variance (`agreement.Totals`). They are judged
+in two families, each corrected for its size (Holm), which no dependence between z-scores can upset, at half the
+level:
 
     single      every z-score of every compared cell, p = 2 Phi(-|z|): finds one cell that is far off;
     together    for each region and total, the sum of z^2 over cells, chi-square with as many degrees of freedom, since
                 cells share no draws: finds many cells that are a little off.
 
-The verdict is AGREES where neither rejects: the chance of DISAGREES for two right samplers is at most the level. z-scores
-at single locations are held against the bounds of `scoring.compare` and shown; over many cells those bounds have no
-stated error level (a root mean square above 3 comes by chance about once in 400), so that they mark a cell but do not
-decide the verdict.
+The verdict is AGREES where neither rejects: the chance of DISAGREES for two right samplers is at most the level.
+z-scores at single locations are held against the bounds of `scoring.compare` and shown; over many cells those bounds
+have no stated error level (a root mean square above 3 comes by chance about once in 400), so that they mark a cell
+but do not decide the verdict.
 """
 
 from __future__ import annotations
