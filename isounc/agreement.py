@@ -190,7 +190,7 @@ def predict(
 
 
 @functools.lru_cache(maxsize=4)
-def _mcmc(model: Model, settings: NutsSettings) -> infer.MCMC:
+def _mcmc(model: Model, num_warmup: int, num_draws: int, num_chains: int) -> infer.MCMC:
     """One program for all problems of a shape: the data are arguments of it."""
     kernel = infer.NUTS(
         functools.partial(posterior_model, model=model), init_strategy=infer.init_to_sample
@@ -198,9 +198,8 @@ def _mcmc(model: Model, settings: NutsSettings) -> infer.MCMC:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There are not enough devices")
         return infer.MCMC(
-            kernel, num_warmup=settings.num_warmup, num_samples=settings.num_draws,
-            num_chains=settings.num_chains, chain_method="vectorized", progress_bar=False,
-            jit_model_args=True,
+            kernel, num_warmup=num_warmup, num_samples=num_draws, num_chains=num_chains,
+            chain_method="vectorized", progress_bar=False, jit_model_args=True,
         )  # fmt: skip
 
 
@@ -222,7 +221,7 @@ def numpyro_side(
     started = time.perf_counter()
     data = *training_data(problem), jnp.asarray(prior_sd)
     X = jnp.asarray(np.concatenate(list(problem.regions.values())), data[0].dtype)
-    mcmc = _mcmc(model, settings)
+    mcmc = _mcmc(model, settings.num_warmup, settings.num_draws, settings.num_chains)
     mcmc.post_warmup_state = None
     bounds = replace(bounds, saturated_max=settings.num_chains * 2 * settings.max_draws)
     fields = ("num_steps", "diverging", "energy")

@@ -18,7 +18,7 @@ but do not decide the verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,13 +94,32 @@ def record_name(side: str, cell: Cell, control: str = "none") -> str:
 def gather(
     folder: RunFolder, cells: Sequence[Cell], controls: Sequence[str], *, level: float
 ) -> Findings:
-    """Compare the sides of every cell, for no fault and for each that was planted."""
+    """Compare the sides of every cell in a run folder, for no fault and for each that was planted."""
+    theirs = {cell: _read(folder, record_name("numpyro", cell)) for cell in cells}
+    sides = {
+        control: {
+            cell: (_read(folder, record_name("isounc", cell, control)), theirs[cell])
+            for cell in cells
+        }
+        for control in ("none", *controls)
+    }
+    return judge(sides, level=level)
+
+
+def judge(sides: Mapping[str, Mapping[Cell, tuple[Side, Side]]], *, level: float) -> Findings:
+    """Compare isounc with NumPyro.
+
+    Parameters
+    ----------
+    sides
+        By planted fault (`none` without one) and cell: isounc's side and NumPyro's.
+    level
+        Chance that two right samplers are said to disagree, for each planted fault.
+    """
     found = Findings([], [], [], [])
-    for control in ("none", *controls):
+    for control, by_cell in sides.items():
         rows, regions = Rows(), Rows()
-        for cell in cells:
-            ours = _read(folder, record_name("isounc", cell, control))
-            theirs = _read(folder, record_name("numpyro", cell))
+        for cell, (ours, theirs) in by_cell.items():
             row, its_regions = _compare(ours, theirs)
             who = {"control": control, **cell._asdict()}
             rows.append(who | row)

@@ -28,7 +28,8 @@ PRIOR_SD = 1.5
 PROBLEMS = {"bernoulli": "xor", "categorical": "clusters3", "gaussian": "nonlinear_regression"}
 # A tiny cell is compared at a few hundred effective draws, whose maximal R-hat is not yet below 1.01.
 BOUNDS = GateSettings(ess_min=300, rhat_max=1.05)
-NUTS = NutsSettings(num_warmup=300, num_draws=500, max_draws=500)
+# Its precision is out of reach: it goes on once.
+NUTS = NutsSettings(num_warmup=200, num_draws=250, max_draws=500, target_var_se=0.001)
 SAMPLING = SamplerSettings(
     coordinates="prior", num_warmup=200, num_draws=1000, max_draws=1000, gate=BOUNDS
 )
@@ -46,7 +47,7 @@ def sites(model, theta):
     return {f"{name}{i}": layer[name] for i, layer in layers.items() for name in ("kernel", "bias")}
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("parameterisation", ["ntk", "fan_in", "standard"])
 @pytest.mark.parametrize("likelihood", PROBLEMS)
 def test_the_numpyro_model_has_the_same_density_and_predictions(
@@ -57,7 +58,7 @@ def test_the_numpyro_model_has_the_same_density_and_predictions(
     data = densities.make_data(problem, model, PRIOR_SD)
     theirs = (*agreement.training_data(problem), PRIOR_SD)
     X = problem.regions["test"]
-    for seed in range(3):
+    for seed in range(2):
         theta = model.sample_prior(jax.random.key(seed), 1.3 * PRIOR_SD)
         values = sites(model, theta)
         joint, _ = numpyro_log_density(agreement.posterior_model, theirs, {"model": model}, values)
@@ -126,21 +127,24 @@ def test_a_tiny_cell_agrees(sampled, name):
 
 
 def test_numpyro_goes_on_until_the_gate_passes_or_the_draws_run_out(sampled):
-    problem, _, once = sampled["xor"]
-    settings = dataclasses.replace(NUTS, num_draws=100, max_draws=250, target_var_se=9.0)
-    hard = dataclasses.replace(BOUNDS, ess_min=10_000)
+    problem, _, side = sampled["xor"]
     model = make_model(problem, width=3)
-    shared = {"prior_sd": 2.0, "key": jax.random.key(5), "settings": settings}
-    side = numpyro_side(problem, model, bounds=hard, **shared)
-    assert side.num_draws == 300 and not side.gate.passed
+
+    def num_draws(bounds, target_var_se):
+        settings = dataclasses.replace(NUTS, target_var_se=target_var_se)
+        again = numpyro_side(
+            problem, model, prior_sd=2.0, key=jax.random.key(5), settings=settings, bounds=bounds
+        )
+        return again.num_draws, again.gate
+
+    assert side.gate.passed and side.num_draws == 500, "the precision is not reached"
     easy = GateSettings(ess_min=1, rhat_max=2)
-    assert numpyro_side(problem, model, bounds=easy, **shared).num_draws == 100
-    # Batches are one chain of draws, not the first one again.
-    assert (
-        side.gate.ess_bulk_min
-        > 1.5 * numpyro_side(problem, model, bounds=easy, **shared).gate.ess_bulk_min
-    )
-    assert scoring.compare(once, side).agrees
+    once, gate = num_draws(easy, 9.0)
+    assert once == 250
+    # The second batch is new draws, not the first ones again.
+    assert side.gate.ess_bulk_min > 1.4 * gate.ess_bulk_min
+    twice, gate = num_draws(GateSettings(ess_min=10**5), 9.0)
+    assert twice == 500 and not gate.passed
 
 
 # What is made of two sides: made up ones, drawn with the errors that they state.
@@ -169,35 +173,37 @@ def made_up(rng, *, shift=0.0, factor=1.0, passed=True):
     )
 
 
-def verdicts(tmp_path, seed, change=None, num_cells=20):
-    """The findings of made-up sides of many cells; `change(i)` gives isounc's side of the i-th its settings."""
+def made_up_sides(seed, change=lambda i: {}, num_cells=20):
+    """Sides of many cells by cell; `change(i)` gives isounc's side of the i-th its settings."""
     rng = np.random.default_rng(seed)
-    folder = RunFolder.open(tmp_path / f"run{seed}", {})
-    cells = [report.Cell("xor", width) for width in range(1, num_cells + 1)]
-    for i, cell in enumerate(cells):
-        theirs, ours = made_up(rng), made_up(rng, **(change(i) if change else {}))
-        folder.write(theirs.to_record(report.record_name("numpyro", cell)))
-        folder.write(ours.to_record(report.record_name("isounc", cell)))
-    return folder, report.gather(folder, cells, (), level=0.01)
+    return {
+        report.Cell("xor", i + 1): (made_up(rng, **change(i)), made_up(rng))
+        for i in range(num_cells)
+    }
 
 
-def test_right_sides_agree_and_false_alarms_are_as_rare_as_stated(tmp_path):
-    found = [verdicts(tmp_path, seed)[1].summary[0]["verdict"] for seed in range(40)]
-    assert found.count("AGREES") >= 38  # level .01: three of 40 come once in 160 suites
+def judged(*args, **settings):
+    return report.judge({"none": made_up_sides(*args, **settings)}, level=0.01)
+
+
+def test_right_sides_agree_and_false_alarms_are_as_rare_as_stated():
+    found = [judged(seed) for seed in range(100)]
+    verdicts = [f.summary[0]["verdict"] for f in found]
+    assert verdicts.count("DISAGREES") <= 4
     # z-scores are in units of the joint error.
-    z = [r["level_z"] for seed in range(3) for r in verdicts(tmp_path, 100 + seed)[1].regions]
-    assert 0.7 < np.mean(np.square(z)) < 1.4
+    z = [r["level_z"] for f in found for r in f.regions]
+    assert np.mean(np.square(z)) == pytest.approx(1, abs=0.1)
 
 
-def test_one_cell_that_is_far_off_is_found_and_named(tmp_path):
-    _, found = verdicts(tmp_path, 0, lambda i: {"shift": 12.0} if i == 4 else {})
+def test_one_cell_that_is_far_off_is_found_and_named():
+    found = judged(0, lambda i: {"shift": 12.0} if i == 4 else {})
     assert found.summary[0]["verdict"] == "DISAGREES"
     assert found.summary[0]["single_p_adjusted"] < 0.005
     assert [r["width"] for r in found.cells if r["outcome"] == "disagrees"] == [5]
 
 
-def test_many_cells_that_are_a_little_off_are_found_together(tmp_path):
-    _, found = verdicts(tmp_path, 0, lambda i: {"shift": 2.2})
+def test_many_cells_that_are_a_little_off_are_found_together():
+    found = judged(0, lambda i: {"shift": 1.4}, num_cells=60)
     assert found.summary[0]["together_p_adjusted"] < 0.005 < found.summary[0]["single_p_adjusted"]
     assert found.summary[0]["verdict"] == "DISAGREES"
 
@@ -206,7 +212,12 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
     def change(i):
         return {"passed": False, "shift": 100.0} if i == 0 else {}
 
-    folder, found = verdicts(tmp_path, 0, change)
+    sides = made_up_sides(0, change)
+    folder = RunFolder.open(tmp_path / "run", {})
+    for cell, (ours, theirs) in sides.items():
+        folder.write(theirs.to_record(report.record_name("numpyro", cell)))
+        folder.write(ours.to_record(report.record_name("isounc", cell)))
+    found = report.gather(folder, list(sides), (), level=0.01)
     line = found.summary[0]
     assert (line["num_cells"], line["num_compared"], line["verdict"]) == (20, 19, "AGREES")
     assert found.cells[0]["outcome"] == "not compared: isounc failed"
@@ -220,8 +231,8 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
     assert (folder.path / "figures" / "agreement.png").stat().st_size > 10_000
 
 
-def test_nothing_compared_is_no_agreement(tmp_path):
-    _, found = verdicts(tmp_path, 0, lambda i: {"passed": False}, num_cells=2)
+def test_nothing_compared_is_no_agreement():
+    found = judged(0, lambda i: {"passed": False}, num_cells=2)
     assert found.summary[0]["verdict"] == "NOTHING COMPARED"
     assert "NOTHING COMPARED" in report.summary_text(found)
 
