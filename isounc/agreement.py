@@ -126,8 +126,8 @@ class Side(NamedTuple):
         return cls(regions, totals, Gate(**found | {"reasons": tuple(found["reasons"])}), **meta)
 
 
-def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Float[Array, "N O"]:
-    """Outputs of an MLP whose parameters are NumPyro sites `kernel0`, `bias0`, `kernel1`, ...
+def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:
+    """Outputs (N, O) of an MLP whose parameters are NumPyro sites `kernel0`, `bias0`, `kernel1`, ...
 
     Layer l computes h W_l / c + b_l with W_l ~ N(0, s^2), b_l ~ N(0, prior_sd^2), and (s, c) = (prior_sd, sqrt(fan_in))
     under `ntk`, (prior_sd / sqrt(fan_in), 1) under `fan_in`, (prior_sd, 1) under `standard`.
@@ -137,10 +137,12 @@ def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Float[Arr
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         root = math.sqrt(fan_in)
         kernel_sd = prior_sd / root if model.parameterisation == "fan_in" else prior_sd
-        kernel = numpyro.sample(
+        kernel: Any = numpyro.sample(
             f"kernel{i}", dist.Normal(0.0, kernel_sd).expand([fan_in, fan_out]).to_event(2)
         )
-        bias = numpyro.sample(f"bias{i}", dist.Normal(0.0, prior_sd).expand([fan_out]).to_event(1))
+        bias: Any = numpyro.sample(
+            f"bias{i}", dist.Normal(0.0, prior_sd).expand([fan_out]).to_event(1)
+        )
         # Full precision, or the two programs differ in TF32 on a GPU.
         hidden = jnp.matmul(hidden, kernel, precision=jax.lax.Precision.HIGHEST)
         hidden = hidden / (root if model.parameterisation == "ntk" else 1.0) + bias[None, :]
@@ -154,9 +156,9 @@ def posterior_model(
     """The NumPyro model of `network` and its labels: Bernoulli, Categorical or Normal(f, noise_sd)."""
     outputs = network(X, prior_sd, model=model)
     if model.likelihood == "bernoulli":
-        numpyro.sample("y", dist.Bernoulli(logits=outputs[:, 0]), obs=y)
+        numpyro.sample("y", dist.BernoulliLogits(outputs[:, 0]), obs=y)
     elif model.likelihood == "categorical":
-        numpyro.sample("y", dist.Categorical(logits=outputs), obs=y)
+        numpyro.sample("y", dist.CategoricalLogits(outputs), obs=y)
     else:
         numpyro.sample("y", dist.Normal(outputs[:, 0], noise_sd), obs=y)
 
@@ -175,7 +177,7 @@ def predict(
     """p(y=1|x), the class probabilities or f(x), of every draw of the sites."""
 
     def one(theta):
-        f = handlers.substitute(functools.partial(network, model=model), data=theta)(X, 1.0)
+        f: Any = handlers.substitute(functools.partial(network, model=model), data=theta)(X, 1.0)
         if model.likelihood == "bernoulli":
             return 1 / (1 + jnp.exp(-f))
         if model.likelihood == "categorical":

@@ -177,7 +177,7 @@ def _judge(found: Findings, control: str, rows: Rows, regions: Rows, level: floa
     """Correct the p-values of one comparison over cells, and add it to what was found."""
     compared = [r for r in regions if r["compared"]]
     places = [(r, total) for r in compared for total in TOTALS]
-    single = holm([2 * stats.norm.sf(abs(r[f"{total}_z"])) for r, total in places])
+    single = holm([2 * float(stats.norm.sf(abs(r[f"{total}_z"]))) for r, total in places])
     for (r, total), p in zip(places, single, strict=True):
         r[f"{total}_p_adjusted"] = float(p)
     tests = Rows()
@@ -268,8 +268,8 @@ def z_figure(rows: Rows, *, title: str, level: float) -> Figure:
         figure.supxlabel("z-score, (isounc − NumPyro) / joint standard error", fontsize=9)
         axes[0].set_yticks(list(at.values()), [_tick(cell, cells) for cell in cells], fontsize=7.5)
         axes[1].tick_params(axis="y", length=0)
-        blank = {"linestyle": "none", "color": "#444444"}
-        legend = {
+        blank: dict[str, Any] = {"linestyle": "none", "color": "#444444"}
+        legend: dict[str, Any] = {
             name: Line2D([], [], linestyle="none", marker=_marker(look.marker), color=look.color, markersize=5)
             for name, look in looks.items()
         }  # fmt: skip
