@@ -56,7 +56,7 @@ TEXT = frozenset("control problem outcome region bounds total verdict expected".
 TOTALS = ("level", "var_sum")
 Z_SHOWN = 8.0
 """Larger z-scores are drawn at the edge, with their number."""
-BAND, ALARM = "#E4E4E4", "#D55E00"
+BAND = "#EDEDED"
 
 
 class Cell(NamedTuple):
@@ -246,6 +246,7 @@ def z_figure(rows: Rows, *, title: str, level: float) -> Figure:
         height = 0.19 * (len(cells) + 0.8 * len(problems)) + 1.7
         figure = Figure(figsize=(7.6, height), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left")
+        figure.get_layout_engine().set(wspace=0.06)  # pyright: ignore
         axes = figure.subplots(1, 2, sharey=True)
         for ax, total in zip(axes, TOTALS, strict=True):
             ax.axvspan(-bound, bound, color=BAND, linewidth=0)
@@ -262,10 +263,10 @@ def z_figure(rows: Rows, *, title: str, level: float) -> Figure:
                 )  # fmt: skip
             ax.set_xlim(-Z_SHOWN, Z_SHOWN)
             ax.set_xticks([-8, -4, 0, 4, 8])
+            ax.set_xlabel("z-score: (isounc − NumPyro) / joint s.e.")
             ax.set_ylim(min(at.values()) - 0.8, 0.8)
         axes[0].set_title("level: mean prediction of a region", loc="left")
         axes[1].set_title("sum of the predictive variances", loc="left")
-        figure.supxlabel("z-score, (isounc − NumPyro) / joint standard error", fontsize=9)
         axes[0].set_yticks(list(at.values()), [_tick(cell, cells) for cell in cells], fontsize=7.5)
         axes[1].tick_params(axis="y", length=0)
         blank: dict[str, Any] = {"linestyle": "none", "color": "#444444"}
@@ -278,7 +279,7 @@ def z_figure(rows: Rows, *, title: str, level: float) -> Figure:
             legend["hollow: a gate failed, not compared"] = hollow
         if any(abs(r[f"{total}_z"]) > Z_SHOWN for r in rows for total in TOTALS):
             legend[f"beyond ±{Z_SHOWN:g}"] = Line2D([], [], marker=">", **blank)
-        legend["outside: one such z-score decides against"] = Patch(facecolor=BAND)
+        legend["outside, a single z-score decides against agreement"] = Patch(facecolor=BAND)
         legend_below(figure, legend)
     return figure
 
@@ -314,9 +315,8 @@ def summary_text(found: Findings) -> str:
         ratio = f"{row['var_ratio']:.3f} ± {row['var_ratio_se']:.3f}"
         lines.append(
             f"{row['problem']:<21}{row['width']:>5}{z}{ratio:>15}{rhats:>15}{ess:>14}{grads:>14}{seconds:>12}"
-            f"  {row['outcome']}"
+            f"  {row['outcome']}{' (z-scores out of bounds)' if row['bounds'] else ''}"
         )
-        lines += [f"{'':<26}{reason}" for reason in row["bounds"].split("; ") if reason]
     lines.append("")
     for line in found.summary:
         what = (
