@@ -58,9 +58,9 @@ class NutsSettings:
     """Warm-up transitions of a chain."""
     num_draws: int = 500
     """Transitions of a chain after warm-up before the gate is first tried, and between two tries."""
-    max_draws: int = 2000
+    max_draws: int = 1500
     """While the gate or the precision fails, S grows up to this."""
-    target_var_se: float = 0.03
+    target_var_se: float = 0.04
     """Precision, as in `SamplerSettings`: standard error of the predictive variance over the variance, median."""
 
     def __post_init__(self):
