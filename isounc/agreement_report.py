@@ -226,7 +226,7 @@ def write_figures(folder: RunFolder, found: Findings, *, level: float) -> None:
     for line in found.summary:
         control = line["control"]
         rows = [r for r in found.regions if r["control"] == control]
-        planted = "" if control == "none" else f", planted fault: {control}"
+        planted = "" if control == "none" else f" (planted fault: {control})"
         title = f"isounc against NumPyro's NUTS{planted}: {line['verdict']}"
         stem = "agreement" if control == "none" else f"agreement-{control}"
         style.save(z_figure(rows, title=title, level=level), folder.path / "figures" / stem)
