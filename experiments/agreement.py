@@ -22,9 +22,7 @@ tests.csv, summary.csv and the figure; a killed run goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -32,7 +30,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import tyro
 from tqdm import tqdm
 
 from isounc import agreement_report as report
@@ -40,6 +37,7 @@ from isounc import sweep
 from isounc.agreement import FAULTS, NutsSettings, isounc_side, numpyro_side
 from isounc.agreement_report import Cell, record_name
 from isounc.checks import check_choice, check_count, check_real
+from isounc.command import command
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.posterior import SamplerSettings
 from isounc.problems import PROBLEMS, make_problem
@@ -190,20 +188,5 @@ def run(settings: Settings) -> Path:
     return out
 
 
-def main() -> None:
-    """Command line: the preset sets the defaults that the other options override."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="quick")
-    preset = first.parse_known_args()[0].preset
-    default = PRESETS.get(preset, PRESETS["quick"])
-    try:
-        settings = tyro.cli(Settings, default=default, description=__doc__)
-        run(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Finished posteriors are kept: the same command goes on from here.")
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, description=__doc__, parts="posteriors")
