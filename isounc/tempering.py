@@ -56,7 +56,7 @@ from isounc.sampling import (
 NAME = "tempered_smc"
 """As `SamplerSettings.sampler` has it."""
 
-GAIN = 1.0
+GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
 
 
