@@ -36,22 +36,13 @@ import jax.numpy as jnp
 from blackjax.smc import ess, resampling, solver
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from isounc import sampling
 from isounc.coordinates import Coordinates
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.predictive import Block
 from isounc.samplers import MAX_STEP, PRIOR_WEIGHT, SAMPLERS, Chains, start_chains, start_tuning
-from isounc.sampling import (
-    Drawn,
-    Run,
-    fetch,
-    observed,
-    on_one_cpu,
-    one_by_one,
-    randomness,
-    spread,
-    thinning,
-)
+from isounc.sampling import Drawn, Run, fetch, observed
 
 NAME = "tempered_smc"
 """As `SamplerSettings.sampler` has it."""
@@ -82,16 +73,21 @@ def num_particles(settings: Any) -> int:
     return settings.block * math.ceil(settings.num_draws / settings.block)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "together"))
 def begin(
-    coordinates: Coordinates, data: Data, keys: PRNGKeyArray, *, model: Model, settings: Any
-) -> Particles:
+    coordinates: Coordinates, data: Data, keys: PRNGKeyArray,
+    *, model: Model, settings: Any, together: int,
+) -> Particles:  # fmt: skip
     """Draws of N(0, I). There no step is too long: the flow is a rotation."""
     count, dtype = num_particles(settings), data.X.dtype
 
     def one(coordinates, data, key):
         x = jax.random.normal(key, (count, model.num_params), dtype)
-        chains = start_chains(x, lambda x: coordinates.remainder(x, model, data))
+        parts = jax.lax.map(
+            lambda x: start_chains(x, lambda x: coordinates.remainder(x, model, data)),
+            x.reshape(-1, together, model.num_params),
+        )
+        chains = jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), parts)
         return Particles(
             chains, jnp.zeros((), dtype), jnp.full((), MAX_STEP, dtype), jnp.zeros(count, bool),
             jnp.ones(count, dtype), jnp.ones((), jnp.int32),
@@ -115,7 +111,7 @@ def temper(
     ``together`` particles of a run are moved at a time. BlackJAX's own kernel for all this is not used: it finds the
     next lambda from particles that it has neither weighted nor moved yet, and moves them under the lambda before.
     """
-    over = one_by_one if serial else jax.vmap
+    over = sampling.one_by_one if serial else jax.vmap
     hmc, count = SAMPLERS["hmc"], num_particles(settings)
 
     def one(coordinates, data, particles, key):
@@ -146,7 +142,7 @@ def temper(
             tuned = tuning._replace(step_size=step_size)
 
             def move(xs):
-                return hmc.transition(*xs, tuned, u, tempered, settings)[:2]
+                return hmc.transition(xs[0], xs[1], tuned, u, tempered, settings)[:2]
 
             parts = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), chains)
             chains, info = jax.tree.map(
@@ -187,9 +183,8 @@ def center(particles: Particles, coordinates: Coordinates, data: Data, X, *, mod
             theta = coordinates.theta(x, model, data)
             return observed(theta, jnp.zeros((), X.dtype), X, model, data)[1]
 
-        return jax.lax.map(predict, x[:, :: max(1, x.shape[1] // 8)].reshape(-1, x.shape[2])).mean(
-            0
-        )
+        some = x[:, :: max(1, x.shape[1] // 8)].reshape(-1, x.shape[2])
+        return jax.lax.map(predict, some).mean(0)
 
     return jax.vmap(one)(coordinates, data, X, particles.chains.x)
 
@@ -201,7 +196,7 @@ def observe(
 ) -> Block:  # fmt: skip
     """What `sampling.block` makes, of the particles from ``first`` on: one of each run at a time, as memory allows."""
     length = settings.block
-    keep_every = thinning(settings, length)
+    keep_every = sampling.thinning(settings, length)
     some: Any = jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, first, length, axis=2),
         (particles.chains.x, particles.divergent, particles.acceptance),
@@ -221,13 +216,16 @@ def observe(
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         sums, values = jax.lax.scan(add, sums, jnp.moveaxis(x, 1, 0))
         draws = jax.vmap(jax.vmap(theta))(x[:, keep_every - 1 :: keep_every])
-        return jax.tree.map(lambda s: s / length, sums), jnp.moveaxis(values, 0, 1), draws
+        means: Any = jax.tree.map(lambda s: s / length, sums)
+        return means, jnp.moveaxis(values, 0, 1), draws
 
     x, divergent, acceptance = some
-    sums, values, draws = jax.vmap(one)(coordinates, data, X, shift, x)
-    none = jnp.zeros(x.shape[:2], jnp.int32)
+    (mean, square, aleatoric, entropy), values, draws = jax.vmap(one)(
+        coordinates, data, X, shift, x
+    )
+    no_energy, none = jnp.full(x.shape[:3], jnp.nan, x.dtype), jnp.zeros(x.shape[:2], jnp.int32)
     return Block(
-        *sums, values, draws, jnp.full(x.shape[:3], jnp.nan, x.dtype), divergent.sum(2), none,
+        mean, square, aleatoric, entropy, values, draws, no_energy, divergent.sum(2), none,
         acceptance.mean(2), length * particles.num_gradients,
     )  # fmt: skip
 
@@ -260,9 +258,8 @@ def draw(run: Run) -> Iterator[Drawn]:
 
     number, found, shift = -1, [], jnp.zeros(())
     if saved:
-        like = jax.eval_shape(
-            functools.partial(begin, **fixed), run.coordinates, data, run.run_keys
-        )
+        start = functools.partial(begin, **fixed, together=size)
+        like = jax.eval_shape(start, run.coordinates, data, run.run_keys)
         shift = jax.eval_shape(
             functools.partial(center, model=run.model), like, run.coordinates, data, X
         )
@@ -284,15 +281,17 @@ def draw(run: Run) -> Iterator[Drawn]:
 def _sample(run: Run, number: int, done: int, total: int) -> Particles:
     """The particles of a round, at lambda = 1."""
     fixed = {"model": run.model, "settings": run.settings}
-    serial = on_one_cpu()
+    serial = sampling.on_one_cpu()
     together = _together(run, serial)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(run.run_keys)
-    start_keys, _ = randomness(keys, 0, 1, run.X.dtype)
-    particles = spread(begin(run.coordinates, run.data, start_keys[:, 0], **fixed))
+    start_keys, _ = sampling.randomness(keys, 0, 1, run.X.dtype)
+    particles = sampling.spread(
+        begin(run.coordinates, run.data, start_keys[:, 0], **fixed, together=together)
+    )
     step, reached = 0, 0.0
     while reached < 1:
         step += 1
-        step_keys, u = randomness(keys, step, run.settings.num_mutations, run.X.dtype)
+        step_keys, u = sampling.randomness(keys, step, run.settings.num_mutations, run.X.dtype)
         particles = temper(
             particles, run.coordinates, run.data, step_keys[:, 0], u,
             **fixed, serial=serial, together=together,

@@ -111,7 +111,7 @@ def particles(bump):
     model = bump_model(bump)
     data = stack_data([bump, bump], model, PRIOR_SD)
     keys = jax.random.split(KEY)
-    begun = tempering.begin(Prior(), data, keys, model=model, settings=SETTINGS)
+    begun = tempering.begin(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
 
     def temper(particles, serial=True, together=400):
         return tempering.temper(
