@@ -16,8 +16,7 @@ each temperature (Buchholz, Chopin and Jacob 2021)
 
 K runs of S particles each know nothing of each other: R-hat and ESS between them show whether they agree about the mass
 of each mode. Within a run the particles stay in the order in which resampling leaves them, descendants of one ancestor
-side by side: what they have in common appears as autocorrelation and between batches, as in the variance estimators of
-Chan and Lai (2013) and Lee and Whiteley (2018); in another order it could not be seen.
+side by side, so that what they share shows as autocorrelation and between batches (after Chan and Lai 2013).
 
 Means over the particles of a run have a bias of order 1/S, which more rounds do not make smaller, and a mode that not
 one particle of any run has found is in no diagnostic. The particles of all runs are in memory at once, each with its
