@@ -37,6 +37,7 @@ from isounc.models import Model, make_model
 from isounc.posterior import SamplerSettings
 from isounc.problems import Problem, make_problem
 from isounc.records import Record, RunFolder, provenance
+from isounc.samplers import SAMPLERS
 from isounc.uniformity import check_bins
 
 
@@ -127,7 +128,7 @@ def check(settings: Settings) -> None:
         if not getattr(settings, argument):
             raise ValueError(f"{argument} must have at least one value.")
     for sampler in settings.sampler:
-        dataclasses.replace(settings.sampling, sampler=sampler)
+        check_choice("sampler", sampler, SAMPLERS)  # Geweke's test needs transitions
     for case in settings.cases:
         check_choice("cases", case, CASES)
     for fault in settings.controls:

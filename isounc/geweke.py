@@ -200,6 +200,7 @@ def geweke(
         For an unknown sampler or fault, or a prior_sd or step_size that is not positive.
     """
     settings = GewekeSettings() if settings is None else settings
+    check_choice("sampler", sampler, SAMPLERS)
     check_choice("fault", fault, FAULTS)
     check_real("step_size", step_size, positive=True)
     data = densities.make_data(problem, model, prior_sd)

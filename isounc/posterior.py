@@ -10,10 +10,9 @@ checkpoint can be written, from which a killed run goes on.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
-from isounc import diagnostics, sampling
+from isounc import diagnostics, sampling, tempering
 from isounc.checkpoint import Checkpoint
 from isounc.checks import check_choice, check_count, check_real
 from isounc.coordinates import COORDINATES, best
@@ -43,15 +42,11 @@ from isounc.predictive import (
 )
 from isounc.problems import Problem
 from isounc.samplers import SAMPLERS
+from isounc.sampling import Progress
 
 __all__ = ["Moments", "Posterior", "SamplerSettings", "sample_posterior", "sample_posteriors"]
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how far it is, and how far it may go."""
-
 METRICS = ("identity", "diagonal", "low_rank")
-WARM_WINDOWS = 4
-"""Of equal length: step size; step size and metric, twice; step size."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +54,8 @@ class SamplerSettings:
     """How a posterior is sampled."""
 
     sampler: str = "hmc"
-    """hmc (trajectories of jittered length), nuts, chees (its length adapted over many chains: 16 or more) or
-    adjusted_mclmc."""
+    """hmc (trajectories of jittered length), nuts, chees (its length adapted over many chains: 16 or more),
+    adjusted_mclmc, or tempered_smc where modes do not mix (a chain is a run of num_draws particles; no warm-up)."""
     coordinates: str = "auto"
     """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers), or auto: readout
     where the data determine the outputs sharply, prior elsewhere."""
@@ -87,6 +82,10 @@ class SamplerSettings:
     """Most integration steps of a trajectory."""
     max_tree_depth: int = 10
     """nuts: trajectories of at most 2^this integration steps."""
+    num_mutations: int = 10
+    """tempered_smc: transitions of each particle at each temperature."""
+    tempering_ess: float = 0.5
+    """tempered_smc: share of the particles that stays effective from one temperature to the next; more is slower."""
     target_acceptance: float = 0.8
     """Acceptance that the step size is adapted to."""
     block: int = 250
@@ -99,7 +98,7 @@ class SamplerSettings:
     """Bounds of the convergence checks."""
 
     def __post_init__(self):
-        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("sampler", self.sampler, (*SAMPLERS, tempering.NAME))
         check_choice("coordinates", self.coordinates, ("auto", *COORDINATES))
         check_choice("metric", self.metric, METRICS)
         for name, least in (
@@ -110,6 +109,7 @@ class SamplerSettings:
             ("metric_rank", 1),
             ("max_integration_steps", 1),
             ("max_tree_depth", 1),
+            ("num_mutations", 1),
             ("max_draws", 4),
             ("block", 2),
             ("num_kept", 2),
@@ -118,9 +118,12 @@ class SamplerSettings:
             check_count(name, getattr(self, name), least)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
-        if not 0 < self.target_acceptance < 1:
+        for name in ("target_acceptance", "tempering_ess"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1; got {getattr(self, name)}.")
+        if self.sampler == tempering.NAME and self.metric == "low_rank":
             raise ValueError(
-                f"target_acceptance must be between 0 and 1; got {self.target_acceptance}."
+                "sampler 'tempered_smc' takes metric 'identity' or 'diagonal'; got 'low_rank'."
             )
         if self.max_draws < self.num_draws:
             raise ValueError(
@@ -230,48 +233,22 @@ def _sample(
     saved = checkpoint and Checkpoint.open(
         checkpoint, _identity(problems, model, data, keys, settings)
     )
-
     report("coordinates", 0, settings.max_draws)
     choose = COORDINATES.get(settings.coordinates, best)
     coordinates = choose(problems, data, model, prior_sd, list(start_keys))
-    fixed = {"model": model, "settings": settings}
-    serial = sampling.is_serial(model, data)
-    window = functools.partial(sampling.window, **fixed, serial=serial)
-    make_block = functools.partial(sampling.block, **fixed, serial=serial)
-    state = sampling.start(coordinates, data, X, start_keys, **fixed)
-    step, blocks = -1, list[Block]()
-    if saved:
-        xs = sampling.randomness(run_keys, 0, settings.block, X.dtype)
-        like = jax.eval_shape(make_block, state, data, X, rows, *xs)[1]
-        step, state, blocks = saved.load(state, like, WARM_WINDOWS)
-        state = jax.tree.map(jnp.asarray, state)
-    state = state._replace(chains=sampling.spread(state.chains))
-
-    while step + 1 < WARM_WINDOWS:
-        step += 1
-        report("warm-up", 0, settings.max_draws)
-        length = math.ceil(settings.num_warmup / WARM_WINDOWS)
-        xs = sampling.randomness(run_keys, step, length, X.dtype)
-        state, seen = window(state, data, X, *xs)
-        state = sampling.tune(
-            state, seen, settings=settings, adapt_metric=0 < step < WARM_WINDOWS - 1
-        )
-        if saved:
-            saved.save(step, sampling.fetch(state))
-
-    wanted = first
+    run = sampling.Run(
+        coordinates, data, X, rows, start_keys, run_keys, model, settings, saved or None, report
+    )
+    smc = settings.sampler == tempering.NAME
+    has_energy = not smc and SAMPLERS[settings.sampler].has_energy
+    drawing = (tempering if smc else sampling).draw(run)
+    blocks, wanted = list[Block](), first
     while True:
         while len(blocks) < wanted:
-            step += 1
-            xs = sampling.randomness(run_keys, step, settings.block, X.dtype)
-            state, block = make_block(state, data, X, rows, *xs)
-            blocks.append(sampling.fetch(block))
-            if saved:
-                saved.save(step, sampling.fetch(state), blocks[-1])
-            report("sampling", len(blocks) * settings.block, most * settings.block)
+            drawn = next(drawing)
+            blocks += drawn.blocks
         gates = [
-            gate_of(blocks, i, settings.gate, has_energy=SAMPLERS[settings.sampler].has_energy)
-            for i in range(len(problems))
+            gate_of(blocks, i, settings.gate, has_energy=has_energy) for i in range(len(problems))
         ]
         more = max(_more(gate, settings) for gate in gates)
         if more <= 1 or len(blocks) >= most:
@@ -280,12 +257,12 @@ def _sample(
         worst = max(gates, key=lambda gate: _more(gate, settings))
         report(f"sampling ({_words(worst)})", len(blocks) * settings.block, most * settings.block)
 
-    final = sampling.fetch(state)
+    shift, step_size = sampling.fetch((drawn.shift, drawn.step_size))
     return [
         collect(
             problem, model, blocks, i,
-            shift=final.shift[i],
-            step_size=np.full(settings.chains, final.tuning.step_size[i]),
+            shift=shift[i],
+            step_size=step_size[i],
             gate=gates[i],
             stopped=_stopped(gates[i], len(blocks), settings),
             coordinates=type(coordinates).__name__.lower(),

@@ -1,4 +1,4 @@
-"""The compiled programs of a sampling run: start, a window of warm-up, a block of draws; and where they run.
+"""The compiled programs of a sampling run: start, a window of warm-up, a block of draws; where they run; and the run.
 
 Everything between two programs is one pytree, `State`, which is what a checkpoint holds. Data and coordinates are
 arguments, so that one compilation serves all problems of a shape. The axes are (problem B, chain K).
@@ -7,6 +7,8 @@ arguments, so that one compilation serves all problems of a shape. The axes are 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from isounc import densities
+from isounc.checkpoint import Checkpoint
 from isounc.coordinates import Coordinates
 from isounc.densities import Data
 from isounc.models import Model
@@ -30,9 +33,51 @@ from isounc.samplers import (
     start_tuning,
 )
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is, and how far it may go."""
+
+WARM_WINDOWS = 4
+"""Of equal length: step size; step size and metric, twice; step size."""
+
+
+class Run(NamedTuple):
+    """What is to be sampled, how, and who is told."""
+
+    coordinates: Coordinates
+    """Coordinates of each problem."""
+    data: Data
+    """Data of each problem, stacked."""
+    X: Float[Array, "B N D"]
+    """Locations of each problem, all regions one after the other."""
+    rows: Array
+    """Those of them where every value is kept."""
+    start_keys: PRNGKeyArray
+    """A key of each problem for where chains begin."""
+    run_keys: PRNGKeyArray
+    """Another for all that follows."""
+    model: Model
+    """The model."""
+    settings: Any
+    """`isounc.posterior.SamplerSettings`."""
+    saved: Checkpoint | None
+    """Where the run is stored."""
+    report: Progress
+    """Who is told."""
+
+
+class Drawn(NamedTuple):
+    """Blocks of draws, and what else the result needs."""
+
+    blocks: list[Block]
+    """One or more, on the host."""
+    shift: Float[Array, "B N M"]
+    """Their moments are about this; the same for all blocks of a run."""
+    step_size: Float[Array, "B K"]
+    """Step size of each chain."""
+
 
 class State(NamedTuple):
-    """Where a sampling run stands."""
+    """Where the chains of a sampling run stand."""
 
     coordinates: Coordinates
     """Coordinates of each problem."""
@@ -50,11 +95,15 @@ SERIAL_WORK = 40_000
 
 def is_serial(model: Model, data: Data) -> bool:
     """Whether chains are moved one by one: batched products of small matrices are slow on CPUs, and trees wait."""
-    work = data.X.shape[1] * model.num_params
-    return jax.default_backend() == "cpu" and jax.device_count() == 1 and work >= SERIAL_WORK
+    return on_one_cpu() and data.X.shape[1] * model.num_params >= SERIAL_WORK
 
 
-def _one_by_one(function):
+def on_one_cpu() -> bool:
+    """Whether nothing is gained by doing things at the same time."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def one_by_one(function):
     """`jax.vmap` over the first axis, one after the other."""
     return lambda *args: jax.lax.map(lambda xs: function(*xs), args)
 
@@ -71,7 +120,7 @@ def _mover(sampler: Sampler, settings: Any, serial: bool):
             moved = sampler.transition(key, alone, tuning, u, remainder, settings)
             return jax.tree.map(lambda a: a[0], moved)
 
-        return _one_by_one(one)(jax.random.split(key, len(chains.x)), chains)
+        return one_by_one(one)(jax.random.split(key, len(chains.x)), chains)
 
     return apart if serial else together
 
@@ -99,7 +148,7 @@ def window(
     sampler = SAMPLERS[settings.sampler]
     # The low-rank metric needs draws and gradients; the others pooled moments only.
     thin = max(1, len(u) * settings.chains // LOW_RANK_DRAWS)
-    over = _one_by_one if serial else jax.vmap
+    over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
     def one(coordinates, chains, tuning, data, X, keys):
@@ -147,6 +196,25 @@ def _mean_prediction(chains, coordinates, data, X, model):
     return jax.vmap(one)(chains.x).mean(0)
 
 
+def thinning(settings: Any, length: int) -> int:
+    """Every how many draws theta is kept, in blocks of that length."""
+    keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
+    return next(k for k in range(keep_every, 0, -1) if length % k == 0)
+
+
+def observed(theta, shift, X, model: Model, data: Data) -> tuple[Any, Float[Array, "N M"]]:
+    """What a draw adds to the moments at X, in the order of `Block`, and what it predicts there."""
+    outputs = model.apply(theta, X)
+    p = densities.predict(model, outputs)
+    sums = (
+        p - shift,
+        (p - shift) ** 2,
+        densities.label_variance(model, outputs, data.noise_sd),
+        densities.label_entropy(model, outputs, data.noise_sd),
+    )
+    return sums, p
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings", "serial"))
 def block(
     state: State, data: Data, X, rows, keys: PRNGKeyArray, u: Float[Array, " S"],
@@ -154,9 +222,8 @@ def block(
 ) -> tuple[State, Block]:  # fmt: skip
     """A block of draws: means of what is predicted at X, every value at its ``rows``, thinned draws of theta."""
     sampler = SAMPLERS[settings.sampler]
-    keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
-    keep_every = next(k for k in range(keep_every, 0, -1) if len(u) % k == 0)
-    over = _one_by_one if serial else jax.vmap
+    keep_every = thinning(settings, len(u))
+    over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
     def one(coordinates, chains, tuning, shift, data, X, keys):
@@ -165,14 +232,7 @@ def block(
 
         def observe(x):
             theta = coordinates.theta(x, model, data)
-            outputs = model.apply(theta, X)
-            p = densities.predict(model, outputs)
-            sums = (
-                p - shift,
-                (p - shift) ** 2,
-                densities.label_variance(model, outputs, data.noise_sd),
-                densities.label_entropy(model, outputs, data.noise_sd),
-            )
+            sums, p = observed(theta, shift, X, model, data)
             return sums, p[rows].ravel()
 
         def transition(carry, xs):
@@ -224,14 +284,14 @@ def randomness(
 _JITTER_SEED = 20260329
 
 
-def spread(chains: Chains) -> Chains:
-    """Chains over all devices (of all hosts), where their number divides by that of the devices."""
+def spread(tree: Any) -> Any:
+    """Arrays (B, K, ...) over all devices (of all hosts), where the number of chains divides by that of the devices."""
     devices = jax.devices()
-    if len(devices) == 1 or chains.x.shape[1] % len(devices):
-        return chains
+    if len(devices) == 1 or jax.tree.leaves(tree)[0].shape[1] % len(devices):
+        return tree
     mesh = jax.sharding.Mesh(np.array(devices), ("chains",))
     return jax.device_put(
-        chains, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "chains"))
+        tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "chains"))
     )
 
 
@@ -242,3 +302,43 @@ def fetch(tree: Any) -> Any:
 
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
+
+
+def draw(run: Run) -> Iterator[Drawn]:
+    """Block after block of the chains, after their warm-up; those of a checkpoint come first."""
+    settings, saved, report = run.settings, run.saved, run.report
+    data, X, most = run.data, run.X, math.ceil(settings.max_draws / settings.block)
+    fixed = {"model": run.model, "settings": settings}
+    serial = is_serial(run.model, data)
+    make_block = functools.partial(block, **fixed, serial=serial)
+    state = start(run.coordinates, data, X, run.start_keys, **fixed)
+    step, blocks = -1, []
+    if saved:
+        xs = randomness(run.run_keys, 0, settings.block, X.dtype)
+        like = jax.eval_shape(make_block, state, data, X, run.rows, *xs)[1]
+        step, state, blocks = saved.load(state, like, WARM_WINDOWS)
+        state = jax.tree.map(jnp.asarray, state)
+    state = state._replace(chains=spread(state.chains))
+
+    while step + 1 < WARM_WINDOWS:
+        step += 1
+        report("warm-up", 0, settings.max_draws)
+        length = math.ceil(settings.num_warmup / WARM_WINDOWS)
+        xs = randomness(run.run_keys, step, length, X.dtype)
+        state, seen = window(state, data, X, *xs, **fixed, serial=serial)
+        state = tune(state, seen, settings=settings, adapt_metric=0 < step < WARM_WINDOWS - 1)
+        if saved:
+            saved.save(step, fetch(state))
+
+    step_size = jnp.repeat(state.tuning.step_size[:, None], settings.chains, 1)
+    yield from (Drawn([found], state.shift, step_size) for found in blocks)
+    while True:
+        step += 1
+        xs = randomness(run.run_keys, step, settings.block, X.dtype)
+        state, found = make_block(state, data, X, run.rows, *xs)
+        found = fetch(found)
+        if saved:
+            saved.save(step, fetch(state), found)
+        done = step + 1 - WARM_WINDOWS
+        report("sampling", done * settings.block, most * settings.block)
+        yield Drawn([found], state.shift, step_size)

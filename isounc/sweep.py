@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from isounc import evaluate
+from isounc import evaluate, tempering
 from isounc.checks import check_choice
 from isounc.evaluate import Cell, EvaluationSettings
 from isounc.records import RunFolder
@@ -127,6 +127,10 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
     steps = 20 if problem.likelihood == "gaussian" else 13
     transitions = sampler.num_draws + sampler.num_warmup
+    if sampler.sampler == tempering.NAME:
+        transitions = (
+            8 * sampler.num_mutations * sampler.num_draws
+        )  # temperatures of xor at width 2
     calls = transitions * steps
     chains = len(batch) * sampler.chains
     terms = model.num_params * len(problem.X) * chains

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import densities, sampling
+from isounc import densities, sampling, tempering
 from isounc.diagnostics import GateSettings, diagnose
 from isounc.models import make_model
 from isounc.posterior import SamplerSettings, sample_posterior, sample_posteriors
@@ -124,7 +124,7 @@ def by_quadrature(problem):
     return truth
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, tempering.NAME])
 def test_logistic_regression_agrees_with_quadrature(runs, problem, sampler):
     posterior = runs(sampler=sampler, num_chains=16 if sampler == "chees" else 4)
     for name, (mean, var, aleatoric, expected_entropy) in by_quadrature(problem).items():
@@ -436,7 +436,7 @@ def test_a_model_of_another_problem_is_refused(problem):
     [
         (
             {"sampler": "nutz"},
-            "sampler must be one of hmc, nuts, chees, adjusted_mclmc; got 'nutz'; did you mean 'nuts'",
+            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc; got 'nutz'; did you mean 'nuts'",
         ),
         ({"num_draws": 2000, "max_draws": 500}, r"max_draws must be at least num_draws \(2000\)"),
         ({"num_chains": 1}, "num_chains must be an integer of at least 2"),
@@ -448,6 +448,12 @@ def test_a_model_of_another_problem_is_refused(problem):
         ({"trajectory_length": 0.0}, "trajectory_length must be a positive"),
         ({"max_integration_steps": 0}, "max_integration_steps must be an integer of at least 1"),
         ({"target_var_se": 0.0}, "target_var_se must be a positive"),
+        ({"tempering_ess": 1.0}, "tempering_ess must be between 0 and 1"),
+        ({"num_mutations": 0}, "num_mutations must be an integer of at least 1"),
+        (
+            {"sampler": "tempered_smc", "metric": "low_rank"},
+            "sampler 'tempered_smc' takes metric 'identity' or 'diagonal'; got 'low_rank'",
+        ),
         ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank; got 'dense'"),
         ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
     ],
