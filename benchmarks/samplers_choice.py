@@ -31,21 +31,24 @@ from tqdm import tqdm
 from isounc.models import make_model
 from isounc.problems import make_problem
 
+SHORT: dict[str, Any] = {"trajectory_length": 1.2}
+
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "hmc": {},
     "hmc 1.6": {"trajectory_length": 1.6},
+    "hmc 1.2": SHORT,
     "hmc 2.4": {"trajectory_length": 2.4},
     "hmc 1.6, acceptance .9": {"trajectory_length": 1.6, "target_acceptance": 0.9},
     "hmc 2.4, acceptance .9": {"trajectory_length": 2.4, "target_acceptance": 0.9},
-    "hmc prior": {"coordinates": "prior"},
-    "hmc prior low-rank": {"coordinates": "prior", "metric": "low_rank"},
-    "hmc readout": {"coordinates": "readout"},
-    "hmc readout low-rank": {"coordinates": "readout", "metric": "low_rank"},
-    "hmc curvature": {"coordinates": "curvature"},
+    "hmc prior": SHORT | {"coordinates": "prior"},
+    "hmc prior low-rank": SHORT | {"coordinates": "prior", "metric": "low_rank"},
+    "hmc readout": SHORT | {"coordinates": "readout"},
+    "hmc readout low-rank": SHORT | {"coordinates": "readout", "metric": "low_rank"},
+    "hmc curvature": SHORT | {"coordinates": "curvature"},
     "nuts": {"sampler": "nuts"},
-    "chees": {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
-    "mclmc": {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
+    "chees": SHORT | {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
+    "mclmc": SHORT | {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
 }
+"""A number is the mean trajectory length; where there is none it is 1.2."""
 
 
 @dataclass
@@ -95,7 +98,7 @@ def ranking(rows: list[dict[str, Any]]) -> str:
         found = cells.setdefault((row["problem"], row["width"]), {})
         if row["gate"] == "pass":
             found[row["way"]] = effective(row)
-    names = list(dict.fromkeys(row["way"] for row in rows))
+    names = [name for name in CANDIDATES if any(row["way"] == name for row in rows)]
     widths = sorted({width for _, width in cells})
     head = f"{'candidate':<24}{'passed':>8}{'all':>7}{'worst':>7}" + "".join(
         f"{f'W={width}':>8}" for width in widths

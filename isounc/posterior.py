@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,9 @@ from isounc.sampling import Progress
 
 __all__ = ["Moments", "Posterior", "SamplerSettings", "sample_posterior", "sample_posteriors"]
 
+TELL_EVERY = 5.0
+"""Seconds between reports of R-hat and ESS while it samples; they are worked out from all draws so far."""
+
 METRICS = ("identity", "diagonal", "low_rank")
 
 
@@ -75,9 +79,9 @@ class SamplerSettings:
     """While the gate or the precision fails, S grows up to this (rounded up to whole blocks)."""
     target_var_se: float = 0.03
     """Precision: standard error of the predictive variance over the variance, median over the fixed locations."""
-    trajectory_length: float = 1.2
-    """Mean integration time of a transition (chees: before adaptation). A quarter period of N(0, I) is pi / 2; what the
-    data narrow is quicker, and 1.2 gave a quarter to a third more effective draws a gradient."""
+    trajectory_length: float = 1.6
+    """Mean integration time of a transition (chees: before adaptation). A quarter period of N(0, I) is pi / 2, after
+    which its draws are independent."""
     max_integration_steps: int = 128
     """Most integration steps of a trajectory."""
     max_tree_depth: int = 10
@@ -243,19 +247,37 @@ def _sample(
     has_energy = not smc and SAMPLERS[settings.sampler].has_energy
     drawing = (tempering if smc else sampling).draw(run)
     blocks, wanted = list[Block](), first
+
+    def judge() -> tuple[list[Gate], float]:
+        gates = [
+            gate_of(blocks, i, settings.gate, has_energy=has_energy) for i in range(len(problems))
+        ]
+        return gates, max(_more(gate, settings) for gate in gates)
+
+    def tell(gates: list[Gate], seconds: float) -> None:
+        worst = max(gates, key=lambda gate: _more(gate, settings))
+        left = f"{seconds:.0f} s to {wanted * settings.block} draws"
+        done, total = (count * settings.block for count in (len(blocks), most))
+        report(f"sampling ({_words(worst)}, {left})", done, total)
+
+    # Of the first block's time an unknown part was compilation.
+    begun, told = math.nan, -math.inf
     while True:
         while len(blocks) < wanted:
             drawn = next(drawing)
             blocks += drawn.blocks
-        gates = [
-            gate_of(blocks, i, settings.gate, has_energy=has_energy) for i in range(len(problems))
-        ]
-        more = max(_more(gate, settings) for gate in gates)
+            now = time.monotonic()
+            if math.isnan(begun):
+                begun, had = now, len(blocks)
+            elif progress and now > told + TELL_EVERY:
+                told = now
+                tell(judge()[0], (now - begun) / (len(blocks) - had) * (wanted - len(blocks)))
+        gates, more = judge()
         if more <= 1 or len(blocks) >= most:
             break
         wanted = min(most, math.ceil(more * len(blocks)))
-        worst = max(gates, key=lambda gate: _more(gate, settings))
-        report(f"sampling ({_words(worst)})", len(blocks) * settings.block, most * settings.block)
+        took = (time.monotonic() - begun) / max(1, len(blocks) - had)
+        tell(gates, took * (wanted - len(blocks)))
 
     shift, step_size = sampling.fetch((drawn.shift, drawn.step_size))
     return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from isounc import densities, sampling, tempering
+from isounc import posterior as posterior_module
 from isounc.diagnostics import GateSettings, diagnose
 from isounc.models import make_model
 from isounc.posterior import SamplerSettings, sample_posterior, sample_posteriors
@@ -264,6 +266,20 @@ def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
     )  # fmt: skip
     assert not few.gate.passed and "ESS" in few.gate.reasons[0] and few.num_draws == 200
     assert posterior.stopped.startswith("target met") and few.stopped.startswith("budget of 200")
+
+
+def test_r_hat_and_time_left_are_told_while_it_samples(problem, model, monkeypatch):
+    monkeypatch.setattr(posterior_module, "TELL_EVERY", 0.0)
+    told = []
+    settings = SamplerSettings(num_draws=300, max_draws=300, block=100)
+    sample_posterior(
+        problem, model, prior_sd=PRIOR_SD, key=KEY, settings=settings,
+        progress=lambda what, done, total: told.append((what, done)),
+    )  # fmt: skip
+    told = [(what, done) for what, done in told if "R-hat" in what]
+    assert [done for _, done in told] == [200, 300]
+    for what, _ in told:
+        assert re.fullmatch(r"sampling \(R-hat 1\.\d{3}, ESS \d+, \d+ s to 300 draws\)", what)
 
 
 def test_draws_grow_until_the_variance_is_known_well_enough(problem, model):
