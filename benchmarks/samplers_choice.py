@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ import tyro
 from samplers import Job, Options, isounc_way, line, measure, write
 from tqdm import tqdm
 
+from isounc.checks import check_choice
 from isounc.models import make_model
+from isounc.paper import TABLE1
 from isounc.problems import make_problem
 
 SHORT: dict[str, Any] = {"trajectory_length": 1.2}
@@ -55,17 +58,14 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 class Choice:
     """What is measured."""
 
-    problems: tuple[str, ...] = (
-        "linear", "xor", "rings", "clusters3", "spirals3", "rings3", "linear_regression",
-        "nonlinear_regression",
-    )  # fmt: skip
-    """Problems, by name."""
+    problems: tuple[str, ...] = tuple(TABLE1)
+    """Problems, by name; the paper's."""
     widths: tuple[int, ...] = (2, 8, 32, 128, 512)
     """Hidden units."""
     n: int = 100
     """Training examples."""
     chains: int = 4
-    """Chains; chees has 16."""
+    """Chains; those of chees are 16 at least."""
     candidates: tuple[str, ...] = ()
     """Only these; empty is all."""
     seed: int = 0
@@ -74,8 +74,8 @@ class Choice:
     """Folder for the table; one that is there is gone on with."""
 
 
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table that is there."""
+def stored(path: Path, choice: Choice) -> list[dict[str, Any]]:
+    """The rows of a table that is there, which must be of the same data and number of chains."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -83,6 +83,11 @@ def stored(path: Path) -> list[dict[str, Any]]:
     for row in rows:
         row |= {name: int(row[name]) for name in ("width", "n", "chains", "ess_mean", "ess_var")}
         row["seconds"] = float(row["seconds"])
+        for name in ("n", "chains", "seed"):
+            if int(row[name]) != getattr(choice, name):
+                sys.exit(
+                    f"error: {path} has {name} {row[name]}; got {getattr(choice, name)}: choose another --out"
+                )
     return rows
 
 
@@ -124,8 +129,10 @@ def main(choice: Choice) -> None:
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     names = choice.candidates or tuple(CANDIDATES)
+    for name in names:
+        check_choice("candidates", name, CANDIDATES)
     choice.out.mkdir(parents=True, exist_ok=True)
-    rows = stored(choice.out / "choice.csv")
+    rows = stored(choice.out / "choice.csv", choice)
     done = {(row["problem"], row["width"], row["way"]) for row in rows}
     device = jax.devices()[0].device_kind
     for width, problem_name in tqdm(
@@ -140,7 +147,7 @@ def main(choice: Choice) -> None:
             if (problem_name, width, name) in done:
                 continue
             way = isounc_way(problem, model, job, Options(), **CANDIDATES[name])
-            row = {**job._asdict(), "way": name, **measure(way, choice.seed)}
+            row = {**job._asdict(), "seed": choice.seed, "way": name, **measure(way, choice.seed)}
             rows.append(row | {"device": device, "jax": jax.__version__})
             tqdm.write(line(row))
             write(rows, choice.out / "choice.csv")

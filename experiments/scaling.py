@@ -28,21 +28,14 @@ from isounc.command import command
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
+from isounc.paper import TABLE1
 from isounc.posterior import SamplerSettings
 from isounc.problems import PROBLEMS
 from isounc.records import RESULT_COLUMNS, RunFolder, provenance
 from isounc.results import Results
 
-PAPER = (
-    "linear",
-    "xor",
-    "rings",
-    "clusters3",
-    "spirals3",
-    "rings3",
-    "linear_regression",
-    "nonlinear_regression",
-)
+PAPER = tuple(TABLE1)
+"""The paper's problems."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class NutsSettings:
     num_draws: int = 500
     """Transitions of a chain after warm-up before the gate is first tried, and between two tries."""
     max_draws: int = 1500
-    """While the gate or the precision fails, S grows up to this."""
+    """While the gate or the precision fails, S grows up to this, rounded up to a multiple of num_draws."""
     target_var_se: float = 0.04
     """Precision, as in `SamplerSettings`: standard error of the predictive variance over the variance, median."""
 

@@ -3,8 +3,8 @@
 All chains of all problems (seeds, say) of one shape run in one compiled program, in coordinates in which the posterior
 is close to N(0, I) (`isounc.coordinates`), by one of the samplers of `isounc.samplers`. Sampling advances in blocks of
 draws: moments at every location leave the device as block means, draws of the predictive quantity are kept at a few
-fixed locations only, so memory grows neither with draws x locations nor with draws x parameters. After each block a
-checkpoint can be written, from which a killed run goes on.
+fixed locations only, so memory grows neither with draws x locations nor with draws x parameters (but for the particles
+of `isounc.tempering`). After each block a checkpoint can be written, from which a killed run goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
-from isounc import diagnostics, sampling, tempering
+from isounc import diagnostics, sampling, stopping, tempering
 from isounc.checkpoint import Checkpoint
 from isounc.checks import check_choice, check_count, check_real
 from isounc.coordinates import COORDINATES, best
@@ -46,9 +45,6 @@ from isounc.samplers import SAMPLERS
 from isounc.sampling import Progress
 
 __all__ = ["Moments", "Posterior", "SamplerSettings", "sample_posterior", "sample_posteriors"]
-
-TELL_EVERY = 5.0
-"""Seconds between reports of R-hat and ESS while it samples; they are worked out from all draws so far."""
 
 METRICS = ("identity", "diagonal", "low_rank")
 
@@ -76,7 +72,8 @@ class SamplerSettings:
     num_draws: int = 1000
     """S, transitions of a chain after warm-up before the gate is first tried; rounded up to whole blocks."""
     max_draws: int = 1000
-    """While the gate or the precision fails, S grows up to this (rounded up to whole blocks)."""
+    """While the gate or the precision fails, S grows up to this, rounded up to whole blocks (tempered_smc: to whole
+    rounds of num_draws)."""
     target_var_se: float = 0.03
     """Precision: standard error of the predictive variance over the variance, median over the fixed locations."""
     trajectory_length: float = 1.6
@@ -122,13 +119,21 @@ class SamplerSettings:
             check_count(name, getattr(self, name), least)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
-        for name in ("target_acceptance", "tempering_ess"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1; got {getattr(self, name)}.")
-        if self.sampler == tempering.NAME and self.metric == "low_rank":
+        if not 0 < self.target_acceptance < 1:
             raise ValueError(
-                "sampler 'tempered_smc' takes metric 'identity' or 'diagonal'; got 'low_rank'."
+                f"target_acceptance must be between 0 and 1; got {self.target_acceptance}."
             )
+        if not 0 < self.tempering_ess <= 0.99:
+            # With more, a temperature is not told from the next in float32.
+            raise ValueError(
+                f"tempering_ess must be above 0 and at most 0.99; got {self.tempering_ess}."
+            )
+        if self.sampler == tempering.NAME:
+            for name, wrong in (("metric", "low_rank"), ("coordinates", "curvature")):
+                if getattr(self, name) == wrong:
+                    raise ValueError(
+                        f"sampler 'tempered_smc' does not take {name} '{wrong}'; leave the default."
+                    )
         if self.max_draws < self.num_draws:
             raise ValueError(
                 f"max_draws must be at least num_draws ({self.num_draws}); got {self.max_draws}."
@@ -234,6 +239,8 @@ def _sample(
         for parts in zip(*(jax.random.split(jnp.asarray(key)) for key in keys), strict=True)
     )
     first, most = (math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws))
+    smc = settings.sampler == tempering.NAME
+    most = first * math.ceil(most / first) if smc else most
     saved = checkpoint and Checkpoint.open(
         checkpoint, _identity(problems, model, data, keys, settings)
     )
@@ -243,41 +250,36 @@ def _sample(
     run = sampling.Run(
         coordinates, data, X, rows, start_keys, run_keys, model, settings, saved or None, report
     )
-    smc = settings.sampler == tempering.NAME
     has_energy = not smc and SAMPLERS[settings.sampler].has_energy
     drawing = (tempering if smc else sampling).draw(run)
-    blocks, wanted = list[Block](), first
+    blocks, wanted, pace = list[Block](), first, stopping.Pace()
 
     def judge() -> tuple[list[Gate], float]:
         gates = [
             gate_of(blocks, i, settings.gate, has_energy=has_energy) for i in range(len(problems))
         ]
-        return gates, max(_more(gate, settings) for gate in gates)
+        return gates, max(stopping.more(gate, settings) for gate in gates)
 
-    def tell(gates: list[Gate], seconds: float) -> None:
-        worst = max(gates, key=lambda gate: _more(gate, settings))
-        left = f"{seconds:.0f} s to {wanted * settings.block} draws"
+    def tell(gates: list[Gate]) -> None:
+        words = [stopping.words(max(gates, key=lambda gate: stopping.more(gate, settings)))]
+        words += pace.left(wanted - len(blocks), f"to {wanted * settings.block} draws")
         done, total = (count * settings.block for count in (len(blocks), most))
-        report(f"sampling ({_words(worst)}, {left})", done, total)
+        report(f"sampling ({', '.join(words)})", done, total)
 
-    # Of the first block's time an unknown part was compilation.
-    begun, told = math.nan, -math.inf
     while True:
         while len(blocks) < wanted:
             drawn = next(drawing)
             blocks += drawn.blocks
-            now = time.monotonic()
-            if math.isnan(begun):
-                begun, had = now, len(blocks)
-            elif progress and now > told + TELL_EVERY:
-                told = now
-                tell(judge()[0], (now - begun) / (len(blocks) - had) * (wanted - len(blocks)))
+            pace.count(drawn)
+            if progress and len(blocks) < wanted and pace.is_due():
+                tell(judge()[0])
+                pace.told()
         gates, more = judge()
         if more <= 1 or len(blocks) >= most:
             break
-        wanted = min(most, math.ceil(more * len(blocks)))
-        took = (time.monotonic() - begun) / max(1, len(blocks) - had)
-        tell(gates, took * (wanted - len(blocks)))
+        wanted = math.ceil(more * len(blocks))
+        wanted = min(most, first * math.ceil(wanted / first) if smc else wanted)
+        tell(gates)
 
     shift, step_size = sampling.fetch((drawn.shift, drawn.step_size))
     return [
@@ -286,7 +288,7 @@ def _sample(
             shift=shift[i],
             step_size=step_size[i],
             gate=gates[i],
-            stopped=_stopped(gates[i], len(blocks), settings),
+            stopped=stopping.stopped(gates[i], len(blocks), settings),
             coordinates=type(coordinates).__name__.lower(),
             locations=locations,
             num_kept=settings.num_kept,
@@ -294,38 +296,6 @@ def _sample(
         )
         for i, problem in enumerate(problems)
     ]  # fmt: skip
-
-
-def _more(gate: Gate, settings: SamplerSettings) -> float:
-    """By how much the draws should be multiplied: 1 where the targets are met, between 1.2 and 2 elsewhere."""
-    precise = gate.var_mcse_median is not None and gate.var_mcse_median <= settings.target_var_se
-    if gate.passed and precise:
-        return 1.0
-    least = min(gate.ess_bulk_min or 1.0, gate.ess_var_min or 1.0)
-    short = max(
-        settings.gate.ess_min / least, ((gate.var_mcse_median or 1.0) / settings.target_var_se) ** 2
-    )
-    # R-hat falls with the number of draws too, but nobody can say how fast.
-    return float(np.clip(1.1 * short, 1.2 if gate.rhat_max is None or short > 1 else 1.5, 2.0))
-
-
-def _words(gate: Gate) -> str:
-    def shown(value, form):
-        return "?" if value is None else format(value, form)
-
-    ess = min((e for e in (gate.ess_bulk_min, gate.ess_var_min) if e is not None), default=None)
-    return f"R-hat {shown(gate.rhat_max, '.3f')}, ESS {shown(ess, '.0f')}"
-
-
-def _stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
-    """Why sampling ended, in words."""
-    error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
-    target = f"{settings.target_var_se:.1%}"
-    precision = f"standard error of the variance {error}, target {target}"
-    if _more(gate, settings) <= 1:
-        return f"target met: gate passed, {precision}"
-    failed = "gate passed" if gate.passed else "gate failed"
-    return f"budget of {num_blocks * settings.block} draws a chain spent: {failed}, {precision}"
 
 
 def _identity(

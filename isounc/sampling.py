@@ -74,6 +74,8 @@ class Drawn(NamedTuple):
     """Their moments are about this; the same for all blocks of a run."""
     step_size: Float[Array, "B K"]
     """Step size of each chain."""
+    stored: bool = False
+    """Whether they come from a checkpoint."""
 
 
 class State(NamedTuple):
@@ -297,11 +299,17 @@ def spread(tree: Any) -> Any:
 
 def fetch(tree: Any) -> Any:
     """Arrays of all hosts on this one."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    def gather(leaf):
+        # What every host has whole must not be joined: it would come back once a host.
+        if getattr(leaf, "is_fully_addressable", True):
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gather, tree)
 
 
 def draw(run: Run) -> Iterator[Drawn]:
@@ -331,7 +339,7 @@ def draw(run: Run) -> Iterator[Drawn]:
             saved.save(step, fetch(state))
 
     step_size = jnp.repeat(state.tuning.step_size[:, None], settings.chains, 1)
-    yield from (Drawn([found], state.shift, step_size) for found in blocks)
+    yield from (Drawn([found], state.shift, step_size, stored=True) for found in blocks)
     while True:
         step += 1
         xs = randomness(run.run_keys, step, settings.block, X.dtype)

@@ -115,6 +115,8 @@ class Cost(NamedTuple):
 # `experiments/scaling.py`; they order the work and feed the ETA, nothing depends on their accuracy.
 _SECONDS_PER_TERM = 1.5e-9
 _SECONDS_PER_CALL = 2e-5
+TEMPERATURES = 8
+"""tempered_smc: those of xor at width 2."""
 COMPILE_SECONDS = 14.0
 """Compilation of one group of equal shapes, measured as above."""
 
@@ -128,9 +130,7 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     steps = 20 if problem.likelihood == "gaussian" else 13
     transitions = sampler.num_draws + sampler.num_warmup
     if sampler.sampler == tempering.NAME:
-        transitions = (
-            8 * sampler.num_mutations * sampler.num_draws
-        )  # temperatures of xor at width 2
+        transitions = TEMPERATURES * sampler.num_mutations * sampler.num_draws
     calls = transitions * steps
     chains = len(batch) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
@@ -143,6 +143,9 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
         + 4 * model.num_params * settings.n * chains
         + 6 * model.num_params**2
     )
+    if sampler.sampler == tempering.NAME:
+        # Particles and gradients, twice while they are resampled.
+        floats += 4 * sampler.num_draws * chains * model.num_params
     return Cost(sampling + estimating, 4 * floats / 2**20)
 
 

@@ -18,9 +18,10 @@ K runs of S particles each know nothing of each other: R-hat and ESS between the
 of each mode. Within a run the particles stay in the order in which resampling leaves them, descendants of one ancestor
 side by side, so that what they share shows as autocorrelation and between batches (after Chan and Lai 2013).
 
-Means over the particles of a run have a bias of order 1/S, which more rounds do not make smaller, and a mode that not
-one particle of any run has found is in no diagnostic. The particles of all runs are in memory at once, each with its
-gradient: 8 B K S P bytes in float32, and twice that while they are resampled.
+The coordinates have to be wide: in those of the Laplace approximation all particles would start around one mode, and
+``curvature`` is refused. Means over the particles of a run have a bias of order 1/S, which more rounds do not make
+smaller, and a mode that not one particle of any run has found is in no diagnostic. The particles of all runs are in
+memory at once, each with its gradient: 8 B K S P bytes in float32, and twice that while they are resampled.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ from isounc.sampling import Drawn, Run, fetch, observed
 
 NAME = "tempered_smc"
 """As `SamplerSettings.sampler` has it."""
+
+LEAST = -1e30
+"""Remainder of a particle whose own is not finite: it has no descendants."""
 
 GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
@@ -116,10 +120,12 @@ def temper(
     def one(coordinates, data, particles, key):
         chains, temperature = particles.chains, particles.temperature
         key_resample, *move_keys = jax.random.split(key, 1 + len(u))
+        # BlackJAX takes a NaN for the best of all particles: it is the worst.
+        r = jnp.where(jnp.isfinite(chains.remainder), chains.remainder, LEAST)
         increment = ess.ess_solver(
-            lambda r: r, chains.remainder, settings.tempering_ess, 1 - temperature, solver.dichotomy
+            lambda r: r, r, settings.tempering_ess, 1 - temperature, solver.dichotomy
         )
-        weights = jax.nn.softmax(increment * chains.remainder)
+        weights = jax.nn.softmax(increment * r)
         chosen = resampling.systematic(key_resample, weights, count)
         # Where lambda was 1 all weights are equal, but for rounding.
         chosen = jnp.where(increment > 0, chosen, jnp.arange(count))
@@ -161,8 +167,9 @@ def temper(
         chains = chains._replace(
             remainder=chains.remainder / temperature, gradient=chains.gradient / temperature
         )
+        divergent = divergent[-1] | ~jnp.isfinite(chains.remainder)
         return Particles(
-            chains, temperature, step_size, divergent[-1], acceptance[-1],
+            chains, temperature, step_size, divergent, acceptance[-1],
             particles.num_gradients + num_gradients.sum(dtype=jnp.int32),
         )  # fmt: skip
 
@@ -264,7 +271,7 @@ def draw(run: Run) -> Iterator[Drawn]:
         )
         blocks = [jax.eval_shape(see, like, shift, first) for first in starts]
         number, (shift, step_size), found = saved.load((shift, like.step_size), blocks, 0)
-        yield from (Drawn(blocks, shift, step_size) for blocks in found)
+        yield from (Drawn(blocks, shift, step_size, stored=True) for blocks in found)
     while True:
         number += 1
         particles = _sample(run, number, size * number, total)
@@ -295,6 +302,11 @@ def _sample(run: Run, number: int, done: int, total: int) -> Particles:
             particles, run.coordinates, run.data, step_keys[:, 0], u,
             **fixed, serial=serial, together=together,
         )  # fmt: skip
-        reached = float(fetch(particles.temperature).min())
+        before, reached = reached, float(fetch(particles.temperature).min())
+        if not reached > before:
+            raise ValueError(
+                f"tempering stays at lambda {before:.3g}: the log likelihood is not finite at the particles "
+                f"(lambda {reached:.3g} was found)"
+            )
         run.report(f"tempering (lambda {reached:.2g})", done, total)
     return particles

@@ -17,6 +17,7 @@ from numpyro.infer.util import log_density as numpyro_log_density
 from isounc import agreement, densities, scoring
 from isounc import agreement_report as report
 from isounc.agreement import NutsSettings, Side, Totals, isounc_side, numpyro_side
+from isounc.command import command
 from isounc.diagnostics import Gate, GateSettings
 from isounc.models import make_model
 from isounc.posterior import SamplerSettings
@@ -291,7 +292,8 @@ def test_a_killed_run_goes_on_and_finds_the_planted_fault(
         "isounc-linear-w3-none",
         "numpyro-linear-w3",
     ]
-    out = experiment.run(settings)
+    assert experiment.run(settings), "the planted fault is found"
+    out = tmp_path / "run"
     assert calls == ["none", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
     summary = folder.read_rows("summary.csv", text_columns=report.TEXT)
@@ -343,7 +345,7 @@ def test_bad_arguments_end_in_one_line(experiment, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["agreement.py", "--problems", "xorr", "--cache", ""])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        experiment.main()
+        command(experiment.PRESETS, experiment.run, description=None, parts="posteriors")
     assert str(ended.value.code).startswith("error: problems must be one of")
 
 

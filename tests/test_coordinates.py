@@ -110,13 +110,16 @@ def test_readout_is_chosen_where_the_data_are_sharp():
 
 
 @pytest.mark.parametrize("n", [20, 300])
-def test_labels_that_tell_little_need_no_sites(n):
+def test_labels_that_tell_little_need_no_sites(n, monkeypatch):
     problem, model = setting("bernoulli", 1, n=n)
     data = stack_data([problem], model, 8.0)
     args = ([problem], data, model, 8.0, [jax.random.key(0)])
     kernels = coordinates._kernels(data, jnp.stack(args[-1]), model=model)
     spectra = coordinates._spectra([problem], kernels)
     sharp = spectra[0][0][0][0] > coordinates.READOUT_PAYS
+    assert sharp == (n == 300)
+    if not sharp:
+        monkeypatch.setattr(coordinates, "_sites", None)
     assert isinstance(coordinates.best(*args), Readout if sharp else Prior)
 
 

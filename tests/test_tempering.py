@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from isounc import tempering
-from isounc.coordinates import Prior
+from isounc.coordinates import COORDINATES, Prior
 from isounc.densities import stack_data
 from isounc.diagnostics import GateSettings
 from isounc.models import make_model
@@ -134,6 +135,38 @@ def test_the_next_temperature_keeps_the_share_asked_for(particles):
     assert all(
         len(np.unique(x, axis=0)) > 380 for x in np.asarray(moved.chains.x).reshape(8, 400, 4)
     )
+
+
+def test_a_particle_without_a_likelihood_has_no_descendants(particles):
+    begun, temper = particles
+    lost = begun.chains.remainder.at[:, :, 7].set(jnp.nan)
+    lost = begun._replace(chains=begun.chains._replace(remainder=lost))
+    with_it, without = temper(begun), temper(lost)
+    # One of 400: the temperature hardly moves, and as many particles as before survive.
+    np.testing.assert_allclose(without.temperature, with_it.temperature, rtol=0.1)
+    assert all(
+        len(np.unique(x, axis=0)) > 380 for x in np.asarray(without.chains.x).reshape(8, 400, 4)
+    )
+    assert np.isfinite(without.chains.remainder).all() and without.divergent.mean() < 0.05
+
+
+class Lost(NamedTuple):
+    """Coordinates in which no point has a likelihood."""
+
+    def start(self, z):
+        return z
+
+    def theta(self, x, model, data):
+        return x
+
+    def remainder(self, x, model, data):
+        return jnp.nan * x.sum()
+
+
+def test_no_likelihood_at_all_ends_in_a_clear_error(bump, monkeypatch):
+    monkeypatch.setitem(COORDINATES, "prior", lambda *args: Lost())
+    with pytest.raises(ValueError, match="not finite at the particles"):
+        sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
 
 
 def test_r_and_its_gradient_stay_those_of_the_particles(particles, bump):
