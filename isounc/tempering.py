@@ -122,6 +122,7 @@ def temper(
         key_resample, *move_keys = jax.random.split(key, 1 + len(u))
         # BlackJAX takes a NaN for the best of all particles: it is the worst.
         r = jnp.where(jnp.isfinite(chains.remainder), chains.remainder, LEAST)
+        r -= r.max()
         increment = ess.ess_solver(
             lambda r: r, r, settings.tempering_ess, 1 - temperature, solver.dichotomy
         )
@@ -296,6 +297,10 @@ def _sample(run: Run, number: int, done: int, total: int) -> Particles:
     )
     step, reached = 0, 0.0
     while reached < 1:
+        if not jnp.isfinite(particles.chains.remainder).any(-1).all():
+            raise ValueError(
+                f"the log likelihood is not finite at any particle of a run, at lambda {reached:.3g}"
+            )
         step += 1
         step_keys, u = sampling.randomness(keys, step, run.settings.num_mutations, run.X.dtype)
         particles = temper(
@@ -304,9 +309,6 @@ def _sample(run: Run, number: int, done: int, total: int) -> Particles:
         )  # fmt: skip
         before, reached = reached, float(fetch(particles.temperature).min())
         if not reached > before:
-            raise ValueError(
-                f"tempering stays at lambda {before:.3g}: the log likelihood is not finite at the particles "
-                f"(lambda {reached:.3g} was found)"
-            )
+            raise ValueError(f"tempering stays at lambda {before:.3g}; lower tempering_ess")
         run.report(f"tempering (lambda {reached:.2g})", done, total)
     return particles

@@ -165,7 +165,7 @@ class Lost(NamedTuple):
 
 def test_no_likelihood_at_all_ends_in_a_clear_error(bump, monkeypatch):
     monkeypatch.setitem(COORDINATES, "prior", lambda *args: Lost())
-    with pytest.raises(ValueError, match="not finite at the particles"):
+    with pytest.raises(ValueError, match="not finite at any particle of a run, at lambda 0"):
         sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
 
 
