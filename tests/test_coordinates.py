@@ -109,11 +109,11 @@ def test_readout_is_chosen_where_the_data_are_sharp():
     assert kinds == {0.01: Readout, 3.0: Prior}
 
 
-@pytest.mark.parametrize("n", [20, 300])
-def test_labels_that_tell_little_need_no_sites(n, monkeypatch):
+@pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 8.0)])
+def test_labels_that_tell_little_need_no_sites(n, prior_sd, monkeypatch):
     problem, model = setting("bernoulli", 1, n=n)
-    data = stack_data([problem], model, 8.0)
-    args = ([problem], data, model, 8.0, [jax.random.key(0)])
+    data = stack_data([problem], model, prior_sd)
+    args = ([problem], data, model, prior_sd, [jax.random.key(0)])
     kernels = coordinates._kernels(data, jnp.stack(args[-1]), model=model)
     spectra = coordinates._spectra([problem], kernels)
     sharp = spectra[0][0][0][0] > coordinates.READOUT_PAYS
