@@ -280,9 +280,12 @@ SITE_STEPS = 40
 """Damped by half, it has converged to 1e-6 by then; exactness does not depend on it."""
 
 READOUT_PAYS = 1500.0
-"""best: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it saves. Steps in prior
-coordinates shorten with its root. In effective draws per second readout gave 1.7 to 2.5 times as many as prior at 6000
-to 14,000 (the two regressions of results/samplers, widths 8 to 32), about half as many at 500 (moons, n = 1000)."""
+"""best: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it saves.
+
+Steps in prior coordinates shorten with its root. In effective draws per second readout gave 1.7 to 2.5 times as many as
+prior at 6000 to 14,000 (the two regressions of results/samplers, widths 8 and 32), about half as many at 500 (moons,
+n = 1000).
+"""
 
 
 def best(
