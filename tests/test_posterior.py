@@ -194,11 +194,12 @@ def test_kept_draws_are_those_that_made_the_values(runs, problem, model):
     p = np.asarray(densities.predict(model, outputs)).reshape(4, 250, -1)
     values = posterior.values["near"][..., 0]
     for chain in range(4):
-        # Chain-major, in order, and as evenly spaced as blocks allow.
-        distance = np.abs(values[chain][None] - p[chain][:, None]).max(-1)
+        # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which blocks of 250 make 5,
+        # and of those every one or two are kept. Where a proposal was refused, several draws are the same.
+        distance = np.abs(values[chain, None, 4::5] - p[chain][:, None]).max(-1)
         at = distance.argmin(1)
         assert distance.min(1).max() < 1e-6
-        assert (np.diff(at) > 0).all() and np.diff(at).max() <= 2000 / 250 + 5
+        assert (np.diff(at) >= 0).all() and np.diff(at).max() <= 3 and at[-1] > 390
 
 
 def test_the_same_key_gives_the_same_bits(runs, problem, model):
