@@ -26,7 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from samplers import Job, Options, isounc_way, line, measure, write
+from samplers import Job, Options, isounc_way, measure
+from samplers_table import line, write
 from tqdm import tqdm
 
 from isounc.checks import check_choice

@@ -1,0 +1,74 @@
+"""Rows of `benchmarks/samplers.py` as they are printed, stored and drawn."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    compiling = row["compile_seconds"]
+    return (
+        f"{row['problem']:<22}{row['width']:>5}{row['n']:>6}{row['chains']:>4}  "
+        f"{row['way']:<23}{row['coordinates']:<10}"
+        f"{row['gate']:<5} R-hat {row['rhat_max']:<7} ESS {row['ess_mean']:>6} {row['ess_var']:>6}"
+        f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f} {row['ess_var_per_second']:>8.0f} /s"
+        f"{'' if compiling is None else format(compiling, '7.1f') + ' s compiling'}"
+    )
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """The table."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Effective draws per second by width (above) and per 1000 gradients (below), a column a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    here = [r for r in rows if r["sweep"] == "width"]
+    problems = list(dict.fromkeys(r["problem"] for r in here))
+    fig, axes = pyplot.subplots(
+        2, len(problems), figsize=(4.2 * len(problems) + 2, 6.4), squeeze=False, sharex=True,
+        layout="constrained",
+    )  # fmt: skip
+    names = list(dict.fromkeys(r["way"] for r in here))
+    colors = dict(zip(names, pyplot.get_cmap("tab20").colors[::1], strict=False))  # pyright: ignore
+    for problem, column in zip(problems, axes.T, strict=True):
+        for panel, per in zip(column, ("second", "1000_gradients"), strict=True):
+            for name in names:
+                mine = [r for r in here if r["problem"] == problem and r["way"] == name]
+                mine = [r for r in mine if r[f"ess_var_per_{per}"]]
+                ours = name not in ("numpyro", "blackjax", "pyro")
+                y = [min(r[f"ess_{q}_per_{per}"] for q in ("mean", "var")) for r in mine]
+                style = {"color": colors[name], "linestyle": "-" if ours else "--", "label": name}
+                panel.plot([r["width"] for r in mine], y, **style)
+                for passed, face in (("pass", colors[name]), ("fail", "white")):
+                    at = [i for i, r in enumerate(mine) if r["gate"] == passed]
+                    panel.plot(
+                        [mine[i]["width"] for i in at], [y[i] for i in at], "o", markersize=5,
+                        color=colors[name], markerfacecolor=face,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log")
+        widths = sorted({r["width"] for r in here})
+        column[1].set_xticks(widths, map(str, widths))
+        column[1].set_xticks([], minor=True)
+        column[1].set_xlabel("hidden units")
+        column[0].set_title(problem)
+    axes[0, 0].set_ylabel("smallest ESS / second")
+    axes[1, 0].set_ylabel("smallest ESS / 1000 gradients")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        handles, labels, loc="outside right center", frameon=False,
+        title="hollow: R-hat or\ndivergences fail",
+    )  # fmt: skip
+    fig.savefig(path, dpi=130)
+    pyplot.close(fig)
