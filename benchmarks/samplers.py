@@ -8,7 +8,8 @@ All sample the same posterior, of an MLP in NTK parameterisation, with as many c
 effective sample size over all locations, of p (``ess_mean``) or of (p - mean)^2 (``ess_var``), divided by the seconds
 of warm-up and sampling together. Every run is made twice with other keys: the first also compiles, the second is timed;
 a first run of more than two minutes is not repeated, and its time has the compilation in it. A way that took more than
-``--skip-above`` seconds is left out at greater widths.
+``--skip-above`` seconds is left out at greater widths. A table that is there is gone on with: only what it lacks is
+measured.
 isounc's time has everything in it that `sample_posterior` does (predictions at the locations, checks of convergence);
 of the others only what samples is timed. ``gate`` says whether R-hat is below 1.01 and nothing diverged beyond bounds.
 
@@ -16,6 +17,7 @@ of the others only what samples is timed. ``gate`` says whether R-hat is below 1
     nuts           the same with trees
     chees          the same with adapted trajectory lengths, 16 chains at least
     mclmc          the same with adjusted microcanonical trajectories
+    tempered smc   independent runs of particles (as many as draws) from the prior to the posterior
     numpyro        NUTS, all chains vectorised
     blackjax       NUTS with window adaptation, chains under vmap, as BlackJAX's documentation shows it
     pyro           NUTS, chains one after the other, where pyro-ppl is installed
@@ -38,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from numpyro import infer
-from samplers_table import figure, line, write
+from samplers_table import figure, line, stored, write
 from tqdm import tqdm
 
 from isounc import densities
@@ -57,6 +59,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "nuts": {"sampler": "nuts"},
     "chees": {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
     "mclmc": {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
+    "tempered smc": {"sampler": "tempered_smc"},
 }
 
 
@@ -85,7 +88,7 @@ class Options:
     seed: int = 0
     """Of the data and the keys."""
     out: Path = Path("runs/samplers")
-    """Folder for the table and the figure."""
+    """Folder for the table and the figure; a table that is there is gone on with."""
 
 
 class Job(NamedTuple):
@@ -326,18 +329,20 @@ def main(options: Options) -> None:
     device = jax.devices()[0].device_kind
     print(f"{device}, JAX {jax.__version__}, float32, {options.num_draws} draws a chain")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    slow: set[tuple[str, str]] = set()
+    rows = stored(options.out / "samplers.csv", {"seed": options.seed})
+    done = {tuple(row[name] for name in (*Job._fields, "way")) for row in rows}
+    slow = {(r["problem"], r["way"]) for r in rows if r["seconds"] > options.skip_above}
     for sweep, job in tqdm(jobs, unit="posterior"):
         problem = make_problem(
             job.problem, n=job.n, seed=options.seed, num_test=64, num_far=64, grid_size=8
         )
         model = make_model(problem, width=job.width)
         for name, way in ways(problem, model, job, options).items():
-            if sweep == "width" and (job.problem, name) in slow:
+            if (*job, name) in done or (sweep == "width" and (job.problem, name) in slow):
                 continue
-            row = {"sweep": sweep, **job._asdict(), "way": name, **measure(way, options.seed)}
-            rows.append(row | {"device": device, "jax": jax.__version__})
+            row = {"sweep": sweep, **job._asdict(), "seed": options.seed, "way": name}
+            row |= measure(way, options.seed) | {"device": device, "jax": jax.__version__}
+            rows.append(row)
             tqdm.write(line(row))
             # After every row: what is measured is kept when a later one fails.
             write(rows, options.out / "samplers.csv")

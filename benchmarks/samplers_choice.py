@@ -15,9 +15,7 @@ it costs where it loses is the column ``worst``: its figure over that of the cel
 
 from __future__ import annotations
 
-import csv
 import itertools
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ import jax
 import numpy as np
 import tyro
 from samplers import Job, Options, isounc_way, measure
-from samplers_table import line, write
+from samplers_table import line, stored, write
 from tqdm import tqdm
 
 from isounc.checks import check_choice
@@ -75,23 +73,6 @@ class Choice:
     """Folder for the table; one that is there is gone on with."""
 
 
-def stored(path: Path, choice: Choice) -> list[dict[str, Any]]:
-    """The rows of a table that is there, which must be of the same data and number of chains."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        row |= {name: int(row[name]) for name in ("width", "n", "chains", "ess_mean", "ess_var")}
-        row["seconds"] = float(row["seconds"])
-        for name in ("n", "chains", "seed"):
-            if int(row[name]) != getattr(choice, name):
-                sys.exit(
-                    f"error: {path} has {name} {row[name]}; got {getattr(choice, name)}: choose another --out"
-                )
-    return rows
-
-
 def effective(row: dict[str, Any]) -> float:
     """The smaller effective sample size per second."""
     return min(row["ess_mean"], row["ess_var"]) / row["seconds"]
@@ -133,7 +114,8 @@ def main(choice: Choice) -> None:
     for name in names:
         check_choice("candidates", name, CANDIDATES)
     choice.out.mkdir(parents=True, exist_ok=True)
-    rows = stored(choice.out / "choice.csv", choice)
+    wanted = {name: getattr(choice, name) for name in ("n", "chains", "seed")}
+    rows = stored(choice.out / "choice.csv", wanted)
     done = {(row["problem"], row["width"], row["way"]) for row in rows}
     device = jax.devices()[0].device_kind
     for width, problem_name in tqdm(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,30 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def stored(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that is there, whose columns ``wanted`` must have these values."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    rows = [{name: _value(text) for name, text in row.items()} for row in rows]
+    for row in rows:
+        for name, value in wanted.items():
+            if row[name] != value:
+                sys.exit(f"error: {path} has {name} {row[name]}; got {value}: choose another --out")
+    return rows
+
+
+def _value(text: str) -> int | float | str | None:
+    """A cell of a table: a number where it is one, None where it is empty."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
