@@ -1,0 +1,442 @@
+"""Answers sampled from a language model, with what the model itself thought of every token.
+
+Prompts are padded on the right to a few lengths and read once; all samples of a prompt share its keys and values
+(`Decoder.extend`'s branches). Tokens are made in segments of a few steps inside of one compiled loop, which ends where
+every sample has; stop strings that span tokens are looked for between segments.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from isounc.checks import check_count, check_real
+from isounc.llm.checkpoint import LanguageModel
+from isounc.llm.decoder import Cache, Decoder
+from isounc.llm.tokens import Tokenizer
+
+SEGMENT = 16
+"""Steps between two looks for stop strings."""
+_LEAST = 32
+"""Prompts are padded to this length at least, so that short ones share a compilation."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How tokens are chosen."""
+
+    num_samples: int = 1
+    """S, answers to each prompt."""
+    max_new_tokens: int = 64
+    """Most tokens of an answer, the one that stops it included."""
+    temperature: float = 1.0
+    """Logits are divided by it before sampling; 0 takes the most probable token."""
+    top_k: int | None = None
+    """Sample among this many most probable tokens; None is all."""
+    top_p: float | None = None
+    """Sample among the fewest most probable tokens that hold this much probability, after top_k; None is all."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these strings."""
+    stop_ids: tuple[int, ...] | None = None
+    """An answer ends with one of these tokens; None is the tokenizer's own, () none."""
+    seed: int = 0
+    """Of the random keys; a prompt's key comes from this and its own tokens."""
+    batch_size: int = 8
+    """Prompts at a time."""
+
+    def __post_init__(self):
+        for name in ("num_samples", "max_new_tokens", "batch_size"):
+            check_count(name, getattr(self, name), 1)
+        check_count("seed", self.seed, 0)
+        check_real("temperature", self.temperature)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k, 1)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"num_samples must be 1 at temperature 0, where all samples are the same; got {self.num_samples}"
+            )
+
+
+class Generated(NamedTuple):
+    """S answers to each of N prompts, of up to T tokens."""
+
+    text: list[list[str]]
+    """By prompt and sample, without special tokens, stop strings and what follows them."""
+    tokens: Int[np.ndarray, "N S T"]
+    """Token ids, the one that stopped the answer included; -1 after the end."""
+    lengths: Int[np.ndarray, "N S"]
+    """Tokens of each answer, the one that stopped it included."""
+    text_lengths: Int[np.ndarray, "N S"]
+    """Tokens that ``text`` is made of: the first of them whose text begins with it."""
+    stopped: Bool[np.ndarray, "N S"]
+    """Whether a stop token or string ended the answer; False where max_new_tokens did."""
+    log_probs: Float[np.ndarray, "N S T"]
+    """Of each token under the model itself (temperature 1, nothing left out), in nats; 0 after the end."""
+    entropies: Float[np.ndarray, "N S T"]
+    """Of the model's distribution that each token was taken from, in nats; 0 after the end."""
+    prompt_lengths: Int[np.ndarray, " N"]
+    """Tokens of each prompt."""
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    settings: GenerationSettings | None = None,
+) -> Generated:
+    """Sample answers to prompts.
+
+    Equal settings give equal answers. A prompt's random numbers depend on the seed, its own tokens, the number of the
+    sample and the step: not on the other prompts, on the batch size or on how many samples there are. (What a batch
+    changes is rounding, which now and then turns a tie.)
+
+    Parameters
+    ----------
+    model
+        From `load_model`.
+    prompts
+        N texts, which the tokenizer encodes with what the model wants at the beginning, or N sequences of token ids.
+    settings
+        None is `GenerationSettings()`.
+
+    Returns
+    -------
+    Generated
+        T is the length of the longest answer.
+
+    Raises
+    ------
+    ValueError
+        For prompts that are empty or leave no room in the model's context, and logits that are not finite.
+    """
+    settings = settings or GenerationSettings()
+    encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
+    if not encoded:
+        raise ValueError("prompts must hold at least one prompt")
+    graph, state = nnx.split(model.decoder)
+    stops = _stop_table(model, settings)
+    found: dict[int, list[_Answer]] = {}
+    for rows, length in _batches(encoded, settings):
+        chosen = [encoded[i] for i in rows]
+        answers = _answers(model, graph, state, chosen, length, stops, settings)
+        found |= dict(zip(rows, answers, strict=False))
+    return _together([found[i] for i in range(len(encoded))], [len(ids) for ids in encoded])
+
+
+class _Answer(NamedTuple):
+    """S answers to one prompt, see `Generated`."""
+
+    text: list[str]
+    tokens: np.ndarray
+    lengths: np.ndarray
+    text_lengths: np.ndarray
+    stopped: np.ndarray
+    log_probs: np.ndarray
+    entropies: np.ndarray
+
+
+def _encoded(model: LanguageModel, prompt: Any, at: int, settings: GenerationSettings) -> list[int]:
+    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    if not ids:
+        raise ValueError(f"prompts must not be empty; prompt {at} has no tokens")
+    if min(ids) < 0 or max(ids) >= model.config.vocab_size:
+        raise ValueError(
+            f"prompts must hold token ids 0..{model.config.vocab_size - 1}; prompt {at} has {min(ids)} to {max(ids)}"
+        )
+    room = model.context_length - settings.max_new_tokens
+    if len(ids) > room:
+        raise ValueError(
+            f"prompts must leave room for {settings.max_new_tokens} new tokens in the context of "
+            f"{model.context_length}; prompt {at} has {len(ids)} tokens"
+        )
+    return ids
+
+
+def _bucket(n: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... from n on: few shapes to compile, at most half as much again."""
+    power = 1 << (n - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power
+
+
+def _batches(
+    encoded: Sequence[Sequence[int]], settings: GenerationSettings
+) -> list[tuple[list[int], int]]:
+    """Prompts of similar length, with the length that they are padded to; rows are filled up with copies."""
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(encoded):
+        by_length.setdefault(max(_LEAST, _bucket(len(ids))), []).append(i)
+    found = []
+    for length, rows in sorted(by_length.items()):
+        for start in range(0, len(rows), settings.batch_size):
+            part = rows[start : start + settings.batch_size]
+            found.append((part, length))
+    return found
+
+
+def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.ndarray, " V"]:
+    """Tokens after which an answer has ended: stop tokens, and those whose own text has a stop string."""
+    ids = model.tokenizer.stop_ids if settings.stop_ids is None else settings.stop_ids
+    table = np.zeros(model.config.vocab_size, bool)
+    wrong = [i for i in ids if not 0 <= i < len(table)]
+    if wrong:
+        raise ValueError(f"stop_ids must be token ids 0..{len(table) - 1}, got {wrong[0]}")
+    table[list(ids)] = True
+    if settings.stop:
+        for i, piece in enumerate(model.tokenizer.pieces):
+            table[i] |= any(stop in piece for stop in settings.stop)
+    return table
+
+
+class _Choice(NamedTuple):
+    """How a token is chosen, as compiled."""
+
+    greedy: bool
+    top_k: int | None
+    nucleus: bool
+
+
+class _State(NamedTuple):
+    """Where B x S samples stand."""
+
+    cache: Cache
+    token: Int[Array, "B S"]
+    """The newest token, not yet read."""
+    done: Bool[Array, "B S"]
+    lengths: Int[Array, " B"]
+    """Tokens of each prompt."""
+    keys: PRNGKeyArray
+    """By prompt and sample (B, S)."""
+    step: Int[Array, ""]
+    """Tokens made so far."""
+
+
+class _Made(NamedTuple):
+    """What one step, or several along the first axis, gave."""
+
+    token: Int[Array, "B S"]
+    log_prob: Float[Array, "B S"]
+    entropy: Float[Array, "B S"]
+
+
+def _answers(
+    model: LanguageModel,
+    graph: Any,
+    state: Any,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    stops: np.ndarray,
+    settings: GenerationSettings,
+) -> list[_Answer]:
+    """Answers to one batch of prompts, padded to one length."""
+    rows, samples = min(_bucket(len(prompts)), settings.batch_size), settings.num_samples
+    prompts = [*prompts, *[prompts[0]] * (rows - len(prompts))]
+    tokens = np.stack([np.pad(ids, (0, length - len(ids))) for ids in prompts])
+    lengths = np.array([len(ids) for ids in prompts])
+    choice = _Choice(settings.temperature == 0, settings.top_k, settings.top_p is not None)
+    numbers = np.float32(settings.temperature or 1), np.float32(settings.top_p or 1)
+    keys = _keys(settings.seed, prompts, samples)
+    # The last token is never read.
+    segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
+    slots = samples * SEGMENT * segments
+    now, first = _begin(
+        graph, state, tokens, lengths, keys, jnp.asarray(stops), numbers, slots=slots, choice=choice
+    )
+    made = [jax.tree.map(lambda a: np.asarray(a)[None], first)]
+    for _ in range(segments):
+        so_far = np.concatenate([part.token for part in made])
+        done = np.asarray(now.done) | _has_stop(model.tokenizer, so_far, settings)
+        if done.all():
+            break
+        now, more = _go_on(
+            graph, state, now._replace(done=jnp.asarray(done)), jnp.asarray(stops), numbers, choice=choice
+        )  # fmt: skip
+        made.append(jax.tree.map(np.asarray, more))
+    whole = _Made(
+        *(np.concatenate(parts)[: settings.max_new_tokens] for parts in zip(*made, strict=True))
+    )
+    return [_answer(model, settings, stops, whole, row) for row in range(rows)]
+
+
+def _keys(seed: int, prompts: Sequence[Sequence[int]], samples: int) -> PRNGKeyArray:
+    """A key for each prompt and sample, from the prompt's own tokens."""
+    words = []
+    for ids in prompts:
+        digest = hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()
+        words.append(np.frombuffer(digest[:4], "<u4")[0])
+    one = jax.random.key(seed)
+    by_prompt = jax.vmap(lambda word: jax.random.fold_in(one, word))(np.array(words))
+    numbers = jnp.arange(samples)
+    return jax.vmap(lambda key: jax.vmap(lambda sample: jax.random.fold_in(key, sample))(numbers))(
+        by_prompt
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "slots", "choice"))
+def _begin(graph, state, tokens, lengths, keys, stops, numbers, *, slots, choice):
+    """Read the prompts and choose the first token of every sample."""
+    decoder: Decoder = nnx.merge(graph, state)
+    rows, length = tokens.shape
+    positions = jnp.arange(length)[None]
+    positions = jnp.where(positions < lengths[:, None], positions, -1)
+    states, cache = decoder.extend(tokens, positions, decoder.empty_cache(rows, length))
+    last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
+    logits = jnp.repeat(decoder.head(last), keys.shape[1], axis=1)
+    step = jnp.zeros((), jnp.int32)
+    made = _choose(logits, keys, step, numbers, choice)
+    now = _State(cache.grown(slots), made.token, stops[made.token], lengths, keys, step + 1)
+    return now, made
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "choice"), donate_argnames="now")
+def _go_on(graph, state, now, stops, numbers, *, choice):
+    """Up to a segment of further tokens; none after all samples are done."""
+    decoder: Decoder = nnx.merge(graph, state)
+    rows, samples = now.token.shape
+    branches = jnp.broadcast_to(jnp.arange(samples)[None], (rows, samples))
+
+    def turn(carry):
+        i, now, made = carry
+        positions = jnp.broadcast_to((now.lengths + now.step - 1)[:, None], (rows, samples))
+        states, cache = decoder.extend(now.token, positions, now.cache, branches=branches)
+        new = _choose(decoder.head(states), now.keys, now.step, numbers, choice)
+        made = jax.tree.map(lambda old, one: old.at[i].set(one), made, new)
+        done = now.done | stops[new.token]
+        return i + 1, now._replace(cache=cache, token=new.token, done=done, step=now.step + 1), made
+
+    def unfinished(carry):
+        i, now, _ = carry
+        return (i < SEGMENT) & ~now.done.all()
+
+    shape = (SEGMENT, rows, samples)
+    nothing = _Made(jnp.zeros(shape, now.token.dtype), jnp.zeros(shape), jnp.zeros(shape))
+    _, now, made = jax.lax.while_loop(unfinished, turn, (0, now, nothing))
+    return now, made
+
+
+def _choose(
+    logits: Float[Array, "B S V"],
+    keys: PRNGKeyArray,
+    step: Int[Array, ""],
+    numbers: tuple[Any, Any],
+    choice: _Choice,
+) -> _Made:
+    """One token a sample, with its log-probability and the entropy under the model as it is."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
+    if choice.greedy:
+        token = jnp.argmax(logits, axis=-1)
+    else:
+        temperature, top_p = numbers
+        keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
+        scores = logits / temperature
+        draw = jax.vmap(jax.vmap(jax.random.categorical))
+        if choice.top_k is None and not choice.nucleus:
+            token = draw(keys, scores)
+        else:
+            size = logits.shape[-1]
+            best, at = jax.lax.top_k(scores, min(choice.top_k or size, size))
+            if choice.nucleus:
+                share = jax.nn.softmax(best, axis=-1)
+                before = jnp.cumsum(share, axis=-1) - share
+                best = jnp.where(before < top_p, best, -jnp.inf)
+            token = jnp.take_along_axis(at, draw(keys, best)[..., None], axis=-1)[..., 0]
+    token = token.astype(jnp.int32)
+    chosen = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
+    return _Made(token, chosen, entropy)
+
+
+def _has_stop(
+    tokenizer: Tokenizer, tokens: Int[np.ndarray, "T B S"], settings: GenerationSettings
+) -> Bool[np.ndarray, "B S"]:
+    """Whether the text so far has a stop string, which may span tokens."""
+    found = np.zeros(tokens.shape[1:], bool)
+    if settings.stop:
+        for at in np.ndindex(found.shape):
+            text = tokenizer.decode(tokens[(slice(None), *at)])
+            found[at] = any(stop in text for stop in settings.stop)
+    return found
+
+
+def _answer(
+    model: LanguageModel, settings: GenerationSettings, stops: np.ndarray, made: _Made, row: int
+) -> _Answer:
+    """Cut the samples of one prompt where they end."""
+    tokens, log_probs, entropies = (np.asarray(a)[:, row].T for a in made)
+    texts, lengths, text_lengths, stopped = [], [], [], []
+    for ids in tokens:
+        text, length, text_length, ended = _cut(model.tokenizer, ids, stops, settings.stop)
+        texts.append(text)
+        lengths.append(length)
+        text_lengths.append(text_length)
+        stopped.append(ended)
+    ends = np.array(lengths)
+    inside = np.arange(tokens.shape[1])[None, :] < ends[:, None]
+    if not np.isfinite(log_probs[inside]).all():
+        raise ValueError(
+            f"logits of model {model.name} must be finite; they are NaN or infinite for {texts[0]!r:.40}"
+        )
+    return _Answer(
+        texts,
+        np.where(inside, tokens, -1),
+        ends,
+        np.array(text_lengths),
+        np.array(stopped),
+        np.where(inside, log_probs, 0),
+        np.where(inside, entropies, 0),
+    )
+
+
+def _cut(
+    tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], stops: np.ndarray, strings: Sequence[str]
+) -> tuple[str, int, int, bool]:
+    """Text, tokens up to the one that stops, tokens of the text, and whether anything stopped it."""
+    ends = np.flatnonzero(stops[ids])
+    ids = ids[: ends[0] + 1] if len(ends) else ids
+    text = tokenizer.decode(ids)
+    at = min((text.find(s) for s in strings if s in text), default=-1)
+    if at < 0:
+        # Special tokens have no text: the answer's tokens end where its text does.
+        return text, len(ids), _least(tokenizer, ids, lambda t: t.startswith(text)), bool(len(ends))
+    length = _least(tokenizer, ids, lambda t: any(s in t for s in strings))
+    text = text[:at]
+    return text, length, _least(tokenizer, ids[:length], lambda t: t.startswith(text)), True
+
+
+def _least(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Any) -> int:
+    """The fewest tokens whose text `holds`."""
+    return next((n for n in range(len(ids)) if holds(tokenizer.decode(ids[:n]))), len(ids))
+
+
+def _together(answers: Sequence[_Answer], prompt_lengths: Sequence[int]) -> Generated:
+    longest = max(int(a.lengths.max()) for a in answers)
+
+    def stacked(name: str, fill: float) -> np.ndarray:
+        found = []
+        for answer in answers:
+            array = getattr(answer, name)[:, :longest]
+            more = longest - array.shape[1]
+            found.append(np.pad(array, ((0, 0), (0, more)), constant_values=fill))
+        return np.stack(found)
+
+    return Generated(
+        text=[answer.text for answer in answers],
+        tokens=stacked("tokens", -1),
+        lengths=np.stack([answer.lengths for answer in answers]),
+        text_lengths=np.stack([answer.text_lengths for answer in answers]),
+        stopped=np.stack([answer.stopped for answer in answers]),
+        log_probs=stacked("log_probs", 0),
+        entropies=stacked("entropies", 0),
+        prompt_lengths=np.array(prompt_lengths),
+    )
