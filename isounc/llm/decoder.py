@@ -173,12 +173,18 @@ class Decoder(nnx.Module):
         return self.head(self.hidden(tokens, positions=positions))
 
     def hidden(
-        self, tokens: Int[Array, "B T"], *, positions: Int[Array, "B T"] | None = None
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        branches: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """States after the last norm, of which `head` makes logits."""
+        """States after the last norm, of which `head` makes logits; ``branches`` as in `extend`."""
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
         turns, masks = self._surroundings(positions, positions)
+        if branches is not None:
+            masks = _within(masks, branches, branches)
         x = self._embedded(tokens)
         for i, layer in enumerate(self.layers):
             x, _ = layer(x, turns[self._local(i)], masks[self.config.window(i)])
@@ -222,8 +228,7 @@ class Decoder(nnx.Module):
         whose = put(cache.branches, new.astype(cache.branches.dtype), at, axis=1)
         turns, masks = self._surroundings(positions, where)
         if branches is not None:
-            same = (whose[:, None, :] == SHARED) | (whose[:, None, :] == new[:, :, None])
-            masks = {window: mask & same for window, mask in masks.items()}
+            masks = _within(masks, new, whose)
         x = self._embedded(tokens)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
@@ -253,6 +258,12 @@ class Decoder(nnx.Module):
         seen = (back >= 0) & (keys[:, None, :] != PADDING)
         windows = {c.window(i) for i in range(c.num_layers)}
         return turns, {w: seen & (back < w) if w else seen for w in windows}
+
+
+def _within(masks: Mapping[int, Array], queries: Int[Array, "B T"], keys: Int[Array, "B S"]):
+    """Masks by window, without what belongs to another branch."""
+    same = (keys[:, None, :] == SHARED) | (keys[:, None, :] == queries[:, :, None])
+    return {window: mask & same for window, mask in masks.items()}
 
 
 def _check_weights(config: DecoderConfig, weights: Mapping[str, Any]) -> None:

@@ -1,0 +1,324 @@
+"""Which probability of an answer is meant, and the exact squared norm of its gradient over all parameters.
+
+An answer y_1 ... y_A to a prompt has the token probabilities p_t = p(y_t | prompt, y_<t), and so several probabilities:
+
+    sequence            p = prod_t p_t
+    length_normalised   p = (prod_t p_t)^(1/A)
+    mean_token          p = mean_t p_t
+    first_token         p = p_1
+    choice              p = s_c / sum_k s_k, with s_k the sequence probability of the k-th of the given choices
+
+Each has an aleatoric part p (1 - p) and an epistemic part ||grad p||^2 = p^2 ||grad log p||^2. The estimand decides the
+result: where p is the sequence's, the factor p^2 outweighs everything else, and the epistemic part nearly re-encodes p.
+
+Everything is kept as logarithms, and log p_t = -softplus(-d_t) comes from the log-odds
+d_t = z_t[y_t] - log sum_{v != y_t} exp z_t[v], so that neither p near 1 nor p near 0 loses its digits.
+
+All choices of a question are read in one row, in which each attends to the prompt and to itself (`pack`): the prompt is
+read once, and the choices' forward passes are one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from isounc.checks import check_choice, check_count
+from isounc.gradnorm import value_and_sq_grad_norms
+from isounc.llm.decoder import PADDING, SHARED, Decoder
+
+ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
+"""Probabilities of an answer, by name."""
+
+SCALINGS = ("all", "layer_scaled", "last_layer")
+"""Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
+the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
+
+NOWHERE = -1
+"""Choice of a token of padding."""
+
+
+class Row(NamedTuple):
+    """A prompt and its K answers as one sequence of T tokens, of which A are predicted."""
+
+    tokens: Int[np.ndarray, "*N T"]
+    """Ids of the prompt and of all but the last token of each answer."""
+    positions: Int[np.ndarray, "*N T"]
+    """Position in the prompt and answer; -1 is padding."""
+    branches: Int[np.ndarray, "*N T"]
+    """Answer a token belongs to; -1 is the prompt."""
+    at: Int[np.ndarray, "*N A"]
+    """Index of the token after which an answer's token is predicted."""
+    targets: Int[np.ndarray, "*N A"]
+    """Ids of the answers' tokens."""
+    answer: Int[np.ndarray, "*N A"]
+    """Answer that each belongs to; -1 is padding."""
+
+
+class AnswerNorms(NamedTuple):
+    """What a forward pass and a backward pass per estimand say about N answers; NaN where an estimand is undefined."""
+
+    chosen: Int[np.ndarray, " N"]
+    """The answer that the numbers are about, of those given."""
+    log_probs: list[Float[np.ndarray, " K"]]
+    """Log probability of each of the given answers, as a sequence."""
+    token_log_probs: list[Float[np.ndarray, " A"]]
+    """log p_t of the chosen answer."""
+    token_entropies: list[Float[np.ndarray, " A"]]
+    """Entropy of the distribution of each of its tokens, in nats."""
+    log_odds: dict[str, Float[np.ndarray, " N"]]
+    """log p - log(1 - p) by estimand, float64."""
+    log_sq_norms: dict[str, dict[str, Float[np.ndarray, " N"]]]
+    """log of the squared norm of grad log p, by estimand and scaling, float64; minus infinity where it is zero."""
+
+
+def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Row:
+    """A prompt and its answers in one row.
+
+    Raises
+    ------
+    ValueError
+        For an empty prompt, no answers, or an empty answer.
+    """
+    if not len(prompt):
+        raise ValueError("prompt must have at least one token; got none.")
+    if not len(answers) or not all(len(answer) for answer in answers):
+        empty = [k for k, answer in enumerate(answers) if not len(answer)]
+        raise ValueError(
+            f"answers must have at least one token each; got {len(answers)} answers"
+            + (f", number {empty[0]} of which is empty." if empty else ".")
+        )
+    columns: list[list[int]] = [list(prompt), list(range(len(prompt))), [SHARED] * len(prompt)]
+    at, targets, owner = [], [], []
+    for k, answer in enumerate(answers):
+        start, length = len(columns[0]), len(answer)
+        columns[0] += answer[:-1]
+        columns[1] += range(len(prompt), len(prompt) + length - 1)
+        columns[2] += [k] * (length - 1)
+        at += [len(prompt) - 1, *range(start, start + length - 1)]
+        targets += answer
+        owner += [k] * length
+    return Row(*(np.array(column, np.int32) for column in (*columns, at, targets, owner)))
+
+
+def pad(row: Row, num_tokens: int, num_targets: int) -> Row:
+    """The same row with more tokens, which nothing attends to, and more targets, which count for nothing."""
+    more, extra = num_tokens - row.tokens.size, num_targets - row.at.size
+    fills = Row(0, PADDING, SHARED, 0, 0, NOWHERE)  # pyright: ignore
+    return Row(
+        *(
+            np.pad(a, (0, more if name in ("tokens", "positions", "branches") else extra),
+                   constant_values=fill)
+            for name, a, fill in zip(Row._fields, row, fills, strict=True)
+        )
+    )  # fmt: skip
+
+
+def bucket(n: int) -> int:
+    """The least of 8, 12, 16, 24, 32, 48, ... from n on: few shapes to compile, at most half as much again."""
+    power = max(8, 1 << (n - 1).bit_length())
+    return 3 * power // 4 if power > 8 and n <= 3 * power // 4 else power
+
+
+def answer_norms(
+    decoder: Decoder,
+    rows: Sequence[Row],
+    *,
+    chosen: Sequence[int] | None = None,
+    estimands: Sequence[str] = ESTIMANDS,
+    scalings: Sequence[str] = SCALINGS,
+    batch_size: int = 8,
+) -> AnswerNorms:
+    """Log-odds and exact squared gradient norms of answers.
+
+    One forward pass a row, and one backward pass for each of sequence (length_normalised is the same one), mean_token,
+    first_token and choice. No gradient of a weight matrix is stored.
+
+    Parameters
+    ----------
+    decoder
+        The model.
+    rows
+        What `pack` made. Rows are padded to few shapes; each shape compiles once.
+    chosen
+        The answer in each row that the numbers are about; None is the one of largest sequence probability.
+    estimands
+        Some of `ESTIMANDS`; choice is NaN where a row has one answer.
+    scalings
+        Some of `SCALINGS`.
+    batch_size
+        Rows at a time, which bounds the memory of their activations.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, a choice that a row does not have, or logits that are not finite.
+
+    Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466); exact norms: `isounc.gradnorm`.
+    """
+    for value in estimands:
+        check_choice("estimands", value, ESTIMANDS)
+    for value in scalings:
+        check_choice("scalings", value, SCALINGS)
+    check_count("batch_size", batch_size, 1)
+    num_answers = [int(row.answer.max()) + 1 for row in rows]
+    wanted = np.full(len(rows), NOWHERE) if chosen is None else np.asarray(chosen)
+    for i, (one, count) in enumerate(zip(wanted, num_answers, strict=True)):
+        if chosen is not None and not 0 <= one < count:
+            raise ValueError(
+                f"chosen must be below {count} in row {i}, which has {count} answers; got {one}."
+            )
+    columns = tuple(e for e in ESTIMANDS if e in estimands and e != "length_normalised")
+    if "length_normalised" in estimands and "sequence" not in columns:
+        columns = ("sequence", *columns)
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    weights = {s: leaf_weights(decoder, s) for s in scalings}
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for i, (row, count) in enumerate(zip(rows, num_answers, strict=True)):
+        slots = 1 if count == 1 else bucket(count)
+        shapes.setdefault((bucket(row.tokens.size), bucket(row.at.size), slots), []).append(i)
+    found: dict[int, Any] = {}
+    for (num_tokens, num_targets, slots), which in sorted(shapes.items()):
+        here = tuple(c for c in columns if c != "choice" or slots > 1)
+        for start in range(0, len(which), batch_size):
+            part = which[start : start + batch_size]
+            # The last part is filled up with copies, so that it needs no program of its own.
+            size = (
+                batch_size
+                if len(which) > batch_size
+                else min(batch_size, 1 << (len(part) - 1).bit_length())
+            )
+            filled = part + part[:1] * (size - len(part))
+            stacked = Row(
+                *map(
+                    np.stack,
+                    zip(*(pad(rows[i], num_tokens, num_targets) for i in filled), strict=True),
+                )
+            )
+            out = _norms(
+                params, stacked, wanted[filled].astype(np.int32), weights,
+                graphdef=graphdef, columns=here, slots=slots,
+            )  # fmt: skip
+            out = jax.tree.map(np.asarray, out)
+            for j, i in enumerate(part):
+                found[i] = here, jax.tree.map(lambda a, j=j: a[j], out)
+    return _gathered(rows, num_answers, [found[i] for i in range(len(rows))], estimands, scalings)
+
+
+def leaf_weights(decoder: Decoder, scaling: str) -> dict[str, Array]:
+    """What each leaf's squared norm is multiplied with under a scaling, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(decoder, nnx.Param))
+    last = "embed" if decoder.config.tied else "unembed"
+    weights = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path)
+        if scaling == "layer_scaled":
+            weights[name] = jnp.mean(jnp.square(leaf.astype(jnp.float32)))
+        elif scaling == "last_layer":
+            weights[name] = jnp.float32(f"['{last}']" in name)
+        else:
+            weights[name] = jnp.float32(1)
+    return weights
+
+
+def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
+    """Log-odds d_t of the answers' tokens, and entropies (nats) of the distributions they come from."""
+    states = decoder.hidden(
+        row.tokens[None], positions=row.positions[None], branches=row.branches[None]
+    )[0]
+    logits = decoder.head(states[row.at])
+    mine = jnp.arange(logits.shape[-1])[None, :] == row.targets[:, None]
+    others = jax.nn.logsumexp(jnp.where(mine, -jnp.inf, logits), axis=-1)
+    own = jnp.take_along_axis(logits, row.targets[:, None], axis=-1)[:, 0]
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return own - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "columns", "slots"))
+def _norms(params, rows, chosen, weights, *, graphdef, columns, slots):
+    """By row: log p of each column, its squared gradient norms by scaling, and what the answers are made of."""
+
+    def log_probabilities(params, row, chosen):
+        decoder = nnx.merge(graphdef, params)
+        log_odds, entropies = token_log_odds(decoder, row)
+        log_p = -jax.nn.softplus(-log_odds)
+        real = row.answer != NOWHERE
+        of = (row.answer[None, :] == jnp.arange(slots)[:, None]) & real[None, :]
+        sums = jnp.where(of, log_p[None, :], 0).sum(1)
+        there = of.any(1)
+        totals = jnp.where(there, sums, -jnp.inf)
+        chosen = jnp.where(chosen == NOWHERE, jnp.argmax(totals), chosen)
+        own = of[chosen]
+        found = []
+        for column in columns:
+            if column == "sequence":
+                found.append(sums[chosen])
+            elif column == "mean_token":
+                # sum p_t over sum (1 - p_t): near 1 the mean itself would round.
+                right, wrong = (
+                    jax.nn.logsumexp(jnp.where(own, -jax.nn.softplus(sign * log_odds), -jnp.inf))
+                    for sign in (-1, 1)
+                )
+                found.append(-jax.nn.softplus(wrong - right))
+            elif column == "first_token":
+                found.append(log_p[jnp.argmax(own)])
+            else:
+                rest = jnp.where(jnp.arange(slots) == chosen, -jnp.inf, totals)
+                found.append(-jax.nn.softplus(jax.nn.logsumexp(rest) - sums[chosen]))
+        return jnp.stack(found), (totals, chosen, log_p, entropies)
+
+    norms = value_and_sq_grad_norms(log_probabilities, per_leaf=True, has_aux=True, in_axes=0)
+    (values, aux), by_leaf = norms(params, rows, chosen)
+    sums = {
+        scaling: sum(factor * by_leaf[name] for name, factor in factors.items())
+        for scaling, factors in weights.items()
+    }
+    return values, sums, aux
+
+
+def _gathered(rows, num_answers, found, estimands, scalings) -> AnswerNorms:
+    """Numbers of each row as arrays over rows, in float64, with what follows from them."""
+    count = len(rows)
+    log_odds = {e: np.full(count, np.nan) for e in estimands}
+    log_norms = {e: {s: np.full(count, np.nan) for s in scalings} for e in estimands}
+    totals, tokens, entropies = [], [], []
+    chosen = np.zeros(count, int)
+    for i, (row, (columns, (values, sums, (log_probs, which, log_p, entropy)))) in enumerate(
+        zip(rows, found, strict=True)
+    ):
+        if not (np.isfinite(values).all() and np.isfinite(log_p).all()):
+            raise ValueError(
+                f"logits must be finite; those of row {i} ({row.tokens.size} tokens) are not. Check the weights, "
+                "and float32 in place of bfloat16."
+            )
+        chosen[i] = which
+        own = np.flatnonzero(row.answer == which)
+        totals.append(log_probs[: num_answers[i]].astype(float))
+        tokens.append(log_p[own].astype(float))
+        entropies.append(entropy[own].astype(float))
+        for e in estimands:
+            source = "sequence" if e == "length_normalised" else e
+            if source not in columns:
+                continue
+            at = columns.index(source)
+            length = len(own) if e == "length_normalised" else 1
+            log_odds[e][i] = logit_of_log(float(values[at]) / length)
+            for s in scalings:
+                # A sum of products may round to just below zero where p is all but 1.
+                sq_norm = max(float(sums[s][at]), 0.0)
+                with np.errstate(divide="ignore"):
+                    log_norms[e][s][i] = np.log(sq_norm) - 2 * np.log(length)
+    return AnswerNorms(chosen, totals, tokens, entropies, log_odds, log_norms)
+
+
+def logit_of_log(log_p: float) -> float:
+    """Log p - log(1 - p) from log p <= 0, without cancellation; infinite at p = 1."""
+    with np.errstate(divide="ignore"):
+        return float(log_p - np.log(-np.expm1(min(log_p, 0.0))))

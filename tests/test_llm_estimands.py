@@ -1,0 +1,167 @@
+"""Estimands of a language model's answers against plain gradients of each answer by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from isounc.llm.config import from_huggingface
+from isounc.llm.decoder import Decoder
+from isounc.llm.estimands import ESTIMANDS, SCALINGS, answer_norms, logit_of_log, pack
+
+PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
+ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]
+
+
+def make(tied):
+    config = from_huggingface(
+        {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 11,
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 64, "rope_theta": 1e4, "tie_word_embeddings": tied,
+            "hidden_act": "silu",
+        }
+    )  # fmt: skip
+    return Decoder.random(config, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make(True)
+
+
+def log_probs(decoder, prompt, answer):
+    """log p_t of one answer, read by itself."""
+    tokens = jnp.array([prompt + answer])
+    logits = jax.nn.log_softmax(decoder(tokens)[0], axis=-1)
+    return jnp.array([logits[len(prompt) + t - 1, y] for t, y in enumerate(answer)])
+
+
+def log_probability(decoder, estimand, answers, chosen):
+    """log p as the definition has it."""
+    mine = log_probs(decoder, PROMPT, answers[chosen])
+    if estimand == "sequence":
+        return mine.sum()
+    if estimand == "length_normalised":
+        return mine.mean()
+    if estimand == "mean_token":
+        return jnp.log(jnp.exp(mine).mean())
+    if estimand == "first_token":
+        return mine[0]
+    totals = jnp.stack([log_probs(decoder, PROMPT, answer).sum() for answer in answers])
+    return jax.nn.log_softmax(totals)[chosen]
+
+
+def dense(decoder, answers, chosen):
+    """log p and the squared norms of its plain gradient, by estimand."""
+    graphdef, params = nnx.split(decoder, nnx.Param)
+
+    @jax.jit
+    def values_and_squares(params):
+        def values(params):
+            model = nnx.merge(graphdef, params)
+            return jnp.stack([log_probability(model, e, answers, chosen) for e in ESTIMANDS])
+
+        gradients = jax.jacrev(values)(params)
+        squares = jax.tree.map(lambda g: (g**2).reshape(len(ESTIMANDS), -1).sum(1), gradients)
+        return values(params), squares
+
+    values, squares = values_and_squares(params)
+    sums = {scaling: np.zeros(len(ESTIMANDS)) for scaling in SCALINGS}
+    last = "embed" if decoder.config.tied else "unembed"
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), square in zip(leaves, jax.tree.leaves(squares), strict=True):
+        sums["all"] += square
+        sums["layer_scaled"] += np.mean(np.square(leaf)) * np.asarray(square)
+        sums["last_layer"] += np.asarray(square) * (f"['{last}']" in jax.tree_util.keystr(path))
+    return np.asarray(values), sums
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_norms_are_those_of_plain_gradients(tied):
+    """Packed with the other choices, padded and in a batch: the same numbers as each answer by itself."""
+    decoder = make(tied)
+    cases = [(ANSWERS, 2)] if tied else [(ANSWERS[::-1], 0)]
+    rows = [pack(PROMPT, answers) for answers, _ in cases]
+    found = answer_norms(decoder, rows, chosen=[chosen for _, chosen in cases], batch_size=1)
+    for i, (answers, chosen) in enumerate(cases):
+        log_p, squares = dense(decoder, answers, chosen)
+        for j, estimand in enumerate(ESTIMANDS):
+            expected = logit_of_log(float(log_p[j]))
+            assert found.log_odds[estimand][i] == pytest.approx(expected, rel=2e-4, abs=1e-5)
+            for scaling in SCALINGS:
+                got = np.exp(found.log_sq_norms[estimand][scaling][i])
+                assert got == pytest.approx(float(squares[scaling][j]), rel=1e-4), (
+                    estimand,
+                    scaling,
+                )
+
+
+def test_the_most_probable_answer_is_chosen(decoder):
+    totals = [float(log_probs(decoder, PROMPT, a).sum()) for a in ANSWERS]
+    found = answer_norms(decoder, [pack(PROMPT, ANSWERS)], batch_size=1)
+    assert found.chosen[0] == np.argmax(totals)
+    np.testing.assert_allclose(found.log_probs[0], totals, rtol=1e-4)
+    best = log_probs(decoder, PROMPT, ANSWERS[found.chosen[0]])
+    np.testing.assert_allclose(found.token_log_probs[0], best, rtol=1e-4)
+
+
+def test_one_answer_has_no_choice(decoder):
+    found = answer_norms(decoder, [pack(PROMPT, [[2]])], batch_size=1)
+    assert np.isnan(found.log_odds["choice"][0])
+    # An answer of one token: all estimands are one.
+    for estimand in ("length_normalised", "mean_token", "first_token"):
+        assert found.log_odds[estimand][0] == pytest.approx(found.log_odds["sequence"][0], rel=1e-5)
+
+
+def test_nearly_certain_answers_keep_their_digits(decoder):
+    """1 - p of 1e-9 is far below what 1 - p in float32 can tell."""
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    sharp = nnx.merge(graphdef, params)
+    sharp.norm[...] = sharp.norm[...] * 150
+    logits = np.asarray(sharp(jnp.array([PROMPT]))[0, -1], np.float64)
+    first = int(logits.argmax())
+    found = answer_norms(sharp, [pack(PROMPT, [[first]])], batch_size=1)
+    others = np.delete(logits, first)
+    expected = logits[first] - others.max() - np.log(np.exp(others - others.max()).sum())
+    assert expected > 18  # 1 - p rounds to 0 in float32
+    for estimand in ("sequence", "mean_token", "first_token"):
+        assert found.log_odds[estimand][0] == pytest.approx(expected, rel=1e-4)
+        assert np.isfinite(found.log_sq_norms[estimand]["all"][0])
+
+
+def test_batches_do_not_change_the_numbers(decoder):
+    """Three rows in two parts, the second of which is filled up."""
+    rows = [pack(PROMPT, answers) for answers in (ANSWERS, ANSWERS[::-1], [*ANSWERS[1:], [4, 4]])]
+    one, many = (answer_norms(decoder, rows, batch_size=b) for b in (1, 2))
+    np.testing.assert_allclose(one.log_odds["choice"], many.log_odds["choice"], rtol=1e-4)
+    norms = (found.log_sq_norms["choice"]["all"] for found in (one, many))
+    np.testing.assert_allclose(*norms, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d: pack([], [[1]]), ("prompt", "at least one token")),
+        (lambda d: pack([1], [[1], []]), ("answers", "number 1")),
+        (lambda d: pack([1], []), ("answers", "0 answers")),
+        (lambda d: answer_norms(d, [pack([1], [[1]])], estimands=["choices"]), ("choices", "'choice'")),
+        (lambda d: answer_norms(d, [pack([1], [[1]])], scalings=["last"]), ("'last'", "last_layer")),
+        (lambda d: answer_norms(d, [pack([1], [[1]])], chosen=[1]), ("chosen", "row 0", "got 1")),
+    ],
+)  # fmt: skip
+def test_bad_input(decoder, call, words):
+    with pytest.raises(ValueError) as error:
+        call(decoder)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_logits_that_are_not_finite(decoder):
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    broken = nnx.merge(graphdef, params)
+    broken.norm[...] = broken.norm[...] * jnp.nan
+    with pytest.raises(ValueError, match=r"row 0 .* are not"):
+        answer_norms(broken, [pack(PROMPT, [[1]])], batch_size=1)
