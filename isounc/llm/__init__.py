@@ -1,0 +1,1 @@
+"""Language models: questions and their judging, prompts, and what predicts a wrong answer."""
