@@ -31,9 +31,9 @@ class Judgement(NamedTuple):
     """True where the rule stands for a judge and can be wrong (``reference_overlap``)."""
     score: float
     """The number behind the verdict. exact_match: highest token F1 with an alias (the verdict does not depend on it).
-    reference_overlap: highest F1 with a correct answer less that with an incorrect one; right above 0. mc1: score of the
-    true choice less the highest of the false ones; right above 0. mc2: share of the mass on true choices; right above
-    1/2."""
+    reference_overlap: highest F1 with a correct answer less that with an incorrect one; right above 0. mc1: score of
+    the true choice less the highest of the false ones; right above 0. mc2: share of the mass on true choices; right
+    above 1/2."""
     matched: str
     """The alias or reference answer that decided; "" if none, and for the multiple-choice rules."""
 
@@ -49,7 +49,7 @@ def exact_match(answer: str, aliases: Sequence[str]) -> Judgement:
     ValueError
         No aliases, or none that has a normal form.
 
-    Source: Joshi et al. 2017 (arXiv 1705.03551), section 6.
+    Source: Joshi et al. 2017 (arXiv 1705.03551).
     """
     forms = [normalise(alias) for alias in aliases]
     if not any(forms):
@@ -74,7 +74,7 @@ def reference_overlap(answer: str, correct: Sequence[str], incorrect: Sequence[s
     ValueError
         No correct, or no incorrect reference answer.
 
-    Source: Lin, Hilton, Evans 2022 (arXiv 2109.07958), section 3.2 and appendix.
+    Source: Lin, Hilton, Evans 2022 (arXiv 2109.07958).
     """
     for name, references in (("correct", correct), ("incorrect", incorrect)):
         if not any(normalise(reference) for reference in references):

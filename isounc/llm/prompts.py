@@ -114,7 +114,7 @@ def p_true(question: str, answer: str, ideas: Sequence[str] = ()) -> Prompt:
     ValueError
         Empty question or answer. (Empty ideas are left out: a sample may be empty.)
 
-    Source: Kadavath et al. 2022 (arXiv 2207.05221), section 3; the order of the parts is theirs.
+    Source: Kadavath et al. 2022 (arXiv 2207.05221); the order of the parts is theirs.
     """
     brainstormed = [
         f"Some other answers that came up: {_one_line(idea)}" for idea in ideas if idea.strip()

@@ -62,7 +62,7 @@ def token_f1(answer: str, reference: str) -> float:
 
         F1 = 2 m / (n_answer + n_reference),   m = number of words in common, with repetition
 
-    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1.
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250).
     """
     ours, theirs = Counter(normalise(answer).split()), Counter(normalise(reference).split())
     return 2 * (ours & theirs).total() / max(ours.total() + theirs.total(), 1)
