@@ -1,0 +1,238 @@
+"""The benchmarks' files as their authors publish them: read, checked, and mended where an encoding went wrong.
+
+What comes out are rows of plain text, one a question, with lists of answers already split; what is done about their
+contents is `isounc.llm.questions`' business.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from isounc.checks import check_choice
+
+
+class Origin(NamedTuple):
+    """Where a benchmark's rows come from."""
+
+    file: str
+    """Name under which the file is usually kept."""
+    address: str
+    """Where the file is to be had, for people."""
+    hub: tuple[str, str | None]
+    """Data set and configuration on the Hugging Face hub; the split is always validation."""
+    columns: tuple[str, ...]
+    """Columns (CSV) or keys (JSON) that every row must have."""
+    lists: tuple[str, ...]
+    """The columns that hold several answers."""
+
+
+_NATURAL = "https://github.com/google-research-datasets/natural-questions"
+_HONEST = "from the data of https://github.com/likenneth/honest_llama (question, answer, false_answer), saved as CSV"
+ORIGINS = {
+    "truthfulqa_mc": Origin(
+        "truthfulqa_mc.json",
+        "https://github.com/sylinrl/TruthfulQA, data/mc_task.json",
+        ("truthfulqa/truthful_qa", "multiple_choice"),
+        ("question", "mc1_targets", "mc2_targets"),
+        (),
+    ),
+    "truthfulqa": Origin(
+        "truthfulqa.csv",
+        "https://github.com/sylinrl/TruthfulQA, TruthfulQA.csv",
+        ("truthfulqa/truthful_qa", "generation"),
+        ("Question", "Best Answer", "Correct Answers", "Incorrect Answers"),
+        ("Correct Answers", "Incorrect Answers"),
+    ),
+    "triviaqa": Origin(
+        "triviaqa.csv",
+        f"TriviaQA (https://github.com/mandarjoshi90/triviaqa) with false answers, {_HONEST}",
+        ("OamPatel/iti_trivia_qa_val", None),
+        ("question", "answer"),
+        ("answer",),
+    ),
+    "natural_questions": Origin(
+        "natural_questions.csv",
+        f"Natural Questions ({_NATURAL}) with false answers, {_HONEST}",
+        ("OamPatel/iti_nq_open_val", None),
+        ("question", "answer"),
+        ("answer",),
+    ),
+}
+"""The files that are understood. ``false_answer`` of the short-answer files may be missing: then no pairs are made."""
+
+_C1 = {i: bytes([i]).decode("cp1252", errors="ignore") or " " for i in range(0x80, 0xA0)}
+_PERCENT = re.compile(r"%[0-9A-F]{2}(?![0-9])")
+
+
+class Table(NamedTuple):
+    """Rows of a file."""
+
+    rows: list[dict[str, Any]]
+    """One mapping a question: text, lists of text in `Origin.lists`, lists of (choice, label) in ``*_targets``."""
+    file: str
+    """Name of the file without its folder, or of the data set on the hub."""
+    sha256: str
+    """Digest of the bytes that were read; "" for the hub, which has revisions of its own."""
+    mended: dict[str, int]
+    """Cells whose text was mended, by what was wrong with them."""
+
+
+def read_table(file: str, source: str | Path) -> Table:
+    """Read one of the files of `ORIGINS`.
+
+    Parameters
+    ----------
+    file
+        Key of `ORIGINS`.
+    source
+        Path of the file, or ``hub``: the Hugging Face hub by way of the `datasets` package, where that is installed and
+        the network allows it.
+
+    Raises
+    ------
+    ValueError
+        No such file; not UTF-8; not JSON or not of the expected form; a column is missing; no rows.
+    """
+    check_choice("file", file, ORIGINS)
+    origin = ORIGINS[file]
+    if source == "hub":
+        return _from_hub(file, origin)
+    path = Path(source)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"source must be the file {origin.file}, or 'hub'; {path} cannot be read "
+            f"({error.strerror}). Get it from: {origin.address}"
+        ) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"source must be UTF-8 text; {path} has byte {data[error.start]:#x} at {error.start}: "
+            f"convert it, or get it again from: {origin.address}"
+        ) from None
+    raw = _json_rows(text, path, origin) if path.suffix == ".json" else _csv_rows(text)
+    if not raw:
+        raise ValueError(
+            f"source must hold questions; {path} has no rows. Get it from: {origin.address}"
+        )
+    mended: Counter[str] = Counter()
+    rows = [_mend(row, mended) for row in raw]
+    for number, row in enumerate(rows):
+        missing = [column for column in origin.columns if row.get(column) is None]
+        if missing:
+            raise ValueError(
+                f"source must have {', '.join(origin.columns)} in every row; row {number} of {path} "
+                f"has no {', '.join(missing)} but {', '.join(map(str, row))}: is it {origin.file} "
+                f"from {origin.address}?"
+            )
+    _split_lists(rows, origin.lists)
+    return Table(rows, path.name, hashlib.sha256(data).hexdigest(), dict(mended))
+
+
+def _csv_rows(text: str) -> list[dict[str, Any]]:
+    # newline="" lets the csv module see line ends inside quoted cells; surplus cells would come under the key None.
+    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="(cells beyond the header)")
+    return [dict(row) for row in rows]
+
+
+def _json_rows(text: str, path: Path, origin: Origin) -> list[dict[str, Any]]:
+    wanted = f"source must be a JSON list of objects with {', '.join(origin.columns)}"
+
+    def pairs(items: list[tuple[str, Any]]) -> Any:
+        # A dict would let a repeated choice overwrite the first, and its label with it.
+        return dict(items) if "question" in dict(items) else items
+
+    try:
+        raw = json.loads(text, object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{wanted}; {path} is not JSON: {error}") from None
+    if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
+        raise ValueError(f"{wanted}; {path} is not. Get it from: {origin.address}")
+    for number, row in enumerate(raw):
+        for key in ("mc1_targets", "mc2_targets"):
+            if key in row and not _are_targets(row[key]):
+                raise ValueError(
+                    f"{key} must map each choice to 0 or 1; row {number} of {path} has {row[key]!r:.200}"
+                )
+    return raw
+
+
+def _are_targets(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, tuple) and isinstance(item[0], str) and item[1] in (0, 1) for item in value
+    )
+
+
+def _from_hub(file: str, origin: Origin) -> Table:
+    try:
+        # A name of its own for the import, so that type checkers do not ask for an optional package.
+        load_dataset = importlib.import_module("datasets").load_dataset
+    except ImportError:
+        raise ValueError(
+            "source 'hub' needs the package datasets, which is not installed; install it, or give the "
+            f"path of {origin.file}, to be had from: {origin.address}"
+        ) from None
+    name, configuration = origin.hub
+    rows = []
+    for raw in load_dataset(name, configuration, split="validation"):
+        row = dict(raw)
+        for key in ("mc1_targets", "mc2_targets"):
+            if key in row:
+                row[key] = list(zip(row[key]["choices"], row[key]["labels"], strict=True))
+        if file == "truthfulqa":
+            row = {key.replace("_", " ").title(): value for key, value in row.items()}
+        rows.append(row)
+    mended: Counter[str] = Counter()
+    return Table([_mend(row, mended) for row in rows], name, "", dict(mended))
+
+
+def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
+    """A row with the text of every cell mended; counts the cells."""
+
+    def mend(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return mend(value[0]), int(value[1])
+        if isinstance(value, list):
+            return [mend(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        text = value
+        if '""' in text:
+            # Quoted for CSV twice over: quotes that are left doubled once the file has been read.
+            text = text.replace('""', '"')
+            mended["doubled quotes"] += 1
+        if any("\x80" <= c <= "\x9f" for c in text):
+            # Windows-1252 read as Latin-1: its curly quotes and dots became control characters.
+            text = text.translate(_C1)
+            mended["control characters of Windows-1252"] += 1
+        if _PERCENT.search(text):
+            text = unquote(text)
+            mended["percent-encoded"] += 1
+        return text
+
+    return {key: value if key == "Source" else mend(value) for key, value in row.items()}
+
+
+def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Split the cells that hold several answers, in place, at ";".
+
+    The published files write "; ", and a bare ";" is part of an answer there ("TL;DR"); a file without any "; " was
+    written by somebody who separates by ";" alone.
+    """
+    cells = [row[column] for row in rows for column in columns]
+    separator = r";(?:\s+|$)" if any("; " in cell for cell in cells) else ";"
+    for row in rows:
+        for column in columns:
+            row[column] = re.split(separator, row[column])

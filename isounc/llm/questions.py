@@ -1,0 +1,331 @@
+"""The questions of TruthfulQA, TriviaQA and Natural Questions, cleaned by stated rules that count what they drop.
+
+Four files (`isounc.llm.question_files.ORIGINS`) give five benchmarks. What the rules are for was found in the files:
+
+- the false answers of the short-answer files were written by a language model, and many are true, or cut short;
+- TriviaQA repeats questions, and its aliases are page titles that point to the answer's page, in no order;
+- in the multiple-choice file the true choices come first;
+- TruthfulQA lists empty answers, and answers that are both correct and incorrect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isounc.checks import check_choice, check_count
+from isounc.llm.question_files import ORIGINS, Table, read_table
+from isounc.llm.text import contains_words, normalise
+
+ID_DIGITS = 10
+"""Hexadecimal digits of a question's id."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and what is accepted as its answer; fields that its benchmark does not use are empty."""
+
+    id: str
+    """``<benchmark>-<digits>``, the digits from the normalised text of the question: the same in every version and
+    order of the file, and in all benchmarks that ask it; may be part of a file name."""
+    benchmark: str
+    """Key of `BENCHMARKS`."""
+    question: str
+    """The question as it is asked."""
+    choices: tuple[str, ...] = ()
+    """Multiple choice: the choices in the order in which they are shown, shuffled for each question."""
+    labels: tuple[int, ...] = ()
+    """1 for a true choice, 0 for a false one; as long as ``choices``."""
+    aliases: tuple[str, ...] = ()
+    """Short answers: all that are accepted, in no order."""
+    correct: tuple[str, ...] = ()
+    """TruthfulQA's generation form: the correct reference answers."""
+    incorrect: tuple[str, ...] = ()
+    """Incorrect reference answers; for short answers the false answers that are left after the rules (0 or 1, or more
+    where a question was repeated)."""
+    best: str = ""
+    """The answer to show where one has to be shown: TruthfulQA's best answer, the true choice of mc1, or the alias of
+    `shown_alias`; "" in mc2."""
+    category: str = ""
+    """TruthfulQA's category, where the file has one."""
+
+
+class Provenance(NamedTuple):
+    """Where questions come from and what happened to the rows on the way."""
+
+    file: str
+    """File name without folder, or data set on the hub."""
+    sha256: str
+    """Digest of the file's bytes; "" for the hub."""
+    rows_read: int
+    """Rows of the file."""
+    rows_dropped: dict[str, int]
+    """Rows that gave no question of their own, by reason; ``rows_read`` less their sum are the questions."""
+    answers_dropped: dict[str, int]
+    """Answers, aliases and choices left out, by reason, counted over all rows."""
+    mended: dict[str, int]
+    """Cells whose text was mended, by what was wrong."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a benchmark."""
+
+    benchmark: str
+    """Key of `BENCHMARKS`."""
+    questions: tuple[Question, ...]
+    """In the order of the file."""
+    provenance: Provenance
+    """File and counts."""
+    seed: int = field(default=0)
+    """Seed of the choices' order."""
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+def load_questions(benchmark: str, source: str | Path, *, seed: int = 0) -> QuestionSet:
+    """The questions of a benchmark from its file.
+
+    Parameters
+    ----------
+    benchmark
+        Key of `BENCHMARKS`: ``truthfulqa_mc1``, ``truthfulqa_mc2``, ``truthfulqa``, ``triviaqa``,
+        ``natural_questions``.
+    source
+        Path of the file (`isounc.llm.question_files.ORIGINS` says which and where from), or ``hub``.
+    seed
+        Seed of the order of choices; each question's order depends on it and on the question's id alone.
+
+    Raises
+    ------
+    ValueError
+        Unknown benchmark, bad seed, a file that cannot be used (see `read_table`), or that leaves no question.
+    """
+    check_choice("benchmark", benchmark, BENCHMARKS)
+    check_count("seed", seed, 0)
+    file, read = BENCHMARKS[benchmark]
+    table = read_table(file, source)
+    notes = _Notes(Counter(), Counter())
+    questions = tuple(read(benchmark, table, notes, seed))
+    provenance = Provenance(
+        table.file, table.sha256, len(table.rows),
+        dict(notes.rows), dict(notes.answers), table.mended,
+    )  # fmt: skip
+    if not questions:
+        raise ValueError(
+            f"source must leave questions; of {table.file} all rows were dropped: {dict(notes.rows)}"
+        )
+    return QuestionSet(benchmark, questions, provenance, seed)
+
+
+def question_id(benchmark: str, question: str) -> str:
+    """Id of a question, see `Question.id`."""
+    return f"{benchmark}-{hashlib.sha256(normalise(question).encode()).hexdigest()[:ID_DIGITS]}"
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """A random generator that belongs to a seed and a name, say a question's id."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def shown_alias(aliases: Sequence[str]) -> str:
+    """The alias to write down where one is needed; none is canonical, and all are accepted in judging.
+
+    Aliases are tried in this order: without brackets, slashes and colons, which mark titles of other pages; those that
+    another alias repeats in capitals (often the answer as TriviaQA's author wrote it); in neither
+    capitals nor small letters throughout, nor with capitals inside a word; the one whose words are in most aliases; the
+    shortest; the first in the alphabet. The rule sees the aliases alone and gives the same whatever their order.
+    """
+    words = [normalise(alias).split() for alias in aliases]
+    cases = {(tuple(w), alias.isupper()) for alias, w in zip(aliases, words, strict=True)}
+    holders = Counter(word for w in words for word in set(w))
+
+    def rank(i: int) -> tuple:
+        alias = aliases[i]
+        odd_case = (alias.isupper() and len(alias) > 4) or alias.islower()
+        odd_case = odd_case or re.search(r"[a-z][A-Z]", alias) is not None
+        common = sum(holders[word] for word in words[i]) / max(len(words[i]), 1)
+        marked = re.search(r"[()/:]", alias) is not None
+        twice = {(tuple(words[i]), True), (tuple(words[i]), False)} <= cases
+        return marked, not twice, odd_case, -common, len(alias), alias
+
+    return aliases[min(range(len(aliases)), key=rank)]
+
+
+class _Notes(NamedTuple):
+    """Counts made on the way."""
+
+    rows: Counter[str]
+    answers: Counter[str]
+
+
+def _multiple_choice(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
+    """Questions of the multiple-choice file: mc1 has one true choice, mc2 one or more."""
+    key = f"{benchmark.removeprefix('truthfulqa_')}_targets"
+    seen: set[str] = set()
+    for row in table.rows:
+        text = row["question"].strip()
+        name = question_id(benchmark, text)
+        choices = _consistent(row[key], notes)
+        num_true = sum(choices.values())
+        if not normalise(text):
+            notes.rows["question empty"] += 1
+        elif name in seen:
+            notes.rows["question repeated"] += 1
+        elif num_true == 0 or num_true == len(choices):
+            notes.rows["no true choice" if num_true == 0 else "no false choice"] += 1
+        elif key == "mc1_targets" and num_true > 1:
+            notes.rows["more than one true choice in mc1"] += 1
+        else:
+            seen.add(name)
+            order = generator(seed, name).permutation(len(choices))
+            shuffled = [list(choices.items())[i] for i in order]
+            true = [choice for choice, label in choices.items() if label]
+            yield Question(
+                name, benchmark, text,
+                choices=tuple(choice for choice, _ in shuffled),
+                labels=tuple(label for _, label in shuffled),
+                best=true[0] if key == "mc1_targets" else "",
+                category=str(row.get("category") or ""),
+            )  # fmt: skip
+
+
+def _consistent(targets: Iterable[tuple[str, int]], notes: _Notes) -> dict[str, int]:
+    """Choices without empty, repeated and contradictory ones."""
+    labels: dict[str, set[int]] = {}
+    spelled: dict[str, str] = {}
+    for choice, label in targets:
+        form = " ".join(choice.casefold().split()).rstrip(".")
+        if not form:
+            notes.answers["answer empty"] += 1
+            continue
+        if form in spelled:
+            notes.answers["answer repeated"] += 1
+        spelled.setdefault(form, choice.strip())
+        labels.setdefault(form, set()).add(label)
+    both = [form for form, seen in labels.items() if len(seen) > 1]
+    notes.answers.update({"answer both true and false": len(both)} if both else {})
+    return {spelled[form]: min(labels[form]) for form in spelled if form not in both}
+
+
+def _truthfulqa(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
+    """Questions of TruthfulQA's generation file; the seed has nothing to do."""
+    seen: set[str] = set()
+    for row in table.rows:
+        text = row["Question"].strip()
+        name = question_id(benchmark, text)
+        true, false = row["Correct Answers"], row["Incorrect Answers"]
+        kept = _consistent([(a, 1) for a in true] + [(a, 0) for a in false], notes)
+        correct = tuple(answer for answer, label in kept.items() if label)
+        incorrect = tuple(answer for answer, label in kept.items() if not label)
+        if not normalise(text):
+            notes.rows["question empty"] += 1
+        elif name in seen:
+            notes.rows["question repeated"] += 1
+        elif not correct or not incorrect:
+            notes.rows["no correct answer, or no incorrect one"] += 1
+        else:
+            seen.add(name)
+            best = row["Best Answer"].strip()
+            yield Question(
+                name, benchmark, text, correct=correct, incorrect=incorrect,
+                best=best if best in correct else correct[0],
+                category=str(row.get("Category") or ""),
+            )  # fmt: skip
+
+
+def _short_answers(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
+    """Questions of the short-answer files; repeated ones are merged, aliases and false answers alike."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table.rows:
+        if normalise(row["question"]):
+            groups.setdefault(question_id(benchmark, row["question"]), []).append(row)
+        else:
+            notes.rows["question empty"] += 1
+    for name, rows in groups.items():
+        aliases = _aliases([alias for row in rows for alias in row["answer"]], notes)
+        if not aliases:
+            notes.rows["no alias left"] += len(rows)
+            continue
+        if len(rows) > 1:
+            notes.rows["question repeated"] += len(rows) - 1
+        forms = {normalise(alias) for alias in aliases}
+        # Judged row by row, before the rows are merged, so that the counts are of rows.
+        false = [row["false_answer"].strip() for row in rows if row.get("false_answer") is not None]
+        kept = []
+        for answer in false:
+            why = why_not_false(answer, forms) or (
+                "false answer repeated" if answer in kept else ""
+            )
+            notes.answers.update([why] if why else [])
+            kept += [] if why else [answer]
+        yield Question(
+            name, benchmark, rows[0]["question"].strip(), aliases=aliases, incorrect=tuple(kept),
+            best=shown_alias(aliases),
+        )  # fmt: skip
+
+
+def _aliases(aliases: Iterable[str], notes: _Notes) -> tuple[str, ...]:
+    kept: dict[str, None] = {}
+    for alias in aliases:
+        # Quotes around the whole, a rest of quoting for CSV twice over, would be shown to a model.
+        alias = re.sub(r'^"([^"]*)"$', r"\1", alias.strip())
+        if normalise(alias):
+            kept.setdefault(alias)
+        else:
+            notes.answers["alias empty after normalising"] += 1
+    return tuple(kept)
+
+
+_CUT_SHORT = re.compile(
+    r"(?:^|\s)(?:St|Dr|Mr|Mrs|Ms|Mt|Ft|Lt|Sgt|Capt|Col|Gen|Jr|Sr|Rev|No|vs)$|\s[A-HJ-UWYZ]$"
+)
+"""Ends of an answer that was cut at the full stop of an abbreviation or an initial ("Dr", "Warren G"); I, V and X
+also number kings and wars and may stand."""
+
+
+def why_not_false(answer: str, forms: Iterable[str]) -> str:
+    """Why an answer that is given as false must not be used as false; "" if nothing speaks against it.
+
+    Parameters
+    ----------
+    answer
+        The answer that is said to be false.
+    forms
+        Normal forms (`normalise`) of all accepted aliases.
+
+    Notes
+    -----
+    An answer is dropped where its words contain an alias or stand in one ("River Clyde" for "Clyde"; "Warren G" for
+    "Warren G. Harding"): it is true, or half true, more often than not. That drops some false ones ("Apollo 11" where
+    "11" is an alias) and finds no synonyms: a few of the remaining false answers will be true.
+    """
+    form, forms = normalise(answer), set(forms)
+    if not form:
+        return "false answer empty after normalising"
+    if form in forms:
+        return "false answer equals an alias"
+    if any(contains_words(form, alias) or contains_words(alias, form) for alias in forms):
+        return "false answer and an alias contain each other"
+    return "false answer cut short" if _CUT_SHORT.search(answer) else ""
+
+
+Reader = Callable[[str, Table, _Notes, int], Iterable[Question]]
+BENCHMARKS: dict[str, tuple[str, Reader]] = {
+    "truthfulqa_mc1": ("truthfulqa_mc", _multiple_choice),
+    "truthfulqa_mc2": ("truthfulqa_mc", _multiple_choice),
+    "truthfulqa": ("truthfulqa", _truthfulqa),
+    "triviaqa": ("triviaqa", _short_answers),
+    "natural_questions": ("natural_questions", _short_answers),
+}
+"""Benchmarks by name: the file that each is read from, and how."""
+assert {file for file, _ in BENCHMARKS.values()} == set(ORIGINS)
