@@ -8,7 +8,14 @@ from flax import nnx
 
 from isounc.llm.config import from_huggingface
 from isounc.llm.decoder import Decoder
-from isounc.llm.estimands import ESTIMANDS, SCALINGS, answer_norms, logit_of_log, pack
+from isounc.llm.estimands import (
+    ESTIMANDS,
+    SCALINGS,
+    answer_log_probs,
+    answer_norms,
+    logit_of_log,
+    pack,
+)
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
 ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]
@@ -106,6 +113,15 @@ def test_the_most_probable_answer_is_chosen(decoder):
     np.testing.assert_allclose(found.log_probs[0], totals, rtol=1e-4)
     best = log_probs(decoder, PROMPT, ANSWERS[found.chosen[0]])
     np.testing.assert_allclose(found.token_log_probs[0], best, rtol=1e-4)
+
+
+def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
+    rows = [pack(PROMPT, ANSWERS), pack(PROMPT, [[2]]), pack(PROMPT[:3], ANSWERS[:2])]
+    for row, found in zip(rows, answer_log_probs(decoder, rows), strict=True):
+        prompt = row.tokens[row.branches == -1].tolist()
+        answers = [row.targets[row.answer == k].tolist() for k in range(row.answer.max() + 1)]
+        expected = [float(log_probs(decoder, prompt, answer).sum()) for answer in answers]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_one_answer_has_no_choice(decoder):

@@ -180,36 +180,42 @@ def answer_norms(
         columns = ("sequence", *columns)
     graphdef, params = nnx.split(decoder, nnx.Param)
     weights = {s: leaf_weights(decoder, s) for s in scalings}
-    shapes: dict[tuple[int, int, int], list[int]] = {}
-    for i, (row, count) in enumerate(zip(rows, num_answers, strict=True)):
-        slots = 1 if count == 1 else bucket(count)
-        shapes.setdefault((bucket(row.tokens.size), bucket(row.at.size), slots), []).append(i)
     found: dict[int, Any] = {}
-    for (num_tokens, num_targets, slots), which in sorted(shapes.items()):
+    for (num_tokens, num_targets, slots), which in sorted(_by_shape(rows).items()):
         here = tuple(c for c in columns if c != "choice" or slots > 1)
-        for start in range(0, len(which), batch_size):
-            part = which[start : start + batch_size]
-            # The last part is filled up with copies, so that it needs no program of its own.
-            size = (
-                batch_size
-                if len(which) > batch_size
-                else min(batch_size, 1 << (len(part) - 1).bit_length())
-            )
-            filled = part + part[:1] * (size - len(part))
-            stacked = Row(
-                *map(
-                    np.stack,
-                    zip(*(pad(rows[i], num_tokens, num_targets) for i in filled), strict=True),
-                )
-            )
+        for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
+            filled = np.resize(wanted[part], stacked.tokens.shape[0]).astype(np.int32)
             out = _norms(
-                params, stacked, wanted[filled].astype(np.int32), weights,
-                graphdef=graphdef, columns=here, slots=slots,
-            )  # fmt: skip
+                params, stacked, filled, weights, graphdef=graphdef, columns=here, slots=slots
+            )
             out = jax.tree.map(np.asarray, out)
             for j, i in enumerate(part):
                 found[i] = here, jax.tree.map(lambda a, j=j: a[j], out)
     return _gathered(rows, num_answers, [found[i] for i in range(len(rows))], estimands, scalings)
+
+
+def answer_log_probs(
+    decoder: Decoder, rows: Sequence[Row], *, batch_size: int = 16
+) -> list[Float[np.ndarray, " K"]]:
+    """Log probability of each answer of each row as a sequence, from forward passes alone; float64.
+
+    Raises
+    ------
+    ValueError
+        For logits that are not finite.
+    """
+    check_count("batch_size", batch_size, 1)
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    found: dict[int, np.ndarray] = {}
+    for (num_tokens, num_targets, _), which in sorted(_by_shape(rows).items()):
+        for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
+            log_p = np.asarray(_log_probs(params, stacked, graphdef=graphdef), np.float64)
+            for i, values in zip(part, log_p, strict=False):
+                if not np.isfinite(values).all():
+                    raise ValueError(_not_finite(i, rows[i]))
+                own = rows[i].answer
+                found[i] = np.bincount(own, values[: own.size])
+    return [found[i] for i in range(len(rows))]
 
 
 def leaf_weights(decoder: Decoder, scaling: str) -> dict[str, Array]:
@@ -239,6 +245,34 @@ def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Floa
     own = jnp.take_along_axis(logits, row.targets[:, None], axis=-1)[:, 0]
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return own - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+def _by_shape(rows: Sequence[Row]) -> dict[tuple[int, int, int], list[int]]:
+    """Numbers of the rows by what they are padded to: tokens, targets, answers."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for i, row in enumerate(rows):
+        count = int(row.answer.max()) + 1
+        slots = 1 if count == 1 else bucket(count)
+        shapes.setdefault((bucket(row.tokens.size), bucket(row.at.size), slots), []).append(i)
+    return shapes
+
+
+def _parts(rows: Sequence[Row], which: list[int], num_tokens: int, num_targets: int, size: int):
+    """Rows of one shape, as many at a time as a program takes; the last part is filled up with its own rows."""
+    for start in range(0, len(which), size):
+        part = which[start : start + size]
+        filled = np.resize(part, size if len(which) > size else 1 << (len(part) - 1).bit_length())
+        padded = [pad(rows[i], num_tokens, num_targets) for i in filled]
+        yield part, Row(*map(np.stack, zip(*padded, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _log_probs(params, rows, *, graphdef):
+    def one(row):
+        log_odds, _ = token_log_odds(nnx.merge(graphdef, params), row)
+        return -jax.nn.softplus(-log_odds)
+
+    return jax.vmap(one)(rows)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "columns", "slots"))
@@ -294,10 +328,7 @@ def _gathered(rows, num_answers, found, estimands, scalings) -> AnswerNorms:
         zip(rows, found, strict=True)
     ):
         if not (np.isfinite(values).all() and np.isfinite(log_p).all()):
-            raise ValueError(
-                f"logits must be finite; those of row {i} ({row.tokens.size} tokens) are not. Check the weights, "
-                "and float32 in place of bfloat16."
-            )
+            raise ValueError(_not_finite(i, row))
         chosen[i] = which
         own = np.flatnonzero(row.answer == which)
         totals.append(log_probs[: num_answers[i]].astype(float))
@@ -322,3 +353,10 @@ def logit_of_log(log_p: float) -> float:
     """Log p - log(1 - p) from log p <= 0, without cancellation; infinite at p = 1."""
     with np.errstate(divide="ignore"):
         return float(log_p - np.log(-np.expm1(min(log_p, 0.0))))
+
+
+def _not_finite(i: int, row: Row) -> str:
+    return (
+        f"logits must be finite; those of row {i} ({row.tokens.size} tokens) are not. Check the weights, and "
+        "whether bfloat16 is too coarse for them."
+    )
