@@ -236,9 +236,8 @@ def leaf_weights(decoder: Decoder, scaling: str) -> dict[str, Array]:
 
 def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
     """Log-odds d_t of the answers' tokens, and entropies (nats) of the distributions they come from."""
-    states = decoder.hidden(
-        row.tokens[None], positions=row.positions[None], branches=row.branches[None]
-    )[0]
+    tokens, positions, branches = (jnp.asarray(a)[None] for a in row[:3])
+    states = decoder.hidden(tokens, positions=positions, branches=branches)[0]
     logits = decoder.head(states[row.at])
     mine = jnp.arange(logits.shape[-1])[None, :] == row.targets[:, None]
     others = jax.nn.logsumexp(jnp.where(mine, -jnp.inf, logits), axis=-1)

@@ -1,0 +1,290 @@
+"""What a language model does with questions: its answers, and everything that scores are later made of.
+
+For each question: the prompt; the answer (generated greedily, or the most probable of the given choices); the answer's
+probabilities and exact gradient norms; sampled answers; how the model judges its own answer (P(True) with and without
+the samples in the prompt, a stated percentage). Scores (`isounc.llm.scores`) are functions of what is kept here: a new
+score needs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from isounc.checks import check_choice, check_count, check_real
+from isounc.llm import prompts
+from isounc.llm.checkpoint import LanguageModel
+from isounc.llm.estimands import (
+    ESTIMANDS,
+    SCALINGS,
+    AnswerNorms,
+    answer_log_probs,
+    answer_norms,
+    pack,
+)
+from isounc.llm.generation import GenerationSettings, generate
+from isounc.llm.judging import Judgement, judge_generated, mc1, mc2
+from isounc.llm.questions import Question
+from isounc.llm.text import first_answer
+
+Measured = dict[str, Any]
+"""One question's numbers and texts, as JSON can hold them; what is undefined is None, with a word under ``reasons``.
+
+    id, benchmark, question, prompt_version, answer      texts
+    correct, judgement                                   whether the answer is right, and by which rule
+    num_prompt_tokens, num_tokens                        lengths
+    log_odds[estimand]                                   log p - log(1 - p)
+    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under `isounc.llm.estimands.SCALINGS`
+    token_log_probs, token_entropies                     of the answer's tokens, nats
+    choice_log_probs                                     of the given choices, as sequences
+    samples[i]                                           text, log_prob, num_tokens of other answers
+    p_true, p_true_ideas                                 log probabilities of both options: true, false
+    confidence, confidence_text                          the stated confidence in [0, 1], and what the model wrote
+"""
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured, and how answers are generated."""
+
+    estimands: tuple[str, ...] = ESTIMANDS
+    """Probabilities of an answer: sequence, length_normalised, mean_token, first_token, choice."""
+    scalings: tuple[str, ...] = SCALINGS
+    """Sums of the squared gradient: all, layer_scaled, last_layer."""
+    max_new_tokens: int = 48
+    """Most tokens of a generated answer; short answers take at most 24."""
+    num_samples: int = 10
+    """Other answers, sampled at ``sample_temperature``; 0 leaves out every score that needs them."""
+    sample_temperature: float = 1.0
+    """Temperature of the samples (the answer itself is the most probable one, token by token)."""
+    self_assessment: bool = True
+    """Ask the model whether its answer is true, and for a percentage."""
+    num_ideas: int = 5
+    """Samples that P(True) is shown in its second form."""
+    batch_size: int = 8
+    """Questions at a time, which bounds memory."""
+    seed: int = 0
+    """Of the samples."""
+
+    def __post_init__(self):
+        for value in self.estimands:
+            check_choice("estimands", value, ESTIMANDS)
+        for value in self.scalings:
+            check_choice("scalings", value, SCALINGS)
+        for name, least in (
+            ("max_new_tokens", 1), ("num_samples", 0), ("num_ideas", 1), ("batch_size", 1), ("seed", 0),
+        ):  # fmt: skip
+            check_count(name, getattr(self, name), least)
+        check_real("sample_temperature", self.sample_temperature, positive=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model is given it."""
+
+    question: Question
+    """The question."""
+    prompt: prompts.Prompt
+    """What the model continues."""
+    form: Literal["generated", "mc1", "mc2"]
+    """Whether it writes its answer, or takes one of the question's choices, and how that is judged."""
+
+
+def measure(
+    model: LanguageModel,
+    asked: Sequence[Asked],
+    settings: MeasureSettings | None = None,
+    *,
+    tell: Callable[[str], None] = lambda what: None,
+) -> list[Measured]:
+    """Ask a model, and measure its answers.
+
+    Parameters
+    ----------
+    model
+        From `load_model`.
+    asked
+        Questions of one form; they are worked on together.
+    settings
+        None is `MeasureSettings()`.
+    tell
+        Called with the name of each step.
+
+    Raises
+    ------
+    ValueError
+        Questions of several forms, prompts longer than the model's context, logits that are not finite.
+    """
+    settings = settings or MeasureSettings()
+    forms = {one.form for one in asked}
+    if len(forms) != 1:
+        raise ValueError(f"asked must hold questions of one form; got {sorted(forms) or 'none'}")
+    tokenizer = model.tokenizer
+    ids = [tokenizer.encode(one.prompt.text) for one in asked]
+    generated = forms == {"generated"}
+    if generated:
+        tell("answers")
+        answers = _written(model, asked, ids, settings)
+        choices = [[text] for text, _ in answers]
+        encoded = [[tokens] for _, tokens in answers]
+    else:
+        choices = [list(one.question.choices) for one in asked]
+        encoded = [[tokenizer.encode(f" {c}", special=False) for c in own] for own in choices]
+    _check_lengths(model, asked, ids, encoded)
+    found: list[Measured] = [_start(one, own) for one, own in zip(asked, ids, strict=True)]
+    tell("gradient norms")
+    there = [i for i, answers in enumerate(encoded) if all(answers)]
+    rows = [pack(ids[i], encoded[i]) for i in there]
+    if rows:
+        norms = answer_norms(
+            model.decoder, rows, estimands=settings.estimands, scalings=settings.scalings,
+            batch_size=settings.batch_size,
+        )  # fmt: skip
+        for j, i in enumerate(there):
+            found[i] |= _numbers(norms, j, choices[i], not generated)
+    for i, one in enumerate(asked):
+        if i not in there:
+            found[i] |= {"answer": "", "num_tokens": 0, "reasons": ["the answer is empty"]}
+        judgement = _judged(one, found[i])
+        found[i] |= {"correct": judgement.correct, "judgement": judgement._asdict()}
+    if settings.num_samples:
+        tell("samples")
+        _add_samples(model, found, ids, settings, asked)
+    if settings.self_assessment:
+        tell("self-assessment")
+        _add_self_assessment(model, found, settings)
+    return found
+
+
+def _start(one: Asked, ids: Sequence[int]) -> Measured:
+    return {
+        "id": one.question.id,
+        "benchmark": one.question.benchmark,
+        "question": one.question.question,
+        "prompt_version": one.prompt.version,
+        "num_prompt_tokens": len(ids),
+        "reasons": [],
+    }
+
+
+def _stops(asked: Sequence[Asked], settings: MeasureSettings, **changes: Any) -> GenerationSettings:
+    """Answers end with their line."""
+    short = all(one.question.aliases for one in asked)
+    most = min(24, settings.max_new_tokens) if short else settings.max_new_tokens
+    return GenerationSettings(
+        **{"max_new_tokens": most, "stop": ("\n",), "batch_size": settings.batch_size,
+           "seed": settings.seed, **changes}
+    )  # fmt: skip
+
+
+def _written(model, asked, ids, settings) -> list[tuple[str, list[int]]]:
+    """Text and tokens of the answers that the model writes, without what stopped them."""
+    out = generate(model, ids, _stops(asked, settings, temperature=0.0))
+    texts = [first_answer(own[0]) for own in out.text]
+    tokens = [
+        out.tokens[i, 0, : out.text_lengths[i, 0]].tolist() if text else []
+        for i, text in enumerate(texts)
+    ]
+    return list(zip(texts, tokens, strict=True))
+
+
+def _check_lengths(model, asked, ids, encoded) -> None:
+    for one, prompt, answers in zip(asked, ids, encoded, strict=True):
+        longest = len(prompt) + max(map(len, answers), default=0)
+        if longest > model.context_length:
+            raise ValueError(
+                f"prompt and answer must fit the context of {model.context_length} tokens of {model.name}; those of "
+                f"{one.question.id} have {longest}. Give fewer examples."
+            )
+
+
+def _numbers(norms: AnswerNorms, j: int, choices: Sequence[str], given: bool) -> Measured:
+    """Probabilities and norms of one answer."""
+    chosen = int(norms.chosen[j])
+    return {
+        "answer": choices[chosen],
+        "num_tokens": len(norms.token_log_probs[j]),
+        "log_odds": {e: _real(v[j]) for e, v in norms.log_odds.items()},
+        "log_sq_norms": {
+            e: {s: _real(v[j]) for s, v in by.items()} for e, by in norms.log_sq_norms.items()
+        },
+        "token_log_probs": norms.token_log_probs[j].tolist(),
+        "token_entropies": norms.token_entropies[j].tolist(),
+        "choice_log_probs": norms.log_probs[j].tolist() if given else None,
+    }
+
+
+def _real(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _judged(one: Asked, found: Measured) -> Judgement:
+    if one.form == "generated":
+        return judge_generated(one.question, found["answer"])
+    judge = {"mc1": mc1, "mc2": mc2}[one.form]
+    return judge(np.array(found["choice_log_probs"]), np.array(one.question.labels))
+
+
+def _add_samples(model, found, ids, settings, asked) -> None:
+    out = generate(
+        model,
+        ids,
+        _stops(asked, settings, num_samples=settings.num_samples,
+               temperature=settings.sample_temperature),
+    )  # fmt: skip
+    for i, own in enumerate(found):
+        own["samples"] = [
+            {
+                "text": first_answer(text),
+                "log_prob": float(out.log_probs[i, k, : out.lengths[i, k]].sum()),
+                "num_tokens": int(out.lengths[i, k]),
+            }
+            for k, text in enumerate(out.text[i])
+        ]
+
+
+def _add_self_assessment(model, found: Sequence[Measured], settings: MeasureSettings) -> None:
+    """P(True) from the probabilities of its two options, and a percentage that the model writes."""
+    there = [own for own in found if own["answer"]]
+    for own in found:
+        own |= {"p_true": None, "p_true_ideas": None, "confidence": None, "confidence_text": ""}
+    if not there:
+        return
+    for key in ("p_true", "p_true_ideas"):
+        mine = there
+        if key == "p_true_ideas":
+            mine = [own for own in there if any(s["text"] for s in own.get("samples", ()))]
+        texts = [
+            prompts.p_true(own["question"], own["answer"], _ideas(own, key, settings))
+            for own in mine
+        ]
+        rows = [
+            pack(
+                model.tokenizer.encode(prompt.text),
+                [model.tokenizer.encode(option, special=False) for option in prompt.options],
+            )
+            for prompt in texts
+        ]
+        if rows:
+            totals = answer_log_probs(model.decoder, rows, batch_size=settings.batch_size)
+            for own, (true, false) in zip(mine, totals, strict=True):
+                own[key] = {"true": float(true), "false": float(false)}
+    asked = [prompts.confidence(own["question"], own["answer"]).text for own in there]
+    out = generate(
+        model,
+        asked,
+        GenerationSettings(
+            temperature=0.0, max_new_tokens=8, stop=("\n",), batch_size=settings.batch_size
+        ),
+    )
+    for own, (text,) in zip(there, out.text, strict=True):
+        own |= {"confidence": prompts.read_confidence(text), "confidence_text": text.strip()}
+
+
+def _ideas(own: Measured, key: str, settings: MeasureSettings) -> Sequence[str]:
+    if key == "p_true":
+        return ()
+    return [s["text"] for s in own["samples"] if s["text"]][: settings.num_ideas]
