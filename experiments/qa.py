@@ -1,0 +1,188 @@
+"""Question answering: which uncertainty of a language model says that its answer is wrong?
+
+A model answers questions of TruthfulQA, TriviaQA and Natural Questions. For each answer the isotropic estimate is taken
+over all parameters, exactly (epistemic: squared gradient norm of a probability p of the answer; aleatoric: p (1 - p)),
+for several meanings of p, and beside it what else is used: P(True), a stated percentage, entropies of tokens and of
+sampled answers. Then AUROC for a wrong answer, with intervals and paired tests against the best baseline.
+
+    uv run --extra llm --group smollm2 experiments/qa.py --data DATA                  quick: 100 questions a benchmark
+    uv run --extra llm --group smollm2 experiments/qa.py --data DATA --preset full    all of TruthfulQA, 1000 of the others
+    uv run --extra llm experiments/qa.py --data DATA --models PATH/TO/MODEL --benchmarks triviaqa --out runs/mine
+
+DATA is a folder with the authors' files: truthfulqa_mc.json, truthfulqa.csv, triviaqa.csv, natural_questions.csv (a
+message says where to get one that lacks), or "hub" where the package datasets and a network are there. A killed run
+goes on where it was.
+
+The protocol, fixed before the first result. The estimand that counts is --main-estimand (choice where a benchmark gives
+choices, length_normalised where the model writes its answer); the total that counts is total_sum with --scores.sigma.
+Everything else in the tables is for comparison. Prompts are in isounc/llm/prompts.py, by version. Multiple choice takes
+the most probable of the choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
+judged by exact match after normalisation; TruthfulQA's own sentences by words in common with reference answers, which is
+a proxy. The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of
+scores (Benjamini and Hochberg).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from isounc import sweep
+from isounc.checks import check_choice, check_count
+from isounc.command import command
+from isounc.llm import asking, qa_report
+from isounc.llm.checkpoint import LanguageModel, load_model
+from isounc.llm.evaluation import BootstrapSettings
+from isounc.llm.measure import MeasureSettings, measure
+from isounc.llm.scores import ScoreSettings
+from isounc.records import Record, RunFolder, provenance
+
+Benchmark = Literal[
+    "truthfulqa_mc1",
+    "truthfulqa_mc2",
+    "truthfulqa",
+    "triviaqa",
+    "natural_questions",
+    "triviaqa_pairs",
+    "natural_questions_pairs",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the experiment; every one that changes a number is stored with the run."""
+
+    preset: Literal["quick", "full"] = "quick"
+    """Defaults of the other settings: quick (100 questions), full (all of TruthfulQA, 1000 of the others)."""
+    models: tuple[str, ...] = ("smollm2",)
+    """smollm2 (comes with the dependency group of that name), GGUF files, or folders with a checkpoint."""
+    benchmarks: tuple[Benchmark, ...] = ("truthfulqa_mc1", "triviaqa")
+    """Which questions."""
+    num_questions: int = 100
+    """Of each benchmark, or all where it has fewer."""
+    num_examples: int = 5
+    """Questions and answers shown before a short answer; none of them is evaluated."""
+    seed: int = 0
+    """Which questions, which examples, the order of choices."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+    """What is measured of each answer."""
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    """Which scores are made of it."""
+    main_estimand: Literal["auto", "sequence", "length_normalised", "mean_token", "first_token"] = (
+        "auto"
+    )
+    """The one that the headline is about; auto is choice where there are choices, else length_normalised."""
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    """Intervals and tests."""
+    data: str = "data"
+    """Folder of the question files, or "hub"."""
+    chunk: int = 32
+    """Questions between two records: what a kill can lose."""
+    cache: str = "~/.cache/isounc/jax"
+    """Folder of compiled programs that later runs reuse; empty for none."""
+    out: str = ""
+    """Run folder; empty is runs/qa-PRESET."""
+
+
+PRESETS = {
+    "quick": Settings(),
+    "full": Settings(
+        preset="full",
+        benchmarks=(
+            "truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa", "triviaqa", "natural_questions",
+            "triviaqa_pairs", "natural_questions_pairs",
+        ),
+        num_questions=1000,
+    ),
+}  # fmt: skip
+
+NOT_PART_OF_A_RUN = ("data", "chunk", "cache", "out", "scores", "bootstrap", "main_estimand")
+"""Settings that change no record and may differ when a run is resumed (tables and figures are made anew)."""
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be run before anything is loaded."""
+    for argument in ("models", "benchmarks"):
+        if not getattr(settings, argument):
+            raise ValueError(f"{argument} must have at least one value.")
+    for benchmark in settings.benchmarks:
+        check_choice("benchmarks", benchmark, asking.FORMS)
+    for argument, least in (("num_questions", 1), ("num_examples", 0), ("seed", 0), ("chunk", 1)):
+        check_count(argument, getattr(settings, argument), least)
+
+
+def ask_all(
+    folder: RunFolder, model: LanguageModel, asked: list[asking.Asked], settings: Settings
+) -> None:
+    """Measure the questions that the run folder lacks, those of one length together."""
+    missing = [one for one in asked if not folder.has(asking.record_name(model.name, one))]
+    missing.sort(key=lambda one: len(one.prompt.text) + sum(map(len, one.question.choices)))
+    with tqdm(total=len(asked), initial=len(asked) - len(missing), unit="question") as bar:
+        title = f"{model.name}, {asked[0].question.benchmark}"
+        bar.set_description(title)
+        for start in range(0, len(missing), settings.chunk):
+            part = missing[start : start + settings.chunk]
+            found = measure(model, part, settings.measure, tell=bar.set_postfix_str)
+            for one, measured in zip(part, found, strict=True):
+                folder.write(Record(asking.record_name(model.name, one), measured, {}))
+            bar.update(len(part))
+
+
+def run(settings: Settings) -> None:
+    """Ask what is missing, and write tables, figures and the report."""
+    check(settings)
+    out = Path(settings.out or f"runs/qa-{settings.preset}")
+    # Questions first: a file that lacks is said before a model is loaded.
+    sets = {
+        benchmark: asking.make_questions(
+            benchmark, settings.data, num_questions=settings.num_questions,
+            num_examples=settings.num_examples, seed=settings.seed,
+        )
+        for benchmark in settings.benchmarks
+    }  # fmt: skip
+    if settings.cache:
+        sweep.use_compilation_cache(Path(settings.cache).expanduser())
+    stored = dataclasses.asdict(settings)
+    for name in NOT_PART_OF_A_RUN:
+        del stored[name]
+    started = time.perf_counter()
+    folder = RunFolder.open(out, stored)
+    models = {}
+    for source in settings.models:
+        model = load_model(source, dtype=settings.dtype)
+        models[model.name] = {"source": model.source, "sha256": model.sha256}
+        for asked in sets.values():
+            ask_all(folder, model, list(asked.asked), settings)
+    seconds = time.perf_counter() - started
+    folder.write_info(
+        provenance()
+        | {
+            "models": models,
+            "questions": {name: asked.provenance for name, asked in sets.items()},
+            "last_session": {
+                "seconds": round(seconds, 1),
+                "peak_mebibytes": sweep.peak_mebibytes(),
+            },
+        }
+    )
+    names = {
+        (model, benchmark): [asking.record_name(model, one) for one in asked.asked]
+        for model in models
+        for benchmark, asked in sets.items()
+    }
+    print("\n" + qa_report.make(
+        folder, names, scores=settings.scores, bootstrap=settings.bootstrap,
+        main_estimand=settings.main_estimand,
+    ))  # fmt: skip
+    print(f"\n{seconds / 60:.1f} minutes. {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    command(PRESETS, run, description=__doc__, parts="questions")

@@ -1,0 +1,118 @@
+"""Benchmarks as a model is asked them: which questions, in which prompt, and how an answer is given and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from isounc.checks import check_choice
+from isounc.llm.measure import Asked
+from isounc.llm.prompts import Prompt, short_answer, truthful
+from isounc.llm.questions import (
+    BENCHMARKS,
+    Question,
+    QuestionSet,
+    generator,
+    load_questions,
+)
+from isounc.llm.selection import make_statements, select
+
+__all__ = ["FORMS", "Asked", "AskedSet", "make_questions", "record_name"]
+
+PAIRS = "_pairs"
+FORMS: dict[str, Literal["generated", "mc1", "mc2"]] = {
+    "truthfulqa_mc1": "mc1",
+    "truthfulqa_mc2": "mc2",
+    "truthfulqa": "generated",
+    "triviaqa": "generated",
+    "natural_questions": "generated",
+    "triviaqa_pairs": "mc1",
+    "natural_questions_pairs": "mc1",
+}
+"""How the answers of each benchmark are given: written, or taken from choices (and judged as mc1 or mc2)."""
+
+
+class AskedSet(NamedTuple):
+    """The questions of one benchmark as they are asked."""
+
+    benchmark: str
+    """Its name."""
+    asked: tuple[Asked, ...]
+    """Questions with their prompts, in random order; fewer questions are the first of more."""
+    provenance: dict[str, Any]
+    """File, digest, rows read and dropped."""
+
+
+def make_questions(
+    benchmark: str, data: str, *, num_questions: int, num_examples: int = 5, seed: int = 0
+) -> AskedSet:
+    """Questions of a benchmark with their prompts.
+
+    Parameters
+    ----------
+    benchmark
+        Key of `FORMS`.
+    data
+        Folder with the files of `isounc.llm.question_files.ORIGINS`, or ``"hub"``.
+    num_questions
+        How many; all where there are fewer.
+    num_examples
+        Shown before a short answer. TruthfulQA's own sentences come after the project's five, choices after none.
+    seed
+        Of the selection and of the order of choices.
+
+    Raises
+    ------
+    ValueError
+        An unknown benchmark, or a file that lacks or cannot be used.
+    """
+    check_choice("benchmark", benchmark, FORMS)
+    base = benchmark.removesuffix(PAIRS)
+    file, _ = BENCHMARKS[base]
+    loaded = load_questions(
+        base, data if data == "hub" else Path(data).expanduser() / file, seed=seed
+    )
+    provenance = loaded.provenance._asdict()
+    questions = list(loaded.questions)
+    if benchmark.endswith(PAIRS):
+        questions, provenance["pairs_dropped"] = _pairs(loaded, seed)
+    written = FORMS[benchmark] == "generated"
+    shots = num_examples if written and base != "truthfulqa" else 0
+    count = min(num_questions, len(questions) - shots)
+    chosen = select(questions, count, num_examples=shots, seed=seed)
+    examples = [(q.question, q.best) for q in chosen.examples]
+
+    def prompt(question: Question) -> Prompt:
+        if base.startswith("truthfulqa"):
+            return truthful(question.question) if written else truthful(question.question, ())
+        return short_answer(question.question, examples)
+
+    asked = tuple(Asked(q, prompt(q), FORMS[benchmark]) for q in chosen.evaluated)
+    return AskedSet(benchmark, asked, provenance | {"asked": len(asked)})
+
+
+def _pairs(loaded: QuestionSet, seed: int) -> tuple[list[Question], dict[str, int]]:
+    """Each question with one true and one false answer as its choices, in random order."""
+    statements, dropped = make_statements(loaded.questions, seed=seed)
+    by_id = {q.id: q for q in loaded.questions}
+    found = []
+    for true, false in zip(statements[::2], statements[1::2], strict=True):
+        both = [true, false]
+        if generator(seed, f"{true.question_id}/order").random() < 0.5:
+            both.reverse()
+        found.append(
+            dataclasses.replace(
+                by_id[true.question_id], id=f"{true.question_id}{PAIRS}",
+                benchmark=f"{loaded.benchmark}{PAIRS}", aliases=(), incorrect=(),
+                choices=tuple(one.answer for one in both),
+                labels=tuple(one.label for one in both),
+            )
+        )  # fmt: skip
+    return found, dropped
+
+
+def record_name(model: str, asked: Asked) -> str:
+    """Name of a question's record in the run folder."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}={asked.question.id}"
