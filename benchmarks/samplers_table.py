@@ -54,13 +54,21 @@ def _value(text: str) -> int | float | str | None:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Effective draws per second by width (above) and per 1000 gradients (below), a column a problem."""
+    """Effective draws per second by width (above) and per 1000 gradients (below), a column a problem.
+
+    Problems with one width are left to the table.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     here = [r for r in rows if r["sweep"] == "width"]
+    widths_of = {
+        p: {r["width"] for r in here if r["problem"] == p} for p in {r["problem"] for r in here}
+    }
+    if max(map(len, widths_of.values())) > 1:
+        here = [r for r in here if len(widths_of[r["problem"]]) > 1]
     problems = list(dict.fromkeys(r["problem"] for r in here))
     fig, axes = pyplot.subplots(
         2, len(problems), figsize=(4.2 * len(problems) + 2, 6.4), squeeze=False, sharex=True,
@@ -84,6 +92,9 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
                         color=colors[name], markerfacecolor=face,
                     )  # fmt: skip
             panel.set(xscale="log", yscale="log")
+            panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(ticker.NullFormatter())
         widths = sorted({r["width"] for r in here})
         column[1].set_xticks(widths, map(str, widths))
         column[1].set_xticks([], minor=True)
