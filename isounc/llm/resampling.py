@@ -52,6 +52,11 @@ class Estimated(NamedTuple):
     reason: str
     """Why a number is None; empty if none is."""
 
+    def cells(self, name: str) -> dict[str, float | None]:
+        """The numbers as cells of a row: ``<name>``, ``<name>_se``, ``<name>_low``, ``<name>_high``."""
+        parts = {"": self.value, "_se": self.se, "_low": self.low, "_high": self.high}
+        return {name + part: number for part, number in parts.items()}
+
 
 def draw_weights(num_questions: int, num_resamples: int, *, seed: int) -> Int[np.ndarray, "B Q"]:
     """Weights of the sample (row 0, all 1) and of resamples of Q questions (multinomial counts, sum Q).
