@@ -84,7 +84,7 @@ class Table(NamedTuple):
     sha256: str
     """Digest of the bytes that were read; "" for the hub, which has revisions of its own."""
     mended: dict[str, int]
-    """Cells whose text was mended, by what was wrong with them."""
+    """Questions and answers whose text was mended, by what was wrong with them."""
 
 
 def read_table(file: str, source: str | Path) -> Table:
@@ -127,9 +127,7 @@ def read_table(file: str, source: str | Path) -> Table:
         raise ValueError(
             f"source must hold questions; {path} has no rows. Get it from: {origin.address}"
         )
-    mended: Counter[str] = Counter()
-    rows = [_mend(row, mended) for row in raw]
-    for number, row in enumerate(rows):
+    for number, row in enumerate(raw):
         missing = [column for column in origin.columns if row.get(column) is None]
         if missing:
             raise ValueError(
@@ -137,7 +135,9 @@ def read_table(file: str, source: str | Path) -> Table:
                 f"has no {', '.join(missing)} but {', '.join(map(str, row))}: is it {origin.file} "
                 f"from {origin.address}?"
             )
-    _split_lists(rows, origin.lists)
+    _split_lists(raw, origin.lists)
+    mended: Counter[str] = Counter()
+    rows = [_mend(row, mended) for row in raw]
     return Table(rows, path.name, hashlib.sha256(data).hexdigest(), dict(mended))
 
 
@@ -199,7 +199,7 @@ def _from_hub(file: str, origin: Origin) -> Table:
 
 
 def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
-    """A row with the text of every cell mended; counts the cells."""
+    """A row with every text mended, and counted."""
 
     def mend(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -210,8 +210,8 @@ def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
             return value
         text = value
         if '""' in text:
-            # Quoted for CSV twice over: quotes that are left doubled once the file has been read.
-            text = text.replace('""', '"')
+            # Quoted for CSV twice over: what is left are doubled quotes, at times with a pair around the whole.
+            text = re.sub(r'^"((?:[^"]|"")*)"$', r"\1", text.strip()).replace('""', '"')
             mended["doubled quotes"] += 1
         if any("\x80" <= c <= "\x9f" for c in text):
             # Windows-1252 read as Latin-1: its curly quotes and dots became control characters.

@@ -71,7 +71,7 @@ class Provenance(NamedTuple):
     answers_dropped: dict[str, int]
     """Answers, aliases and choices left out, by reason, counted over all rows."""
     mended: dict[str, int]
-    """Cells whose text was mended, by what was wrong."""
+    """Questions and answers whose text was mended, by what was wrong."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ def shown_alias(aliases: Sequence[str]) -> str:
     """The alias to write down where one is needed; none is canonical, and all are accepted in judging.
 
     Aliases are tried in this order: without brackets, slashes and colons, which mark titles of other pages; those that
-    another alias repeats in capitals (often the answer as TriviaQA's author wrote it); in neither
-    capitals nor small letters throughout, nor with capitals inside a word; the one whose words are in most aliases; the
-    shortest; the first in the alphabet. The rule sees the aliases alone and gives the same whatever their order.
+    another alias repeats in capitals (often the answer as TriviaQA's author wrote it); in neither capitals nor small
+    letters throughout, nor with capitals inside a word; the one whose words are in most aliases; not in capitals,
+    however short; the shortest; the first in the alphabet. The rule sees the aliases alone and gives the same whatever
+    their order.
     """
     words = [normalise(alias).split() for alias in aliases]
     cases = {(tuple(w), alias.isupper()) for alias, w in zip(aliases, words, strict=True)}
@@ -156,7 +157,7 @@ def shown_alias(aliases: Sequence[str]) -> str:
         common = sum(holders[word] for word in words[i]) / max(len(words[i]), 1)
         marked = re.search(r"[()/:]", alias) is not None
         twice = {(tuple(words[i]), True), (tuple(words[i]), False)} <= cases
-        return marked, not twice, odd_case, -common, len(alias), alias
+        return marked, not twice, odd_case, -common, alias.isupper(), len(alias), alias
 
     return aliases[min(range(len(aliases)), key=rank)]
 

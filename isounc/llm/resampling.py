@@ -52,6 +52,11 @@ class Estimated(NamedTuple):
     reason: str
     """Why a number is None; empty if none is."""
 
+    def cells(self, name: str) -> dict[str, float | None]:
+        """The numbers as cells of a row: ``<name>``, ``<name>_se``, ``<name>_low``, ``<name>_high``."""
+        parts = {"": self.value, "_se": self.se, "_low": self.low, "_high": self.high}
+        return {name + part: number for part, number in parts.items()}
+
 
 def draw_weights(num_questions: int, num_resamples: int, *, seed: int) -> Int[np.ndarray, "B Q"]:
     """Weights of the sample (row 0, all 1) and of resamples of Q questions (multinomial counts, sum Q).
@@ -146,10 +151,11 @@ def _statistics(
     auroc = np.einsum("bg,bg->b", errors, below) / np.where(undefined, np.nan, 2.0 * total * right)
     # In a group that begins after K answers with E wrong, and has m answers with e wrong, the expected E_k is
     # E + (k - K) e / m: the sum of E_k / k over its k is e + (E - K e / m) (H_{K+m} - H_K).
+    whole = np.maximum(n, 1)
     steps = harmonic.take(counts)
     steps[:, 1:] -= steps[:, :-1].copy()
-    aurc = (total + np.einsum("bg,bg->b", wrong_before - before * rate, steps)) / n
-    best = (total - right * (harmonic[n] - harmonic[right])) / n
+    aurc = (total + np.einsum("bg,bg->b", wrong_before - before * rate, steps)) / whole
+    best = (total - right * (harmonic[n] - harmonic[right])) / whole
     return auroc, np.where(undefined, np.nan, aurc), best
 
 
@@ -179,7 +185,8 @@ def spearman(
             back = np.empty_like(order)
             back[order] = np.cumsum(new) - 1
             ranks[:, s] = middle.take(back, axis=1)
-        ranks -= (ranks @ drawn[:, :, None]) / drawn.sum(axis=1)[:, None, None]
+        # A resample of a few questions may hold none of them: its products are 0, its correlation NaN.
+        ranks -= (ranks @ drawn[:, :, None]) / np.maximum(drawn.sum(axis=1), 1)[:, None, None]
         ranks *= np.sqrt(drawn)[:, None]
         products = ranks @ ranks.transpose(0, 2, 1)
         spread = np.sqrt(np.einsum("bss->bs", products))
