@@ -5,8 +5,8 @@ over all parameters, exactly (epistemic: squared gradient norm of a probability 
 for several meanings of p, and beside it what else is used: P(True), a stated percentage, entropies of tokens and of
 sampled answers. Then AUROC for a wrong answer, with intervals and paired tests against the best baseline.
 
-    uv run --extra llm --group smollm2 experiments/qa.py --data DATA                  quick: 100 questions a benchmark
-    uv run --extra llm --group smollm2 experiments/qa.py --data DATA --preset full    all of TruthfulQA, 1000 of the others
+    uv run --extra llm --group smollm2 experiments/qa.py --data DATA                  quick: 100 questions each
+    uv run --extra llm --group smollm2 experiments/qa.py --data DATA --preset full    1000 questions each
     uv run --extra llm experiments/qa.py --data DATA --models PATH/TO/MODEL --benchmarks triviaqa --out runs/mine
 
 DATA is a folder with the authors' files: truthfulqa_mc.json, truthfulqa.csv, triviaqa.csv, natural_questions.csv (a
@@ -17,9 +17,9 @@ The protocol, fixed before the first result. The estimand that counts is --main-
 choices, length_normalised where the model writes its answer); the total that counts is total_sum with --scores.sigma.
 Everything else in the tables is for comparison. Prompts are in isounc/llm/prompts.py, by version. Multiple choice takes
 the most probable of the choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
-judged by exact match after normalisation; TruthfulQA's own sentences by words in common with reference answers, which is
-a proxy. The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of
-scores (Benjamini and Hochberg).
+judged by exact match after normalisation; TruthfulQA's own sentences, as a proxy, by words in common with references.
+The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of scores
+(Benjamini and Hochberg).
 """
 
 from __future__ import annotations
