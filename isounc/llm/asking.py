@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from isounc.checks import check_choice
 from isounc.llm.measure import Asked
 from isounc.llm.prompts import Prompt, short_answer, truthful
+from isounc.llm.question_files import ORIGINS
 from isounc.llm.questions import (
     BENCHMARKS,
     Question,
@@ -70,9 +71,9 @@ def make_questions(
     """
     check_choice("benchmark", benchmark, FORMS)
     base = benchmark.removesuffix(PAIRS)
-    file, _ = BENCHMARKS[base]
+    name = ORIGINS[BENCHMARKS[base][0]].file
     loaded = load_questions(
-        base, data if data == "hub" else Path(data).expanduser() / file, seed=seed
+        base, data if data == "hub" else Path(data).expanduser() / name, seed=seed
     )
     provenance = loaded.provenance._asdict()
     questions = list(loaded.questions)

@@ -121,10 +121,20 @@ def pad(row: Row, num_tokens: int, num_targets: int) -> Row:
     )  # fmt: skip
 
 
-def bucket(n: int) -> int:
-    """The least of 8, 12, 16, 24, 32, 48, ... from n on: few shapes to compile, at most half as much again."""
-    power = max(8, 1 << (n - 1).bit_length())
-    return 3 * power // 4 if power > 8 and n <= 3 * power // 4 else power
+def shape_of(row: Row) -> tuple[int, int, int]:
+    """Tokens, targets and answers that a row is padded to: of each few, as every shape is a program to compile."""
+    num_answers = int(row.answer.max()) + 1
+    if num_answers == 1:
+        return _at_least(row.tokens.size, 32), _at_least(row.at.size, 32), 1
+    size = _at_least(max(row.tokens.size, row.at.size), 32)
+    return size, size, _at_least(num_answers, 16)
+
+
+def _at_least(n: int, least: int) -> int:
+    """The first of least, 2 least, 3 least, 4 least, 6 least, 8 least, 12 least, ... from n on."""
+    units = -(-n // least)
+    power = 1 << (units - 1).bit_length()
+    return least * (3 * power // 4 if power >= 4 and units <= 3 * power // 4 else power)
 
 
 def answer_norms(
@@ -250,9 +260,7 @@ def _by_shape(rows: Sequence[Row]) -> dict[tuple[int, int, int], list[int]]:
     """Numbers of the rows by what they are padded to: tokens, targets, answers."""
     shapes: dict[tuple[int, int, int], list[int]] = {}
     for i, row in enumerate(rows):
-        count = int(row.answer.max()) + 1
-        slots = 1 if count == 1 else bucket(count)
-        shapes.setdefault((bucket(row.tokens.size), bucket(row.at.size), slots), []).append(i)
+        shapes.setdefault(shape_of(row), []).append(i)
     return shapes
 
 
