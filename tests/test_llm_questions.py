@@ -164,6 +164,10 @@ def test_unusable_short_answer_files(tmp_path, name, content, message):
             '[{"question": "who", "mc1_targets": {"me": "yes"}, "mc2_targets": {}}]',
             "each choice to 0 or 1",
         ),
+        (
+            '[{"question": 7, "mc1_targets": {"me": 1}, "mc2_targets": {"me": 1}}]',
+            "question must be text",
+        ),
         ("[]", "has no rows"),
     ],
 )

@@ -129,6 +129,10 @@ def read_table(file: str, source: str | Path) -> Table:
         )
     for number, row in enumerate(raw):
         missing = [column for column in origin.columns if row.get(column) is None]
+        if not missing and not isinstance(row[origin.columns[0]], str):
+            raise ValueError(
+                f"{origin.columns[0]} must be text; row {number} of {path} has {row[origin.columns[0]]!r:.200}"
+            )
         if missing:
             raise ValueError(
                 f"source must have {', '.join(origin.columns)} in every row; row {number} of {path} "

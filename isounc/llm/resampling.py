@@ -153,7 +153,7 @@ def _statistics(
     # E + (k - K) e / m: the sum of E_k / k over its k is e + (E - K e / m) (H_{K+m} - H_K).
     whole = np.maximum(n, 1)
     steps = harmonic.take(counts)
-    steps[:, 1:] -= steps[:, :-1].copy()
+    steps[:, 1:] -= steps[:, :-1]
     aurc = (total + np.einsum("bg,bg->b", wrong_before - before * rate, steps)) / whole
     best = (total - right * (harmonic[n] - harmonic[right])) / whole
     return auroc, np.where(undefined, np.nan, aurc), best
