@@ -91,6 +91,8 @@ class Asked:
     """What the model continues."""
     form: Literal["generated", "mc1", "mc2"]
     """Whether it writes its answer, or takes one of the question's choices, and how that is judged."""
+    judged: bool = True
+    """False for a question whose answer is not known: ``correct`` is then None."""
 
 
 def measure(
@@ -148,8 +150,11 @@ def measure(
     for i, one in enumerate(asked):
         if i not in there:
             found[i] |= {"answer": "", "num_tokens": 0, "reasons": ["the answer is empty"]}
-        judgement = _judged(one, found[i])
-        found[i] |= {"correct": judgement.correct, "judgement": judgement._asdict()}
+        judgement = _judged(one, found[i]) if one.judged else None
+        found[i] |= {
+            "correct": judgement and judgement.correct,
+            "judgement": judgement and judgement._asdict(),
+        }
     if settings.num_samples:
         tell("samples")
         _add_samples(model, found, ids, settings, asked)

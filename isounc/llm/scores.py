@@ -117,7 +117,8 @@ class OfProbability:
     def __call__(self, measured, wrong):
         scaling = self.kind.removeprefix("epistemic_") if "epistemic_" in self.kind else "all"
         log_odds, log_norm = _columns(measured, self.estimand, scaling)
-        log_p, log_1mp = -np.logaddexp(0, -log_odds), -np.logaddexp(0, log_odds)
+        with np.errstate(invalid="ignore"):  # of what is undefined
+            log_p, log_1mp = -np.logaddexp(0, -log_odds), -np.logaddexp(0, log_odds)
         if self.kind.startswith("epistemic"):
             return 2 * log_p + log_norm
         aleatoric = np.exp(log_p + log_1mp)

@@ -1,0 +1,231 @@
+"""The question-answering experiment end to end, in small: a tiny model, files in the authors' forms, resume, errors."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+
+from isounc.llm import asking, load_model, prompts
+from isounc.llm.config import from_huggingface
+from isounc.llm.evaluation import BootstrapSettings
+from isounc.llm.measure import MeasureSettings, measure
+from isounc.records import RunFolder
+
+ROOT = Path(__file__).parents[1]
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257, "hidden_size": 16,
+    "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 1e4, "tie_word_embeddings": True,
+    "hidden_act": "silu", "eos_token_id": 256,
+}  # fmt: skip
+NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
+         "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+         "attention_norm_in": "input_layernorm", "mlp_norm_in": "post_attention_layernorm"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """One layer over bytes, with random weights."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in from_huggingface(CONFIG).shapes().items():
+        weight = np.ones(shape) if len(shape) == 1 else rng.normal(size=shape) / 4
+        if name == "embed":
+            key = "model.embed_tokens.weight"
+        elif name == "norm":
+            key = "model.norm.weight"
+        else:
+            layer, part = name.removeprefix("layers.").split(".")
+            key, weight = f"model.layers.{layer}.{NAMES[part]}.weight", weight.T
+        tensors[key] = np.ascontiguousarray(weight, np.float32)
+    safetensors.numpy.save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    pieces = {piece: i for i, piece in enumerate([*letters, "<end>"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    backend.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve sums in the forms of the authors' files."""
+    path = tmp_path_factory.mktemp("data")
+    sums = [(f"What is {a} + {b}?", str(a + b), str(a + b + 1)) for a in range(3) for b in range(4)]
+    targets = [
+        {"question": q, "mc1_targets": {right: 1, wrong: 0, "nothing": 0},
+         "mc2_targets": {right: 1, f"{right}.0": 1, wrong: 0}}
+        for q, right, wrong in sums
+    ]  # fmt: skip
+    (path / "truthfulqa_mc.json").write_text(json.dumps(targets))
+    lines = ["question,answer,false_answer"] + [f"{q},{right},{wrong}" for q, right, wrong in sums]
+    (path / "triviaqa.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    spec = importlib.util.spec_from_file_location("qa", ROOT / "experiments" / "qa.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["qa"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["qa"]
+
+
+@pytest.fixture(scope="module")
+def settings(experiment, checkpoint, data):
+    return experiment.Settings(
+        models=(str(checkpoint),), benchmarks=("truthfulqa_mc1", "triviaqa"), data=str(data),
+        num_questions=10, num_examples=1, chunk=5, cache="",
+        measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5),
+        bootstrap=BootstrapSettings(num_resamples=50),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, settings, tmp_path_factory):
+    """A run that was interrupted after its first records and then gone on with."""
+    out = tmp_path_factory.mktemp("qa") / "run"
+    mine = dataclasses.replace(settings, out=str(out))
+    calls = []
+
+    def interrupted(*arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return measure(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(mine)
+    first = {n: RunFolder.load(out).read(n).meta for n in RunFolder.load(out).names()}
+    assert len(first) == 5
+    experiment.run(mine)
+    return out, first
+
+
+def test_a_run_goes_on_where_it_was(finished):
+    out, first = finished
+    records = {record.name: record.meta for record in RunFolder.load(out).records()}
+    assert len(records) == 20
+    for name, meta in first.items():
+        assert records[name] == meta
+
+
+def test_tables_figures_and_report(finished):
+    out, _ = finished
+    folder = RunFolder.load(out)
+    text = ("model", "benchmark", "score", "reason", "best", "against", "alternative", "statistic", "id",
+            "question", "answer", "rule", "other", "baselines", "extra")  # fmt: skip
+    rows = folder.read_rows("results.csv", text_columns=text)
+    by = {(row["benchmark"], row["score"]): row for row in rows}
+    for benchmark, estimand in (("truthfulqa_mc1", "choice"), ("triviaqa", "length_normalised")):
+        for kind in ("epistemic", "aleatoric", "total_sum", "link_aware"):
+            assert by[benchmark, f"{kind}/{estimand}"]["num_questions"] == 10
+        assert (benchmark, "p_true") in by and (benchmark, "semantic_entropy") in by
+    assert ("triviaqa", "epistemic/choice") not in by
+    right = sum(row["correct"] for row in folder.read_rows("answers.csv", text_columns=text)
+                if row["benchmark"] == "truthfulqa_mc1")  # fmt: skip
+    row = by["truthfulqa_mc1", "epistemic/choice"]
+    assert row["num_wrong"] == 10 - right
+    if 0 < right < 10:
+        assert 0 <= row["auroc_low"] <= row["auroc"] <= row["auroc_high"] <= 1
+    page = (out / "report.html").read_text()
+    assert "Table 2" in page and "of right and wrong answers" in page
+    for name in ("auroc-tiny", "curves-tiny", "distributions-tiny"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 5000
+    info = folder.read_info()
+    assert info["models"]["tiny"]["sha256"] and info["questions"]["triviaqa"]["rows_read"] == 12
+
+
+def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
+    """Choices, P(True) and samples of one question, each from a plain forward pass."""
+    out, _ = finished
+    model = load_model(checkpoint)
+    asked = asking.make_questions("truthfulqa_mc1", str(data), num_questions=10).asked[0]
+    meta = RunFolder.load(out).read(asking.record_name("tiny", asked)).meta
+
+    def log_prob(prompt, answer):
+        ids = model.tokenizer.encode(prompt) + model.tokenizer.encode(answer, special=False)
+        padded = np.zeros((1, 512), np.int32)
+        padded[0, : len(ids)] = ids
+        log_p = jax.nn.log_softmax(forward(padded)[0], axis=-1)
+        start = len(model.tokenizer.encode(prompt))
+        return sum(float(log_p[t - 1, ids[t]]) for t in range(start, len(ids)))
+
+    forward = jax.jit(model.decoder)
+    totals = [log_prob(asked.prompt.text, f" {c}") for c in asked.question.choices]
+    np.testing.assert_allclose(meta["choice_log_probs"], totals, rtol=1e-4)
+    assert meta["answer"] == asked.question.choices[int(np.argmax(totals))]
+    assert meta["correct"] == bool(asked.question.labels[int(np.argmax(totals))])
+    for key, ideas in (
+        ("p_true", ()),
+        ("p_true_ideas", [s["text"] for s in meta["samples"] if s["text"]]),
+    ):
+        if meta[key] is None:
+            assert key == "p_true_ideas" and not ideas
+            continue
+        prompt = prompts.p_true(meta["question"], meta["answer"], ideas)
+        for option, side in zip(prompt.options, ("true", "false"), strict=True):
+            assert meta[key][side] == pytest.approx(log_prob(prompt.text, option), rel=1e-4)
+    assert len(meta["samples"]) == 2
+
+
+def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
+    asked = asking.make_questions("triviaqa_pairs", str(data), num_questions=12).asked
+    assert len(asked) == 12
+    for one in asked:
+        a, b = (
+            int(x) for x in one.question.question.removeprefix("What is ").rstrip("?").split(" + ")
+        )
+        assert dict(zip(one.question.choices, one.question.labels, strict=True)) == {
+            str(a + b): 1, str(a + b + 1): 0,
+        }  # fmt: skip
+        assert one.form == "mc1" and "Q: What is" in one.prompt.text
+    assert {one.question.labels for one in asked} == {(0, 1), (1, 0)}
+
+
+def test_examples_are_not_evaluated(data):
+    found = asking.make_questions("triviaqa", str(data), num_questions=100, num_examples=3)
+    assert len(found.asked) == 9
+    head = found.asked[0].prompt.text.rsplit("Q:", 1)[0]
+    assert head.count("Q:") == 3
+    assert not any(one.question.question in head for one in found.asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"benchmarks": ("triviqa",)}, ("triviqa", "triviaqa")),
+        ({"data": "/nowhere"}, ("truthfulqa_mc.json", "github.com")),
+        ({"models": ()}, ("models", "at least one")),
+        ({"models": ("no-such-model",)}, ("no-such-model",)),
+        ({"num_questions": 0}, ("num_questions", "0")),
+    ],
+)
+def test_bad_settings(experiment, settings, tmp_path, changes, words):
+    with pytest.raises((ValueError, OSError)) as error:
+        experiment.run(dataclasses.replace(settings, out=str(tmp_path / "run"), **changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_prompt_beyond_the_context(checkpoint, data):
+    model = dataclasses.replace(load_model(checkpoint), context_length=20)
+    asked = asking.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
+    with pytest.raises(ValueError, match="context of 20 tokens"):
+        measure(model, asked)
