@@ -1,0 +1,136 @@
+"""Time and memory of the exact gradient norm of a language model's answers, against the forward pass.
+
+    uv run --extra llm --group smollm2 benchmarks/llm.py                        # SmolLM2-135M, 64 tokens
+    uv run --extra llm benchmarks/llm.py --model PATH --batches 1 --tokens 256
+
+For each batch: seconds of the forward pass (log probability of every token), of the exact norm of log p of the sequence
+over all parameters (`isounc.llm.estimands`), of four backward passes at once, and of plain gradients (`value_and_grad`,
+which holds a gradient of every parameter); the best of several runs after the first. Memory is
+what XLA sets aside for temporaries, per program, and the peak of the whole process at the end; rows beyond --batch-size
+go one after the other, so that memory is bounded at any batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
+from isounc.llm import load_model
+from isounc.llm.estimands import Row, pack, pad, shape_of, token_log_odds
+from isounc.sweep import peak_mebibytes
+
+
+@dataclass
+class Options:
+    """What is measured."""
+
+    model: str = "smollm2"
+    """smollm2, a GGUF file or a folder with a checkpoint."""
+    batches: tuple[int, ...] = (1, 8, 64)
+    """Sequences."""
+    tokens: int = 64
+    """Tokens of each, all but the first of which are the answer."""
+    batch_size: int = 8
+    """Sequences at a time."""
+    seconds: float = 10.0
+    """Time for the repetitions of each."""
+    ways: tuple[str, ...] = ("forward", "norm", "norms", "gradients")
+    """forward, norm, norms, gradients."""
+    out: Path = Path("runs/llm")
+    """Folder of the table."""
+
+
+def functions(graphdef: Any, batch_size: int) -> dict[str, Callable]:
+    """What is timed, each a function of parameters and rows."""
+
+    def log_p(params, row):
+        odds, _ = token_log_odds(nnx.merge(graphdef, params), row)
+        return -jax.nn.softplus(-odds)
+
+    def sequence(params, row):
+        return log_p(params, row).sum()
+
+    def several(params, row):
+        own = log_p(params, row)
+        mean = jax.nn.logsumexp(own)
+        return jnp.stack([own.sum(), mean, own[0], own[-1]])
+
+    def gradients(params, rows):
+        def one(row):
+            value, gradient = jax.value_and_grad(sequence)(params, row)
+            return value, sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient))
+
+        return jax.lax.map(one, rows)
+
+    return {
+        "forward": lambda params, rows: jax.lax.map(
+            lambda row: sequence(params, row), rows, batch_size=batch_size
+        ),
+        "norm": value_and_sq_grad_norm(sequence, in_axes=0, batch_size=batch_size),
+        "norms": value_and_sq_grad_norms(several, in_axes=0, batch_size=batch_size),
+        "gradients": gradients,
+    }
+
+
+def main(options: Options) -> None:
+    """Measure, print, write."""
+    model = load_model(options.model)
+    graphdef, params = nnx.split(model.decoder, nnx.Param)
+    rng = np.random.default_rng(0)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20
+    device = jax.devices()[0].device_kind
+    print(
+        f"{model.name}: {size / 1e6:.0f}M parameters, {weights:.0f} MiB; {device}, JAX {jax.__version__}"
+    )
+    found = []
+    for batch in options.batches:
+        ids = rng.integers(0, model.config.vocab_size, (batch, options.tokens + 1)).tolist()
+        packed = [pack(one[:1], [one[1:]]) for one in ids]
+        rows = Row(*map(np.stack, zip(*(pad(r, *shape_of(r)[:2]) for r in packed), strict=True)))
+        forward = None
+        for way in options.ways:
+            compiled = (
+                jax.jit(functions(graphdef, options.batch_size)[way]).lower(params, rows).compile()
+            )
+            memory = compiled.memory_analysis()
+            jax.block_until_ready(compiled(params, rows))
+            times, until = [], time.perf_counter() + options.seconds
+            while not times or time.perf_counter() < until:
+                start = time.perf_counter()
+                jax.block_until_ready(compiled(params, rows))
+                times.append(time.perf_counter() - start)
+            seconds = min(times)
+            forward = forward or seconds
+            row = {
+                "model": model.name, "tokens": options.tokens, "batch": batch, "way": way,
+                "seconds": round(seconds, 4), "to_forward": round(seconds / forward, 2),
+                "runs": len(times), "temporary_mebibytes": round(memory.temp_size_in_bytes / 2**20),
+                "weights_mebibytes": round(weights), "device": device, "jax": jax.__version__,
+            }  # fmt: skip
+            found.append(row)
+            print(
+                f"batch {batch:>4} {way:<10}{seconds:>9.3f} s{row['to_forward']:>7.2f} x forward"
+                f"{row['temporary_mebibytes']:>7} MiB of temporaries"
+            )
+            options.out.mkdir(parents=True, exist_ok=True)
+            with (options.out / "llm.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+                writer.writerows(found)
+    print(f"peak of the process: {peak_mebibytes():.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
