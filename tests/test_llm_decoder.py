@@ -86,7 +86,7 @@ def test_gradient_norms_are_exact(folder_models, name):
     weights = {n: paths[{"head": "unembed"}.get(n, n)][...] for n in config.shapes()}
     graph, state = nnx.split(Decoder(config, weights))
     assert len(jax.tree.leaves(state)) == len(config.shapes())  # a tied embedding is one
-    tokens = jnp.asarray(llm_files.archive()["tokens"][0, :9])
+    tokens = llm_files.archive()["tokens"][0, :9]
 
     def f(state, tokens):
         return log_prob(graph, state, tokens)
@@ -97,9 +97,9 @@ def test_gradient_norms_are_exact(folder_models, name):
         return value, [(g**2).sum() for g in jax.tree.leaves(gradient)]
 
     value, sq_norms = value_and_sq_grad_norm(f, per_leaf=True)(state, tokens)
-    right, parts = dense(state, tokens)
+    right, parts = jax.device_get(dense(state, tokens))
     assert value == pytest.approx(float(right), rel=1e-5)
-    np.testing.assert_allclose(list(sq_norms.values()), parts, rtol=1e-4)
+    np.testing.assert_allclose(list(jax.device_get(sq_norms).values()), parts, rtol=1e-4)
     assert min(parts) > 0
 
 
@@ -107,7 +107,7 @@ def test_gradient_norms_are_exact(folder_models, name):
 def test_no_matrix_gradient_is_formed(dtype):
     # Wide enough that the engine's rule for a matrix is the cheaper one.
     config = DecoderConfig("llama", 512, 64, 2, 4, 2, 16, 128, 64, Rotary(1e4, 16))
-    graph, state = nnx.split(Decoder.random(config, jax.random.key(0), dtype=dtype))
+    graph, state = nnx.split(Decoder.random(config, dtype=dtype))
     table = explain(lambda s, t: log_prob(graph, s, t), state, jnp.arange(9))
     formed = [leaf for leaf in table.leaves if leaf.way == "formed"]
     assert formed and all(len(leaf.shape) == 1 for leaf in formed)
@@ -115,17 +115,21 @@ def test_no_matrix_gradient_is_formed(dtype):
 
 def test_bfloat16_is_close():
     config = DecoderConfig("llama", 64, 32, 2, 4, 2, 8, 64, 64, Rotary(1e4, 8))
-    one = Decoder.random(config, jax.random.key(0))
-    two = Decoder.random(config, jax.random.key(0), dtype="bfloat16")
+    one = Decoder.random(config)
+    two = Decoder.random(config, dtype="bfloat16")
     assert two.embed[...].dtype == jnp.bfloat16 and two.norm[...].dtype == jnp.float32
-    tokens = jnp.arange(12)[None]
-    a, b = compiled(one)(tokens), compiled(two)(tokens)
-    assert b.dtype == jnp.float32
-    assert 0 < jnp.abs(a - b).max() < 0.1 * jnp.abs(a).max()
+    tokens = np.arange(12)[None]
+    a, b = (np.asarray(compiled(model)(tokens)) for model in (one, two))
+    assert b.dtype == np.float32
+    assert 0 < np.abs(a - b).max() < 0.1 * np.abs(a).max()
 
 
 def test_padding_changes_nothing(folder_models):
-    run = compiled(folder_models["gemma3"])
+    decode = compiled(folder_models["gemma3"])
+
+    def run(*args, **kwargs):
+        return np.asarray(decode(*args, **kwargs))
+
     tokens = llm_files.archive()["tokens"]
     whole = run(tokens)[:, :12]
     other = np.where(np.arange(20)[None] < 12, tokens, 5)
@@ -148,12 +152,12 @@ def test_cache_gives_what_no_cache_gives(folder_models, name):
     for i, (row, branch) in enumerate(np.ndindex(2, 3)):
         ids = [*rows[row, : lengths[row]], *more[row, branch]]
         whole[i, : len(ids)] = ids
-    right = hidden(whole).reshape(2, 3, 11, -1)
+    right = np.asarray(hidden(whole)).reshape(2, 3, 11, -1)
     at = np.arange(9)[None]
     positions = np.where(at < lengths[:, None], at, -1)
     empty = folder_models[name].decoder.empty_cache(2, 9)
     states, cache = extend(rows, positions, empty)
-    cache = cache.grown(6)
+    states, cache = np.asarray(states), jax.jit(lambda c: c.grown(6))(cache)
     for row, length in enumerate(lengths):
         close(states[row, :length], right[row, 0, :length])
     branches = np.broadcast_to(np.arange(3)[None], (2, 3))
@@ -161,7 +165,7 @@ def test_cache_gives_what_no_cache_gives(folder_models, name):
         where = np.broadcast_to((lengths + step)[:, None], (2, 3))
         states, cache = extend(more[:, :, step], where, cache, branches=branches)
         for row, length in enumerate(lengths):
-            close(states[row], right[row, :, length + step])
+            close(np.asarray(states)[row], right[row, :, length + step])
     assert int(cache.used) == 15
 
 

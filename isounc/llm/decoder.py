@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice
 from isounc.llm.config import DecoderConfig, Rotary
@@ -149,17 +149,19 @@ class Decoder(nnx.Module):
             self.unembed = nnx.Param(weights["head"])
 
     @classmethod
-    def random(cls, config: DecoderConfig, key: PRNGKeyArray, *, dtype: str = "float32") -> Decoder:
+    def random(cls, config: DecoderConfig, seed: int = 0, *, dtype: str = "float32") -> Decoder:
         """A decoder with normal weights of variance 1/fan-in, norms of 1 and biases of 0, as for tests and timings."""
         check_choice("dtype", dtype, DTYPES)
+        rng = np.random.default_rng(seed)
         weights = {}
-        for i, (name, shape) in enumerate(config.shapes().items()):
+        for name, shape in config.shapes().items():
             if len(shape) == 2:
                 fan_in = config.width if name == "embed" else shape[0]
-                drawn = jax.random.normal(jax.random.fold_in(key, i), shape) / math.sqrt(fan_in)
-                weights[name] = drawn.astype(dtype)
+                drawn = rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
+                weights[name] = jnp.asarray(drawn, dtype)
             else:
-                weights[name] = jnp.full(shape, 0.0 if name.endswith("bias") else 1.0)
+                fill = np.zeros if name.endswith("bias") else np.ones
+                weights[name] = jnp.asarray(fill(shape, np.float32))
         return cls(config, weights)
 
     def __call__(

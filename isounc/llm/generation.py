@@ -122,6 +122,10 @@ def generate(
         For prompts that are empty or leave no room in the model's context, and logits that are not finite.
     """
     settings = settings or GenerationSettings()
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts must be texts or sequences of token ids, got one text {prompts!r:.40}"
+        )
     encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
     if not encoded:
         raise ValueError("prompts must hold at least one prompt")
