@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import llm_files
 import numpy as np
@@ -13,12 +11,13 @@ from flax import nnx
 from isounc.llm import GenerationSettings, generate, load_model
 
 PROMPTS = ["abc", "a bad cab\nfed", "dead beef"]
-SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_model(llm_files.write_folder(tmp_path_factory.mktemp("tiny") / "gemma", "gemma3"))
+    return load_model(
+        llm_files.write_folder(tmp_path_factory.mktemp("tiny") / "mistral", "mistral")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +86,9 @@ def test_frequencies_of_first_tokens(model, log_probs):
 def test_a_prompts_samples_are_its_own(model):
     base = settings(num_samples=4)
     together = generate(model, PROMPTS, base)
-    alone = generate(model, PROMPTS[1:2], base)
-    np.testing.assert_array_equal(alone.tokens[0], together.tokens[1])
-    np.testing.assert_allclose(alone.log_probs[0], together.log_probs[1], atol=1e-5)
-    fewer = generate(model, PROMPTS[::-1], settings(num_samples=2, batch_size=2))
-    np.testing.assert_array_equal(fewer.tokens[1], together.tokens[1, :2])
+    alone = generate(model, PROMPTS[::-1], settings(num_samples=2, batch_size=1))
+    np.testing.assert_array_equal(alone.tokens[::-1], together.tokens[:, :2])
+    np.testing.assert_allclose(alone.log_probs[::-1], together.log_probs[:, :2], atol=1e-4)
     other = generate(model, PROMPTS, settings(num_samples=4, seed=1))
     assert (other.tokens != together.tokens).any()
     assert len({tuple(t) for t in together.tokens[1]}) == 4
@@ -121,16 +118,10 @@ def test_stops(model):
     assert model.tokenizer.decode(ids[: found.text_lengths[1, 0]]).startswith(found.text[1][0])
     # A token that stops belongs to the answer, not to its text.
     end = int(ids[3])
-    found = generate(model, PROMPTS[1:2], settings(num_samples=4, stop_ids=(end,)))
+    found = generate(model, PROMPTS, settings(num_samples=4, stop_ids=(end,)))
     n = int(np.flatnonzero(ids == end)[0]) + 1
-    assert (found.lengths[0, 0], found.tokens[0, 0, n - 1]) == (n, end)
+    assert (found.lengths[1, 0], found.tokens[1, 0, n - 1]) == (n, end)
     assert found.tokens.shape[2] == found.lengths.max()
-
-
-def test_smollm2_answers_as_in_transformers():
-    found = generate(load_model("smollm2"), [SMOLLM2["texts"][SMOLLM2["prompt"]]],
-                     GenerationSettings(temperature=0, max_new_tokens=12, stop_ids=(2,)))  # fmt: skip
-    assert found.tokens[0, 0].tolist() == SMOLLM2["greedy"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +145,7 @@ def test_prompts_that_cannot_be(model):
     with pytest.raises(ValueError, match="at least one prompt"):
         generate(model, [])
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        generate(model, ["a", ""])
+        generate(model, ["a", ""], settings())
     with pytest.raises(ValueError, match=r"20 new tokens in the context of 64; prompt 0 has 50"):
         generate(model, ["ab " * 25], settings())
     with pytest.raises(ValueError, match=r"token ids 0..63; prompt 0 has 1 to 64"):
@@ -165,8 +156,10 @@ def test_prompts_that_cannot_be(model):
         generate(model, "a", settings())
     state = nnx.state(model.decoder)
     try:
-        nnx.update(model.decoder, jax.tree.map(lambda a: a * np.nan, state))
-        with pytest.raises(ValueError, match="logits of model gemma must be finite"):
-            generate(model, ["a"], settings())
+        nnx.update(
+            model.decoder, jax.tree.map(lambda a: np.full(a.shape, np.nan, np.float32), state)
+        )
+        with pytest.raises(ValueError, match="logits of model mistral must be finite"):
+            generate(model, PROMPTS, settings(num_samples=4))
     finally:
         nnx.update(model.decoder, state)
