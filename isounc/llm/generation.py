@@ -131,7 +131,7 @@ def generate(
         raise ValueError("prompts must hold at least one prompt")
     graph, state = nnx.split(model.decoder)
     stops = _stop_table(model, settings)
-    found: dict[int, list[_Answer]] = {}
+    found: dict[int, _Answer] = {}
     for rows, length in _batches(encoded, settings):
         chosen = [encoded[i] for i in rows]
         answers = _answers(model, graph, state, chosen, length, stops, settings)
@@ -227,11 +227,14 @@ class _State(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What one step, or several along the first axis, gave."""
+    """What one step, or several along the first axis, gave; arrays of JAX or NumPy."""
 
-    token: Int[Array, "B S"]
-    log_prob: Float[Array, "B S"]
-    entropy: Float[Array, "B S"]
+    token: Any
+    """Integers (B, S)."""
+    log_prob: Any
+    """Floats (B, S)."""
+    entropy: Any
+    """Floats (B, S)."""
 
 
 def _answers(
