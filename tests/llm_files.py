@@ -1,4 +1,4 @@
-"""Tiny checkpoints in both formats, written from what benchmarks/make_llm_values.py stored, and a tokenizer to go with them."""
+"""Tiny checkpoints in both formats, from what benchmarks/make_llm_values.py stored, and a tokenizer for them."""
 
 from __future__ import annotations
 
