@@ -1,4 +1,4 @@
-"""Tiny checkpoints in both formats, written from what make_llm_values.py stored, and a tokenizer to go with them."""
+"""Tiny checkpoints in both formats, from what benchmarks/make_llm_values.py stored, and a tokenizer for them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_folder(path: Path, name: str, *, shards: int = 1, **changes) -> Path:
     return path
 
 
-def write_gguf(path: Path, name: str, *, kind=gguf.GGMLQuantizationType.F32, **changes) -> Path:
+def write_gguf(path: Path, name: str, **changes) -> Path:
     """A GGUF file as llama.cpp's converter lays it out; `changes` replace tensors by their GGUF names."""
     config, tensors = ABOUT[name]["config"], weights(name)
     family = GGUF_NAMES.get(config["model_type"], config["model_type"])
@@ -123,10 +123,7 @@ def write_gguf(path: Path, name: str, *, kind=gguf.GGMLQuantizationType.F32, **c
     add_tokenizer(writer, tiny_tokenizer())
     for key, value in (gguf_tensors(tensors, family, heads, kv, config) | changes).items():
         if value is not None:
-            if value.ndim == 2 and kind != gguf.GGMLQuantizationType.F32:
-                writer.add_tensor(key, gguf.quants.quantize(value, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(key, np.ascontiguousarray(value))
+            writer.add_tensor(key, np.ascontiguousarray(value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

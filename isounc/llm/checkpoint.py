@@ -19,6 +19,7 @@ from isounc.llm import folder as folder_
 from isounc.llm import gguf_file
 from isounc.llm.config import DecoderConfig
 from isounc.llm.decoder import DTYPES, Decoder
+from isounc.llm.packages import require
 from isounc.llm.tokens import Tokenizer, tokenizer_from_gguf
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice
 from isounc.llm.config import DecoderConfig, Rotary
@@ -76,32 +76,34 @@ class Block(nnx.Module):
         for name, value in weights.items():
             setattr(self, name, nnx.Param(value))
 
+    def _of(self, name: str) -> Array:
+        return getattr(self, name)[...]
+
     def _norm(self, name: str, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _rms_norm(x, getattr(self, name)[...], self.config.norm_eps)
+        return _rms_norm(x, self._of(name), self.config.norm_eps)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         turn: _Turn,
         mask: Bool[Array, "B T S"],
-        past: tuple[Array, Array] | None = None,
-        at: Int[Array, ""] | None = None,
+        past: tuple[Array, Array, Array] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """The stream after this block, and keys and values: those of `past` with the new ones at slot `at`."""
+        """The stream after this block, and keys and values: the new ones, put into those of `past` at a slot."""
         y = self._norm("attention_norm_in", x) if self.config.norm_in else x
         q, keys, values = self._heads(y, turn)
         if past is not None:
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
-                for old, new in zip(past, (keys, values), strict=True)
-            )
-        y = _attention(q, keys, values, mask, self.config) @ self.out[...]
+            put = jax.lax.dynamic_update_slice_in_dim
+            old_keys, old_values, at = past
+            keys = put(old_keys, keys.astype(old_keys.dtype), at, axis=1)
+            values = put(old_values, values.astype(old_values.dtype), at, axis=1)
+        y = _attention(q, keys, values, mask, self.config) @ self._of("out")
         if self.config.out_bias:
-            y = y + _broadcast(self.out_bias[...], y)
+            y = y + _broadcast(self._of("out_bias"), y)
         x = x + (self._norm("attention_norm_out", y) if self.config.norm_out else y)
         y = self._norm("mlp_norm_in", x) if self.config.norm_in else x
-        gate = _ACTIVATIONS[self.config.activation](y @ self.gate[...])
-        y = (gate * (y @ self.up[...])) @ self.down[...]
+        gate = _ACTIVATIONS[self.config.activation](y @ self._of("gate"))
+        y = (gate * (y @ self._of("up"))) @ self._of("down")
         x = x + (self._norm("mlp_norm_out", y) if self.config.norm_out else y)
         return x, (keys, values)
 
@@ -110,9 +112,9 @@ class Block(nnx.Module):
         c = self.config
         found = []
         for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
-            z = y @ getattr(self, name)[...]
+            z = y @ self._of(name)
             if c.qkv_bias:
-                z = z + _broadcast(getattr(self, f"{name}_bias")[...], z)
+                z = z + _broadcast(self._of(f"{name}_bias"), z)
             if c.qk_norm == "projection" and name != "v":
                 z = self._norm(f"{name}_norm", z)
             z = z.reshape(*z.shape[:2], heads, c.head_width)
@@ -149,17 +151,19 @@ class Decoder(nnx.Module):
             self.unembed = nnx.Param(weights["head"])
 
     @classmethod
-    def random(cls, config: DecoderConfig, key: PRNGKeyArray, *, dtype: str = "float32") -> Decoder:
+    def random(cls, config: DecoderConfig, seed: int = 0, *, dtype: str = "float32") -> Decoder:
         """A decoder with normal weights of variance 1/fan-in, norms of 1 and biases of 0, as for tests and timings."""
         check_choice("dtype", dtype, DTYPES)
+        rng = np.random.default_rng(seed)
         weights = {}
-        for i, (name, shape) in enumerate(config.shapes().items()):
+        for name, shape in config.shapes().items():
             if len(shape) == 2:
                 fan_in = config.width if name == "embed" else shape[0]
-                drawn = jax.random.normal(jax.random.fold_in(key, i), shape) / math.sqrt(fan_in)
-                weights[name] = drawn.astype(dtype)
+                drawn = rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
+                weights[name] = jnp.asarray(drawn, dtype)
             else:
-                weights[name] = jnp.full(shape, 0.0 if name.endswith("bias") else 1.0)
+                fill = np.zeros if name.endswith("bias") else np.ones
+                weights[name] = jnp.asarray(fill(shape, np.float32))
         return cls(config, weights)
 
     def __call__(
@@ -232,8 +236,8 @@ class Decoder(nnx.Module):
         x = self._embedded(tokens)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            past = (cache.keys[i], cache.values[i])
-            x, (k, v) = layer(x, turns[self._local(i)], masks[self.config.window(i)], past, at)
+            past = (cache.keys[i], cache.values[i], at)
+            x, (k, v) = layer(x, turns[self._local(i)], masks[self.config.window(i)], past)
             keys.append(k)
             values.append(v)
         states = _rms_norm(x, self.norm[...], self.config.norm_eps)

@@ -7,8 +7,6 @@ every sample has; stop strings that span tokens are looked for between segments.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,15 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count, check_real
 from isounc.llm.checkpoint import LanguageModel
-from isounc.llm.decoder import Cache, Decoder
+from isounc.llm.steps import SEGMENT, Choice, Made, begin, go_on, prompt_keys
 from isounc.llm.tokens import Tokenizer
 
-SEGMENT = 16
-"""Steps between two looks for stop strings."""
 _LEAST = 32
 """Prompts are padded to this length at least, so that short ones share a compilation."""
 
@@ -122,12 +118,16 @@ def generate(
         For prompts that are empty or leave no room in the model's context, and logits that are not finite.
     """
     settings = settings or GenerationSettings()
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts must be texts or sequences of token ids, got one text {prompts!r:.40}"
+        )
     encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
     if not encoded:
         raise ValueError("prompts must hold at least one prompt")
     graph, state = nnx.split(model.decoder)
     stops = _stop_table(model, settings)
-    found: dict[int, list[_Answer]] = {}
+    found: dict[int, _Answer] = {}
     for rows, length in _batches(encoded, settings):
         chosen = [encoded[i] for i in rows]
         answers = _answers(model, graph, state, chosen, length, stops, settings)
@@ -199,37 +199,6 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
     return table
 
 
-class _Choice(NamedTuple):
-    """How a token is chosen, as compiled."""
-
-    greedy: bool
-    top_k: int | None
-    nucleus: bool
-
-
-class _State(NamedTuple):
-    """Where B x S samples stand."""
-
-    cache: Cache
-    token: Int[Array, "B S"]
-    """The newest token, not yet read."""
-    done: Bool[Array, "B S"]
-    lengths: Int[Array, " B"]
-    """Tokens of each prompt."""
-    keys: PRNGKeyArray
-    """By prompt and sample (B, S)."""
-    step: Int[Array, ""]
-    """Tokens made so far."""
-
-
-class _Made(NamedTuple):
-    """What one step, or several along the first axis, gave."""
-
-    token: Int[Array, "B S"]
-    log_prob: Float[Array, "B S"]
-    entropy: Float[Array, "B S"]
-
-
 def _answers(
     model: LanguageModel,
     graph: Any,
@@ -244,13 +213,13 @@ def _answers(
     prompts = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     tokens = np.stack([np.pad(ids, (0, length - len(ids))) for ids in prompts])
     lengths = np.array([len(ids) for ids in prompts])
-    choice = _Choice(settings.temperature == 0, settings.top_k, settings.top_p is not None)
+    choice = Choice(settings.temperature == 0, settings.top_k, settings.top_p is not None)
     numbers = np.float32(settings.temperature or 1), np.float32(settings.top_p or 1)
-    keys = _keys(settings.seed, prompts, samples)
+    keys = prompt_keys(settings.seed, prompts, samples)
     # The last token is never read.
     segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
     slots = samples * SEGMENT * segments
-    now, first = _begin(
+    now, first = begin(
         graph, state, tokens, lengths, keys, jnp.asarray(stops), numbers, slots=slots, choice=choice
     )
     made = [jax.tree.map(lambda a: np.asarray(a)[None], first)]
@@ -259,102 +228,14 @@ def _answers(
         done = np.asarray(now.done) | _has_stop(model.tokenizer, so_far, settings)
         if done.all():
             break
-        now, more = _go_on(
+        now, more = go_on(
             graph, state, now._replace(done=jnp.asarray(done)), jnp.asarray(stops), numbers, choice=choice
         )  # fmt: skip
         made.append(jax.tree.map(np.asarray, more))
-    whole = _Made(
+    whole = Made(
         *(np.concatenate(parts)[: settings.max_new_tokens] for parts in zip(*made, strict=True))
     )
     return [_answer(model, settings, stops, whole, row) for row in range(rows)]
-
-
-def _keys(seed: int, prompts: Sequence[Sequence[int]], samples: int) -> PRNGKeyArray:
-    """A key for each prompt and sample, from the prompt's own tokens."""
-    words = []
-    for ids in prompts:
-        digest = hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()
-        words.append(np.frombuffer(digest[:4], "<u4")[0])
-    one = jax.random.key(seed)
-    by_prompt = jax.vmap(lambda word: jax.random.fold_in(one, word))(np.array(words))
-    numbers = jnp.arange(samples)
-    return jax.vmap(lambda key: jax.vmap(lambda sample: jax.random.fold_in(key, sample))(numbers))(
-        by_prompt
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "slots", "choice"))
-def _begin(graph, state, tokens, lengths, keys, stops, numbers, *, slots, choice):
-    """Read the prompts and choose the first token of every sample."""
-    decoder: Decoder = nnx.merge(graph, state)
-    rows, length = tokens.shape
-    positions = jnp.arange(length)[None]
-    positions = jnp.where(positions < lengths[:, None], positions, -1)
-    states, cache = decoder.extend(tokens, positions, decoder.empty_cache(rows, length))
-    last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
-    logits = jnp.repeat(decoder.head(last), keys.shape[1], axis=1)
-    step = jnp.zeros((), jnp.int32)
-    made = _choose(logits, keys, step, numbers, choice)
-    now = _State(cache.grown(slots), made.token, stops[made.token], lengths, keys, step + 1)
-    return now, made
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "choice"), donate_argnames="now")
-def _go_on(graph, state, now, stops, numbers, *, choice):
-    """Up to a segment of further tokens; none after all samples are done."""
-    decoder: Decoder = nnx.merge(graph, state)
-    rows, samples = now.token.shape
-    branches = jnp.broadcast_to(jnp.arange(samples)[None], (rows, samples))
-
-    def turn(carry):
-        i, now, made = carry
-        positions = jnp.broadcast_to((now.lengths + now.step - 1)[:, None], (rows, samples))
-        states, cache = decoder.extend(now.token, positions, now.cache, branches=branches)
-        new = _choose(decoder.head(states), now.keys, now.step, numbers, choice)
-        made = jax.tree.map(lambda old, one: old.at[i].set(one), made, new)
-        done = now.done | stops[new.token]
-        return i + 1, now._replace(cache=cache, token=new.token, done=done, step=now.step + 1), made
-
-    def unfinished(carry):
-        i, now, _ = carry
-        return (i < SEGMENT) & ~now.done.all()
-
-    shape = (SEGMENT, rows, samples)
-    nothing = _Made(jnp.zeros(shape, now.token.dtype), jnp.zeros(shape), jnp.zeros(shape))
-    _, now, made = jax.lax.while_loop(unfinished, turn, (0, now, nothing))
-    return now, made
-
-
-def _choose(
-    logits: Float[Array, "B S V"],
-    keys: PRNGKeyArray,
-    step: Int[Array, ""],
-    numbers: tuple[Any, Any],
-    choice: _Choice,
-) -> _Made:
-    """One token a sample, with its log-probability and the entropy under the model as it is."""
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
-    if choice.greedy:
-        token = jnp.argmax(logits, axis=-1)
-    else:
-        temperature, top_p = numbers
-        keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-        scores = logits / temperature
-        draw = jax.vmap(jax.vmap(jax.random.categorical))
-        if choice.top_k is None and not choice.nucleus:
-            token = draw(keys, scores)
-        else:
-            size = logits.shape[-1]
-            best, at = jax.lax.top_k(scores, min(choice.top_k or size, size))
-            if choice.nucleus:
-                share = jax.nn.softmax(best, axis=-1)
-                before = jnp.cumsum(share, axis=-1) - share
-                best = jnp.where(before < top_p, best, -jnp.inf)
-            token = jnp.take_along_axis(at, draw(keys, best)[..., None], axis=-1)[..., 0]
-    token = token.astype(jnp.int32)
-    chosen = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
-    return _Made(token, chosen, entropy)
 
 
 def _has_stop(
@@ -370,7 +251,7 @@ def _has_stop(
 
 
 def _answer(
-    model: LanguageModel, settings: GenerationSettings, stops: np.ndarray, made: _Made, row: int
+    model: LanguageModel, settings: GenerationSettings, stops: np.ndarray, made: Made, row: int
 ) -> _Answer:
     """Cut the samples of one prompt where they end."""
     tokens, log_probs, entropies = (np.asarray(a)[:, row].T for a in made)

