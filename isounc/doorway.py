@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
+from isounc.buckets import bucket
 from isounc.checks import check_choice, check_count, check_real
 from isounc.estimates import check_points
 from isounc.estimators import Estimate
@@ -200,12 +201,6 @@ def _estimate(values, sq_norms, task, outputs, sigma, noise_sd) -> Estimate:
     return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, aleatoric - epistemic)
 
 
-def _bucket(n: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... from n on: few shapes to compile, at most half as much again."""
-    power = 1 << (n - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power
-
-
 def _padded(values: Any, size: int) -> Any:
     """Rows up to `size`, with copies of the first."""
     missing = size - len(values)
@@ -227,7 +222,7 @@ def _parts(x: Any, task: str, batch_size: int) -> list[Part]:
         shapes = ", ".join(str(np.shape(a)) for a in leaves) or "nothing"
         raise ValueError(f"x must be a batch with examples along the first axis, got {shapes}")
     num_rows = sizes.pop()
-    size = min(batch_size, _bucket(num_rows))
+    size = min(batch_size, bucket(num_rows))
     parts = []
     for start in range(0, num_rows, size):
         rows = np.arange(start, min(start + size, num_rows))
@@ -247,12 +242,12 @@ def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
         raise ValueError("x must hold at least one sequence of token ids")
     # None beyond the longest: a model may have no more positions. Equal lengths are not padded at all.
     longest = max(ids.size for ids in sequences)
-    lengths = np.array([min(longest, max(16, _bucket(ids.size))) for ids in sequences])
+    lengths = np.array([min(longest, max(16, bucket(ids.size))) for ids in sequences])
     if min(ids.size for ids in sequences) == longest:
         lengths[:] = longest
     for length in np.unique(lengths):
         same = np.flatnonzero(lengths == length)
-        size = min(batch_size, _bucket(len(same)))
+        size = min(batch_size, bucket(len(same)))
         for start in range(0, len(same), size):
             rows = same[start : start + size]
             ids = np.stack([np.pad(sequences[i], (0, length - sequences[i].size)) for i in rows])

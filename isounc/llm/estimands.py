@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from isounc.buckets import bucket
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
 from isounc.llm.decoder import PADDING, SHARED, Decoder
@@ -125,16 +126,9 @@ def shape_of(row: Row) -> tuple[int, int, int]:
     """Tokens, targets and answers that a row is padded to: of each few, as every shape is a program to compile."""
     num_answers = int(row.answer.max()) + 1
     if num_answers == 1:
-        return _at_least(row.tokens.size, 32), _at_least(row.at.size, 32), 1
-    size = _at_least(max(row.tokens.size, row.at.size), 32)
-    return size, size, _at_least(num_answers, 16)
-
-
-def _at_least(n: int, least: int) -> int:
-    """The first of least, 2 least, 3 least, 4 least, 6 least, 8 least, 12 least, ... from n on."""
-    units = -(-n // least)
-    power = 1 << (units - 1).bit_length()
-    return least * (3 * power // 4 if power >= 4 and units <= 3 * power // 4 else power)
+        return bucket(row.tokens.size, 32), bucket(row.at.size, 32), 1
+    size = bucket(max(row.tokens.size, row.at.size), 32)
+    return size, size, bucket(num_answers, 16)
 
 
 def answer_norms(

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from isounc.buckets import bucket
 from isounc.checks import check_count, check_real
 from isounc.llm.checkpoint import LanguageModel
 from isounc.llm.steps import SEGMENT, Choice, Made, begin, go_on, prompt_keys
@@ -164,19 +165,13 @@ def _encoded(model: LanguageModel, prompt: Any, at: int, settings: GenerationSet
     return ids
 
 
-def _bucket(n: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... from n on: few shapes to compile, at most half as much again."""
-    power = 1 << (n - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power
-
-
 def _batches(
     encoded: Sequence[Sequence[int]], settings: GenerationSettings
 ) -> list[tuple[list[int], int]]:
     """Prompts of similar length, with the length that they are padded to; rows are filled up with copies."""
     by_length: dict[int, list[int]] = {}
     for i, ids in enumerate(encoded):
-        by_length.setdefault(max(_LEAST, _bucket(len(ids))), []).append(i)
+        by_length.setdefault(max(_LEAST, bucket(len(ids))), []).append(i)
     found = []
     for length, rows in sorted(by_length.items()):
         for start in range(0, len(rows), settings.batch_size):
@@ -209,7 +204,7 @@ def _answers(
     settings: GenerationSettings,
 ) -> list[_Answer]:
     """Answers to one batch of prompts, padded to one length."""
-    rows, samples = min(_bucket(len(prompts)), settings.batch_size), settings.num_samples
+    rows, samples = min(bucket(len(prompts)), settings.batch_size), settings.num_samples
     prompts = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     tokens = np.stack([np.pad(ids, (0, length - len(ids))) for ids in prompts])
     lengths = np.array([len(ids) for ids in prompts])
