@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from isounc import fit_map, isotropic, make_model, make_problem
-from isounc.doorway import _bucket
+from isounc.buckets import bucket
 from isounc.fit import MapSettings
 from isounc.modules import bind
 
@@ -226,7 +226,7 @@ def test_a_second_call_compiles_nothing():
 
 
 def test_buckets_are_few_and_not_much_larger():
-    sizes = [_bucket(n) for n in range(1, 200)]
+    sizes = [bucket(n) for n in range(1, 200)]
     assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
     assert all(n <= size <= 1.5 * n for n, size in enumerate(sizes, 1))
 

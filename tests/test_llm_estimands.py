@@ -31,7 +31,7 @@ def make(tied):
             "hidden_act": "silu",
         }
     )  # fmt: skip
-    return Decoder.random(config, jax.random.key(0))
+    return Decoder.random(config)
 
 
 @pytest.fixture(scope="module")

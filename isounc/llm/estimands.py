@@ -42,6 +42,9 @@ SCALINGS = ("all", "layer_scaled", "last_layer")
 """Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
 the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
 
+MOST_TOKENS = 768
+"""Tokens at a time, padding included: eight rows of 96."""
+
 NOWHERE = -1
 """Choice of a token of padding."""
 
@@ -158,7 +161,8 @@ def answer_norms(
     scalings
         Some of `SCALINGS`.
     batch_size
-        Rows at a time, which bounds the memory of their activations.
+        Rows at a time. Long rows go fewer at a time, so that no more than `MOST_TOKENS` are (one row is the least):
+        that bounds the memory of their activations.
 
     Raises
     ------
@@ -260,9 +264,11 @@ def _by_shape(rows: Sequence[Row]) -> dict[tuple[int, int, int], list[int]]:
 
 def _parts(rows: Sequence[Row], which: list[int], num_tokens: int, num_targets: int, size: int):
     """Rows of one shape, as many at a time as a program takes; the last part is filled up with its own rows."""
+    size = max(1, min(size, MOST_TOKENS // num_tokens))
     for start in range(0, len(which), size):
         part = which[start : start + size]
-        filled = np.resize(part, size if len(which) > size else 1 << (len(part) - 1).bit_length())
+        power = 1 << (len(part) - 1).bit_length()
+        filled = np.resize(part, size if len(which) > size else min(size, power))
         padded = [pad(rows[i], num_tokens, num_targets) for i in filled]
         yield part, Row(*map(np.stack, zip(*padded, strict=True)))
 

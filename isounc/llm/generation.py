@@ -223,9 +223,8 @@ def _answers(
         done = np.asarray(now.done) | _has_stop(model.tokenizer, so_far, settings)
         if done.all():
             break
-        now, more = go_on(
-            graph, state, now._replace(done=jnp.asarray(done)), jnp.asarray(stops), numbers, choice=choice
-        )  # fmt: skip
+        rest = now._replace(cache=None, done=jnp.array(done))
+        now, more = go_on(graph, state, now.cache, rest, jnp.asarray(stops), numbers, choice=choice)
         made.append(jax.tree.map(np.asarray, more))
     whole = Made(
         *(np.concatenate(parts)[: settings.max_new_tokens] for parts in zip(*made, strict=True))

@@ -33,8 +33,8 @@ class Choice(NamedTuple):
 class State(NamedTuple):
     """Where B x S samples stand."""
 
-    cache: Cache
-    """A row for each prompt, a branch for each sample."""
+    cache: Cache | None
+    """A row for each prompt, a branch for each sample; None where it is handed over apart (`go_on`)."""
     token: Int[Array, "B S"]
     """The newest token, not yet read."""
     done: Bool[Array, "B S"]
@@ -88,10 +88,15 @@ def begin(graph, state, tokens, lengths, keys, stops, numbers, *, slots, choice)
     return now, made
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "choice"), donate_argnames="now")
-def go_on(graph, state, now, stops, numbers, *, choice):
-    """Up to a segment of further tokens; none after all samples are done."""
+@functools.partial(jax.jit, static_argnames=("graph", "choice"), donate_argnames="cache")
+def go_on(graph, state, cache, now, stops, numbers, *, choice):
+    """Up to a segment of further tokens; none after all samples are done.
+
+    The cache is given up, so that it is not in memory twice. Nothing else is: tokens and the like may share their
+    memory with NumPy arrays of the caller.
+    """
     decoder: Decoder = nnx.merge(graph, state)
+    now = now._replace(cache=cache)
     rows, samples = now.token.shape
     branches = jnp.broadcast_to(jnp.arange(samples)[None], (rows, samples))
 
