@@ -41,7 +41,8 @@ def decoder():
 
 def log_probs(decoder, prompt, answer):
     """log p_t of one answer, read by itself."""
-    tokens = jnp.array([prompt + answer])
+    ids = prompt + answer
+    tokens = jnp.array([ids + [0] * (16 - len(ids))])
     logits = jax.nn.log_softmax(decoder(tokens)[0], axis=-1)
     return jnp.array([logits[len(prompt) + t - 1, y] for t, y in enumerate(answer)])
 
@@ -107,20 +108,22 @@ def test_norms_are_those_of_plain_gradients(tied):
 
 
 def test_the_most_probable_answer_is_chosen(decoder):
-    totals = [float(log_probs(decoder, PROMPT, a).sum()) for a in ANSWERS]
+    forward = jax.jit(decoder)
+    totals = [float(log_probs(forward, PROMPT, a).sum()) for a in ANSWERS]
     found = answer_norms(decoder, [pack(PROMPT, ANSWERS)], batch_size=1)
     assert found.chosen[0] == np.argmax(totals)
     np.testing.assert_allclose(found.log_probs[0], totals, rtol=1e-4)
-    best = log_probs(decoder, PROMPT, ANSWERS[found.chosen[0]])
+    best = log_probs(forward, PROMPT, ANSWERS[found.chosen[0]])
     np.testing.assert_allclose(found.token_log_probs[0], best, rtol=1e-4)
 
 
 def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
+    forward = jax.jit(decoder)
     rows = [pack(PROMPT, ANSWERS), pack(PROMPT, [[2]]), pack(PROMPT[:3], ANSWERS[:2])]
     for row, found in zip(rows, answer_log_probs(decoder, rows), strict=True):
         prompt = row.tokens[row.branches == -1].tolist()
         answers = [row.targets[row.answer == k].tolist() for k in range(row.answer.max() + 1)]
-        expected = [float(log_probs(decoder, prompt, answer).sum()) for answer in answers]
+        expected = [float(log_probs(forward, prompt, answer).sum()) for answer in answers]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

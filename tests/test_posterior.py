@@ -550,6 +550,7 @@ np.savez(sys.argv[1], values=few_draws().values["test"])
 """
 
 
+@slow
 def test_chains_on_two_hosts_are_those_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

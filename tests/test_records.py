@@ -475,7 +475,7 @@ def start(code, *arguments):
 def test_a_kill_while_writing_leaves_whole_records_or_none(tmp_path):
     rng = np.random.default_rng(0)
     found = 0
-    for _ in range(3):
+    for _ in range(2):
         child = start(WRITER, tmp_path / "run")
         try:
             assert child.stdout is not None
@@ -493,7 +493,7 @@ def test_a_kill_while_writing_leaves_whole_records_or_none(tmp_path):
                 assert record.meta["name"] == name
                 expected = np.full(20_000, record.meta["step"])
                 np.testing.assert_array_equal(record.arrays["values"], expected, strict=True)
-    assert found >= 6  # a kill costs one record of three, at most
+    assert found >= 4  # a kill costs one record of three, at most
 
 
 @pytest.mark.parametrize("stage", ["npz staged", "json staged", "npz renamed", "json renamed"])
