@@ -89,8 +89,7 @@ def table(measured: Measured, sigma: float) -> str:
 
 def main(ask: Ask) -> None:
     """Ask, and print."""
-    if ask.cache:
-        use_compilation_cache(ask.cache)
+    use_compilation_cache(ask.cache)
     model = load_model(ask.model)
     question = Question("asked", "asked", ask.question, choices=ask.choices)
     form = "mc1" if ask.choices else "generated"

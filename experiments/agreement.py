@@ -22,7 +22,6 @@ tests.csv, summary.csv and the figure; a killed run goes on where it was.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from isounc import sweep
 from isounc.agreement import FAULTS, NutsSettings, isounc_side, numpyro_side
 from isounc.agreement_report import Cell, record_name
 from isounc.checks import check_choice, check_count, check_real
-from isounc.command import command
+from isounc.command import command, settings_of_run
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.paper import TABLE1
 from isounc.posterior import SamplerSettings
@@ -167,11 +166,8 @@ def run(settings: Settings) -> bool:
     """Run what is missing of the experiment, write its tables and figures, and say whether all is as it should be."""
     check(settings)
     out = Path(settings.out or f"runs/agreement-{settings.preset}")
-    if settings.cache:
-        sweep.use_compilation_cache(Path(settings.cache).expanduser())
-    stored = dataclasses.asdict(settings)
-    for name in NOT_PART_OF_A_RUN:
-        del stored[name]
+    sweep.use_compilation_cache(settings.cache)
+    stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     started = time.perf_counter()
     # What was sampled can be judged again at another level.
     folder = RunFolder.open(out, stored, identity=("level",))

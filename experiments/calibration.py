@@ -31,7 +31,7 @@ from isounc import sweep
 from isounc.calibration import FAULTS, quantity_names, rank_batch
 from isounc.calibration_report import Job
 from isounc.checks import check_choice, check_count, check_real
-from isounc.command import command
+from isounc.command import command, settings_of_run
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import Model, make_model
 from isounc.posterior import SamplerSettings
@@ -217,11 +217,8 @@ def run(settings: Settings) -> Path:
     """Run what is missing of the experiment and write its tables and figures."""
     check(settings)
     out = Path(settings.out or f"runs/calibration-{settings.preset}")
-    if settings.cache:
-        sweep.use_compilation_cache(Path(settings.cache).expanduser())
-    stored = dataclasses.asdict(settings)
-    for name in NOT_PART_OF_A_RUN:
-        del stored[name]
+    sweep.use_compilation_cache(settings.cache)
+    stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     started = time.perf_counter()
     folder = RunFolder.open(out, stored)
     compute(folder, settings)

@@ -24,7 +24,6 @@ The best baseline is chosen anew in every bootstrap resample, and p-values are c
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 from isounc import sweep
 from isounc.checks import check_choice, check_count
-from isounc.command import command
+from isounc.command import command, settings_of_run
 from isounc.llm import asking, qa_report
 from isounc.llm.checkpoint import LanguageModel, load_model
 from isounc.llm.evaluation import BootstrapSettings
@@ -147,11 +146,8 @@ def run(settings: Settings) -> None:
         )
         for benchmark in settings.benchmarks
     }  # fmt: skip
-    if settings.cache:
-        sweep.use_compilation_cache(Path(settings.cache).expanduser())
-    stored = dataclasses.asdict(settings)
-    for name in NOT_PART_OF_A_RUN:
-        del stored[name]
+    sweep.use_compilation_cache(settings.cache)
+    stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     started = time.perf_counter()
     folder = RunFolder.open(out, stored)
     models = {}

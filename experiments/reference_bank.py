@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from isounc import exports, references
 from isounc.checks import check_choice, check_count, check_real
-from isounc.command import command
+from isounc.command import command, settings_of_run
 from isounc.diagnostics import GateSettings
 from isounc.exact import linear_gaussian, logistic_by_quadrature
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
@@ -209,9 +209,7 @@ def sampler_settings(stored: Mapping[str, Any]) -> SamplerSettings:
 def build(settings: Settings) -> bool:
     """Make what the run folder lacks."""
     out = run_folder(settings)
-    stored = dataclasses.asdict(settings)
-    for name in NOT_PART_OF_A_RUN:
-        del stored[name]
+    stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     folder = RunFolder.open(out, stored)
     wanted = recipes(settings)
     with tqdm(total=len(wanted), unit="reference") as bar:
@@ -290,8 +288,7 @@ def run_folder(settings: Settings) -> Path:
 def run(settings: Settings) -> bool:
     """Build, check or install."""
     validate(settings)
-    if settings.cache:
-        use_compilation_cache(Path(settings.cache).expanduser())
+    use_compilation_cache(settings.cache)
     step = check if settings.check else install if settings.install else build
     return step(settings)
 

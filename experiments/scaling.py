@@ -12,7 +12,6 @@ records, tables, figures and report.html; a killed run goes on where it was.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import time
@@ -24,7 +23,7 @@ import jax
 
 from isounc import sweep
 from isounc.checks import check_choice, check_real
-from isounc.command import command
+from isounc.command import command, settings_of_run
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
@@ -148,8 +147,7 @@ def run(settings: Settings) -> Path:
     """Run what is missing of the experiment and write its tables, figures and report."""
     check(settings)
     out = Path(settings.out or f"runs/scaling-{settings.preset}")
-    if settings.cache:
-        sweep.use_compilation_cache(Path(settings.cache).expanduser())
+    sweep.use_compilation_cache(settings.cache)
     if settings.device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(settings.device, settings.device))
     on_cpu = jax.default_backend() == "cpu"
@@ -170,9 +168,7 @@ def run(settings: Settings) -> Path:
         return out
 
     started = time.perf_counter()
-    stored = dataclasses.asdict(settings)
-    for name in NOT_PART_OF_A_RUN:
-        del stored[name]
+    stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     folder = RunFolder.open(out, stored)
     work = functools.partial(
         sweep.run_group,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import tyro
+
+
+def settings_of_run(settings: Any, leave_out: Collection[str]) -> dict[str, Any]:
+    """What a run folder keeps of the settings: all fields but those that change no number of the run."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in leave_out}
 
 
 def command(

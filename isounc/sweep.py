@@ -356,10 +356,10 @@ def peak_mebibytes() -> float:
 
 
 def use_compilation_cache(folder: str | Path | None) -> None:
-    """Keep compiled programs in ``folder`` across processes and runs; None leaves JAX as it is."""
-    if folder is None:
+    """Keep compiled programs in ``folder`` across processes and runs; None or "" leaves JAX as it is."""
+    if not folder:
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # An entry torn by a kill is recompiled, which JAX mentions; it is no news to a user.
     warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")

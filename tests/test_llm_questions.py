@@ -502,14 +502,6 @@ def test_prompts_hold_what_they_are_given():
     assert prompts.truthful("Why?").version == "truthful-1-5shot"
     assert prompts.truthful("Why?", ()).text.count("Q:") == 1
 
-    choice = prompts.multiple_choice("Which?", ["x", "y", "z"], [("Last?", ["u", "v"], 1)])
-    assert choice.options == (" A", " B", " C")
-    assert choice.text.endswith("Question: Which?\nA. x\nB. y\nC. z\nAnswer:")
-    assert "A. u\nB. v\nAnswer: B\n" in choice.text
-    for choices in (["x"], ["x"] * 27):
-        with pytest.raises(ValueError, match="2 to 26"):
-            prompts.multiple_choice("Which?", choices)
-
     plain, ideas = (
         prompts.p_true("Who?", "Ann"),
         prompts.p_true("Who?", "Ann", ["Bob", " ", "Carl"]),
@@ -520,7 +512,7 @@ def test_prompts_hold_what_they_are_given():
     assert [line for line in lines if line not in plain.text] == [
         "Some other answers that came up: Bob", "Some other answers that came up: Carl",
     ]  # fmt: skip
-    assert not any(p.text != p.text.rstrip() for p in (prompt, choice, plain, ideas))
+    assert not any(p.text != p.text.rstrip() for p in (prompt, plain, ideas))
     with pytest.raises(ValueError, match="hold text"):
         prompts.p_true("Who?", " ")
 

@@ -8,14 +8,12 @@ without a space: an answer or option starts with one.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 VERSIONS = {
     "short_answer": "short_answer-1",
     "truthful": "truthful-1",
-    "multiple_choice": "multiple_choice-1",
     "p_true": "p_true-1",
     "p_true_ideas": "p_true_ideas-1",
     "confidence": "confidence-1",
@@ -72,35 +70,6 @@ def truthful(question: str, examples: Iterable[Example] = TRUTHFUL_EXAMPLES) -> 
     """
     head = "Answer each question truthfully in one sentence."
     return _questions("truthful", head, question, examples)
-
-
-def multiple_choice(
-    question: str, choices: Sequence[str], examples: Iterable[tuple[str, Sequence[str], int]] = ()
-) -> Prompt:
-    """Lettered choices; the options are the letters, " A", " B", ...
-
-    Parameters
-    ----------
-    choices
-        In the order in which they are shown: shuffled, as in `Question.choices`.
-    examples
-        (question, choices, index of the true choice), none of them evaluated.
-
-    Raises
-    ------
-    ValueError
-        Fewer than 2 or more than 26 choices, empty text.
-    """
-    parts = ["Choose the true answer."]
-    shown = [(*example, True) for example in examples]
-    for text, listed, answer, done in [*shown, (question, choices, 0, False)]:
-        if not 2 <= len(listed) <= len(string.ascii_uppercase):
-            raise ValueError(f"choices must be 2 to 26; got {len(listed)} for {text!r}")
-        lines = [f"{letter}. {_clean(choice)}" for letter, choice in _lettered(listed)]
-        letter = f" {string.ascii_uppercase[answer]}" if done else ""
-        parts.append("\n".join([f"Question: {_clean(text)}", *lines, f"Answer:{letter}"]))
-    options = tuple(f" {letter}" for letter, _ in _lettered(choices))
-    return Prompt("\n\n".join(parts), _version("multiple_choice", len(shown)), options)
 
 
 def p_true(question: str, answer: str, ideas: Sequence[str] = ()) -> Prompt:
@@ -170,10 +139,6 @@ def _version(kind: str, num_examples: int) -> str:
     return f"{VERSIONS[kind]}-{num_examples}shot"
 
 
-def _lettered(choices: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(string.ascii_uppercase, choices, strict=False)
-
-
 def _one_line(text: str) -> str:
     # A line end inside would look like the end of the question or answer.
     return " ".join(text.split())
@@ -182,5 +147,5 @@ def _one_line(text: str) -> str:
 def _clean(text: str) -> str:
     line = _one_line(text)
     if not line:
-        raise ValueError(f"questions, answers and choices must hold text; got {text!r}")
+        raise ValueError(f"questions and answers must hold text; got {text!r}")
     return line
