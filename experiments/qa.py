@@ -11,7 +11,7 @@ sampled answers. Then AUROC for a wrong answer, with intervals and paired tests 
 
 DATA is a folder with the authors' files: truthfulqa_mc.json, truthfulqa.csv, triviaqa.csv, natural_questions.csv (a
 message says where to get one that lacks), or "hub" where the package datasets and a network are there. A killed run
-goes on where it was.
+goes on where it was; the same --out with more questions, benchmarks or models adds them.
 
 The protocol, fixed before the first result. The estimand that counts is --main-estimand (choice where a benchmark gives
 choices, length_normalised where the model writes its answer); the total that counts is total_sum with --scores.sigma.
@@ -102,8 +102,12 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-NOT_PART_OF_A_RUN = ("data", "chunk", "cache", "out", "scores", "bootstrap", "main_estimand")
-"""Settings that change no record and may differ when a run is resumed (tables and figures are made anew)."""
+NOT_PART_OF_A_RUN = (
+    "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "bootstrap",
+    "main_estimand",
+)  # fmt: skip
+"""Settings that change no record and may differ when a run is resumed: more questions, benchmarks or models are added to
+those that are there, and tables and figures are made anew."""
 
 
 def check(settings: Settings) -> None:

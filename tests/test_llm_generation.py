@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import llm_files
 import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm import GenerationSettings, generate, load_model
+from isounc.llm import GenerationSettings, generate, load_model, steps
 
 PROMPTS = ["abc", "a bad cab\nfed", "dead beef"]
 
@@ -96,6 +98,48 @@ def test_a_prompts_samples_are_its_own(model):
     np.testing.assert_array_equal(generate(model, ids, base).tokens, together.tokens)
 
 
+def test_a_shared_beginning_is_read_once_and_changes_nothing(model):
+    beginning = [3 + i % 50 for i in range(37)]
+    prompts = [[*beginning, *rest] for rest in ([5], [6, 7, 8], [5, 9])]
+    base = settings(num_samples=3)
+    together = generate(model, prompts, base)
+    for i, prompt in enumerate(prompts):
+        alone = generate(model, [prompt], base)
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[i])
+        np.testing.assert_allclose(alone.log_probs[0], together.log_probs[i], atol=1e-4)
+
+
+def test_samples_that_have_ended_are_left_out_of_the_rest(model):
+    free = generate(model, PROMPTS, settings(num_samples=6, max_new_tokens=40))
+    ends = (3, 17, 40)
+    found = generate(model, PROMPTS, settings(num_samples=6, max_new_tokens=40, stop_ids=ends))
+    assert len(set(found.lengths.ravel())) > 4
+    for at in np.ndindex(found.lengths.shape):
+        n = found.lengths[at]
+        np.testing.assert_array_equal(found.tokens[at][:n], free.tokens[at][:n])
+        np.testing.assert_allclose(found.log_probs[at][:n], free.log_probs[at][:n], atol=1e-4)
+        assert found.stopped[at] == (found.tokens[at][n - 1] in ends) == (n < 40)
+
+
+def test_draws_of_one_among_many_follow_the_softmax():
+    """Pearson's chi-squared over 1000 scores in four blocks; what cannot be is never drawn."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(scale=2, size=1000).astype(np.float32)
+    scores[rng.permutation(1000)[:300]] = -np.inf
+    scores[256:512] = -np.inf
+    scores[-1] = -np.inf
+    keys = jax.random.split(jax.random.key(0), 200_000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: steps._draw(key, scores)))(keys))
+    counts = np.bincount(draws, minlength=1000)
+    p = np.exp(scores - scores.max())
+    expected = len(keys) * p / p.sum()
+    assert counts[p == 0].sum() == 0
+    kept = expected > 5
+    chi = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
+    assert kept.sum() > 200
+    assert abs(chi - kept.sum()) < 4 * np.sqrt(2 * kept.sum())
+
+
 def test_stops(model):
     free = generate(model, PROMPTS, settings(num_samples=4))
     whole = free.text[1][0]
@@ -154,12 +198,8 @@ def test_prompts_that_cannot_be(model):
         generate(model, ["a"], settings(stop_ids=(64,)))
     with pytest.raises(ValueError, match="prompts must be texts"):
         generate(model, "a", settings())
-    state = nnx.state(model.decoder)
-    try:
-        nnx.update(
-            model.decoder, jax.tree.map(lambda a: np.full(a.shape, np.nan, np.float32), state)
-        )
-        with pytest.raises(ValueError, match="logits of model mistral must be finite"):
-            generate(model, PROMPTS, settings(num_samples=4))
-    finally:
-        nnx.update(model.decoder, state)
+    graph, state = nnx.split(model.decoder)
+    nans = jax.tree.map(lambda a: np.full(a.shape, np.nan, np.float32), state)
+    broken = dataclasses.replace(model, decoder=nnx.merge(graph, nans))
+    with pytest.raises(ValueError, match="logits of model mistral must be finite"):
+        generate(broken, PROMPTS, settings(num_samples=4))

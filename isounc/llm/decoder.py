@@ -35,9 +35,9 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Cache(NamedTuple):
     """Keys and values of tokens that were read before, in S slots."""
 
-    keys: tuple[Float[Array, "B S G K"], ...]
+    keys: tuple[Float[Array, "B G S K"], ...]
     """By layer, turned to their positions; G heads of K dimensions."""
-    values: tuple[Float[Array, "B S G K"], ...]
+    values: tuple[Float[Array, "B G S K"], ...]
     """By layer."""
     positions: Int[Array, "B S"]
     """Position of each slot's token; -1 where there is none."""
@@ -49,15 +49,22 @@ class Cache(NamedTuple):
     def grown(self, slots: int) -> Cache:
         """The same with room for more tokens."""
 
-        def more(a, fill=0):
-            return jnp.pad(a, [(0, 0), (0, slots), *[(0, 0)] * (a.ndim - 2)], constant_values=fill)
+        def more(a, axis, fill=0):
+            widths = [(0, slots if i == axis else 0) for i in range(a.ndim)]
+            return jnp.pad(a, widths, constant_values=fill)
 
         return Cache(
-            tuple(map(more, self.keys)),
-            tuple(map(more, self.values)),
-            more(self.positions, PADDING),
-            more(self.branches, SHARED),
+            tuple(more(a, 2) for a in self.keys),
+            tuple(more(a, 2) for a in self.values),
+            more(self.positions, 1, PADDING),
+            more(self.branches, 1, SHARED),
             self.used,
+        )
+
+    def repeated(self, rows: int) -> Cache:
+        """The one row of this cache, ``rows`` times."""
+        return jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (rows, *a.shape[1:])) if a.ndim else a, self
         )
 
 
@@ -95,8 +102,8 @@ class Block(nnx.Module):
         if past is not None:
             put = jax.lax.dynamic_update_slice_in_dim
             old_keys, old_values, at = past
-            keys = put(old_keys, keys.astype(old_keys.dtype), at, axis=1)
-            values = put(old_values, values.astype(old_values.dtype), at, axis=1)
+            keys = put(old_keys, keys.astype(old_keys.dtype), at, axis=2)
+            values = put(old_values, values.astype(old_values.dtype), at, axis=2)
         y = _attention(q, keys, values, mask, self.config) @ self._of("out")
         if self.config.out_bias:
             y = y + _broadcast(self._of("out_bias"), y)
@@ -108,7 +115,7 @@ class Block(nnx.Module):
         return x, (keys, values)
 
     def _heads(self, y: Float[Array, "B T D"], turn: _Turn) -> tuple[Array, Array, Array]:
-        """Queries (B T num_heads K), keys and values (B T num_kv_heads K)."""
+        """Queries (B num_heads T K), keys and values (B num_kv_heads T K)."""
         c = self.config
         found = []
         for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
@@ -120,7 +127,7 @@ class Block(nnx.Module):
             z = z.reshape(*z.shape[:2], heads, c.head_width)
             if c.qk_norm == "head" and name != "v":
                 z = self._norm(f"{name}_norm", z)
-            found.append(z if name == "v" else _turned(z, turn))
+            found.append(jnp.swapaxes(z if name == "v" else _turned(z, turn), 1, 2))
         return found[0], found[1], found[2]
 
 
@@ -204,7 +211,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""
         c = self.config
-        shape = (rows, slots, c.num_kv_heads, c.head_width)
+        shape = (rows, c.num_kv_heads, slots, c.head_width)
         zeros = tuple(jnp.zeros(shape, self.embed[...].dtype) for _ in range(c.num_layers))
         nothing = jnp.full((rows, slots), PADDING)
         return Cache(zeros, zeros, nothing, jnp.full_like(nothing, SHARED), jnp.zeros((), int))
@@ -326,24 +333,30 @@ def _turned(x: Float[Array, "B T heads K"], turn: _Turn) -> Float[Array, "B T he
 
 
 def _attention(
-    q: Float[Array, "B T heads K"],
-    keys: Float[Array, "B S G K"],
-    values: Float[Array, "B S G K"],
+    q: Float[Array, "B heads T K"],
+    keys: Float[Array, "B G S K"],
+    values: Float[Array, "B G S K"],
     mask: Bool[Array, "B T S"],
     config: DecoderConfig,
 ) -> Float[Array, "B T heads*K"]:
     """softmax(scale q k^T) v, where several query heads share one of the keys and values.
 
+    The queries that share a key are rows of one matrix product: on a CPU twice as fast as with an axis of heads.
+
     Source: Ainslie et al. 2023 (arXiv 2305.13245).
     """
-    rows, num_tokens, heads, width = q.shape
-    groups = keys.shape[2]
+    rows, heads, num_tokens, width = q.shape
+    groups, slots = keys.shape[1:3]
     scale = config.query_scale or 1 / math.sqrt(width)
-    q = q.reshape(rows, num_tokens, groups, heads // groups, width)
     number = _float32(q.dtype)
-    scores = scale * jnp.einsum("btghk,bsgk->bghts", q, keys, preferred_element_type=number)
+    q = q.reshape(rows, groups, -1, width)
+    scores = scale * jnp.einsum("bgqk,bgsk->bgqs", q, keys, preferred_element_type=number)
     # Finite, so that a row of padding, which attends to nothing, has no NaN.
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(number).min)
-    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    found = jnp.einsum("bghts,bsgk->btghk", shares, values)
-    return found.reshape(rows, num_tokens, heads * width)
+    scores = jnp.where(
+        mask[:, None, None],
+        scores.reshape(rows, groups, heads // groups, num_tokens, slots),
+        jnp.finfo(number).min,
+    )
+    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(rows, groups, -1, slots)
+    found = jnp.einsum("bgqs,bgsk->bgqk", shares, values).reshape(rows, heads, num_tokens, width)
+    return jnp.swapaxes(found, 1, 2).reshape(rows, num_tokens, heads * width)

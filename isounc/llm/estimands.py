@@ -21,7 +21,7 @@ read once, and the choices' forward passes are one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,10 +126,14 @@ def pad(row: Row, num_tokens: int, num_targets: int) -> Row:
 
 
 def shape_of(row: Row) -> tuple[int, int, int]:
-    """Tokens, targets and answers that a row is padded to: of each few, as every shape is a program to compile."""
+    """Tokens, targets and answers that a row is padded to: of each few, as every shape is a program to compile.
+
+    A single answer of one token is apart: all its probabilities are the same one.
+    """
     num_answers = int(row.answer.max()) + 1
     if num_answers == 1:
-        return bucket(row.tokens.size, 32), bucket(row.at.size, 32), 1
+        targets = 1 if row.at.size == 1 else bucket(row.at.size, 32)
+        return bucket(row.tokens.size, 32), targets, 1
     size = bucket(max(row.tokens.size, row.at.size), 32)
     return size, size, bucket(num_answers, 16)
 
@@ -146,7 +150,7 @@ def answer_norms(
     """Log-odds and exact squared gradient norms of answers.
 
     One forward pass a row, and one backward pass for each of sequence (length_normalised is the same one), mean_token,
-    first_token and choice. No gradient of a weight matrix is stored.
+    first_token and choice; a single one for an answer of one token. No gradient of a weight matrix is stored.
 
     Parameters
     ----------
@@ -189,8 +193,9 @@ def answer_norms(
     graphdef, params = nnx.split(decoder, nnx.Param)
     weights = {s: leaf_weights(decoder, s) for s in scalings}
     found: dict[int, Any] = {}
-    for (num_tokens, num_targets, slots), which in sorted(_by_shape(rows).items()):
+    for (num_tokens, num_targets, slots), which in _by_shape(rows, shape_of):
         here = tuple(c for c in columns if c != "choice" or slots > 1)
+        here = here[: 1 if num_targets == 1 else None]
         for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
             filled = np.resize(wanted[part], stacked.tokens.shape[0]).astype(np.int32)
             out = _norms(
@@ -215,7 +220,7 @@ def answer_log_probs(
     check_count("batch_size", batch_size, 1)
     graphdef, params = nnx.split(decoder, nnx.Param)
     found: dict[int, np.ndarray] = {}
-    for (num_tokens, num_targets, _), which in sorted(_by_shape(rows).items()):
+    for (num_tokens, num_targets), which in _by_shape(rows, forward_shape_of):
         for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
             log_p = np.asarray(_log_probs(params, stacked, graphdef=graphdef), np.float64)
             for i, values in zip(part, log_p, strict=False):
@@ -254,12 +259,19 @@ def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Floa
     return own - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
 
 
-def _by_shape(rows: Sequence[Row]) -> dict[tuple[int, int, int], list[int]]:
-    """Numbers of the rows by what they are padded to: tokens, targets, answers."""
-    shapes: dict[tuple[int, int, int], list[int]] = {}
+def forward_shape_of(row: Row) -> tuple[int, int]:
+    """Tokens and targets that a row is padded to for a forward pass alone, which compiles soon: more shapes."""
+    return bucket(row.tokens.size, 16), bucket(row.at.size, 4)
+
+
+def _by_shape(
+    rows: Sequence[Row], shape: Callable[[Row], tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Numbers of the rows by the shape that they are padded to."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
-        shapes.setdefault(shape_of(row), []).append(i)
-    return shapes
+        shapes.setdefault(shape(row), []).append(i)
+    return sorted(shapes.items())
 
 
 def _parts(rows: Sequence[Row], which: list[int], num_tokens: int, num_targets: int, size: int):
@@ -343,6 +355,8 @@ def _gathered(rows, num_answers, found, estimands, scalings) -> AnswerNorms:
         entropies.append(entropy[own].astype(float))
         for e in estimands:
             source = "sequence" if e == "length_normalised" else e
+            if row.at.size == 1 and e != "choice":
+                source = columns[0]
             if source not in columns:
                 continue
             at = columns.index(source)

@@ -1,8 +1,9 @@
 """Answers sampled from a language model, with what the model itself thought of every token.
 
-Prompts are padded on the right to a few lengths and read once; all samples of a prompt share its keys and values
-(`Decoder.extend`'s branches). Tokens are made in segments of a few steps inside of one compiled loop, which ends where
-every sample has; stop strings that span tokens are looked for between segments.
+What all prompts begin with is read once for all. Their rests are padded on the right to a few lengths; all samples of a
+prompt share its keys and values (`Decoder.extend`'s branches). Tokens are made in segments of a few steps inside of one
+compiled loop. Between segments, stop strings that span tokens are looked for, and samples that have ended are left out
+of the next.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,11 +20,13 @@ from jaxtyping import Bool, Float, Int
 from isounc.buckets import bucket
 from isounc.checks import check_count, check_real
 from isounc.llm.checkpoint import LanguageModel
-from isounc.llm.steps import SEGMENT, Choice, Made, begin, go_on, prompt_keys
+from isounc.llm.decoder import Cache
+from isounc.llm.steps import SEGMENT, Choice, Made, State, begin, go_on, prompt_keys, read
 from isounc.llm.tokens import Tokenizer
 
 _LEAST = 32
-"""Prompts are padded to this length at least, so that short ones share a compilation."""
+"""Prompts are padded to this length at least, so that short ones share a compilation; beginnings are read apart from
+this length on."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,14 @@ def generate(
     graph, state = nnx.split(model.decoder)
     stops = _stop_table(model, settings)
     found: dict[int, _Answer] = {}
-    for rows, length in _batches(encoded, settings):
+    start = _shared_length(encoded)
+    if start:
+        shared = read(graph, state, np.array(encoded[0][:start], np.int32))
+    else:
+        shared = model.decoder.empty_cache(1, 0)
+    for rows, length in _batches([ids[start:] for ids in encoded], settings):
         chosen = [encoded[i] for i in rows]
-        answers = _answers(model, graph, state, chosen, length, stops, settings)
+        answers = _answers(model, graph, state, shared, chosen, length, stops, settings)
         found |= dict(zip(rows, answers, strict=False))
     return _together([found[i] for i in range(len(encoded))], [len(ids) for ids in encoded])
 
@@ -163,6 +170,15 @@ def _encoded(model: LanguageModel, prompt: Any, at: int, settings: GenerationSet
             f"{model.context_length}; prompt {at} has {len(ids)} tokens"
         )
     return ids
+
+
+def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
+    """How many tokens several prompts begin with, of which each has one more at least; rounded down to few lengths."""
+    if len(encoded) == 1:
+        return 0
+    most = min(map(len, encoded)) - 1
+    same = next((i for i in range(most) if len({ids[i] for ids in encoded}) > 1), most)
+    return max(n for n in range(0, same + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
 
 
 def _batches(
@@ -198,38 +214,60 @@ def _answers(
     model: LanguageModel,
     graph: Any,
     state: Any,
+    shared: Cache,
     prompts: Sequence[Sequence[int]],
     length: int,
     stops: np.ndarray,
     settings: GenerationSettings,
 ) -> list[_Answer]:
-    """Answers to one batch of prompts, padded to one length."""
+    """Answers to one batch of prompts, whose tokens after the shared ones are padded to one length."""
     rows, samples = min(bucket(len(prompts)), settings.batch_size), settings.num_samples
     prompts = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-    tokens = np.stack([np.pad(ids, (0, length - len(ids))) for ids in prompts])
-    lengths = np.array([len(ids) for ids in prompts])
+    start = shared.positions.shape[1]
+    tokens = np.stack([np.pad(ids[start:], (0, start + length - len(ids))) for ids in prompts])
+    lengths = np.array([len(ids) - start for ids in prompts])
     choice = Choice(settings.temperature == 0, settings.top_k, settings.top_p is not None)
     numbers = np.float32(settings.temperature or 1), np.float32(settings.top_p or 1)
     keys = prompt_keys(settings.seed, prompts, samples)
     # The last token is never read.
     segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
-    slots = samples * SEGMENT * segments
     now, first = begin(
-        graph, state, tokens, lengths, keys, jnp.asarray(stops), numbers, slots=slots, choice=choice
-    )
-    made = [jax.tree.map(lambda a: np.asarray(a)[None], first)]
-    for _ in range(segments):
-        so_far = np.concatenate([part.token for part in made])
-        done = np.asarray(now.done) | _has_stop(model.tokenizer, so_far, settings)
+        graph, state, shared, tokens, lengths, keys, jnp.asarray(stops), numbers,
+        slots=samples * SEGMENT * segments, choice=choice,
+    )  # fmt: skip
+    shape = (1 + SEGMENT * segments, rows, samples)
+    whole = Made(np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape))
+    _put(whole, first, 0, now.branches)
+    for steps in range(1, shape[0], SEGMENT):
+        done = _has_stop(model.tokenizer, whole.token[:steps], settings)
+        done |= stops[whole.token[:steps]].any(0)
         if done.all():
             break
-        rest = now._replace(cache=None, done=jnp.array(done))
+        rest = _unfinished(now, done)
         now, more = go_on(graph, state, now.cache, rest, jnp.asarray(stops), numbers, choice=choice)
-        made.append(jax.tree.map(np.asarray, more))
-    whole = Made(
-        *(np.concatenate(parts)[: settings.max_new_tokens] for parts in zip(*made, strict=True))
-    )
+        _put(whole, more, slice(steps, steps + SEGMENT), now.branches)
+    whole = Made(*(a[: settings.max_new_tokens] for a in whole))
     return [_answer(model, settings, stops, whole, row) for row in range(rows)]
+
+
+def _put(whole: Made, part: Made, steps: int | slice, branches: Any) -> None:
+    """Write what was made of some samples into the arrays of all."""
+    rows = np.arange(whole.token.shape[1])[:, None]
+    for array, new in zip(whole, part, strict=True):
+        array[steps, rows, np.asarray(branches)] = np.asarray(new)
+
+
+def _unfinished(now: State, done: Bool[np.ndarray, "B S"]) -> State:
+    """Where the samples stand that have not ended: as many of each prompt as of the one that has most, in few sizes."""
+    branches = np.asarray(now.branches)
+    ended = np.take_along_axis(done, branches, axis=1)
+    size = min(bucket(int((~ended).sum(1).max())), ended.shape[1])
+    kept = np.argsort(ended, axis=1, kind="stable")[:, :size]
+    rows = np.arange(len(kept))[:, None]
+    return now._replace(
+        cache=None, token=now.token[rows, kept], keys=now.keys[rows, kept],
+        done=jnp.array(ended[rows, kept]), branches=jnp.array(branches[rows, kept]),
+    )  # fmt: skip
 
 
 def _has_stop(

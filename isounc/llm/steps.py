@@ -15,8 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from isounc.llm.decoder import Cache, Decoder
 
-SEGMENT = 16
-"""Steps between two looks for stop strings."""
+SEGMENT = 8
+"""Steps between two looks for stop strings and for samples that have ended."""
+
+_BLOCK = 256
+"""Weights summed up together when one of many is drawn."""
 
 
 class Choice(NamedTuple):
@@ -43,6 +46,8 @@ class State(NamedTuple):
     """Tokens of each prompt."""
     keys: PRNGKeyArray
     """By prompt and sample (B, S)."""
+    branches: Int[Array, "B S"]
+    """Which of its prompt's samples each is: those that have ended may be left out."""
     step: Int[Array, ""]
     """Tokens made so far."""
 
@@ -72,19 +77,32 @@ def prompt_keys(seed: int, prompts: Sequence[Sequence[int]], samples: int) -> PR
     )
 
 
+@functools.partial(jax.jit, static_argnames="graph")
+def read(graph, state, tokens):
+    """Cache of what all prompts begin with: one row, without padding."""
+    decoder: Decoder = nnx.merge(graph, state)
+    positions = jnp.arange(tokens.size)[None]
+    return decoder.extend(tokens[None], positions, decoder.empty_cache(1, tokens.size))[1]
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "slots", "choice"))
-def begin(graph, state, tokens, lengths, keys, stops, numbers, *, slots, choice):
-    """Read the prompts and choose the first token of every sample."""
+def begin(graph, state, shared, tokens, lengths, keys, stops, numbers, *, slots, choice):
+    """Read what follows the `shared` beginning in each prompt, and choose the first token of every sample."""
     decoder: Decoder = nnx.merge(graph, state)
     rows, length = tokens.shape
+    start = shared.positions.shape[1]
     positions = jnp.arange(length)[None]
-    positions = jnp.where(positions < lengths[:, None], positions, -1)
-    states, cache = decoder.extend(tokens, positions, decoder.empty_cache(rows, length))
+    positions = jnp.where(positions < lengths[:, None], start + positions, -1)
+    states, cache = decoder.extend(tokens, positions, shared.repeated(rows).grown(length))
     last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
-    logits = jnp.repeat(decoder.head(last), keys.shape[1], axis=1)
+    samples = keys.shape[1]
+    logits = jnp.repeat(decoder.head(last), samples, axis=1)
     step = jnp.zeros((), jnp.int32)
     made = _choose(logits, keys, step, numbers, choice)
-    now = State(cache.grown(slots), made.token, stops[made.token], lengths, keys, step + 1)
+    branches = jnp.broadcast_to(jnp.arange(samples)[None], (rows, samples))
+    now = State(
+        cache.grown(slots), made.token, stops[made.token], start + lengths, keys, branches, step + 1
+    )
     return now, made
 
 
@@ -98,12 +116,11 @@ def go_on(graph, state, cache, now, stops, numbers, *, choice):
     decoder: Decoder = nnx.merge(graph, state)
     now = now._replace(cache=cache)
     rows, samples = now.token.shape
-    branches = jnp.broadcast_to(jnp.arange(samples)[None], (rows, samples))
 
     def turn(carry):
         i, now, made = carry
         positions = jnp.broadcast_to((now.lengths + now.step - 1)[:, None], (rows, samples))
-        states, cache = decoder.extend(now.token, positions, now.cache, branches=branches)
+        states, cache = decoder.extend(now.token, positions, now.cache, branches=now.branches)
         new = _choose(decoder.head(states), now.keys, now.step, numbers, choice)
         made = jax.tree.map(lambda old, one: old.at[i].set(one), made, new)
         done = now.done | stops[new.token]
@@ -135,7 +152,7 @@ def _choose(
         temperature, top_p = numbers
         keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
         scores = logits / temperature
-        draw = jax.vmap(jax.vmap(jax.random.categorical))
+        draw = jax.vmap(jax.vmap(_draw))
         if choice.top_k is None and not choice.nucleus:
             token = draw(keys, scores)
         else:
@@ -149,3 +166,27 @@ def _choose(
     token = token.astype(jnp.int32)
     chosen = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
     return Made(token, chosen, entropy)
+
+
+def _draw(key: PRNGKeyArray, scores: Float[Array, " V"]) -> Int[Array, ""]:
+    """Number of a score, drawn with its softmax probability by inverting the distribution function.
+
+    First a block of scores, then one in it: two random numbers, where the Gumbel trick (`jax.random.categorical`) makes
+    one for each score, which takes longer on a CPU than the decoder's layers. With a number of its own for each of the
+    two, what is rare is drawn as often as it should be, to float32's rounding of the sums.
+    """
+    weights = jnp.exp(scores - scores.max())
+    blocks = jnp.pad(weights, (0, -weights.size % _BLOCK)).reshape(-1, _BLOCK)
+    first, second = jax.random.uniform(key, (2,))
+    block = _inverse(first, blocks.sum(1))
+    return block * _BLOCK + _inverse(second, blocks[block])
+
+
+def _inverse(uniform: Float[Array, ""], weights: Float[Array, " N"]) -> Int[Array, ""]:
+    """Number of a weight, with a probability in proportion to it; never that of a weight of zero."""
+    ends = jnp.cumsum(weights)
+    # The largest number below 1 may round up to the whole sum: then it is the last weight that adds to it.
+    return jnp.minimum(
+        jnp.searchsorted(ends, uniform * ends[-1], side="right"),
+        jnp.searchsorted(ends, ends[-1], side="left"),
+    )
