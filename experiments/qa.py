@@ -106,8 +106,8 @@ NOT_PART_OF_A_RUN = (
     "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "bootstrap",
     "main_estimand",
 )  # fmt: skip
-"""Settings that change no record and may differ when a run is resumed: more questions, benchmarks or models are added to
-those that are there, and tables and figures are made anew."""
+"""Settings that change no record and may differ when a run is resumed: further questions, benchmarks or models are
+added, and tables and figures are made anew."""
 
 
 def check(settings: Settings) -> None:

@@ -130,9 +130,14 @@ def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
 def test_one_answer_has_no_choice(decoder):
     found = answer_norms(decoder, [pack(PROMPT, [[2]])], batch_size=1)
     assert np.isnan(found.log_odds["choice"][0])
-    # An answer of one token: all estimands are one.
-    for estimand in ("length_normalised", "mean_token", "first_token"):
-        assert found.log_odds[estimand][0] == pytest.approx(found.log_odds["sequence"][0], rel=1e-5)
+    # An answer of one token: all estimands are one, and so is the backward pass.
+    log_p, squares = dense(decoder, [[2]], 0)
+    for estimand in ("sequence", "length_normalised", "mean_token", "first_token"):
+        expected = logit_of_log(float(log_p[0]))
+        assert found.log_odds[estimand][0] == pytest.approx(expected, rel=1e-4)
+        for scaling in SCALINGS:
+            got = np.exp(found.log_sq_norms[estimand][scaling][0])
+            assert got == pytest.approx(float(squares[scaling][0]), rel=1e-4)
 
 
 def test_nearly_certain_answers_keep_their_digits(decoder):

@@ -97,7 +97,7 @@ def settings(experiment, checkpoint, data):
 
 @pytest.fixture(scope="module")
 def finished(experiment, settings, tmp_path_factory):
-    """A run that was interrupted after its first records and then gone on with."""
+    """A run that was interrupted after its first records, and then gone on with and given more to do."""
     out = tmp_path_factory.mktemp("qa") / "run"
     mine = dataclasses.replace(settings, out=str(out))
     calls = []
@@ -111,7 +111,9 @@ def finished(experiment, settings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(mine)
+            experiment.run(
+                dataclasses.replace(mine, benchmarks=mine.benchmarks[:1], num_questions=7)
+            )
     first = {n: RunFolder.load(out).read(n).meta for n in RunFolder.load(out).names()}
     assert len(first) == 5
     experiment.run(mine)
