@@ -36,6 +36,7 @@ from isounc.checks import check_choice, check_count
 from isounc.command import command, settings_of_run
 from isounc.llm import asking, qa_report
 from isounc.llm.checkpoint import LanguageModel, load_model
+from isounc.llm.entailment import load_entailment
 from isounc.llm.evaluation import BootstrapSettings
 from isounc.llm.measure import MeasureSettings, measure
 from isounc.llm.scores import ScoreSettings
@@ -74,6 +75,9 @@ class Settings:
     """What is measured of each answer."""
     scores: ScoreSettings = field(default_factory=ScoreSettings)
     """Which scores are made of it."""
+    nli: str = ""
+    """Model of natural language inference (a folder, or a name on the hub) for semantic entropy by entailment; needs
+    the packages transformers and torch. Empty leaves that score out."""
     main_estimand: Literal["auto", "sequence", "length_normalised", "mean_token", "first_token"] = (
         "auto"
     )
@@ -103,8 +107,8 @@ PRESETS = {
 }  # fmt: skip
 
 NOT_PART_OF_A_RUN = (
-    "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "bootstrap",
-    "main_estimand",
+    "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "nli",
+    "bootstrap", "main_estimand",
 )  # fmt: skip
 """Settings that change no record and may differ when a run is resumed: further questions, benchmarks or models are
 added, and tables and figures are made anew."""
@@ -150,6 +154,7 @@ def run(settings: Settings) -> None:
         )
         for benchmark in settings.benchmarks
     }  # fmt: skip
+    same = load_entailment(settings.nli) if settings.nli else None
     sweep.use_compilation_cache(settings.cache)
     stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     started = time.perf_counter()
@@ -179,7 +184,7 @@ def run(settings: Settings) -> None:
     }
     print("\n" + qa_report.make(
         folder, names, scores=settings.scores, bootstrap=settings.bootstrap,
-        main_estimand=settings.main_estimand,
+        main_estimand=settings.main_estimand, same=same,
     ))  # fmt: skip
     print(f"\n{seconds / 60:.1f} minutes. {out / 'report.html'}")
 

@@ -1,8 +1,12 @@
 """Scores against numbers worked out by hand from what they are made of."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
+from isounc.llm.entailment import load_entailment
 from isounc.llm.scores import (
     OfOne,
     ScoreSettings,
@@ -20,6 +24,7 @@ def one(i, *, correct=True, p=0.3, log_norm=2.0, texts=("Paris", "paris.", "Rome
     logit = float(np.log(p / (1 - p)))
     return {
         "id": f"q-{i}",
+        "question": "Which city?",
         "answer": "Paris",
         "correct": correct,
         "num_tokens": 2,
@@ -158,8 +163,8 @@ def test_logistic_is_fitted_out_of_fold():
 
 def test_clusters_by_any_notion_of_the_same():
     assert clusters(["The cat", "cat", "a dog", "Dog!", "bird"], same_words) == [0, 0, 1, 1, 2]
-    assert clusters(["ab", "ac", "b"], lambda a, b: a[0] == b[0]) == [0, 0, 1]
-    table = score_table([one(0), one(1, correct=False)], same=lambda a, b: True)
+    assert clusters(["ab", "ac", "b"], lambda question, a, b: a[0] == b[0]) == [0, 0, 1]
+    table = score_table([one(0), one(1, correct=False)], same=lambda question, a, b: True)
     np.testing.assert_array_equal(table.uncertainty["semantic_entropy_entailment"], [0, 0])
 
 
@@ -178,3 +183,45 @@ def test_bad_settings(settings, words):
         assert word in str(error.value)
     with pytest.raises(ValueError, match="measured must hold a question"):
         score_table([])
+
+
+class Classifier:
+    """Says that the longer text entails the shorter one, if it begins with it."""
+
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(id2label={0: "ENTAILMENT", 1: "neutral"})
+    )
+
+    def __call__(self, pairs):
+        return [
+            {"label": "ENTAILMENT" if p["text"].startswith(p["text_pair"]) else "neutral"}
+            for p in pairs
+        ]
+
+
+def test_answers_mean_the_same_that_entail_each_other(monkeypatch, tmp_path):
+    asked = []
+
+    def pipeline(task, **options):
+        asked.append((task, options))
+        return Classifier()
+
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(pipeline=pipeline))
+    same = load_entailment(tmp_path)
+    assert asked[0][0] == "text-classification" and asked[0][1]["model"] == str(tmp_path)
+    assert not asked[0][1]["trust_remote_code"] and asked[0][1]["model_kwargs"] == {
+        "use_safetensors": True
+    }
+    assert same("Which?", "Rome", "Rome") and not same("Which?", "Rome, Italy", "Rome")
+    measured = one(0, texts=("Rome", "Rome, Italy", "Rome", "Rome."))
+    table = score_table([measured, one(1, correct=False)], same=same)
+    by_hand = -(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))
+    assert table.uncertainty["semantic_entropy_entailment"][0] == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match=r"OWNER/NAME on the Hugging Face hub; got '\./nowhere'"):
+        load_entailment("./nowhere")
+    Classifier.model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    with pytest.raises(ValueError, match=r"label 'entailment'; that of .* has LABEL_0, LABEL_1"):
+        load_entailment(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match="pip install transformers torch"):
+        load_entailment(tmp_path)

@@ -25,6 +25,7 @@ from isounc.llm.combination import (
     auroc_gain,
     transfer,
 )
+from isounc.llm.entailment import Same
 from isounc.llm.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
@@ -36,7 +37,7 @@ from isounc.llm.evaluation import (
     paired_tests,
 )
 from isounc.llm.measure import Measured
-from isounc.llm.scores import ScoreSettings, baselines, score_table
+from isounc.llm.scores import ScoreSettings, baselines, same_words, score_table
 from isounc.page import Section, write_page
 from isounc.paper import TABLE2
 from isounc.records import RunFolder
@@ -44,7 +45,7 @@ from isounc.tables import Table, settings_table
 
 KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
 """Isotropic scores of the headline, for its estimand."""
-BASELINES = tuple(score.name for score in baselines())
+BASELINES = tuple(score.name for score in baselines(same_words))
 MOST_UNDEFINED = 0.05
 """A baseline that is undefined at a larger share of the questions is in the tables, but not among those of which the
 best is taken: a test uses the questions where all of them are defined."""
@@ -98,6 +99,7 @@ def make(
     scores: ScoreSettings,
     bootstrap: BootstrapSettings,
     main_estimand: str = "auto",
+    same: Same | None = None,
 ) -> str:
     """Write the tables, figures and report of a run; a summary for the terminal.
 
@@ -111,6 +113,8 @@ def make(
         How they are scored and compared.
     main_estimand
         Estimand of the headline; auto is choice where a benchmark gives choices, else length_normalised.
+    same
+        Whether two answers mean the same (`isounc.llm.entailment`), for semantic entropy by entailment.
     """
     parts = []
     for (model, benchmark), own in names.items():
@@ -120,7 +124,8 @@ def make(
         estimand = main_estimand
         if estimand == "auto":
             estimand = "length_normalised" if FORMS[benchmark] == "generated" else "choice"
-        parts.append(Part(model, benchmark, estimand, measured, score_table(measured, scores)))
+        table = score_table(measured, scores, same=same)
+        parts.append(Part(model, benchmark, estimand, measured, table))
     tables = _tables(parts, bootstrap)
     for name, (rows, columns) in tables.items():
         folder.write_rows(f"{name}.csv", rows, columns)

@@ -29,13 +29,11 @@ from jaxtyping import Bool, Float
 from isounc.checks import check_choice, check_real
 from isounc.links import sigmoid_normal_moments
 from isounc.llm.combination import RULES, combine
+from isounc.llm.entailment import Same
 from isounc.llm.estimands import ESTIMANDS, SCALINGS
 from isounc.llm.evaluation import Scores, make_scores
 from isounc.llm.measure import Measured
 from isounc.llm.text import normalise, token_f1
-
-Same = Callable[[str, str], bool]
-"""Whether two answers to a question mean the same."""
 
 
 @dataclass(frozen=True)
@@ -158,20 +156,22 @@ def _link_aware(log_odds, log_var, *, total: bool) -> np.ndarray:
     return found
 
 
-def clusters(texts: Sequence[str], same: Same) -> list[int]:
-    """Number of the cluster of each text: that of the first text before it that means the same, or a new one."""
+def clusters(texts: Sequence[str], same: Same, question: str = "") -> list[int]:
+    """Number of the cluster of each answer: that of the first before it that means the same, or a new one."""
     firsts: list[str] = []
     found = []
     for text in texts:
-        where = next((k for k, first in enumerate(firsts) if same(first, text)), len(firsts))
+        where = next(
+            (k for k, first in enumerate(firsts) if same(question, first, text)), len(firsts)
+        )
         if where == len(firsts):
             firsts.append(text)
         found.append(where)
     return found
 
 
-def same_words(one: str, other: str) -> bool:
-    """Whether two answers have one normal form."""
+def same_words(question: str, one: str, other: str) -> bool:
+    """Whether two answers have one normal form, whatever the question."""
     return normalise(one) == normalise(other)
 
 
@@ -180,7 +180,7 @@ def _semantic_entropy(one: Measured, same: Same) -> float | None:
     samples = one.get("samples")
     if not samples:
         return None
-    counts = np.bincount(clusters([s["text"] for s in samples], same))
+    counts = np.bincount(clusters([s["text"] for s in samples], same, one["question"]))
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
@@ -220,8 +220,8 @@ def baselines(same: Same | None = None) -> tuple[Score, ...]:
     Parameters
     ----------
     same
-        Whether two answers mean the same, for ``semantic_entropy_entailment``: two-way entailment by a model of natural
-        language inference. None leaves that score out; ``semantic_entropy`` compares normal forms.
+        Whether two answers mean the same, for ``semantic_entropy_entailment``: `isounc.llm.entailment.load_entailment`,
+        or a function of your own. None leaves that score out; ``semantic_entropy`` compares normal forms.
 
     Source: P(True) Kadavath et al. 2022; verbalised confidence Lin et al. 2022; semantic entropy Farquhar et al. 2024;
     naive entropy (Monte Carlo, of whole sequences) Malinin and Gales 2021.
