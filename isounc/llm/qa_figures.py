@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy.stats import rankdata
+from sklearn.metrics import roc_curve
 
 from isounc import style
 from isounc.figures import Drawn
@@ -104,9 +106,7 @@ def _curves(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Figure:
             wrong = part.scores.wrong[there]
             if wrong.all() or not wrong.any():
                 continue
-            order = np.argsort(-values[there], kind="stable")
-            hits = np.r_[0, np.cumsum(wrong[order])] / wrong.sum()
-            false = np.r_[0, np.cumsum(~wrong[order])] / (~wrong).sum()
+            false, hits, _ = roc_curve(wrong, rankdata(values[there]))
             (line,) = above.plot(false, hits, color=color, linewidth=1.2)
             entries.setdefault(label, line)
             found = curves(values[there], wrong)
@@ -131,7 +131,7 @@ def _distributions(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> 
         for i, name in enumerate(names):
             values = part.scores.uncertainty[name]
             there = ~np.isnan(values)
-            ranks = np.argsort(np.argsort(values[there])) / max(there.sum() - 1, 1)
+            ranks = (rankdata(values[there]) - 1) / max(there.sum() - 1, 1)
             wrong = part.scores.wrong[there]
             for which, shift, color in ((~wrong, -0.18, "#56B4E9"), (wrong, 0.18, "#D55E00")):
                 if which.any():
