@@ -140,6 +140,7 @@ def ask_all(
             for one, measured in zip(part, found, strict=True):
                 folder.write(Record(asking.record_name(model.name, one), measured, {}))
             bar.update(len(part))
+            sweep.trim_memory()
 
 
 def run(settings: Settings) -> None:

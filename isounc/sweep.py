@@ -7,6 +7,7 @@ form a group, which one worker runs one after the other, so that each shape is c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -353,6 +354,13 @@ def peak_mebibytes() -> float:
     unit = 2**20 if sys.platform == "darwin" else 2**10
     sides = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(side).ru_maxrss for side in sides) / unit
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system: glibc keeps much of what compiling took."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def use_compilation_cache(folder: str | Path | None) -> None:

@@ -21,7 +21,7 @@ read once, and the choices' forward passes are one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from isounc.buckets import bucket
+from isounc.buckets import batches, bucket
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
 from isounc.llm.decoder import PADDING, SHARED, Decoder
@@ -193,17 +193,14 @@ def answer_norms(
     graphdef, params = nnx.split(decoder, nnx.Param)
     weights = {s: leaf_weights(decoder, s) for s in scalings}
     found: dict[int, Any] = {}
-    for (num_tokens, num_targets, slots), which in _by_shape(rows, shape_of):
+    for part, stacked, (_, num_targets, slots) in _batches(rows, shape_of, batch_size):
         here = tuple(c for c in columns if c != "choice" or slots > 1)
         here = here[: 1 if num_targets == 1 else None]
-        for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
-            filled = np.resize(wanted[part], stacked.tokens.shape[0]).astype(np.int32)
-            out = _norms(
-                params, stacked, filled, weights, graphdef=graphdef, columns=here, slots=slots
-            )
-            out = jax.tree.map(np.asarray, out)
-            for j, i in enumerate(part):
-                found[i] = here, jax.tree.map(lambda a, j=j: a[j], out)
+        filled = np.resize(wanted[part], stacked.tokens.shape[0]).astype(np.int32)
+        out = _norms(params, stacked, filled, weights, graphdef=graphdef, columns=here, slots=slots)
+        out = jax.tree.map(np.asarray, out)
+        for j, i in enumerate(part):
+            found[i] = here, jax.tree.map(lambda a, j=j: a[j], out)
     return _gathered(rows, num_answers, [found[i] for i in range(len(rows))], estimands, scalings)
 
 
@@ -220,14 +217,13 @@ def answer_log_probs(
     check_count("batch_size", batch_size, 1)
     graphdef, params = nnx.split(decoder, nnx.Param)
     found: dict[int, np.ndarray] = {}
-    for (num_tokens, num_targets), which in _by_shape(rows, forward_shape_of):
-        for part, stacked in _parts(rows, which, num_tokens, num_targets, batch_size):
-            log_p = np.asarray(_log_probs(params, stacked, graphdef=graphdef), np.float64)
-            for i, values in zip(part, log_p, strict=False):
-                if not np.isfinite(values).all():
-                    raise ValueError(_not_finite(i, rows[i]))
-                own = rows[i].answer
-                found[i] = np.bincount(own, values[: own.size])
+    for part, stacked, _ in _batches(rows, forward_shape_of, batch_size):
+        log_p = np.asarray(_log_probs(params, stacked, graphdef=graphdef), np.float64)
+        for i, values in zip(part, log_p, strict=False):
+            if not np.isfinite(values).all():
+                raise ValueError(_not_finite(i, rows[i]))
+            own = rows[i].answer
+            found[i] = np.bincount(own, values[: own.size])
     return [found[i] for i in range(len(rows))]
 
 
@@ -259,30 +255,27 @@ def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Floa
     return own - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
 
 
-def forward_shape_of(row: Row) -> tuple[int, int]:
-    """Tokens and targets that a row is padded to for a forward pass alone, which compiles soon: more shapes."""
-    return bucket(row.tokens.size, 16), bucket(row.at.size, 4)
+def forward_shape_of(row: Row) -> tuple[int, int, int]:
+    """The same for a forward pass alone, which reads few targets."""
+    return bucket(row.tokens.size, 32), bucket(row.at.size, 4), 1
 
 
-def _by_shape(
-    rows: Sequence[Row], shape: Callable[[Row], tuple[int, ...]]
-) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Numbers of the rows by the shape that they are padded to."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        shapes.setdefault(shape(row), []).append(i)
-    return sorted(shapes.items())
-
-
-def _parts(rows: Sequence[Row], which: list[int], num_tokens: int, num_targets: int, size: int):
-    """Rows of one shape, as many at a time as a program takes; the last part is filled up with its own rows."""
-    size = max(1, min(size, MOST_TOKENS // num_tokens))
-    for start in range(0, len(which), size):
-        part = which[start : start + size]
-        power = 1 << (len(part) - 1).bit_length()
-        filled = np.resize(part, size if len(which) > size else min(size, power))
-        padded = [pad(rows[i], num_tokens, num_targets) for i in filled]
-        yield part, Row(*map(np.stack, zip(*padded, strict=True)))
+def _batches(
+    rows: Sequence[Row], shape: Callable[[Row], tuple[int, int, int]], size: int
+) -> Iterator[tuple[list[int], Row, tuple[int, int, int]]]:
+    """Numbers of rows of similar length, these rows stacked, and the shape that each is padded to."""
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    shapes = [shape(row) for row in rows]
+    for i, (_, num_targets, slots) in enumerate(shapes):
+        kinds.setdefault((slots > 1, num_targets == 1), []).append(i)
+    for which in kinds.values():
+        lengths = [shapes[i][0] for i in which]
+        for part, count in batches(lengths, lambda n: max(1, min(size, MOST_TOKENS // n))):
+            own = [which[j] for j in part]
+            num_tokens, num_targets, slots = map(max, zip(*(shapes[i] for i in own), strict=True))
+            padded = [pad(rows[i], num_tokens, num_targets) for i in np.resize(own, count)]
+            stacked = Row(*map(np.stack, zip(*padded, strict=True)))
+            yield own, stacked, (num_tokens, num_targets, slots)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))

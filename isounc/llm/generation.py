@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from isounc.buckets import bucket
+from isounc.buckets import batches, bucket
 from isounc.checks import check_count, check_real
 from isounc.llm.checkpoint import LanguageModel
 from isounc.llm.decoder import Cache
@@ -136,10 +136,10 @@ def generate(
         shared = read(graph, state, np.array(encoded[0][:start], np.int32))
     else:
         shared = model.decoder.empty_cache(1, 0)
-    for rows, length in _batches([ids[start:] for ids in encoded], settings):
-        chosen = [encoded[i] for i in rows]
-        answers = _answers(model, graph, state, shared, chosen, length, stops, settings)
-        found |= dict(zip(rows, answers, strict=False))
+    for which, rows in batches([len(ids) for ids in encoded], lambda _: settings.batch_size):
+        chosen = [encoded[i] for i in np.resize(which, rows)]
+        answers = _answers(model, graph, state, shared, chosen, stops, settings)
+        found |= dict(zip(which, answers, strict=False))
     return _together([found[i] for i in range(len(encoded))], [len(ids) for ids in encoded])
 
 
@@ -181,21 +181,6 @@ def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
     return max(n for n in range(0, same + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
 
 
-def _batches(
-    encoded: Sequence[Sequence[int]], settings: GenerationSettings
-) -> list[tuple[list[int], int]]:
-    """Prompts of similar length, with the length that they are padded to; rows are filled up with copies."""
-    by_length: dict[int, list[int]] = {}
-    for i, ids in enumerate(encoded):
-        by_length.setdefault(max(_LEAST, bucket(len(ids))), []).append(i)
-    found = []
-    for length, rows in sorted(by_length.items()):
-        for start in range(0, len(rows), settings.batch_size):
-            part = rows[start : start + settings.batch_size]
-            found.append((part, length))
-    return found
-
-
 def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.ndarray, " V"]:
     """Tokens after which an answer has ended: stop tokens, and those whose own text has a stop string."""
     ids = model.tokenizer.stop_ids if settings.stop_ids is None else settings.stop_ids
@@ -216,14 +201,13 @@ def _answers(
     state: Any,
     shared: Cache,
     prompts: Sequence[Sequence[int]],
-    length: int,
     stops: np.ndarray,
     settings: GenerationSettings,
 ) -> list[_Answer]:
     """Answers to one batch of prompts, whose tokens after the shared ones are padded to one length."""
-    rows, samples = min(bucket(len(prompts)), settings.batch_size), settings.num_samples
-    prompts = [*prompts, *[prompts[0]] * (rows - len(prompts))]
+    rows, samples = len(prompts), settings.num_samples
     start = shared.positions.shape[1]
+    length = bucket(max(map(len, prompts)) - start, _LEAST)
     tokens = np.stack([np.pad(ids[start:], (0, start + length - len(ids))) for ids in prompts])
     lengths = np.array([len(ids) - start for ids in prompts])
     choice = Choice(settings.temperature == 0, settings.top_k, settings.top_p is not None)
@@ -258,10 +242,12 @@ def _put(whole: Made, part: Made, steps: int | slice, branches: Any) -> None:
 
 
 def _unfinished(now: State, done: Bool[np.ndarray, "B S"]) -> State:
-    """Where the samples stand that have not ended: as many of each prompt as of the one that has most, in few sizes."""
+    """Where the samples stand that have not ended: half of them, a quarter, ... as it suffices for each prompt."""
     branches = np.asarray(now.branches)
     ended = np.take_along_axis(done, branches, axis=1)
-    size = min(bucket(int((~ended).sum(1).max())), ended.shape[1])
+    most, size = int((~ended).sum(1).max()), ended.shape[1]
+    while most <= (size + 1) // 2 < size:
+        size = (size + 1) // 2
     kept = np.argsort(ended, axis=1, kind="stable")[:, :size]
     rows = np.arange(len(kept))[:, None]
     return now._replace(
