@@ -21,7 +21,7 @@ read once, and the choices' forward passes are one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +30,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from isounc.buckets import batches, bucket
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
-from isounc.llm.decoder import PADDING, SHARED, Decoder
+from isounc.llm.decoder import Decoder
+from isounc.llm.rows import MOST_TOKENS, NOWHERE, Row, Shape, forward_shape_of, only, pack, row_batches, shape_of
 
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
 """Probabilities of an answer, by name."""
@@ -41,30 +41,6 @@ ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choi
 SCALINGS = ("all", "layer_scaled", "last_layer")
 """Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
 the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
-
-MOST_TOKENS = 768
-"""Tokens at a time, padding included: eight rows of 96."""
-
-NOWHERE = -1
-"""Choice of a token of padding."""
-
-
-class Row(NamedTuple):
-    """A prompt and its K answers as one sequence of T tokens, of which A are predicted."""
-
-    tokens: Int[np.ndarray, "*N T"]
-    """Ids of the prompt and of all but the last token of each answer."""
-    positions: Int[np.ndarray, "*N T"]
-    """Position in the prompt and answer; -1 is padding."""
-    branches: Int[np.ndarray, "*N T"]
-    """Answer a token belongs to; -1 is the prompt."""
-    at: Int[np.ndarray, "*N A"]
-    """Index of the token after which an answer's token is predicted."""
-    targets: Int[np.ndarray, "*N A"]
-    """Ids of the answers' tokens."""
-    answer: Int[np.ndarray, "*N A"]
-    """Answer that each belongs to; -1 is padding."""
-
 
 class AnswerNorms(NamedTuple):
     """What a forward pass and a backward pass per estimand say about N answers; NaN where an estimand is undefined."""
@@ -81,61 +57,6 @@ class AnswerNorms(NamedTuple):
     """log p - log(1 - p) by estimand, float64."""
     log_sq_norms: dict[str, dict[str, Float[np.ndarray, " N"]]]
     """log of the squared norm of grad log p, by estimand and scaling, float64; minus infinity where it is zero."""
-
-
-def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Row:
-    """A prompt and its answers in one row.
-
-    Raises
-    ------
-    ValueError
-        For an empty prompt, no answers, or an empty answer.
-    """
-    if not len(prompt):
-        raise ValueError("prompt must have at least one token; got none.")
-    if not len(answers) or not all(len(answer) for answer in answers):
-        empty = [k for k, answer in enumerate(answers) if not len(answer)]
-        raise ValueError(
-            f"answers must have at least one token each; got {len(answers)} answers"
-            + (f", number {empty[0]} of which is empty." if empty else ".")
-        )
-    columns: list[list[int]] = [list(prompt), list(range(len(prompt))), [SHARED] * len(prompt)]
-    at, targets, owner = [], [], []
-    for k, answer in enumerate(answers):
-        start, length = len(columns[0]), len(answer)
-        columns[0] += answer[:-1]
-        columns[1] += range(len(prompt), len(prompt) + length - 1)
-        columns[2] += [k] * (length - 1)
-        at += [len(prompt) - 1, *range(start, start + length - 1)]
-        targets += answer
-        owner += [k] * length
-    return Row(*(np.array(column, np.int32) for column in (*columns, at, targets, owner)))
-
-
-def pad(row: Row, num_tokens: int, num_targets: int) -> Row:
-    """The same row with more tokens, which nothing attends to, and more targets, which count for nothing."""
-    more, extra = num_tokens - row.tokens.size, num_targets - row.at.size
-    fills = Row(0, PADDING, SHARED, 0, 0, NOWHERE)  # pyright: ignore
-    return Row(
-        *(
-            np.pad(a, (0, more if name in ("tokens", "positions", "branches") else extra),
-                   constant_values=fill)
-            for name, a, fill in zip(Row._fields, row, fills, strict=True)
-        )
-    )  # fmt: skip
-
-
-def shape_of(row: Row) -> tuple[int, int, int]:
-    """Tokens, targets and answers that a row is padded to: of each few, as every shape is a program to compile.
-
-    A single answer of one token is apart: all its probabilities are the same one.
-    """
-    num_answers = int(row.answer.max()) + 1
-    if num_answers == 1:
-        targets = 1 if row.at.size == 1 else bucket(row.at.size, 32)
-        return bucket(row.tokens.size, 32), targets, 1
-    size = bucket(max(row.tokens.size, row.at.size), 32)
-    return size, size, bucket(num_answers, 16)
 
 
 def answer_norms(
@@ -187,23 +108,55 @@ def answer_norms(
             raise ValueError(
                 f"chosen must be below {count} in row {i}, which has {count} answers; got {one}."
             )
-    columns = tuple(e for e in ESTIMANDS if e in estimands and e != "length_normalised")
-    if "length_normalised" in estimands and "sequence" not in columns:
-        columns = ("sequence", *columns)
+    own = [e for e in ("sequence", "mean_token", "first_token") if e in estimands]
+    if "length_normalised" in estimands and "sequence" not in own:
+        own.insert(0, "sequence")
     graphdef, params = nnx.split(decoder, nnx.Param)
     weights = {s: leaf_weights(decoder, s) for s in scalings}
-    found: dict[int, Any] = {}
-    for part, stacked, (_, num_targets, slots) in _batches(rows, shape_of, batch_size):
-        here = tuple(c for c in columns if c != "choice" or slots > 1)
-        here = here[: 1 if num_targets == 1 else None]
-        filled = np.resize(wanted[part], stacked.tokens.shape[0]).astype(np.int32)
-        out = _norms(params, stacked, filled, weights, graphdef=graphdef, columns=here, slots=slots)
-        out = jax.tree.map(np.asarray, out)
-        for j, i in enumerate(part):
-            found[i] = here, jax.tree.map(lambda a, j=j: a[j], out)
-    return _gathered(rows, num_answers, [found[i] for i in range(len(rows))], estimands, scalings)
+
+    def norms(rows, chosen, columns):
+        def program(stacked, part, shape):
+            filled = np.resize(chosen[part], stacked.tokens.shape[0]).astype(np.int32)
+            here = columns[: 1 if shape[1] == 1 else None]
+            return _norms(
+                params, stacked, filled, weights, graphdef=graphdef, columns=here, slots=shape[2]
+            )
+
+        return _over(rows, shape_of, batch_size, program)
+
+    several = [i for i, count in enumerate(num_answers) if count > 1]
+    together = [rows[i] for i in several]
+    choice: dict[int, _Found] = {}
+    totals: dict[int, np.ndarray] = {}
+    if "choice" in estimands:
+        choice = dict(zip(several, norms(together, wanted[several], ("choice",)), strict=True))
+        totals = {i: one.totals[: num_answers[i]].astype(float) for i, one in choice.items()}
+    elif several:
+        own_totals = answer_log_probs(decoder, together, batch_size=batch_size)
+        totals = dict(zip(several, own_totals, strict=True))
+    if chosen is None:
+        wanted = np.array([int(np.argmax(totals[i])) if i in totals else 0 for i in range(len(rows))])
+    # What is about one answer needs no other: its row is shorter.
+    alone = [only(row, k) if row.answer.max() else row for row, k in zip(rows, wanted, strict=True)]
+    single = norms(alone, np.zeros(len(rows), int), tuple(own))
+    return _gathered(alone, wanted, single, choice, totals, estimands, scalings)
 
 
+class _Found(NamedTuple):
+    """What a program says about a row."""
+
+    columns: tuple[str, ...]
+    """Probabilities."""
+    log_p: Float[np.ndarray, " C"]
+    """Their logarithms."""
+    sums: dict[str, Float[np.ndarray, " C"]]
+    """Squared norms of their gradients, by scaling."""
+    totals: Float[np.ndarray, " K"]
+    """Log probability of each answer as a sequence."""
+    token_log_p: Float[np.ndarray, " A"]
+    """Log probability of each target."""
+    entropies: Float[np.ndarray, " A"]
+    """Entropy of the distribution of each target, nats."""
 def answer_log_probs(
     decoder: Decoder, rows: Sequence[Row], *, batch_size: int = 16
 ) -> list[Float[np.ndarray, " K"]]:
@@ -253,29 +206,6 @@ def token_log_odds(decoder: Decoder, row: Row) -> tuple[Float[Array, " A"], Floa
     own = jnp.take_along_axis(logits, row.targets[:, None], axis=-1)[:, 0]
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return own - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
-
-
-def forward_shape_of(row: Row) -> tuple[int, int, int]:
-    """The same for a forward pass alone, which reads few targets."""
-    return bucket(row.tokens.size, 32), bucket(row.at.size, 4), 1
-
-
-def _batches(
-    rows: Sequence[Row], shape: Callable[[Row], tuple[int, int, int]], size: int
-) -> Iterator[tuple[list[int], Row, tuple[int, int, int]]]:
-    """Numbers of rows of similar length, these rows stacked, and the shape that each is padded to."""
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    shapes = [shape(row) for row in rows]
-    for i, (_, num_targets, slots) in enumerate(shapes):
-        kinds.setdefault((slots > 1, num_targets == 1), []).append(i)
-    for which in kinds.values():
-        lengths = [shapes[i][0] for i in which]
-        for part, count in batches(lengths, lambda n: max(1, min(size, MOST_TOKENS // n))):
-            own = [which[j] for j in part]
-            num_tokens, num_targets, slots = map(max, zip(*(shapes[i] for i in own), strict=True))
-            padded = [pad(rows[i], num_tokens, num_targets) for i in np.resize(own, count)]
-            stacked = Row(*map(np.stack, zip(*padded, strict=True)))
-            yield own, stacked, (num_tokens, num_targets, slots)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
