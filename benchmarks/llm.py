@@ -27,7 +27,8 @@ from flax import nnx
 
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
-from isounc.llm.estimands import Row, pack, pad, shape_of, token_log_odds
+from isounc.llm.estimands import token_log_odds
+from isounc.llm.rows import Row, pack, pad, shape_of
 from isounc.sweep import peak_mebibytes
 
 

@@ -106,6 +106,9 @@ PRESETS = {
     ),
 }  # fmt: skip
 
+MOST_MEMORY = 2000
+"""MiB of the process from which on compiled programs are dropped between questions; they come back from the cache."""
+
 NOT_PART_OF_A_RUN = (
     "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "nli",
     "bootstrap", "main_estimand",
@@ -140,7 +143,7 @@ def ask_all(
             for one, measured in zip(part, found, strict=True):
                 folder.write(Record(asking.record_name(model.name, one), measured, {}))
             bar.update(len(part))
-            sweep.trim_memory()
+            sweep.bound_memory(MOST_MEMORY)
 
 
 def run(settings: Settings) -> None:

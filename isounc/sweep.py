@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import itertools
 import multiprocessing
 import os
@@ -356,11 +357,30 @@ def peak_mebibytes() -> float:
     return max(resource.getrusage(side).ru_maxrss for side in sides) / unit
 
 
-def trim_memory() -> None:
-    """Give freed memory back to the system: glibc keeps much of what compiling took."""
+def bound_memory(most: float) -> None:
+    """Give freed memory back to the system; drop compiled programs where this process still has more than ``most`` MiB.
+
+    What is needed again comes back from the compilation cache in seconds. (glibc keeps much of what compiling took.)
+    """
+    _trim()
+    if resident_mebibytes() > most:
+        jax.clear_caches()
+        gc.collect()
+        _trim()
+
+
+def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def resident_mebibytes() -> float:
+    """Resident set of this process now; its peak where the system does not say."""
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return peak_mebibytes()
+    return int(pages.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def use_compilation_cache(folder: str | Path | None) -> None:

@@ -14,8 +14,8 @@ from isounc.llm.estimands import (
     answer_log_probs,
     answer_norms,
     logit_of_log,
-    pack,
 )
+from isounc.llm.rows import only, pack
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
 ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]
@@ -125,6 +125,28 @@ def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
         answers = [row.targets[row.answer == k].tolist() for k in range(row.answer.max() + 1)]
         expected = [float(log_probs(forward, prompt, answer).sum()) for answer in answers]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_an_answer_alone_is_what_pack_makes_of_it():
+    row = pack(PROMPT, ANSWERS)
+    for k, answer in enumerate(ANSWERS):
+        for a, b in zip(only(row, k), pack(PROMPT, [answer]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("estimands", [("choice",), ("mean_token", "length_normalised")])
+def test_fewer_estimands_are_the_same_numbers(decoder, estimands):
+    rows = [pack(PROMPT, ANSWERS), pack(PROMPT, ANSWERS[1:])]
+    whole = answer_norms(decoder, rows)
+    found = answer_norms(decoder, rows, estimands=estimands)
+    assert found.log_odds.keys() == set(estimands)
+    np.testing.assert_array_equal(found.chosen, whole.chosen)
+    for estimand in estimands:
+        np.testing.assert_allclose(found.log_odds[estimand], whole.log_odds[estimand], rtol=1e-4)
+        got, right = (x.log_sq_norms[estimand]["all"] for x in (found, whole))
+        np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4)
+    for a, b in zip(found.log_probs, whole.log_probs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
 def test_one_answer_has_no_choice(decoder):

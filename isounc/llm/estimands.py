@@ -14,14 +14,14 @@ result: where p is the sequence's, the factor p^2 outweighs everything else, and
 Everything is kept as logarithms, and log p_t = -softplus(-d_t) comes from the log-odds
 d_t = z_t[y_t] - log sum_{v != y_t} exp z_t[v], so that neither p near 1 nor p near 0 loses its digits.
 
-All choices of a question are read in one row, in which each attends to the prompt and to itself (`pack`): the prompt is
-read once, and the choices' forward passes are one.
+All choices of a question are read in one row (`isounc.llm.rows.pack`), in which each attends to the prompt and to
+itself: the prompt is read once, and the choices' forward passes are one.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,14 +33,18 @@ from jaxtyping import Array, Float, Int
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
 from isounc.llm.decoder import Decoder
-from isounc.llm.rows import MOST_TOKENS, NOWHERE, Row, Shape, forward_shape_of, only, pack, row_batches, shape_of
+from isounc.llm.rows import NOWHERE, Row, Shape, forward_shape_of, only, row_batches, shape_of
 
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
 """Probabilities of an answer, by name."""
 
+_SOURCE = {"length_normalised": "sequence"}
+"""Estimands whose gradient is that of another one, but for a factor."""
+
 SCALINGS = ("all", "layer_scaled", "last_layer")
 """Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
 the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
+
 
 class AnswerNorms(NamedTuple):
     """What a forward pass and a backward pass per estimand say about N answers; NaN where an estimand is undefined."""
@@ -70,15 +74,16 @@ def answer_norms(
 ) -> AnswerNorms:
     """Log-odds and exact squared gradient norms of answers.
 
-    One forward pass a row, and one backward pass for each of sequence (length_normalised is the same one), mean_token,
-    first_token and choice; a single one for an answer of one token. No gradient of a weight matrix is stored.
+    For choice, one forward and one backward pass over the row with all answers. For the others, one forward pass over
+    the prompt and the chosen answer, and a backward pass for each of sequence (length_normalised is the same one),
+    mean_token and first_token; a single one for an answer of one token. No gradient of a weight matrix is stored.
 
     Parameters
     ----------
     decoder
         The model.
     rows
-        What `pack` made. Rows are padded to few shapes; each shape compiles once.
+        What `isounc.llm.rows.pack` made. Rows are padded to few shapes; each shape compiles once.
     chosen
         The answer in each row that the numbers are about; None is the one of largest sequence probability.
     estimands
@@ -86,8 +91,8 @@ def answer_norms(
     scalings
         Some of `SCALINGS`.
     batch_size
-        Rows at a time. Long rows go fewer at a time, so that no more than `MOST_TOKENS` are (one row is the least):
-        that bounds the memory of their activations.
+        Rows at a time. Long rows go fewer at a time, so that the memory of their activations is
+        bounded (`isounc.llm.rows.row_batches`).
 
     Raises
     ------
@@ -135,28 +140,30 @@ def answer_norms(
         own_totals = answer_log_probs(decoder, together, batch_size=batch_size)
         totals = dict(zip(several, own_totals, strict=True))
     if chosen is None:
-        wanted = np.array([int(np.argmax(totals[i])) if i in totals else 0 for i in range(len(rows))])
+        wanted = np.array(
+            [int(np.argmax(totals[i])) if i in totals else 0 for i in range(len(rows))]
+        )
     # What is about one answer needs no other: its row is shorter.
     alone = [only(row, k) if row.answer.max() else row for row, k in zip(rows, wanted, strict=True)]
     single = norms(alone, np.zeros(len(rows), int), tuple(own))
-    return _gathered(alone, wanted, single, choice, totals, estimands, scalings)
+    return _gathered(alone, wanted, single, own, choice, totals, estimands, scalings)
 
 
 class _Found(NamedTuple):
     """What a program says about a row."""
 
-    columns: tuple[str, ...]
-    """Probabilities."""
-    log_p: Float[np.ndarray, " C"]
-    """Their logarithms."""
-    sums: dict[str, Float[np.ndarray, " C"]]
-    """Squared norms of their gradients, by scaling."""
-    totals: Float[np.ndarray, " K"]
-    """Log probability of each answer as a sequence."""
-    token_log_p: Float[np.ndarray, " A"]
+    log_p: Any
+    """Logarithms of C probabilities."""
+    sums: dict[str, Any]
+    """C squared norms of their gradients, by scaling."""
+    totals: Any
+    """Log probability of each answer as a sequence; minus infinity where there is none."""
+    token_log_p: Any
     """Log probability of each target."""
-    entropies: Float[np.ndarray, " A"]
+    entropies: Any
     """Entropy of the distribution of each target, nats."""
+
+
 def answer_log_probs(
     decoder: Decoder, rows: Sequence[Row], *, batch_size: int = 16
 ) -> list[Float[np.ndarray, " K"]]:
@@ -169,14 +176,29 @@ def answer_log_probs(
     """
     check_count("batch_size", batch_size, 1)
     graphdef, params = nnx.split(decoder, nnx.Param)
-    found: dict[int, np.ndarray] = {}
-    for part, stacked, _ in _batches(rows, forward_shape_of, batch_size):
-        log_p = np.asarray(_log_probs(params, stacked, graphdef=graphdef), np.float64)
-        for i, values in zip(part, log_p, strict=False):
-            if not np.isfinite(values).all():
-                raise ValueError(_not_finite(i, rows[i]))
-            own = rows[i].answer
-            found[i] = np.bincount(own, values[: own.size])
+    found = _over(
+        rows, forward_shape_of, batch_size,
+        lambda stacked, part, shape: _log_probs(params, stacked, graphdef=graphdef),
+    )  # fmt: skip
+    totals = []
+    for i, (row, log_p) in enumerate(zip(rows, found, strict=True)):
+        if not np.isfinite(log_p).all():
+            raise ValueError(_not_finite(i, row))
+        totals.append(np.bincount(row.answer, log_p[: row.answer.size].astype(float)))
+    return totals
+
+
+def _over(
+    rows: Sequence[Row],
+    shape: Callable[[Row], Shape],
+    batch_size: int,
+    program: Callable[[Row, list[int], Shape], Any],
+) -> list[Any]:
+    """What a program says about each row; it is given stacked rows, their numbers and their shape."""
+    found: dict[int, Any] = {}
+    for part, stacked, padded in row_batches(rows, shape, batch_size):
+        out = jax.tree.map(np.asarray, program(stacked, part, padded))
+        found |= {i: jax.tree.map(lambda a, j=j: a[j], out) for j, i in enumerate(part)}
     return [found[i] for i in range(len(rows))]
 
 
@@ -219,17 +241,15 @@ def _log_probs(params, rows, *, graphdef):
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "columns", "slots"))
 def _norms(params, rows, chosen, weights, *, graphdef, columns, slots):
-    """By row: log p of each column, its squared gradient norms by scaling, and what the answers are made of."""
+    """What `_Found` says of each row: ``columns`` is choice alone, or what is about the one answer of a row."""
 
     def log_probabilities(params, row, chosen):
         decoder = nnx.merge(graphdef, params)
         log_odds, entropies = token_log_odds(decoder, row)
         log_p = -jax.nn.softplus(-log_odds)
-        real = row.answer != NOWHERE
-        of = (row.answer[None, :] == jnp.arange(slots)[:, None]) & real[None, :]
+        of = row.answer[None, :] == jnp.arange(slots)[:, None]
         sums = jnp.where(of, log_p[None, :], 0).sum(1)
-        there = of.any(1)
-        totals = jnp.where(there, sums, -jnp.inf)
+        totals = jnp.where(of.any(1), sums, -jnp.inf)
         chosen = jnp.where(chosen == NOWHERE, jnp.argmax(totals), chosen)
         own = of[chosen]
         found = []
@@ -248,49 +268,61 @@ def _norms(params, rows, chosen, weights, *, graphdef, columns, slots):
             else:
                 rest = jnp.where(jnp.arange(slots) == chosen, -jnp.inf, totals)
                 found.append(-jax.nn.softplus(jax.nn.logsumexp(rest) - sums[chosen]))
-        return jnp.stack(found), (totals, chosen, log_p, entropies)
+        values = jnp.stack(found) if found else jnp.zeros(0)
+        return values, (totals, log_p, entropies)
 
+    if not columns:
+        values, aux = jax.vmap(log_probabilities, (None, 0, 0))(params, rows, chosen)
+        return _Found(values, dict.fromkeys(weights, values), *aux)
     norms = value_and_sq_grad_norms(log_probabilities, per_leaf=True, has_aux=True, in_axes=0)
     (values, aux), by_leaf = norms(params, rows, chosen)
     sums = {
         scaling: sum(factor * by_leaf[name] for name, factor in factors.items())
         for scaling, factors in weights.items()
     }
-    return values, sums, aux
+    return _Found(values, sums, *aux)
 
 
-def _gathered(rows, num_answers, found, estimands, scalings) -> AnswerNorms:
-    """Numbers of each row as arrays over rows, in float64, with what follows from them."""
+def _gathered(
+    rows: Sequence[Row],
+    chosen: np.ndarray,
+    found: Sequence[_Found],
+    columns: Sequence[str],
+    choice: Mapping[int, _Found],
+    totals: Mapping[int, np.ndarray],
+    estimands: Sequence[str],
+    scalings: Sequence[str],
+) -> AnswerNorms:
+    """Numbers of rows of one answer each as arrays over rows, in float64, with what follows from them."""
     count = len(rows)
     log_odds = {e: np.full(count, np.nan) for e in estimands}
     log_norms = {e: {s: np.full(count, np.nan) for s in scalings} for e in estimands}
-    totals, tokens, entropies = [], [], []
-    chosen = np.zeros(count, int)
-    for i, (row, (columns, (values, sums, (log_probs, which, log_p, entropy)))) in enumerate(
-        zip(rows, found, strict=True)
-    ):
-        if not (np.isfinite(values).all() and np.isfinite(log_p).all()):
+    all_totals, tokens, entropies = [], [], []
+    for i, (row, one) in enumerate(zip(rows, found, strict=True)):
+        known = [one.log_p, one.token_log_p, *([choice[i].log_p] if i in choice else [])]
+        if not all(np.isfinite(a).all() for a in known):
             raise ValueError(_not_finite(i, row))
-        chosen[i] = which
-        own = np.flatnonzero(row.answer == which)
-        totals.append(log_probs[: num_answers[i]].astype(float))
-        tokens.append(log_p[own].astype(float))
-        entropies.append(entropy[own].astype(float))
+        length = row.at.size
+        tokens.append(one.token_log_p[:length].astype(float))
+        entropies.append(one.entropies[:length].astype(float))
+        all_totals.append(totals.get(i, tokens[-1].sum(keepdims=True)))
         for e in estimands:
-            source = "sequence" if e == "length_normalised" else e
-            if row.at.size == 1 and e != "choice":
-                source = columns[0]
-            if source not in columns:
-                continue
-            at = columns.index(source)
-            length = len(own) if e == "length_normalised" else 1
-            log_odds[e][i] = logit_of_log(float(values[at]) / length)
+            source = one
+            if e == "choice":
+                if i not in choice:
+                    continue
+                source, at = choice[i], 0
+            else:
+                # Of one token all are one, and there is one column.
+                at = 0 if length == 1 else columns.index(_SOURCE.get(e, e))
+            divisor = length if e == "length_normalised" else 1
+            log_odds[e][i] = logit_of_log(float(source.log_p[at]) / divisor)
             for s in scalings:
                 # A sum of products may round to just below zero where p is all but 1.
-                sq_norm = max(float(sums[s][at]), 0.0)
+                sq_norm = max(float(source.sums[s][at]), 0.0)
                 with np.errstate(divide="ignore"):
-                    log_norms[e][s][i] = np.log(sq_norm) - 2 * np.log(length)
-    return AnswerNorms(chosen, totals, tokens, entropies, log_odds, log_norms)
+                    log_norms[e][s][i] = np.log(sq_norm) - 2 * np.log(divisor)
+    return AnswerNorms(chosen.astype(int), all_totals, tokens, entropies, log_odds, log_norms)
 
 
 def logit_of_log(log_p: float) -> float:

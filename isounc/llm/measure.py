@@ -23,11 +23,11 @@ from isounc.llm.estimands import (
     AnswerNorms,
     answer_log_probs,
     answer_norms,
-    pack,
 )
 from isounc.llm.generation import GenerationSettings, generate
 from isounc.llm.judging import Judgement, judge_generated, mc1, mc2
 from isounc.llm.questions import Question
+from isounc.llm.rows import pack
 from isounc.llm.text import first_answer
 
 Measured = dict[str, Any]
