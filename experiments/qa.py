@@ -106,8 +106,9 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-MOST_MEMORY = 2000
-"""MiB of the process from which on compiled programs are dropped between questions; they come back from the cache."""
+MEMORY_SHARE = 0.25
+"""Of the machine's memory: above it compiled programs are dropped between questions. They come back from the cache, but
+tracing and loading all of them again for every 32 questions would take longer than the questions' gradients."""
 
 NOT_PART_OF_A_RUN = (
     "preset", "models", "benchmarks", "num_questions", "data", "chunk", "cache", "out", "scores", "nli",
@@ -143,7 +144,7 @@ def ask_all(
             for one, measured in zip(part, found, strict=True):
                 folder.write(Record(asking.record_name(model.name, one), measured, {}))
             bar.update(len(part))
-            sweep.bound_memory(MOST_MEMORY)
+            sweep.bound_memory(MEMORY_SHARE * sweep.machine_mebibytes())
 
 
 def run(settings: Settings) -> None:

@@ -383,6 +383,11 @@ def resident_mebibytes() -> float:
     return int(pages.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
+def machine_mebibytes() -> float:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * resource.getpagesize() / 2**20
+
+
 def use_compilation_cache(folder: str | Path | None) -> None:
     """Keep compiled programs in ``folder`` across processes and runs; None or "" leaves JAX as it is."""
     if not folder:

@@ -148,6 +148,12 @@ def test_tables_figures_and_report(finished):
         assert 0 <= row["auroc_low"] <= row["auroc"] <= row["auroc_high"] <= 1
     page = (out / "report.html").read_text()
     assert "Table 2" in page and "of right and wrong answers" in page
+    # Three choices, of which one is right; none where the model writes its answer.
+    lines = (out / "report.md").read_text().splitlines()
+    answers = [
+        line.split(" | ") for line in lines if " | exact\\_match | " in line or " | mc1 | " in line
+    ]
+    assert [cells[3] for cells in answers] == ["0.333", ""]
     for name in ("auroc-tiny", "curves-tiny", "distributions-tiny"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 5000
     info = folder.read_info()

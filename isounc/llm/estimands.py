@@ -38,9 +38,6 @@ from isounc.llm.rows import NOWHERE, Row, Shape, forward_shape_of, only, row_bat
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
 """Probabilities of an answer, by name."""
 
-_SOURCE = {"length_normalised": "sequence"}
-"""Estimands whose gradient is that of another one, but for a factor."""
-
 SCALINGS = ("all", "layer_scaled", "last_layer")
 """Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
 the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
@@ -313,8 +310,9 @@ def _gathered(
                     continue
                 source, at = choice[i], 0
             else:
-                # Of one token all are one, and there is one column.
-                at = 0 if length == 1 else columns.index(_SOURCE.get(e, e))
+                # The mean's gradient is the sum's, but for a factor. Of one token all are one, and there is one column.
+                column = "sequence" if e == "length_normalised" else e
+                at = 0 if length == 1 else columns.index(column)
             divisor = length if e == "length_normalised" else 1
             log_odds[e][i] = logit_of_log(float(source.log_p[at]) / divisor)
             for s in scalings:

@@ -17,7 +17,7 @@ from isounc.figures import Drawn
 from isounc.llm.evaluation import curves
 
 if TYPE_CHECKING:
-    from isounc.llm.qa_report import Part
+    from isounc.llm.qa_tables import Part
 
 _COLORS = {
     "epistemic": "#0072B2",

@@ -1,0 +1,216 @@
+"""What `isounc.llm.qa_report` shows: a model's answers with their scores, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isounc.llm.evaluation import Scores
+from isounc.llm.measure import Measured
+from isounc.llm.scores import baselines, same_words
+from isounc.paper import TABLE2
+from isounc.tables import Table
+
+KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
+"""Isotropic scores of the headline, for its estimand."""
+BASELINES = tuple(score.name for score in baselines(same_words))
+MOST_UNDEFINED = 0.05
+"""A baseline that is undefined at a larger share of the questions is in the tables, but not among those of which the
+best is taken: a test uses the questions where all of them are defined."""
+
+
+class Part(NamedTuple):
+    """A model's answers to one benchmark."""
+
+    model: str
+    """Its name."""
+    benchmark: str
+    """Its name."""
+    estimand: str
+    """The one of the headline."""
+    measured: list[Measured]
+    """Answers."""
+    scores: Scores
+    """Their scores."""
+
+    @property
+    def where(self) -> dict[str, str]:
+        """Columns that say which this is."""
+        return {"model": self.model, "benchmark": self.benchmark}
+
+    @property
+    def headline(self) -> list[str]:
+        """Scores of the headline that are defined here."""
+        wanted = [*(f"{kind}/{self.estimand}" for kind in KINDS), *BASELINES]
+        return [name for name in wanted if name in self.scores.uncertainty]
+
+    @property
+    def compared(self) -> list[str]:
+        """Baselines of which the best is taken."""
+        return [
+            name
+            for name in BASELINES
+            if name in self.scores.uncertainty
+            and np.isnan(self.scores.uncertainty[name]).mean() <= MOST_UNDEFINED
+        ]
+
+
+def interval(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
+    """Value and interval of a statistic in a row of `isounc.llm.evaluation`."""
+    if row[name] is None:
+        return "undefined"
+    return " ".join(
+        [
+            form.format(row[name]),
+            "[" + ", ".join(form.format(row[f"{name}_{end}"]) for end in ("low", "high")) + "]",
+        ]
+    )
+
+
+def _paper(score: str, benchmark: str) -> str:
+    """The paper's AUROC, where it has one."""
+    kind = score.split("/")[0]
+    values = TABLE2.get("triviaqa" if benchmark == "triviaqa" else "truthfulqa", {})
+    if benchmark not in ("triviaqa", "truthfulqa") or kind not in values:
+        return ""
+    mean, sd = values[kind]
+    return f" (paper {mean:.2f} ± {sd:.2f})"
+
+
+def auroc_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Table 2: scores of the headline by benchmark."""
+    wanted = [*KINDS, *BASELINES]
+    by = {(r["model"], r["benchmark"], r["score"]): r for r in rows}
+    lines = []
+    for kind in wanted:
+        cells = []
+        for part in parts:
+            name = f"{kind}/{part.estimand}" if kind in KINDS else kind
+            row = by.get((part.model, part.benchmark, name))
+            cells.append(
+                "" if row is None else interval(row, "auroc") + _paper(name, part.benchmark)
+            )
+        if any(cells):
+            lines.append((kind, *cells))
+    heads = tuple(f"{p.model}, {p.benchmark} ({p.estimand})" for p in parts)
+    return Table(
+        "AUROC for a wrong answer (Table 2)", ("score", *heads), lines,
+        "Mean and 95% bootstrap interval over questions; .5 is chance. In brackets the estimand of the isotropic "
+        "scores. The paper's values are means and standard deviations over four other models.",
+    )  # fmt: skip
+
+
+def estimand_table(part: Part, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """AUROC of the isotropic scores, a column for each estimand."""
+    own = {
+        r["score"]: r for r in rows if (r["model"], r["benchmark"]) == (part.model, part.benchmark)
+    }
+    kinds = list(dict.fromkeys(name.split("/")[0] for name in own if "/" in name))
+    estimands = list(dict.fromkeys(name.split("/")[1] for name in own if "/" in name))
+    lines = [
+        (
+            kind,
+            *(
+                interval(own[f"{kind}/{e}"], "auroc") if f"{kind}/{e}" in own else ""
+                for e in estimands
+            ),
+        )
+        for kind in kinds
+    ]
+    return Table(
+        f"{part.model}, {part.benchmark}: isotropic scores by estimand",
+        ("score", *estimands),
+        lines,
+        "",
+    )
+
+
+def comparison_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Tests of the headline's isotropic scores against the baselines."""
+    headline = {(p.model, p.benchmark): set(p.headline) for p in parts}
+    lines = [
+        (
+            f"{r['model']}, {r['benchmark']}", r["score"],
+            f"best baseline ({r['best']})" if r["alternative"] == "greater" else r["against"],
+            interval(r, "gain", "{:+.3f}"), f"{r['p_adjusted']:.3g}", r["alternative"],
+        )
+        for r in rows
+        if r["score"] in headline[(r["model"], r["benchmark"])] and r["p_adjusted"] is not None
+        and "/" in r["score"]
+    ]  # fmt: skip
+    return Table(
+        "AUROC against baselines", ("answers", "score", "against", "gain", "p, corrected", "alternative"), lines,
+        "The best baseline is chosen anew in every resample. p-values are corrected over all scores and estimands of a "
+        "benchmark (Benjamini and Hochberg), not over those shown.",
+    )  # fmt: skip
+
+
+def gain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """AUROC of all baselines together, and what a score adds to it."""
+    lines = [
+        (
+            f"{r['model']}, {r['benchmark']}", r["extra"],
+            "undefined" if r["auroc_without"] is None else f"{r['auroc_without']:.3f}",
+            "undefined" if r["gain"] is None else interval(r, "gain", "{:+.3f}"),
+            r["reason"] or "",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return Table(
+        "What a score adds to all baselines together",
+        ("answers", "score", "AUROC of the baselines", "gain", "reason"), lines,
+        "AUROC of cross-validated logistic regressions with the score less that without.",
+    )  # fmt: skip
+
+
+def correlation_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Spearman of the headline's epistemic score with the others."""
+    lines = []
+    for part in parts:
+        name = f"epistemic/{part.estimand}"
+        for r in rows:
+            if (r["model"], r["benchmark"]) != (part.model, part.benchmark):
+                continue
+            if name in (r["score"], r["other"]) and r["spearman"] is not None:
+                other = r["other"] if r["score"] == name else r["score"]
+                lines.append(
+                    (f"{part.model}, {part.benchmark}", name, other, interval(r, "spearman"))
+                )
+    return Table(
+        "Is epistemic a signal of its own? Spearman with the other scores",
+        ("answers", "score", "other", "Spearman"), lines, "All turned so that higher is more uncertain.",
+    )  # fmt: skip
+
+
+def accuracy_table(parts: Sequence[Part]) -> Table:
+    """How many answers are right, and how that was judged."""
+    lines = []
+    for part in parts:
+        rule = part.measured[0]["judgement"]
+        empty = sum(not one["answer"] for one in part.measured)
+        mass = [
+            np.logaddexp(one["p_true"]["true"], one["p_true"]["false"])
+            for one in part.measured
+            if one.get("p_true")
+        ]
+        # Of a single best choice; a sum over true choices (mc2) has no such level.
+        guess = [
+            1 / len(one["choice_log_probs"])
+            for one in part.measured
+            if rule["rule"] == "mc1" and one.get("choice_log_probs")
+        ]
+        lines.append(
+            (
+                f"{part.model}, {part.benchmark}", str(len(part.measured)),
+                f"{1 - part.scores.wrong.mean():.3f}", f"{np.mean(guess):.3f}" if guess else "",
+                rule["rule"] + (" (a proxy)" if rule["proxy"] else ""), str(empty),
+                f"{np.exp(np.median(mass)):.2g}" if mass else "",
+            )
+        )  # fmt: skip
+    return Table(
+        "Answers",
+        ("answers", "questions", "right", "by guessing", "judged by", "empty answers", "P(True): mass on both options"),
+        lines, "The last column is the median over questions; P(True) is the share of the mass that is on True.",
+    )  # fmt: skip
