@@ -5,9 +5,10 @@
 
 For each batch: seconds of the forward pass (log probability of every token), of the exact norm of log p of the sequence
 over all parameters (`isounc.llm.estimands`), of four backward passes at once, and of plain gradients (`value_and_grad`,
-which holds a gradient of every parameter); the best of several runs after the first. Memory is
-what XLA sets aside for temporaries, per program, and the peak of the whole process at the end; rows beyond --batch-size
-go one after the other, so that memory is bounded at any batch.
+which holds a gradient of every parameter); the best of several runs after the first. Memory, for each: what XLA sets
+aside for temporaries; all that the program needs (weights, rows, temporaries) over the weights; on Linux the largest
+resident set of the process while the program runs, without what compiling took. Rows beyond --batch-size go one after
+the other, so that memory is bounded at any batch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
 from isounc.llm.estimands import token_log_odds
 from isounc.llm.rows import Row, pack, pad, shape_of
-from isounc.sweep import peak_mebibytes
+from isounc.sweep import bound_memory, peak_mebibytes
 
 
 @dataclass
@@ -84,6 +85,16 @@ def functions(graphdef: Any, batch_size: int) -> dict[str, Callable]:
     }
 
 
+def forget_peak() -> bool:
+    """Start anew with the largest resident set of this process, where the system can."""
+    bound_memory(0)  # programs measured before, and what compiling this one took
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def main(options: Options) -> None:
     """Measure, print, write."""
     model = load_model(options.model)
@@ -106,31 +117,37 @@ def main(options: Options) -> None:
                 jax.jit(functions(graphdef, options.batch_size)[way]).lower(params, rows).compile()
             )
             memory = compiled.memory_analysis()
+            known = forget_peak()
             jax.block_until_ready(compiled(params, rows))
             times, until = [], time.perf_counter() + options.seconds
             while not times or time.perf_counter() < until:
                 start = time.perf_counter()
                 jax.block_until_ready(compiled(params, rows))
                 times.append(time.perf_counter() - start)
+            peak = round(peak_mebibytes()) if known else None
             seconds = min(times)
+            needed = sum(
+                getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "output", "temp")
+            )
             forward = forward or seconds
             row = {
                 "model": model.name, "tokens": options.tokens, "batch": batch, "way": way,
                 "seconds": round(seconds, 4), "to_forward": round(seconds / forward, 2),
                 "runs": len(times), "temporary_mebibytes": round(memory.temp_size_in_bytes / 2**20),
-                "weights_mebibytes": round(weights), "device": device, "jax": jax.__version__,
+                "weights_mebibytes": round(weights), "to_weights": round(needed / 2**20 / weights, 2),
+                "process_mebibytes": peak, "device": device, "jax": jax.__version__,
             }  # fmt: skip
             found.append(row)
             print(
                 f"batch {batch:>4} {way:<10}{seconds:>9.3f} s{row['to_forward']:>7.2f} x forward"
-                f"{row['temporary_mebibytes']:>7} MiB of temporaries"
+                f"{row['temporary_mebibytes']:>7} MiB of temporaries{row['to_weights']:>6} x weights"
+                + (f"{peak:>7} MiB resident" if known else "")
             )
             options.out.mkdir(parents=True, exist_ok=True)
             with (options.out / "llm.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
                 writer.writerows(found)
-    print(f"peak of the process: {peak_mebibytes():.0f} MiB")
 
 
 if __name__ == "__main__":
