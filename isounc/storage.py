@@ -4,8 +4,8 @@
 reaches the disk whole or not at all.
 
 JSON here is strict: ``NaN``, ``Infinity`` and ``-Infinity`` are stored as strings of that spelling
-and come back as floats; a text that is spelled so is refused rather than turned into a number.
-Tuples come back as lists.
+and come back as floats; a text that is spelled so is stored with a backslash before it (one that
+begins with backslashes already, with one more), and comes back as it was. Tuples come back as lists.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ LOCK_NAME = ".lock"
 
 _ABSENT = object()
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LOOKS_NON_FINITE = re.compile(r"\\*(NaN|-?Infinity)")
 _INTEGER = re.compile(r"-?\d+")
 _FLOAT = re.compile(r"-?(\d+\.?\d*([eE][+-]?\d+)?|inf)")
 
@@ -55,9 +56,7 @@ def encode(value: Any, where: str) -> Any:
             return float(value)
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, str):
-        if value in _NON_FINITE:
-            raise ValueError(f"{where} is the text {value!r}, which stands for a number in JSON")
-        return str(value)
+        return f"\\{value}" if _LOOKS_NON_FINITE.fullmatch(value) else str(value)
     if isinstance(value, Mapping):
         bad = [key for key in value if not isinstance(key, str)]
         if bad:
@@ -77,7 +76,9 @@ def encode(value: Any, where: str) -> Any:
 def decode(value: Any) -> Any:
     """Undo `encode`."""
     if isinstance(value, str):
-        return _NON_FINITE.get(value, value)
+        if value in _NON_FINITE:
+            return _NON_FINITE[value]
+        return value[1:] if _LOOKS_NON_FINITE.fullmatch(value) else value
     if isinstance(value, list):
         return [decode(v) for v in value]
     if isinstance(value, dict):
