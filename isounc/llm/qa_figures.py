@@ -71,7 +71,7 @@ def _aurocs(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Figure:
     columns = min(4, len(parts))
     lines = -(-len(parts) // columns)
     figure = Figure(
-        figsize=(3.3 * columns + 0.4, lines * (0.21 * most + 1.1)), layout="constrained"
+        figsize=(3.9 * columns + 0.4, lines * (0.21 * most + 1.1)), layout="constrained"
     )
     axes = figure.subplots(lines, columns, squeeze=False)
     for ax in axes.ravel()[len(parts) :]:
