@@ -11,8 +11,9 @@ from jaxtyping import Int
 from isounc.buckets import batches, bucket
 from isounc.llm.decoder import PADDING, SHARED
 
-MOST_TOKENS = 512
-"""Tokens at a time, padding included: the activations of a model of 135M parameters then take below 1.5 GB."""
+MOST_TOKENS = 256
+"""Tokens at a time, padding included: the activations of a model of 135M parameters then take below 1 GiB, three
+backward passes at once included, and more tokens at a time are no faster (`benchmarks/llm.py --batch-size`)."""
 
 NOWHERE = -1
 """Answer of a target of padding."""
