@@ -177,6 +177,56 @@ def test_nearly_certain_answers_keep_their_digits():
         assert np.isfinite(found.log_sq_norms[estimand]["all"][0])
 
 
+def squared_norm(decoder, log_odds):
+    """Of the plain gradient of a number, over all parameters."""
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    gradient = jax.grad(lambda params: log_odds(nnx.merge(graphdef, params)))(params)
+    return sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradient))
+
+
+def test_certain_answers_have_a_norm():
+    """Log p and its squared gradient are 0 in float32."""
+    certain = make(True)
+    certain.norm[...] = certain.norm[...] * 1000
+    logits = np.asarray(certain(jnp.array([PROMPT]))[0, -1], np.float64)
+    best, other = (int(i) for i in np.argsort(logits)[[-1, 0]])
+    found = answer_norms(certain, [pack(PROMPT, [[best], [other]])], batch_size=1)
+
+    def between(decoder):
+        last = decoder(jnp.array([PROMPT]))[0, -1]
+        return last[best] - last[other]
+
+    def against_all(decoder):
+        last = decoder(jnp.array([PROMPT]))[0, -1]
+        return last[best] - jax.nn.logsumexp(last.at[best].set(-jnp.inf))
+
+    for estimand, log_odds in (("choice", between), ("sequence", against_all)):
+        expected = float(log_odds(certain))
+        assert expected > 100
+        assert found.log_odds[estimand][0] == pytest.approx(expected, rel=1e-4)
+        log_norm = np.log(squared_norm(certain, log_odds)) - 2 * expected
+        assert found.log_sq_norms[estimand]["all"][0] == pytest.approx(log_norm, rel=1e-4)
+
+
+def test_several_certain_tokens_keep_their_digits():
+    """1 - prod p_t is sum (1 - p_t) where all are nearly certain."""
+    certain = make(True)
+    certain.norm[...] = certain.norm[...] * 300
+    ids = list(PROMPT)
+    for _ in range(3):
+        ids.append(int(np.asarray(certain(jnp.array([ids]))[0, -1]).argmax()))
+    row = pack(PROMPT, [ids[len(PROMPT) :]])
+    found = answer_norms(certain, [row], batch_size=1)
+    logits = np.asarray(certain(jnp.array([ids]))[0, len(PROMPT) - 1 : -1], np.float64)
+    wrong = 0.0
+    for line, token in zip(logits, ids[len(PROMPT) :], strict=True):
+        others = np.exp(np.delete(line, token) - line[token]).sum()
+        wrong += others / (1 + others)
+    assert wrong < 1e-9
+    assert found.log_odds["sequence"][0] == pytest.approx(-np.log(wrong), rel=1e-4)
+    assert np.isfinite(found.log_sq_norms["sequence"]["all"][0])
+
+
 def test_batches_do_not_change_the_numbers(decoder):
     """Three rows in two parts, the second of which is filled up."""
     rows = [pack(PROMPT, answers) for answers in (ANSWERS, ANSWERS[::-1], [*ANSWERS[1:], [4, 4]])]

@@ -11,8 +11,9 @@ An answer y_1 ... y_A to a prompt has the token probabilities p_t = p(y_t | prom
 Each has an aleatoric part p (1 - p) and an epistemic part ||grad p||^2 = p^2 ||grad log p||^2. The estimand decides the
 result: where p is the sequence's, the factor p^2 outweighs everything else, and the epistemic part nearly re-encodes p.
 
-Everything is kept as logarithms, and log p_t = -softplus(-d_t) comes from the log-odds
-d_t = z_t[y_t] - log sum_{v != y_t} exp z_t[v], so that neither p near 1 nor p near 0 loses its digits.
+Everything is kept as logarithms, and comes from the tokens' log-odds d_t = z_t[y_t] - log sum_{v != y_t} exp z_t[v].
+What is differentiated is log p - log(1 - p), from which grad log p = (1 - p) grad (log p - log(1 - p)) follows in
+float64: log p itself would be zero in float32 from log-odds of 88 on, and its squared gradient from 44 on.
 
 All choices of a question are read in one row (`isounc.llm.rows.pack`), in which each attends to the prompt and to
 itself: the prompt is read once, and the choices' forward passes are one.
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
@@ -41,6 +42,9 @@ ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choi
 SCALINGS = ("all", "layer_scaled", "last_layer")
 """Sums of squares over the parameters: every one alike; each array times its mean square, as for a relative change of
 the same size in every array; the array alone that makes logits of the last states (a tied embedding: both uses)."""
+
+_SURE = 15.0
+"""Log-odds beyond which 1 - p is exp(-log-odds) to float32's rounding."""
 
 
 class AnswerNorms(NamedTuple):
@@ -149,8 +153,8 @@ def answer_norms(
 class _Found(NamedTuple):
     """What a program says about a row."""
 
-    log_p: Any
-    """Logarithms of C probabilities."""
+    log_odds: Any
+    """Log-odds of C probabilities."""
     sums: dict[str, Any]
     """C squared norms of their gradients, by scaling."""
     totals: Any
@@ -252,19 +256,19 @@ def _norms(params, rows, chosen, weights, *, graphdef, columns, slots):
         found = []
         for column in columns:
             if column == "sequence":
-                found.append(sums[chosen])
+                found.append(_log_odds_of_all(log_odds, own))
             elif column == "mean_token":
-                # sum p_t over sum (1 - p_t): near 1 the mean itself would round.
+                # sum p_t over sum (1 - p_t).
                 right, wrong = (
                     jax.nn.logsumexp(jnp.where(own, -jax.nn.softplus(sign * log_odds), -jnp.inf))
                     for sign in (-1, 1)
                 )
-                found.append(-jax.nn.softplus(wrong - right))
+                found.append(right - wrong)
             elif column == "first_token":
-                found.append(log_p[jnp.argmax(own)])
+                found.append(log_odds[jnp.argmax(own)])
             else:
                 rest = jnp.where(jnp.arange(slots) == chosen, -jnp.inf, totals)
-                found.append(-jax.nn.softplus(jax.nn.logsumexp(rest) - sums[chosen]))
+                found.append(sums[chosen] - jax.nn.logsumexp(rest))
         values = jnp.stack(found) if found else jnp.zeros(0)
         return values, (totals, log_p, entropies)
 
@@ -278,6 +282,20 @@ def _norms(params, rows, chosen, weights, *, graphdef, columns, slots):
         for scaling, factors in weights.items()
     }
     return _Found(values, sums, *aux)
+
+
+def _log_odds_of_all(log_odds: Float[Array, " A"], own: Bool[Array, " A"]) -> Float[Array, ""]:
+    """Log-odds of prod_t p_t over some tokens, from theirs: neither p near 1 nor p near 0 loses its digits."""
+    # log(-log p_t), by its limit -d_t where p_t is 1 but for rounding, then the same of all: log(-log prod_t p_t).
+    sure = log_odds > _SURE
+    logs = jnp.where(
+        sure, -log_odds, jnp.log(jax.nn.softplus(-jnp.where(sure, 0, log_odds)))
+    )
+    log_cost = jax.nn.logsumexp(jnp.where(own, logs, -jnp.inf))
+    sure = log_cost < -_SURE
+    cost = jnp.exp(jnp.where(sure, 0, log_cost))
+    log_wrong = jnp.where(sure, log_cost, jnp.log(-jnp.expm1(-cost)))
+    return -jnp.where(own, jax.nn.softplus(-log_odds), 0).sum() - log_wrong
 
 
 def _gathered(
@@ -296,7 +314,7 @@ def _gathered(
     log_norms = {e: {s: np.full(count, np.nan) for s in scalings} for e in estimands}
     all_totals, tokens, entropies = [], [], []
     for i, (row, one) in enumerate(zip(rows, found, strict=True)):
-        known = [one.log_p, one.token_log_p, *([choice[i].log_p] if i in choice else [])]
+        known = [one.log_odds, one.token_log_p, *([choice[i].log_odds] if i in choice else [])]
         if not all(np.isfinite(a).all() for a in known):
             raise ValueError(_not_finite(i, row))
         length = row.at.size
@@ -314,12 +332,16 @@ def _gathered(
                 column = "sequence" if e == "length_normalised" else e
                 at = 0 if length == 1 else columns.index(column)
             divisor = length if e == "length_normalised" else 1
-            log_odds[e][i] = logit_of_log(float(source.log_p[at]) / divisor)
+            odds = float(source.log_odds[at])
+            log_odds[e][i] = odds
+            if divisor > 1:
+                log_odds[e][i] = logit_of_log(-np.logaddexp(0, -odds) / divisor)
             for s in scalings:
-                # A sum of products may round to just below zero where p is all but 1.
+                # A sum of products may round to just below zero.
                 sq_norm = max(float(source.sums[s][at]), 0.0)
                 with np.errstate(divide="ignore"):
-                    log_norms[e][s][i] = np.log(sq_norm) - 2 * np.log(divisor)
+                    log_norm = np.log(sq_norm) - 2 * np.logaddexp(0, odds)
+                log_norms[e][s][i] = log_norm - 2 * np.log(divisor)
     return AnswerNorms(chosen.astype(int), all_totals, tokens, entropies, log_odds, log_norms)
 
 
