@@ -101,7 +101,7 @@ def main(ask: Ask) -> None:
     if not measured["answer"]:
         print("A: (nothing)")
         return
-    ids = model.tokenizer.encode(f" {measured['answer']}", special=False)
+    ids = model.tokenizer.continuation(asked.prompt.text, f" {measured['answer']}")
     pieces = [model.tokenizer.decode([i]) for i in ids]
     if len(pieces) != len(measured["token_log_probs"]):  # it was written in other tokens
         pieces = [measured["answer"], *[""] * (len(measured["token_log_probs"]) - 1)]
@@ -118,5 +118,5 @@ def main(ask: Ask) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Ask, description=__doc__))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

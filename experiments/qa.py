@@ -35,10 +35,10 @@ from isounc import sweep
 from isounc.checks import check_choice, check_count
 from isounc.command import command, settings_of_run
 from isounc.llm import asking, qa_report
-from isounc.llm.checkpoint import LanguageModel, load_model
+from isounc.llm.checkpoint import LanguageModel, load_model, model_name
 from isounc.llm.entailment import load_entailment
 from isounc.llm.evaluation import BootstrapSettings
-from isounc.llm.measure import MeasureSettings, measure
+from isounc.llm.measure import MeasureSettings, check_lengths, measure
 from isounc.llm.scores import ScoreSettings
 from isounc.records import Record, RunFolder, provenance
 
@@ -125,6 +125,22 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{argument} must have at least one value.")
     for benchmark in settings.benchmarks:
         check_choice("benchmarks", benchmark, asking.FORMS)
+    names = [model_name(source) for source in settings.models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"models must have different names, by which their records are told apart; {twice[0]} is there twice"
+        )
+    for benchmark in settings.benchmarks:
+        own = qa_report.headline_estimand(benchmark, settings.main_estimand)
+        for argument, there in (
+            ("measure.estimands", settings.measure.estimands),
+            ("scores.estimands", settings.scores.estimands),
+        ):
+            if own not in there:
+                raise ValueError(
+                    f"{argument} must have {own}, which the headline of {benchmark} is about (main_estimand); got "
+                    f"{', '.join(there)}"
+                )
     for argument, least in (("num_questions", 1), ("num_examples", 0), ("seed", 0), ("chunk", 1)):
         check_count(argument, getattr(settings, argument), least)
 
@@ -134,6 +150,7 @@ def ask_all(
 ) -> None:
     """Measure the questions that the run folder lacks, those of one length together."""
     missing = [one for one in asked if not folder.has(asking.record_name(model.name, one))]
+    check_lengths(model, missing, settings.measure)
     missing.sort(key=lambda one: len(one.prompt.text) + sum(map(len, one.question.choices)))
     with tqdm(total=len(asked), initial=len(asked) - len(missing), unit="question") as bar:
         title = f"{model.name}, {asked[0].question.benchmark}"
@@ -145,6 +162,19 @@ def ask_all(
                 folder.write(Record(asking.record_name(model.name, one), measured, {}))
             bar.update(len(part))
             sweep.bound_memory(MEMORY_SHARE * sweep.machine_mebibytes())
+
+
+def add_sources(folder: RunFolder, key: str, found: dict[str, dict]) -> None:
+    """Write down which files records are made from; another file under the same name is refused."""
+    known = folder.read_info().get(key, {})
+    for name, new in found.items():
+        old = known.get(name, {}).get("sha256")
+        if old and new["sha256"] and old != new["sha256"]:
+            raise ValueError(
+                f"{key} must be those that {folder.path} was made with: {name} had sha256 {old}, and has "
+                f"{new['sha256']}. Take the former file, or another out"
+            )
+    folder.write_info({key: known | found})
 
 
 def run(settings: Settings) -> None:
@@ -164,18 +194,19 @@ def run(settings: Settings) -> None:
     stored = settings_of_run(settings, NOT_PART_OF_A_RUN)
     started = time.perf_counter()
     folder = RunFolder.open(out, stored)
-    models = {}
+    add_sources(folder, "questions", {name: asked.provenance for name, asked in sets.items()})
+    models = []
     for source in settings.models:
         model = load_model(source, dtype=settings.dtype)
-        models[model.name] = {"source": model.source, "sha256": model.sha256}
+        models.append(model.name)
+        described = {"source": model.source, "sha256": model.sha256}
+        add_sources(folder, "models", {model.name: described})
         for asked in sets.values():
             ask_all(folder, model, list(asked.asked), settings)
     seconds = time.perf_counter() - started
     folder.write_info(
         provenance()
         | {
-            "models": models,
-            "questions": {name: asked.provenance for name, asked in sets.items()},
             "last_session": {
                 "seconds": round(seconds, 1),
                 "peak_mebibytes": sweep.peak_mebibytes(),

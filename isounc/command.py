@@ -38,7 +38,7 @@ def command(
     try:
         settings = tyro.cli(type(default), default=default, description=description)
         sys.exit(1 if run(settings) is False else 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. Finished {parts} are kept: the same command goes on from here.")

@@ -137,6 +137,34 @@ def test_sentencepiece_merges_come_back():
             assert pieces[-2:] == ["<0xC3>", "<0xA9>"]
         else:
             assert pieces == trained.encode(line).tokens
+    # What follows a prompt is not a text of its own, which would begin with a space.
+    prompt, answer = "the cat:", " sat"
+    whole = rebuilt.encode(prompt + answer)
+    assert rebuilt.encode(prompt) + rebuilt.continuation(prompt, answer) == whole
+    assert rebuilt.encode(prompt) + rebuilt.encode(answer, special=False) != whole
+
+
+def test_a_continuation_that_changes_its_prompt():
+    """The prompt's last letter would be joined with the answer's first: the answer's own tokens are taken."""
+    tokens = ["a", "b", "ab"]
+    metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b"]}
+    own = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in metadata.items()}, "x")
+    assert own.encode("aab") == [0, 2]
+    assert own.continuation("aa", "b") == [1]
+    assert own.continuation("a", "ab") == [2]
+
+
+@pytest.mark.parametrize(
+    ("pre", "says", "begins"),
+    [("llama-bpe", None, True), ("tekken", None, True), ("qwen2", None, False), ("llama-bpe", False, False)],
+)  # fmt: skip
+def test_whether_a_text_begins_with_bos(pre, says, begins):
+    """As llama.cpp takes it where the file does not say."""
+    metadata = {"model": "gpt2", "pre": pre, "tokens": ["a", "b", "ab", "<s>"], "merges": ["a b"],
+                "token_type": [1, 1, 1, 3], "bos_token_id": 3}  # fmt: skip
+    metadata |= {} if says is None else {"add_bos_token": says}
+    own = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in metadata.items()}, "x")
+    assert own.encode("ab") == ([3, 2] if begins else [2])
 
 
 # Errors.
@@ -219,6 +247,33 @@ def test_gguf_files_that_cannot_be_read(tmp_path):
         load_model(path)
 
 
+def test_scaled_rotary_embeddings_without_a_type(tmp_path):
+    """Older files give the factor alone."""
+    path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
+    file = gguf_file.open_gguf(path)
+    plain = gguf_file.config_of(file).rotary
+    file.tensors.pop("rope_freqs.weight", None)
+    file.metadata.pop("llama.rope.scaling.type", None)
+    file.metadata["llama.rope.scaling.factor"] = 4.0
+    scaled = gguf_file.config_of(file).rotary
+    assert scaled.divisors == (4.0,) * (plain.size // 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 0}, "num_heads must be .* got 0"),
+        ({"hidden_size": None}, "width must be .* got None"),
+        ({"num_attention_heads": 0, "head_dim": None}, "tiny must describe itself.*ZeroDivisionError"),
+        ({"hidden_size": None, "head_dim": None}, "tiny must describe itself.*TypeError"),
+    ],
+)  # fmt: skip
+def test_descriptions_that_make_no_sense(tmp_path, changes, words):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama", **changes)
+    with pytest.raises(ValueError, match=words):
+        load_model(path)
+
+
 def test_quantisation_that_is_not_known(tmp_path):
     path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
     content = bytearray(path.read_bytes())
@@ -244,6 +299,8 @@ def test_tokenizers_that_do_not_fit(tmp_path):
         "tokenizer.ggml.tokens": ["a"],
         "tokenizer.ggml.merges": ["a a"],
     }
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.merges of x must join tokens.*'a a'"):
+        tokenizer_from_gguf(metadata | {"tokenizer.ggml.pre": "gpt-2"}, "x")
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre of x.*smollm.*got 'odd'"):
         tokenizer_from_gguf(metadata | {"tokenizer.ggml.pre": "odd"}, "x")
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model of x.*got 'bert'"):

@@ -369,6 +369,29 @@ def test_hub_rows_become_those_of_the_files(monkeypatch):
     assert found["triviaqa"].questions[0].aliases == ("TL;DR", "Short")
     assert found["natural_questions"].provenance.file == "OamPatel/iti_nq_open_val"
     assert {split for *_, split in calls} == {"validation"}
+
+    def gives(rows):
+        module = types.SimpleNamespace(load_dataset=lambda *names, split: rows)
+        monkeypatch.setitem(sys.modules, "datasets", module)
+
+    # TriviaQA's own form of an answer.
+    whole = {
+        "value": "Paris",
+        "aliases": ["Paris", "City of Light"],
+        "normalized_aliases": ["paris"],
+    }
+    gives([{"question": "Q?", "answer": whole, "false_answer": "Rome"}])
+    assert load_questions("triviaqa", "hub").questions[0].aliases == ("Paris", "City of Light")
+    gives([{"question": "Q?", "false_answer": "Rome"}])
+    with pytest.raises(ValueError, match=r"row 0 of OamPatel/iti_trivia_qa_val has no answer"):
+        load_questions("triviaqa", "hub")
+
+    def offline(*names, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=offline))
+    with pytest.raises(ValueError, match=r"no network.*triviaqa\.csv, to be had from"):
+        load_questions("triviaqa", "hub")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"package datasets.*truthfulqa\.csv.*sylinrl/TruthfulQA"):
         load_questions("truthfulqa", "hub")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from isounc.llm import asking, load_model, prompts
+from isounc.llm import asking, load_model, prompts, qa_figures
 from isounc.llm.config import from_huggingface
-from isounc.llm.evaluation import BootstrapSettings
-from isounc.llm.measure import MeasureSettings, measure
+from isounc.llm.evaluation import BootstrapSettings, evaluate
+from isounc.llm.measure import MeasureSettings, _up_to, measure
+from isounc.llm.qa_tables import Part, auroc_table
+from isounc.llm.scores import score_table
 from isounc.records import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +226,11 @@ def test_examples_are_not_evaluated(data):
         ({"models": ()}, ("models", "at least one")),
         ({"models": ("no-such-model",)}, ("no-such-model",)),
         ({"num_questions": 0}, ("num_questions", "0")),
+        ({"num_examples": 12}, ("triviaqa.csv", "12 questions that are shown as examples")),
+        (
+            {"main_estimand": "mean_token", "measure": MeasureSettings(estimands=("choice",))},
+            ("measure.estimands", "mean_token", "truthfulqa_mc1"),
+        ),
     ],
 )
 def test_bad_settings(experiment, settings, tmp_path, changes, words):
@@ -232,8 +240,115 @@ def test_bad_settings(experiment, settings, tmp_path, changes, words):
         assert word in str(error.value)
 
 
+def test_a_model_of_the_same_name_is_refused(experiment, settings, finished, checkpoint, tmp_path):
+    """Its answers would be taken for those of the first."""
+    out, _ = finished
+    with pytest.raises(ValueError, match=r"different names.*tiny is there twice"):
+        experiment.run(dataclasses.replace(settings, models=(str(checkpoint),) * 2, out=str(out)))
+    other = another(checkpoint, tmp_path / "tiny")
+    with pytest.raises(ValueError, match=r"models must be those .*tiny had sha256"):
+        experiment.run(dataclasses.replace(settings, models=(str(other),), out=str(out)))
+
+
+def test_a_question_file_that_has_changed_is_refused(
+    experiment, settings, finished, data, tmp_path
+):
+    out, _ = finished
+    for file in ("truthfulqa_mc.json", "triviaqa.csv"):
+        text = (data / file).read_text()
+        (tmp_path / file).write_text(text + "Who?,me,you\n" if file == "triviaqa.csv" else text)
+    with pytest.raises(ValueError, match=r"questions must be those .*triviaqa had sha256"):
+        experiment.run(dataclasses.replace(settings, data=str(tmp_path), out=str(out)))
+
+
+def another(checkpoint, path):
+    """A checkpoint of the same form with other weights."""
+    shutil.copytree(checkpoint, path)
+    file = path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    key = "model.embed_tokens.weight"
+    tensors[key] = np.ascontiguousarray(tensors[key][::-1])
+    safetensors.numpy.save_file(tensors, file)
+    return path
+
+
+def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, tmp_path):
+    """Choices judged by mass, pairs and written sentences; the tables where no sample was drawn; transfer."""
+    lines = [
+        f"Adversarial,Law,What is {a} + {b}?,{a + b},{a + b}; {a + b}.0,{a + b + 1}; nothing,there"
+        for a in range(3) for b in range(4)
+    ]  # fmt: skip
+    head = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source"
+    for file in ("truthfulqa_mc.json", "triviaqa.csv"):
+        shutil.copy(data / file, tmp_path / file)
+    shutil.copy(data / "triviaqa.csv", tmp_path / "natural_questions.csv")
+    (tmp_path / "truthfulqa.csv").write_text("\n".join([head, *lines]) + "\n")
+    benchmarks = ("truthfulqa_mc2", "truthfulqa", "natural_questions", "natural_questions_pairs")
+    out = tmp_path / "run"
+    other = another(checkpoint, tmp_path / "other")
+    mine = dataclasses.replace(
+        settings, models=(str(checkpoint), str(other)), benchmarks=benchmarks, data=str(tmp_path),
+        out=str(out), num_questions=8,
+        measure=MeasureSettings(num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False),
+    )  # fmt: skip
+    experiment.run(mine)
+    folder = RunFolder.load(out)
+    rules = {}
+    for record in folder.records():
+        judgement = record.meta["judgement"]
+        rules[record.meta["benchmark"]] = judgement["rule"], judgement["proxy"]
+        if record.meta["benchmark"] == "truthfulqa_mc2":
+            assert record.meta["correct"] == (judgement["score"] > 0.5)
+    assert rules["truthfulqa_mc2"] == ("mc2", False) and rules["truthfulqa"][1]
+    assert rules["natural_questions"] == ("exact_match", False)
+    assert rules["natural_questions_pairs"] == ("mc1", False)
+    text = ("benchmark", "left_out", "features", "normalise", "reason")
+    rows = folder.read_rows("transfer.csv", text_columns=text)
+    assert {row["left_out"] for row in rows} == {"tiny", "other"}
+    pairs = [row for row in rows if row["benchmark"] == "natural_questions_pairs"]
+    assert {row["normalise"] for row in pairs} == {"raw", "z", "rank"}
+    assert {row["features"].split("/")[0] for row in pairs} == {
+        "epistemic",
+        "epistemic_layer_scaled",
+    }
+    assert "Leave one model out" in (out / "report.html").read_text()
+
+
+def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
+    """Most resamples have no right answer at all: a value, but no interval."""
+    out, _ = finished
+    folder = RunFolder.load(out)
+    names = [n for n in folder.names() if "truthfulqa_mc1" in n]
+    measured = [folder.read(name).meta for name in names]
+    for one, right in zip(measured, [True, *[False] * 9], strict=True):
+        one["correct"] = right
+    table = score_table(measured, settings.scores)
+    rows = [
+        {"model": "m", "benchmark": "b"} | r for r in evaluate(table, settings=settings.bootstrap)
+    ]
+    assert any(r["auroc"] is not None and r["auroc_low"] is None for r in rows)
+    part = Part("m", "b", "choice", measured, table)
+    assert "(no interval)" in str(auroc_table([part], rows).rows)
+    qa_figures.draw(out / "few", [part], rows)
+
+
+def test_an_answer_ends_before_the_next_question(checkpoint):
+    """What follows in its line is neither judged nor measured."""
+    model = load_model(checkpoint)
+    tokens = model.tokenizer.encode(" 4. Q: What is 5?")
+    assert model.tokenizer.decode(_up_to(model, "4.", tokens)) == " 4."
+    assert _up_to(model, "4. Q: What is 5?", tokens) == tokens
+
+
 def test_a_prompt_beyond_the_context(checkpoint, data):
     model = dataclasses.replace(load_model(checkpoint), context_length=20)
+    for benchmark in ("truthfulqa_mc1", "triviaqa"):
+        asked = asking.make_questions(benchmark, str(data), num_questions=1).asked
+        with pytest.raises(ValueError, match=r"context of 20 tokens.*those of .*-"):
+            measure(model, asked)
+    # The question fits, but not the one about its answer.
     asked = asking.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
-    with pytest.raises(ValueError, match="context of 20 tokens"):
-        measure(model, asked)
+    longest = len(model.tokenizer.encode(asked[0].prompt.text)) + 12
+    model = dataclasses.replace(model, context_length=longest)
+    with pytest.raises(ValueError, match=r"prompt of p_true .*those of truthfulqa"):
+        measure(model, asked, MeasureSettings(num_samples=0))

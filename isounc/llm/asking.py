@@ -82,6 +82,10 @@ def make_questions(
     written = FORMS[benchmark] == "generated"
     shots = num_examples if written and base != "truthfulqa" else 0
     count = min(num_questions, len(questions) - shots)
+    if count < 1:
+        raise ValueError(
+            f"{name} must have more than the {shots} questions that are shown as examples; it has {len(questions)}"
+        )
     chosen = select(questions, count, num_examples=shots, seed=seed)
     examples = [(q.question, q.best) for q in chosen.examples]
 

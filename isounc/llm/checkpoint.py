@@ -97,22 +97,47 @@ def load_model(
         truncated, of wrong shapes or not finite, a tokenizer that does not fit, or another digest than the one given.
     """
     check_choice("dtype", dtype, DTYPES)
-    if isinstance(source, str) and source.lower() in PACKAGED:
-        packaged = PACKAGED[source.lower()]
-        path = _packaged_file(packaged)
-        where = f"package:{packaged.package}=={metadata.version(packaged.package)}"
-        return _from_gguf(path, "smollm2-135m-instruct", where, dtype, sha256 or packaged.sha256)
+    name = model_name(source)
     path = Path(source)
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            raise ValueError(f"source must be the folder that {path.name} lies in")
-        return _from_gguf(path, path.stem, f"gguf:{path.name}", dtype, sha256)
-    if path.is_dir():
-        return _from_folder(path, path.name, f"folder:{path.name}", dtype, sha256)
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        path = _from_hub(source, revision)
-        name = source.partition("/")[2]
+    try:
+        if isinstance(source, str) and source.lower() in PACKAGED:
+            packaged = PACKAGED[source.lower()]
+            path = _packaged_file(packaged)
+            where = f"package:{packaged.package}=={metadata.version(packaged.package)}"
+            return _from_gguf(path, name, where, dtype, sha256 or packaged.sha256)
+        if path.is_file():
+            return _from_gguf(path, name, f"gguf:{path.name}", dtype, sha256)
+        if path.is_dir():
+            return _from_folder(path, name, f"folder:{path.name}", dtype, sha256)
+        path = _from_hub(str(source), revision)
         return _from_folder(path, name, f"hub:{source}@{path.name}", dtype, sha256)
+    except (ArithmeticError, LookupError, TypeError) as error:
+        # Numbers of a wrong type or size in what describes the model; what is common has an error of its own.
+        raise ValueError(
+            f"{name} must describe itself as its architecture does; reading it ended with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def model_name(source: str | Path) -> str:
+    """Short name of a model, from its source alone: nothing is read.
+
+    Raises
+    ------
+    ValueError
+        For a source that `load_model` does not take, or that is not there.
+    """
+    if isinstance(source, str) and source.lower() in PACKAGED:
+        return "smollm2-135m-instruct"
+    path = Path(source)
+    if path.is_file() and path.suffix == ".safetensors":
+        raise ValueError(f"source must be the folder that {path.name} lies in")
+    if path.is_file():
+        return path.stem
+    if path.is_dir():
+        return path.resolve().name
+    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return source.partition("/")[2]
     raise ValueError(
         f"source must be {' or '.join(PACKAGED)}, a GGUF file, a folder with a checkpoint or owner/name on the hub; "
         f"there is no {str(source)!r}"
@@ -197,8 +222,10 @@ def _checked(
     sha256: str, dtype: str,
 ) -> LanguageModel:  # fmt: skip
     size, rows = tokenizer.size, config.vocab_size
-    # Embeddings are often padded to a round number of rows, by less than one in sixteen.
-    if not rows - rows // 16 <= size <= rows:
+    # Embeddings are often padded to a round number of rows, by less than one in sixteen. Gemma 3's smallest model has
+    # no row for the images' token, which was added to the tokenizer that it shares with the others.
+    own = tokenizer.backend.get_vocab_size(with_added_tokens=False)
+    if not (rows - rows // 16 <= size <= rows + rows // 16 and own <= rows):
         raise ValueError(
             f"tokenizer and model of {name} must have the same vocabulary; the tokenizer has {size} tokens, the "
             f"embedding {rows} rows"

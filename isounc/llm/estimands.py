@@ -288,9 +288,7 @@ def _log_odds_of_all(log_odds: Float[Array, " A"], own: Bool[Array, " A"]) -> Fl
     """Log-odds of prod_t p_t over some tokens, from theirs: neither p near 1 nor p near 0 loses its digits."""
     # log(-log p_t), by its limit -d_t where p_t is 1 but for rounding, then the same of all: log(-log prod_t p_t).
     sure = log_odds > _SURE
-    logs = jnp.where(
-        sure, -log_odds, jnp.log(jax.nn.softplus(-jnp.where(sure, 0, log_odds)))
-    )
+    logs = jnp.where(sure, -log_odds, jnp.log(jax.nn.softplus(-jnp.where(sure, 0, log_odds))))
     log_cost = jax.nn.logsumexp(jnp.where(own, logs, -jnp.inf))
     sure = log_cost < -_SURE
     cost = jnp.exp(jnp.where(sure, 0, log_cost))

@@ -266,7 +266,7 @@ def _rotaries(file: GgufFile, of, head_width: int) -> tuple[Rotary, Rotary]:
         raise ValueError(
             f"{file.path.name} has {long[0]} (longrope), which the decoder does not have"
         )
-    kind = of("rope.scaling.type", "linear" if "rope.scaling.factor" in file.metadata else "none")
+    kind = of("rope.scaling.type", "linear" if of("rope.scaling.factor", 1.0) != 1 else "none")
     check_choice(f"rope.scaling.type of {file.path.name}", kind, ("none", "linear"))
     divisors: tuple[float, ...] = ()
     if kind == "linear":

@@ -125,6 +125,7 @@ def measure(
     if len(forms) != 1:
         raise ValueError(f"asked must hold questions of one form; got {sorted(forms) or 'none'}")
     tokenizer = model.tokenizer
+    check_lengths(model, asked, settings)
     ids = [tokenizer.encode(one.prompt.text) for one in asked]
     generated = forms == {"generated"}
     if generated:
@@ -134,8 +135,7 @@ def measure(
         encoded = [[tokens] for _, tokens in answers]
     else:
         choices = [list(one.question.choices) for one in asked]
-        encoded = [[tokenizer.encode(f" {c}", special=False) for c in own] for own in choices]
-    _check_lengths(model, asked, ids, encoded)
+        encoded = [_encoded_choices(model, one) for one in asked]
     found: list[Measured] = [_start(one, own) for one, own in zip(asked, ids, strict=True)]
     tell("gradient norms")
     there = [i for i, answers in enumerate(encoded) if all(answers)]
@@ -193,17 +193,52 @@ def _written(model, asked, ids, settings) -> list[tuple[str, list[int]]]:
         out.tokens[i, 0, : out.text_lengths[i, 0]].tolist() if text else []
         for i, text in enumerate(texts)
     ]
+    tokens = [_up_to(model, *pair) for pair in zip(texts, tokens, strict=True)]
     return list(zip(texts, tokens, strict=True))
 
 
-def _check_lengths(model, asked, ids, encoded) -> None:
-    for one, prompt, answers in zip(asked, ids, encoded, strict=True):
-        longest = len(prompt) + max(map(len, answers), default=0)
-        if longest > model.context_length:
+def _up_to(model: LanguageModel, text: str, tokens: list[int]) -> list[int]:
+    """The tokens that an answer takes: a next question may follow in its line, which is not part of it."""
+    decode = model.tokenizer.decode
+    if decode(tokens).rstrip().endswith(text):
+        return tokens
+    ends = (n for n in range(1, len(tokens)) if text in decode(tokens[:n]))
+    return tokens[: next(ends, len(tokens))]
+
+
+def _encoded_choices(model: LanguageModel, one: Asked) -> list[list[int]]:
+    return [model.tokenizer.continuation(one.prompt.text, f" {c}") for c in one.question.choices]
+
+
+def check_lengths(model: LanguageModel, asked: Sequence[Asked], settings: MeasureSettings) -> None:
+    """Refuse questions that a model cannot be asked, before any is.
+
+    Raises
+    ------
+    ValueError
+        A prompt that is longer than the model's context, with its answer, or has tokens that the model has not.
+    """
+    for one in asked:
+        ids = model.tokenizer.encode(one.prompt.text)
+        if max(ids, default=0) >= model.config.vocab_size:
             raise ValueError(
-                f"prompt and answer must fit the context of {model.context_length} tokens of {model.name}; those of "
-                f"{one.question.id} have {longest}. Give fewer examples."
+                f"prompts must hold tokens that {model.name} has; that of {one.question.id} has number {max(ids)} of "
+                f"{model.config.vocab_size}"
             )
+        longest = len(ids)
+        if one.form == "generated":
+            longest += _stops([one], settings).max_new_tokens
+        else:
+            longest += max(map(len, _encoded_choices(model, one)), default=0)
+        _check_length(model, one.question.id, longest, "prompt and answer", "Give fewer examples.")
+
+
+def _check_length(model: LanguageModel, which: str, length: int, what: str, remedy: str) -> None:
+    if length > model.context_length:
+        raise ValueError(
+            f"{what} must fit the context of {model.context_length} tokens of {model.name}; those of {which} have "
+            f"{length}. {remedy}"
+        )
 
 
 def _numbers(norms: AnswerNorms, j: int, choices: Sequence[str], given: bool) -> Measured:
@@ -269,10 +304,15 @@ def _add_self_assessment(model, found: Sequence[Measured], settings: MeasureSett
         rows = [
             pack(
                 model.tokenizer.encode(prompt.text),
-                [model.tokenizer.encode(option, special=False) for option in prompt.options],
+                [model.tokenizer.continuation(prompt.text, option) for option in prompt.options],
             )
             for prompt in texts
         ]
+        for own, row in zip(mine, rows, strict=True):
+            _check_length(
+                model, own["id"], row.tokens.size + 1, f"the prompt of {key} and its option",
+                "Ask for fewer ideas (num_ideas), or for no self-assessment.",
+            )  # fmt: skip
         if rows:
             totals = answer_log_probs(model.decoder, rows, batch_size=settings.batch_size)
             for own, (true, false) in zip(mine, totals, strict=True):

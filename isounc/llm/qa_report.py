@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from isounc.llm import qa_figures
 from isounc.llm.asking import FORMS
 from isounc.llm.combination import (
@@ -43,6 +45,7 @@ from isounc.llm.qa_tables import (
     estimand_table,
     gain_table,
     interval,
+    transfer_table,
 )
 from isounc.llm.scores import ScoreSettings, score_table
 from isounc.page import Section, write_page
@@ -54,6 +57,13 @@ ANSWER_COLUMNS = (
     *("model", "benchmark", "id", "question", "answer", "correct", "rule", "score"),
     *("num_prompt_tokens", "num_tokens"),
 )
+
+
+def headline_estimand(benchmark: str, main_estimand: str) -> str:
+    """The estimand that a benchmark's headline is about; auto is choice where there are choices."""
+    if main_estimand != "auto":
+        return main_estimand
+    return "length_normalised" if FORMS[benchmark] == "generated" else "choice"
 
 
 def make(
@@ -85,9 +95,7 @@ def make(
         measured = [record.meta for record in map(folder.read, own) if record is not None]
         if not measured:
             continue
-        estimand = main_estimand
-        if estimand == "auto":
-            estimand = "length_normalised" if FORMS[benchmark] == "generated" else "choice"
+        estimand = headline_estimand(benchmark, main_estimand)
         table = score_table(measured, scores, same=same)
         parts.append(Part(model, benchmark, estimand, measured, table))
     tables = _tables(parts, bootstrap)
@@ -155,7 +163,18 @@ def _transferred(benchmark: str, same: Sequence[Part], bootstrap: BootstrapSetti
     estimand, rows = same[0].estimand, []
     for kind in ("epistemic", "epistemic_layer_scaled"):
         features = [f"{kind}/{estimand}", f"aleatoric/{estimand}"]
+        columns = [scores.uncertainty.get(n) for scores in by_model.values() for n in features]
+        if any(column is None for column in columns):
+            continue
+        infinite = any(np.isinf(column).any() for column in columns if column is not None)
         for normalise in NORMALISATIONS:
+            if infinite and normalise != "rank":
+                rows.append(
+                    dict.fromkeys(TRANSFER_COLUMNS)
+                    | {"benchmark": benchmark, "features": " ".join(features), "normalise": normalise}
+                    | {"reason": "a score is infinite"}
+                )  # fmt: skip
+                continue
             found = transfer(by_model, features, normalise=normalise, bootstrap=bootstrap)
             rows += [{"benchmark": benchmark} | row for row in found]
     return rows
@@ -183,6 +202,10 @@ def _sections(folder: RunFolder, parts, rows, drawn) -> list[Section]:
                 tuple(estimand_table(part, rows["results"]) for part in parts)),
         Section("correlations", "Between the scores", (), (),
                 (correlation_table(parts, rows["correlations"]),)),
+        *(
+            [Section("transfer", "Fitted on all models but one", (), (), (transfer_table(rows["transfer"]),))]
+            if rows["transfer"] else []
+        ),
         Section("settings", "Settings and environment", (), (),
                 (settings_table(folder.settings, "Settings"), settings_table(info, "Environment and questions"))),
     ]  # fmt: skip

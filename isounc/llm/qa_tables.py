@@ -61,6 +61,8 @@ def interval(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
     """Value and interval of a statistic in a row of `isounc.llm.evaluation`."""
     if row[name] is None:
         return "undefined"
+    if row[f"{name}_low"] is None:
+        return f"{form.format(row[name])} (no interval)"
     return " ".join(
         [
             form.format(row[name]),
@@ -181,6 +183,22 @@ def correlation_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) 
     return Table(
         "Is epistemic a signal of its own? Spearman with the other scores",
         ("answers", "score", "other", "Spearman"), lines, "All turned so that higher is more uncertain.",
+    )  # fmt: skip
+
+
+def transfer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """AUROC on the answers of a model that a logistic regression has not seen."""
+    lines = [
+        (
+            r["benchmark"], r["left_out"] or "", r["features"], r["normalise"],
+            interval(r, "auroc"), r["reason"] or "",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return Table(
+        "Leave one model out", ("benchmark", "left out", "scores", "normalised", "AUROC", "reason"), lines,
+        "Logistic regression of the named scores, fitted on the answers of all other models; normalised within each "
+        "model, or raw.",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -127,22 +127,26 @@ def read_table(file: str, source: str | Path) -> Table:
         raise ValueError(
             f"source must hold questions; {path} has no rows. Get it from: {origin.address}"
         )
-    for number, row in enumerate(raw):
-        missing = [column for column in origin.columns if row.get(column) is None]
-        if not missing and not isinstance(row[origin.columns[0]], str):
-            raise ValueError(
-                f"{origin.columns[0]} must be text; row {number} of {path} has {row[origin.columns[0]]!r:.200}"
-            )
-        if missing:
-            raise ValueError(
-                f"source must have {', '.join(origin.columns)} in every row; row {number} of {path} "
-                f"has no {', '.join(missing)} but {', '.join(map(str, row))}: is it {origin.file} "
-                f"from {origin.address}?"
-            )
+    _check_columns(raw, str(path), origin)
     _split_lists(raw, origin.lists)
     mended: Counter[str] = Counter()
     rows = [_mend(row, mended) for row in raw]
     return Table(rows, path.name, hashlib.sha256(data).hexdigest(), dict(mended))
+
+
+def _check_columns(rows: Sequence[Mapping[str, Any]], where: str, origin: Origin) -> None:
+    for number, row in enumerate(rows):
+        missing = [column for column in origin.columns if row.get(column) is None]
+        if not missing and not isinstance(row[origin.columns[0]], str):
+            raise ValueError(
+                f"{origin.columns[0]} must be text; row {number} of {where} has {row[origin.columns[0]]!r:.200}"
+            )
+        if missing:
+            raise ValueError(
+                f"source must have {', '.join(origin.columns)} in every row; row {number} of {where} "
+                f"has no {', '.join(missing)} but {', '.join(map(str, row))}: is it {origin.file} "
+                f"from {origin.address}?"
+            )
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
@@ -189,15 +193,27 @@ def _from_hub(file: str, origin: Origin) -> Table:
             f"path of {origin.file}, to be had from: {origin.address}"
         ) from None
     name, configuration = origin.hub
+    try:
+        loaded = load_dataset(name, configuration, split="validation")
+    except Exception as error:  # the package raises what its own dependencies do
+        raise ValueError(
+            f"source 'hub' cannot give {name} ({error}); give the path of {origin.file}, to be had from: "
+            f"{origin.address}"
+        ) from error
     rows = []
-    for raw in load_dataset(name, configuration, split="validation"):
+    for raw in loaded:
         row = dict(raw)
         for key in ("mc1_targets", "mc2_targets"):
             if key in row:
                 row[key] = list(zip(row[key]["choices"], row[key]["labels"], strict=True))
+        if isinstance(answer := row.get("answer"), dict):
+            # TriviaQA's own form: what is shown, and all its aliases.
+            shown = [answer["value"]] if answer.get("value") else []
+            row["answer"] = [*shown, *(a for a in answer["aliases"] if a not in shown)]
         if file == "truthfulqa":
             row = {key.replace("_", " ").title(): value for key, value in row.items()}
         rows.append(row)
+    _check_columns(rows, name, origin)
     mended: Counter[str] = Counter()
     return Table([_mend(row, mended) for row in rows], name, "", dict(mended))
 

@@ -105,7 +105,7 @@ class OfProbability:
     """Standard deviation of the parameters."""
     higher_is_certain: bool = False
     """False: all of them are uncertainties."""
-    why_undefined: str = "no choices, or the answer is empty"
+    why_undefined: str = "no choices, an empty answer, or a number that is not finite"
     """Said where it is."""
 
     @property

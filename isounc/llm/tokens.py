@@ -42,6 +42,9 @@ _PRE = {
     "gpt-2": "gpt-2", "olmo": "gpt-2", "smollm": "smollm", "gpt-4o": "gpt-4o", "tekken": "tekken",
 }  # fmt: skip
 """tokenizer.ggml.pre by the way of cutting."""
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "tekken")
+"""Those of whose files llama.cpp supposes, where they do not say, that a text begins with BOS; a word that is a token
+is not made of others there."""
 
 
 class Tokenizer:
@@ -78,6 +81,18 @@ class Tokenizer:
         if not isinstance(text, str):
             raise ValueError(f"text must be a string, got {text!r:.60}")
         return list(self.backend.encode(text, add_special_tokens=special).ids)
+
+    def continuation(self, prompt: str, text: str) -> list[int]:
+        """Token ids of a text as what follows a prompt.
+
+        By itself it may have others: SentencePiece puts a space before every text that it is given. Where the prompt's
+        last token would grow into the text, the text's own ids are given.
+        """
+        before = self.encode(prompt)
+        both = self.encode(prompt + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+        return self.encode(text, special=False)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of token ids, without special tokens unless asked for."""
@@ -167,7 +182,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> Tokenizer:
     backend = _byte_level(of, tokens, name) if kind == "gpt2" else _sentence_piece(of, tokens)
     _add_tokens(backend, tokens, kinds)
     bos = of("bos_token_id")
-    if of("add_bos_token", kind == "llama") and bos is not None:
+    begins = kind == "llama" or of("pre") in _LLAMA3
+    if of("add_bos_token", begins) and bos is not None:
         processors = require("tokenizers.processors")
         begin = processors.TemplateProcessing(
             single=f"{tokens[bos]}:0 $A:0",
@@ -188,11 +204,17 @@ def _byte_level(of, tokens: Sequence[str], name: str):
     pre, models = tokenizers.pre_tokenizers, tokenizers.models
     way = of("pre", "none")
     check_choice(f"tokenizer.ggml.pre of {name}", way, tuple(_PRE))
+    whole_words = way in _LLAMA3
     way = _PRE[way]
+    at = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in of("merges")]
-    backend = tokenizers.Tokenizer(
-        models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=way == "llama3")
-    )  # fmt: skip
+    for merge in merges:
+        # The package would end the process's thread over it.
+        if len(merge) != 2 or any(part not in at for part in (*merge, "".join(merge))):
+            raise ValueError(
+                f"tokenizer.ggml.merges of {name} must join tokens into tokens; {' '.join(merge)!r} does not"
+            )
+    backend = tokenizers.Tokenizer(models.BPE(at, merges, ignore_merges=whole_words))
     pattern = _SPLITS[way]
     if pattern is None:
         cuts = [pre.ByteLevel(add_prefix_space=False, use_regex=True)]
