@@ -14,11 +14,13 @@ import safetensors.numpy
 import tokenizers
 
 from isounc.llm import asking, load_model, prompts, qa_figures
+from isounc.llm import measure as measure_module
 from isounc.llm.config import from_huggingface
 from isounc.llm.evaluation import BootstrapSettings, evaluate
 from isounc.llm.measure import MeasureSettings, _up_to, measure
 from isounc.llm.qa_tables import Part, auroc_table
-from isounc.llm.scores import score_table
+from isounc.llm.questions import Question
+from isounc.llm.scores import ScoreSettings, score_table
 from isounc.records import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -78,13 +80,18 @@ def data(tmp_path_factory):
     return path
 
 
+def script(path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def experiment():
-    spec = importlib.util.spec_from_file_location("qa", ROOT / "experiments" / "qa.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["qa"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield script(ROOT / "experiments" / "qa.py")
     del sys.modules["qa"]
 
 
@@ -330,6 +337,55 @@ def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
     part = Part("m", "b", "choice", measured, table)
     assert "(no interval)" in str(auroc_table([part], rows).rows)
     qa_figures.draw(out / "few", [part], rows)
+
+
+def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
+    """The others of its batch are measured all the same."""
+    model = load_model(checkpoint)
+    asked = asking.make_questions("triviaqa", str(data), num_questions=4, num_examples=1).asked
+    settings = MeasureSettings(num_samples=1, max_new_tokens=2, batch_size=4)
+    tokens = model.tokenizer.encode(" 4")
+    written = [(" 4".strip(), tokens)] * 4
+    monkeypatch.setattr(measure_module, "_written", lambda *_: [("", []), *written[1:]])
+    first, *others = measure(model, asked, settings)
+    assert first["answer"] == "" and first["correct"] is False
+    assert first["reasons"] == ["the answer is empty"] and first["p_true"] is None
+    monkeypatch.setattr(measure_module, "_written", lambda *_: written)
+    _, *same = measure(model, asked, settings)
+    for one, other in zip(others, same, strict=True):
+        assert one["log_odds"]["sequence"] == pytest.approx(other["log_odds"]["sequence"], rel=1e-4)
+        assert one["p_true"]["true"] == pytest.approx(other["p_true"]["true"], rel=1e-4)
+    table = score_table([first, *others], ScoreSettings())
+    for values in (table.uncertainty["epistemic/sequence"], table.uncertainty["p_true"]):
+        assert np.isnan(values).tolist() == [True, False, False, False]
+    assert table.wrong[0]
+
+
+@pytest.mark.parametrize("choices", [(), ("4", "22", "none")])
+def test_asking_one_question(checkpoint, capsys, choices):
+    """Every printed number is that of `measure`, and the answer's tokens are its text."""
+    ask = script(ROOT / "examples" / "ask.py")
+    settings = ask.Ask(
+        "What is 2 + 2?", str(checkpoint), choices, "none", max_new_tokens=3, cache=""
+    )
+    ask.main(settings)
+    lines = capsys.readouterr().out.splitlines()
+    asked = asking.Asked(
+        Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),
+        "mc1" if choices else "generated", judged=False,
+    )  # fmt: skip
+    ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
+    (found,) = measure(load_model(checkpoint), [asked], ours)
+    if not found["answer"]:
+        assert "A: (nothing)" in lines
+        return
+    assert f"A: {found['answer']}" in lines and (not choices or found["answer"] in choices)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[1:2] != []}
+    odds = found["log_odds"]["sequence"]
+    p = 1 / (1 + np.exp(-odds))
+    assert float(rows["sequence"][0]) == pytest.approx(np.log(p), abs=0.006)
+    assert float(rows["sequence"][1]) == pytest.approx(p * (1 - p), rel=6e-3)
+    assert ("choice" in rows) == bool(choices)
 
 
 def test_an_answer_ends_before_the_next_question(checkpoint):

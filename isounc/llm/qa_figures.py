@@ -59,7 +59,7 @@ def draw(folder: Path, parts: Sequence[Part], results: Sequence[Mapping[str, Any
 
 def _title(part: Part) -> str:
     right = 1 - part.scores.wrong.mean()
-    return f"{part.benchmark}\n{len(part.measured)} questions, {right:.0%} right"
+    return f"{part.benchmark}\n{len(part.measured)} questions, {right:.1%} right"
 
 
 def _color(name: str) -> str:
@@ -73,7 +73,8 @@ def _aurocs(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(
         figsize=(3.9 * columns + 0.4, lines * (0.21 * most + 1.1)), layout="constrained"
     )
-    axes = figure.subplots(lines, columns, squeeze=False)
+    # One scale: .6 must not look like .9 of the next panel.
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
     for ax in axes.ravel()[len(parts) :]:
         ax.set_visible(False)
     for part, ax in zip(parts, axes.ravel(), strict=False):
