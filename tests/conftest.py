@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +43,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The first example compiles, which takes any deadline; derandomised, a failure can be had again.
 hypothesis.settings.register_profile("isounc", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("isounc")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import ArviZ before there are workers: on its first import of a day it writes a file, over which two would trip."""
+    if not hasattr(config, "workerinput"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("arviz")
 
 
 @pytest.fixture
