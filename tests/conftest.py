@@ -46,7 +46,7 @@ hypothesis.settings.load_profile("isounc")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import ArviZ before there are workers: on its first import of a day it writes a file, over which two would trip."""
+    """Import ArviZ before the workers do: on the first import of a day it writes a file, which two would trip over."""
     if not hasattr(config, "workerinput"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
