@@ -155,7 +155,7 @@ def gain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         (
             f"{r['model']}, {r['benchmark']}", r["extra"],
             "undefined" if r["auroc_without"] is None else f"{r['auroc_without']:.3f}",
-            "undefined" if r["gain"] is None else interval(r, "gain", "{:+.3f}"),
+            interval(r, "gain", "{:+.3f}"),
             r["reason"] or "",
         )
         for r in rows
