@@ -1,7 +1,6 @@
 """Exact squared gradient norms of any JAX function, and the Gram matrices that the estimates need."""
 
-from isounc.gradnorm.jacobians import group_grams, output_grams
-from isounc.gradnorm.norms import (
+from isounc.gradnorm.api import (
     Explanation,
     Filter,
     LeafReport,
@@ -12,6 +11,7 @@ from isounc.gradnorm.norms import (
     value_and_sq_grad_norm,
     value_and_sq_grad_norms,
 )
+from isounc.gradnorm.jacobians import group_grams, output_grams
 
 __all__ = [
     "Explanation",

@@ -2,7 +2,7 @@
 
 Leaves of the parameters go one of four ways:
 
-    fast     every use has a rule (`isounc.gradnorm.uses`) and no two uses share an element: nothing is stored;
+    fast     every use has a rule (`isounc.gradnorm.rules`) and no two uses share an element: nothing is stored;
     tied     several uses of one matrix (embedding and output head, turns of a recurrence): their factors are kept, and
              cross terms come from Gram matrices of them;
     formed   anything else: the gradient of that leaf is formed by ordinary differentiation, and its norm taken;
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isounc.gradnorm import uses as uses_
+from isounc.gradnorm import rules as uses_
 from isounc.gradnorm.trace import (
     Item,
     Origin,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc.covariance import Covariance
-from isounc.gradnorm.norms import value_and_grad_gram
+from isounc.gradnorm.api import value_and_grad_gram
 from isounc.models import Model
 
 Apply = Callable[[jax.Array, jax.Array], jax.Array]
