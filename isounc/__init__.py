@@ -3,8 +3,7 @@
 from isounc import references
 from isounc.compare import Comparison, compare, interval_over_seeds
 from isounc.diagnostics import GateSettings
-from isounc.doorway import isotropic
-from isounc.estimates import (
+from isounc.estimates.estimate import (
     ESTIMATORS,
     Estimate,
     estimate,
@@ -13,6 +12,7 @@ from isounc.estimates import (
     posterior_averaged,
     register_estimator,
 )
+from isounc.estimates.isotropic import isotropic
 from isounc.fit import MapSettings, TrainSettings, fit_map, fit_trained
 from isounc.models import Model, make_model
 from isounc.posterior import Posterior, SamplerSettings, sample_posterior

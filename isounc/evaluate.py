@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isounc import densities, estimates
+from isounc import densities
 from isounc.estimates import Estimate, Evidence
+from isounc.estimates.estimate import by_region, estimate_all, layer_rms, posterior_averaged
 from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
@@ -177,19 +178,19 @@ def _estimate(
     found: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
 
     def at(point, names, theta, evidence):
-        results = estimates.estimate_all(
+        results = estimate_all(
             names, model, X, theta,
             evidence=evidence, num_chains=posterior.num_chains, noise_sd=noise_sd,
         )  # fmt: skip
         for name, one in jax.device_get(results).items():
-            parts = estimates.by_region(one, problem.regions)
+            parts = by_region(one, problem.regions)
             found.setdefault(point, {}).setdefault(name, []).append(parts)
 
     # Each call of `at` is one compiled program: those of AT_DRAW serve the map, the trained network and every draw.
     for kind, point in points.items():
         theta = jnp.asarray(point.theta, dtype)
         # A trained network has no prior: its layers are scaled by their own weights.
-        layer_sd = estimates.layer_rms(model, theta) if kind == "trained" else data.prior_sd
+        layer_sd = layer_rms(model, theta) if kind == "trained" else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
         at(kind, AT_DRAW, theta, Evidence(data, layer_sd))
         at(kind, LAPLACE, theta, Evidence(data, hessian=hessian))
@@ -197,8 +198,8 @@ def _estimate(
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
         at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
     spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
-    averaged = estimates.posterior_averaged(model, X, spread, noise_sd=noise_sd)
-    parts = estimates.by_region(jax.device_get(averaged), problem.regions)
+    averaged = posterior_averaged(model, X, spread, noise_sd=noise_sd)
+    parts = by_region(jax.device_get(averaged), problem.regions)
     found["posterior"] = {"posterior_averaged": [parts]}
     return _Estimates(found)
 

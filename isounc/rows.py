@@ -15,7 +15,7 @@ from isounc.compare import (
     expected_calibration_error,
     negative_log_likelihood,
 )
-from isounc.estimates import Estimate
+from isounc.estimates.estimate import Estimate
 from isounc.predictive import Moments
 from isounc.problems import Problem
 

@@ -9,7 +9,7 @@ import pytest
 
 from isounc import covariance as cov
 from isounc import densities
-from isounc.gradnorm import output_grams
+from isounc.estimates.grams import output_grams
 from isounc.models import Model
 from isounc.problems import Problem
 

@@ -11,9 +11,18 @@ import pytest
 from scipy import integrate, special, stats
 
 from isounc import covariance as cov
-from isounc import densities, estimates, estimators
-from isounc.doorway import isotropic
-from isounc.estimates import Estimate, Evidence, Linearised, estimate, estimate_all, layer_rms
+from isounc import densities
+from isounc.estimates import estimate as estimates
+from isounc.estimates import estimators
+from isounc.estimates.estimate import (
+    Estimate,
+    Evidence,
+    Linearised,
+    estimate,
+    estimate_all,
+    layer_rms,
+)
+from isounc.estimates.isotropic import isotropic
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 

@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 from gradnorm_zoo import CASES, MLP, ROWS, X, decoder, mlp, normal
 
+from isounc.estimates.grams import group_grams
 from isounc.gradnorm import (
     explain,
-    group_grams,
     value_and_grad_gram,
     value_and_log_sq_grad_norm,
     value_and_sq_grad_norm,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from isounc import links
-from isounc.links import sigmoid_normal_moments, softmax_normal_moments
+from isounc.estimates import links
+from isounc.estimates.links import sigmoid_normal_moments, softmax_normal_moments
 
 sigmoid_moments = jax.jit(sigmoid_normal_moments)
 softmax_moments = jax.jit(softmax_normal_moments, static_argnames="num_nodes")

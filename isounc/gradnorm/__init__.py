@@ -1,4 +1,4 @@
-"""Exact squared gradient norms of any JAX function, and the Gram matrices that the estimates need."""
+"""Exact squared gradient norms of any JAX function, and Gram matrices of the gradients of several outputs."""
 
 from isounc.gradnorm.api import (
     Explanation,
@@ -11,7 +11,6 @@ from isounc.gradnorm.api import (
     value_and_sq_grad_norm,
     value_and_sq_grad_norms,
 )
-from isounc.gradnorm.jacobians import group_grams, output_grams
 
 __all__ = [
     "Explanation",
@@ -19,8 +18,6 @@ __all__ = [
     "LeafReport",
     "check_leaves",
     "explain",
-    "group_grams",
-    "output_grams",
     "value_and_grad_gram",
     "value_and_log_sq_grad_norm",
     "value_and_sq_grad_norm",

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isounc.checks import check_choice, check_real
-from isounc.links import sigmoid_normal_moments
+from isounc.estimates.links import sigmoid_normal_moments
 from isounc.llm.combination import RULES, combine
 from isounc.llm.entailment import Same
 from isounc.llm.estimands import ESTIMANDS, SCALINGS

@@ -25,8 +25,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from isounc import softmax_sampling
 from isounc.checks import check_count
+from isounc.estimates import softmax_quadrature
 
 _TAIL = 7.0  # standard deviations kept beyond the outermost peak; 1e-10 of a variance lies outside
 _FAR = 13.0  # peaks further out than this many standard deviations weigh less than 1e-36
@@ -90,7 +90,7 @@ def softmax_normal_moments(
 
     Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the
     sigmoid of their difference, three a nested quadrature (`_three_classes`), more a quasi-Monte
-    Carlo estimate (`isounc.softmax_sampling`); where all differences have variances below 1e-5, the delta
+    Carlo estimate (`isounc.estimates.softmax_quadrature`); where all differences have variances below 1e-5, the delta
     method. Prefer one batched call to `jax.vmap`: a batch is computed in chunks of bounded memory.
 
     Parameters
@@ -134,12 +134,12 @@ def softmax_normal_moments(
             moments = _in_chunks(_three_classes, rows, 4 * _PANEL_NODES * _INNER_NODES)
         else:
             nodes = jnp.asarray(
-                softmax_sampling.normal_nodes(num_nodes, num_classes - 1), mean.dtype
+                softmax_quadrature.normal_nodes(num_nodes, num_classes - 1), mean.dtype
             )
             # Once: where eigenvalues coincide, every evaluation may choose other eigenvectors.
-            halves = jax.vmap(softmax_sampling.half_of_logits)(rows[1])
-            proposals = _in_chunks(softmax_sampling.proposals, (rows[0], halves), num_classes**3)
-            sample = functools.partial(softmax_sampling.many_classes, nodes)
+            halves = jax.vmap(softmax_quadrature.half_of_logits)(rows[1])
+            proposals = _in_chunks(softmax_quadrature.proposals, (rows[0], halves), num_classes**3)
+            sample = functools.partial(softmax_quadrature.many_classes, nodes)
             moments = _in_chunks(sample, (rows[0], halves, *proposals), num_nodes * num_classes)
         small, delta = jax.vmap(_delta_method)(*rows)
     chosen = (jnp.where(small[:, None], a, b) for a, b in zip(delta, moments, strict=True))

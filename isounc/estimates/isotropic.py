@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from isounc.buckets import bucket
 from isounc.checks import check_choice, check_count, check_real
-from isounc.estimates import check_points
-from isounc.estimators import Estimate
+from isounc.estimates.adapters import Bound, bind, output_shape
+from isounc.estimates.estimate import check_points
+from isounc.estimates.estimators import Estimate
 from isounc.fit import PointEstimate
 from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
 from isounc.models import Model
-from isounc.modules import Bound, bind, output_shape
 
 TASKS = ("binary", "multiclass", "regression", "token")
 _OF_LIKELIHOOD = {"bernoulli": "binary", "categorical": "multiclass", "gaussian": "regression"}

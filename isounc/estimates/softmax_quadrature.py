@@ -1,7 +1,7 @@
 """Moments of the softmax under Gaussian logits for four classes and more, by importance sampling.
 
 Quasi-random nodes come from a mixture of Gaussians with one component at the peak of each class's integrand: the
-variance of a confident prediction is made many standard deviations from the mean. `isounc.links` calls it.
+variance of a confident prediction is made many standard deviations from the mean. `isounc.estimates.links` calls it.
 """
 
 from __future__ import annotations

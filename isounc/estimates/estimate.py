@@ -1,7 +1,7 @@
 """Estimates of epistemic and aleatoric uncertainty at a point theta*, all from one Jacobian of the outputs.
 
-`link_aware`, `laplace` and `estimate` are one call each for a user (`isounc.doorway` has `isotropic`, for any model);
-`estimate_all` computes several at once for the experiments. What each of them is stands in `isounc.estimators`.
+`link_aware`, `laplace` and `estimate` are one call each for a user (`isounc.estimates.isotropic` has `isotropic`, for
+any model); `estimate_all` computes several at once for the experiments. `isounc.estimates.estimators` defines each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_real
-from isounc.estimators import (
+from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
     Estimator,
@@ -26,7 +26,7 @@ from isounc.estimators import (
     isotropic_rule,
     register_estimator,
 )
-from isounc.gradnorm import group_grams, output_grams
+from isounc.estimates.grams import group_grams, output_grams
 from isounc.models import Model
 from isounc.problems import Problem
 

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isounc import covariance as cov
-from isounc import densities, links
+from isounc import densities
+from isounc.estimates import links
 from isounc.models import Model
 
 
@@ -115,7 +116,8 @@ class GaussianLogit:
     """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) to quadrature accuracy.
 
     Source: MacKay 1992, "The evidence framework applied to classification networks", for the Gaussian logit; the
-    moments are integrated (`isounc.links`) where he approximates them. Regression has no link: as `Linearised`.
+    moments are integrated (`isounc.estimates.links`) where he approximates them. Regression has no link and is treated
+    as by `Linearised`.
     """
 
     rule: CovarianceRule
