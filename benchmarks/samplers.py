@@ -44,10 +44,10 @@ from samplers_table import figure, line, stored, write
 from tqdm import tqdm
 
 from isounc import densities
-from isounc.diagnostics import GateSettings, diagnose
 from isounc.models import Model, make_model
-from isounc.posterior import SamplerSettings, sample_posterior
 from isounc.problems import Problem, make_problem
+from isounc.sampling.gate import GateSettings, diagnose
+from isounc.sampling.posterior import SamplerSettings, sample_posterior
 
 WAYS: dict[str, dict[str, Any]] = {
     "hmc auto": {},

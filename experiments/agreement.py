@@ -39,9 +39,9 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.command import command, settings_of_run
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.paper import TABLE1
-from isounc.posterior import SamplerSettings
 from isounc.problems import PROBLEMS, make_problem
 from isounc.records import RunFolder, provenance
+from isounc.sampling.posterior import SamplerSettings
 
 PAPER = tuple(TABLE1)
 """The paper's problems."""

@@ -34,10 +34,10 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.command import command, settings_of_run
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import Model, make_model
-from isounc.posterior import SamplerSettings
 from isounc.problems import Problem, make_problem
 from isounc.records import Record, RunFolder, provenance
-from isounc.samplers import SAMPLERS
+from isounc.sampling.kernels import SAMPLERS
+from isounc.sampling.posterior import SamplerSettings
 from isounc.uniformity import check_bins
 
 

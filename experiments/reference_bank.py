@@ -29,14 +29,14 @@ from tqdm import tqdm
 from isounc import exports, references
 from isounc.checks import check_choice, check_count, check_real
 from isounc.command import command, settings_of_run
-from isounc.diagnostics import GateSettings
 from isounc.exact import linear_gaussian, logistic_by_quadrature
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.paper import TABLE1
-from isounc.posterior import SamplerSettings, sample_posteriors
 from isounc.problems import PROBLEMS, make_problem
 from isounc.records import Record, RunFolder, provenance
 from isounc.references import Reference, Thinning
+from isounc.sampling.gate import GateSettings
+from isounc.sampling.posterior import SamplerSettings, sample_posteriors
 from isounc.storage import write_atomic
 from isounc.sweep import use_compilation_cache
 

@@ -28,10 +28,10 @@ from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.paper import TABLE1
-from isounc.posterior import SamplerSettings
 from isounc.problems import PROBLEMS
 from isounc.records import RESULT_COLUMNS, RunFolder, provenance
 from isounc.results import Results
+from isounc.sampling.posterior import SamplerSettings
 
 PAPER = tuple(TABLE1)
 """The paper's problems."""

@@ -2,7 +2,6 @@
 
 from isounc import references
 from isounc.compare import Comparison, compare, interval_over_seeds
-from isounc.diagnostics import GateSettings
 from isounc.estimates.estimate import (
     ESTIMATORS,
     Estimate,
@@ -15,8 +14,9 @@ from isounc.estimates.estimate import (
 from isounc.estimates.isotropic import isotropic
 from isounc.fit import MapSettings, TrainSettings, fit_map, fit_trained
 from isounc.models import Model, make_model
-from isounc.posterior import Posterior, SamplerSettings, sample_posterior
 from isounc.problems import PROBLEMS, Problem, make_problem, register_problem
+from isounc.sampling.gate import GateSettings
+from isounc.sampling.posterior import Posterior, SamplerSettings, sample_posterior
 
 __version__ = "0.1.0"
 

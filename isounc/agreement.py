@@ -27,12 +27,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from numpyro import handlers, infer
 
 from isounc.checks import check_count, check_real
-from isounc.diagnostics import Gate, GateSettings, diagnose, gate
 from isounc.models import Model
-from isounc.posterior import Progress, SamplerSettings, sample_posterior
-from isounc.predictive import Moments
 from isounc.problems import Problem
 from isounc.records import Record
+from isounc.sampling.gate import Gate, GateSettings, diagnose, gate
+from isounc.sampling.moments import Moments
+from isounc.sampling.posterior import Progress, SamplerSettings, sample_posterior
 
 FAULTS: dict[str, Callable[[float], float]] = {
     "none": lambda prior_sd: prior_sd,

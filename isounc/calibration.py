@@ -27,10 +27,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from isounc import densities
 from isounc.checks import check_choice, check_count
 from isounc.densities import Data
-from isounc.diagnostics import Gate, diagnose
 from isounc.models import Model
-from isounc.posterior import Progress, SamplerSettings, sample_posteriors
 from isounc.problems import Problem
+from isounc.sampling.gate import Gate, diagnose
+from isounc.sampling.posterior import Progress, SamplerSettings, sample_posteriors
 
 FAULTS: dict[str, Callable[[int, float], tuple[np.ndarray, float]]] = {
     "none": lambda n, prior_sd: (np.arange(n), prior_sd),

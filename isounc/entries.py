@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 
 from isounc import densities, exports
 from isounc.checks import check_count, check_name
-from isounc.diagnostics import Gate
 from isounc.exact import Exact
 from isounc.models import Model
-from isounc.predictive import Moments, Posterior, fixed_locations
 from isounc.problems import Problem
+from isounc.sampling.gate import Gate
+from isounc.sampling.moments import Moments, Posterior, fixed_locations
 
 
 @dataclass(frozen=True)

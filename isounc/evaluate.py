@@ -22,10 +22,10 @@ from isounc.estimates import Estimate, Evidence
 from isounc.estimates.estimate import by_region, estimate_all, layer_rms, posterior_averaged
 from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
-from isounc.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
 from isounc.problems import Problem, make_problem
 from isounc.records import Record
 from isounc.rows import PER_CLASS, compared, predictive_row, quantities
+from isounc.sampling.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
 
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
 """Estimators at every point; at single posterior draws the only ones."""

@@ -17,8 +17,8 @@ from scipy.special import expit
 
 from isounc.checks import check_count, check_real
 from isounc.models import Model
-from isounc.predictive import Moments
 from isounc.problems import Problem
+from isounc.sampling.moments import Moments
 
 EDGE_MASS_MAX = 1e-12
 """Posterior mass that may lie in the outermost layer of the quadrature's box."""

@@ -35,13 +35,13 @@ from isounc.calibration import (
     query_points,
 )
 from isounc.checks import check_choice, check_count, check_real
-from isounc.coordinates import Prior
 from isounc.densities import Data
-from isounc.diagnostics import diagnose
 from isounc.models import Model
-from isounc.posterior import SamplerSettings
 from isounc.problems import Problem
-from isounc.samplers import SAMPLERS, start_chains, start_tuning
+from isounc.sampling.coordinates import Prior
+from isounc.sampling.gate import diagnose
+from isounc.sampling.kernels import SAMPLERS, start_chains, start_tuning
+from isounc.sampling.posterior import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def geweke(
     problem
         Gives X, the likelihood and the query locations; its labels are not used. Data of one class only are kept here.
     sampler
-        A name of `isounc.samplers.SAMPLERS`.
+        A name of `isounc.sampling.kernels.SAMPLERS`.
     step_size
         Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
         another distribution invariant.

@@ -16,8 +16,8 @@ from isounc.compare import (
     negative_log_likelihood,
 )
 from isounc.estimates.estimate import Estimate
-from isounc.predictive import Moments
 from isounc.problems import Problem
+from isounc.sampling.moments import Moments
 
 CORRECTED = ("isotropic", "link_aware", "laplace")
 """Estimators whose corrected aleatoric part is compared too."""

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from isounc.checks import check_choice, check_count
-from isounc.diagnostics import diagnose
-from isounc.predictive import Moments
+from isounc.sampling.gate import diagnose
+from isounc.sampling.moments import Moments
 
 __all__ = ["Agreement", "RegionAgreement", "compare"]
 

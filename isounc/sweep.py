@@ -26,10 +26,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from isounc import evaluate, tempering
+from isounc import evaluate
 from isounc.checks import check_choice
 from isounc.evaluate import Cell, EvaluationSettings
 from isounc.records import RunFolder
+from isounc.sampling import smc
 
 
 class Event(NamedTuple):
@@ -131,7 +132,7 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
     steps = 20 if problem.likelihood == "gaussian" else 13
     transitions = sampler.num_draws + sampler.num_warmup
-    if sampler.sampler == tempering.NAME:
+    if sampler.sampler == smc.NAME:
         transitions = TEMPERATURES * sampler.num_mutations * sampler.num_draws
     calls = transitions * steps
     chains = len(batch) * sampler.chains
@@ -145,7 +146,7 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
         + 4 * model.num_params * settings.n * chains
         + 6 * model.num_params**2
     )
-    if sampler.sampler == tempering.NAME:
+    if sampler.sampler == smc.NAME:
         # Particles and gradients, twice while they are resampled.
         floats += 4 * sampler.num_draws * chains * model.num_params
     return Cost(sampling + estimating, 4 * floats / 2**20)

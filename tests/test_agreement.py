@@ -18,12 +18,12 @@ from isounc import agreement, densities, scoring
 from isounc import agreement_report as report
 from isounc.agreement import NutsSettings, Side, Totals, isounc_side, numpyro_side
 from isounc.command import command
-from isounc.diagnostics import Gate, GateSettings
 from isounc.models import make_model
-from isounc.posterior import SamplerSettings
-from isounc.predictive import Moments
 from isounc.problems import make_problem
 from isounc.records import RunFolder
+from isounc.sampling.gate import Gate, GateSettings
+from isounc.sampling.moments import Moments
+from isounc.sampling.posterior import SamplerSettings
 
 PRIOR_SD = 1.5
 PROBLEMS = {"bernoulli": "xor", "categorical": "clusters3", "gaussian": "nonlinear_regression"}

@@ -20,9 +20,9 @@ from isounc import calibration, densities, uniformity
 from isounc.calibration import draw_replications, quantity_names, rank, rank_batch
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import make_model
-from isounc.posterior import SamplerSettings
 from isounc.problems import Problem
 from isounc.records import RunFolder
+from isounc.sampling.posterior import SamplerSettings
 from isounc.uniformity import ecdf_band, ecdf_difference, ecdf_p_value, holm, judge
 
 LEVEL = 1e-3

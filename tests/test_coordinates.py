@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import coordinates, densities
-from isounc.coordinates import COORDINATES, Prior, Readout
+from isounc import densities
 from isounc.densities import stack_data
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
+from isounc.sampling import coordinates
+from isounc.sampling.coordinates import COORDINATES, Prior, Readout
 
 PRIOR_SD = 1.5
 

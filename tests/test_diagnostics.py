@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from isounc.diagnostics import GateSettings, batch_means_se, diagnose, ebfmi, gate
+from isounc.sampling.gate import GateSettings, batch_means_se, diagnose, ebfmi, gate
 
 K, S, Q = 4, 1000, 12
 

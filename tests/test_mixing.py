@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from isounc.mixing import CHUNK_DRAWS, Diagnostics, diagnose
+from isounc.sampling.convergence import CHUNK_DRAWS, Diagnostics, diagnose
 
 
 def autoregression(rng, shape, phi):

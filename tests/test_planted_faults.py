@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from isounc import densities
-from isounc.coordinates import Prior
 from isounc.models import Model, make_model
-from isounc.posterior import SamplerSettings, sample_posterior
 from isounc.problems import Problem
-from isounc.samplers import HMC, SAMPLERS
+from isounc.sampling.coordinates import Prior
+from isounc.sampling.kernels import HMC, SAMPLERS
+from isounc.sampling.posterior import SamplerSettings, sample_posterior
 
 PRIOR_SD = 1.5
 

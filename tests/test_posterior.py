@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import densities, sampling, stopping, tempering
-from isounc.diagnostics import GateSettings, diagnose
+from isounc import densities
 from isounc.models import make_model
-from isounc.posterior import SamplerSettings, sample_posterior, sample_posteriors
 from isounc.problems import Problem, make_problem
-from isounc.samplers import SAMPLERS
+from isounc.sampling import chains, smc, stopping
+from isounc.sampling.gate import GateSettings, diagnose
+from isounc.sampling.kernels import SAMPLERS
+from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
 
 EXACT = Path(__file__).resolve().parents[2] / "shared" / "exact"
 slow = pytest.mark.skipif(
@@ -125,7 +126,7 @@ def by_quadrature(problem):
     return truth
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, tempering.NAME])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, smc.NAME])
 def test_logistic_regression_agrees_with_quadrature(runs, problem, sampler):
     posterior = runs(sampler=sampler, num_chains=16 if sampler == "chees" else 4)
     for name, (mean, var, aleatoric, expected_entropy) in by_quadrature(problem).items():
@@ -154,7 +155,7 @@ def test_logistic_regression_agrees_with_quadrature(runs, problem, sampler):
 @pytest.mark.parametrize("sampler", ["hmc", "nuts"])
 def test_chains_moved_one_by_one_agree_with_quadrature(monkeypatch, problem, model, sampler):
     # As a CPU moves those of wide networks; two problems, so that both axes are mapped.
-    monkeypatch.setattr(sampling, "SERIAL_WORK", 0)
+    monkeypatch.setattr(chains, "SERIAL_WORK", 0)
     settings = dataclasses.replace(SETTINGS, sampler=sampler)
     both = sample_posteriors(
         [problem, problem], model, prior_sd=PRIOR_SD, keys=list(jax.random.split(KEY)),
@@ -255,9 +256,9 @@ def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
     assert posterior.gate.passed and 200 < posterior.num_draws < 1500
     assert [call[0] for call in calls[:2]] == ["coordinates", "warm-up"]
     assert any("ESS" in what for what, *_ in calls), "what is missing is told while it runs"
-    sampling = [call for call in calls if call[0] == "sampling"]
-    assert [done for _, done, _ in sampling] == list(range(100, posterior.num_draws + 1, 100))
-    assert {total for _, _, total in sampling} == {1500}
+    chains = [call for call in calls if call[0] == "sampling"]
+    assert [done for _, done, _ in chains] == list(range(100, posterior.num_draws + 1, 100))
+    assert {total for _, _, total in chains} == {1500}
     assert float(posterior.gate.ess_bulk_min) >= 700
     # What was drawn before is kept: 200 draws alone had not been enough.
     few = sample_posterior(
@@ -295,7 +296,7 @@ def test_time_left_is_that_of_blocks_that_were_sampled(monkeypatch):
         (5, 1, False),
     ):
         clock[0] += seconds
-        pace.count(sampling.Drawn([None] * blocks, None, None, stored))  # pyright: ignore
+        pace.count(chains.Drawn([None] * blocks, None, None, stored))  # pyright: ignore
         if stored or seconds == 40:
             assert pace.left(10, "to 9 draws") == []
     assert pace.left(10, "to 9 draws") == ["40 s to 9 draws"]

@@ -20,9 +20,9 @@ import isounc
 from isounc import exports, references, storage
 from isounc.exact import linear_gaussian, logistic_by_quadrature
 from isounc.models import make_model
-from isounc.posterior import SamplerSettings
-from isounc.predictive import Moments
 from isounc.problems import Problem, make_problem
+from isounc.sampling.moments import Moments
+from isounc.sampling.posterior import SamplerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = ROOT.parent / "shared" / "exact"

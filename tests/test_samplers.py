@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from blackjax.mcmc.integrators import IntegratorState
 
-from isounc.posterior import SamplerSettings
-from isounc.samplers import SAMPLERS, count_draws, end_window, start_chains, start_tuning
-from isounc.splitting import Metric, splitting
+from isounc.sampling.integrator import Metric, splitting
+from isounc.sampling.kernels import SAMPLERS, count_draws, end_window, start_chains, start_tuning
+from isounc.sampling.posterior import SamplerSettings
 
 KEY = jax.random.key(3)
 SD = np.array([1.0, 2.0, 3.0])

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import tempering
-from isounc.coordinates import COORDINATES, Prior
 from isounc.densities import stack_data
-from isounc.diagnostics import GateSettings
 from isounc.models import make_model
-from isounc.posterior import SamplerSettings, sample_posterior, sample_posteriors
 from isounc.problems import Problem, make_problem
+from isounc.sampling import smc
+from isounc.sampling.coordinates import COORDINATES, Prior
+from isounc.sampling.gate import GateSettings
+from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
 
 KEY = jax.random.key(3)
 PRIOR_SD, NOISE_SD = 2.0, 0.25
@@ -112,10 +112,10 @@ def particles(bump):
     model = bump_model(bump)
     data = stack_data([bump, bump], model, PRIOR_SD)
     keys = jax.random.split(KEY)
-    begun = tempering.begin(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
+    begun = smc.begin(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
 
     def temper(particles, serial=True, together=400):
-        return tempering.temper(
+        return smc.temper(
             particles, Prior(), data, keys, jnp.array([0.3, 0.9]), model=model, settings=SETTINGS,
             serial=serial, together=together,
         )  # fmt: skip

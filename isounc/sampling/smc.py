@@ -4,8 +4,8 @@ Particles are taken from N(0, I), of which they are exact draws, to the posterio
 
     pi_lambda(x)  proportional to  N(x; 0, I) exp(lambda r(x)),    lambda from 0 to 1,
 
-with the remainder r of `isounc.coordinates` (annealing, Neal 2001; SMC samplers, Del Moral, Doucet and Jasra 2006). At
-each temperature (Buchholz, Chopin and Jacob 2021)
+with the remainder r of `isounc.sampling.coordinates` (annealing, Neal 2001; SMC samplers, Del Moral, Doucet and Jasra
+2006). At each temperature (Buchholz, Chopin and Jacob 2021)
 
 1. the next lambda' is the one for which the weights w_i = exp((lambda' - lambda) r(x_i)) have the effective sample size
    (sum w)^2 / sum w^2 = ``tempering_ess`` S, or 1 if that keeps more;
@@ -36,13 +36,20 @@ import jax.numpy as jnp
 from blackjax.smc import ess, resampling, solver
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from isounc import sampling
-from isounc.coordinates import Coordinates
 from isounc.densities import Data
 from isounc.models import Model
-from isounc.predictive import Block
-from isounc.samplers import MAX_STEP, PRIOR_WEIGHT, SAMPLERS, Chains, start_chains, start_tuning
-from isounc.sampling import Drawn, Run, fetch, observed
+from isounc.sampling import chains as sampling
+from isounc.sampling.chains import Drawn, Run, fetch, observed
+from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.kernels import (
+    MAX_STEP,
+    PRIOR_WEIGHT,
+    SAMPLERS,
+    Chains,
+    start_chains,
+    start_tuning,
+)
+from isounc.sampling.moments import Block
 
 NAME = "tempered_smc"
 """As `SamplerSettings.sampler` has it."""

@@ -2,7 +2,7 @@
 
 Everything is judged in function space: a draw is a value of the predictive quantity at a location,
 never a weight, for weight space has symmetries that make a sound sampler look bad. What is computed
-from the draws themselves is in `isounc.mixing` and can be had from here as well.
+from the draws themselves is in `isounc.sampling.convergence` and can be had from here as well.
 
 Axes: K chains, S draws per chain, Q locations (of any shape), B batches per chain.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from isounc.mixing import Diagnostics, diagnose
+from isounc.sampling.convergence import Diagnostics, diagnose
 
 __all__ = [
     "BatchMoments",

@@ -17,12 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from isounc import densities
-from isounc.checkpoint import Checkpoint
-from isounc.coordinates import Coordinates
 from isounc.densities import Data
 from isounc.models import Model
-from isounc.predictive import Block
-from isounc.samplers import (
+from isounc.sampling.checkpoint import Checkpoint
+from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.kernels import (
     SAMPLERS,
     Chains,
     Sampler,
@@ -32,6 +31,7 @@ from isounc.samplers import (
     start_chains,
     start_tuning,
 )
+from isounc.sampling.moments import Block
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
@@ -58,7 +58,7 @@ class Run(NamedTuple):
     model: Model
     """The model."""
     settings: Any
-    """`isounc.posterior.SamplerSettings`."""
+    """`isounc.sampling.posterior.SamplerSettings`."""
     saved: Checkpoint | None
     """Where the run is stored."""
     report: Progress

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isounc.diagnostics import Gate
-from isounc.sampling import Drawn
+from isounc.sampling.chains import Drawn
+from isounc.sampling.gate import Gate
 
 TELL_EVERY = 5.0
 """Least number of seconds between reports of R-hat and ESS while it samples."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from isounc import diagnostics
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.sampling import gate as diagnostics
 
 
 class Moments(NamedTuple):

@@ -1,7 +1,7 @@
 """Markov transitions of K chains, and how warm-up tunes them: hmc, nuts, chees, adjusted_mclmc. Through BlackJAX.
 
-All sample x with density N(x; 0, I) exp(r(x)) (`isounc.coordinates`); hmc, nuts and chees by the flow of
-`isounc.splitting`.
+All sample x with density N(x; 0, I) exp(r(x)) (`isounc.sampling.coordinates`); hmc, nuts and chees by the flow of
+`isounc.sampling.integrator`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blackjax.mcmc.dynamic_hmc import DynamicHMCState
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from isounc.splitting import Metric, Remainder, euclidean, splitting
+from isounc.sampling.integrator import Metric, Remainder, euclidean, splitting
 
 
 class Chains(NamedTuple):

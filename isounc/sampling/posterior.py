@@ -1,10 +1,10 @@
 """Reference posteriors by MCMC: warm-up, chains, streamed predictive moments, until a stated precision is reached.
 
 All chains of all problems (seeds, say) of one shape run in one compiled program, in coordinates in which the posterior
-is close to N(0, I) (`isounc.coordinates`), by one of the samplers of `isounc.samplers`. Sampling advances in blocks of
-draws: moments at every location leave the device as block means, draws of the predictive quantity are kept at a few
+is close to N(0, I) (`isounc.sampling.coordinates`), by one of the samplers of `isounc.sampling.kernels`. Sampling
+advances in blocks of draws: moments at every location leave the device as block means, draws of the predictive quantity are kept at a few
 fixed locations only, so memory grows neither with draws x locations nor with draws x parameters (but for the particles
-of `isounc.tempering`). After each block a checkpoint can be written, from which a killed run goes on.
+of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a killed run goes on.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
-from isounc import diagnostics, sampling, stopping, tempering
-from isounc.checkpoint import Checkpoint
 from isounc.checks import check_choice, check_count, check_real
-from isounc.coordinates import COORDINATES, best
 from isounc.densities import Data, stack_data
-from isounc.diagnostics import Gate
 from isounc.environment import provenance
 from isounc.models import Model
-from isounc.predictive import (
+from isounc.problems import Problem
+from isounc.sampling import chains as sampling
+from isounc.sampling import gate as diagnostics
+from isounc.sampling import smc as tempering
+from isounc.sampling import stopping
+from isounc.sampling.chains import Progress
+from isounc.sampling.checkpoint import Checkpoint
+from isounc.sampling.coordinates import COORDINATES, best
+from isounc.sampling.gate import Gate
+from isounc.sampling.kernels import SAMPLERS
+from isounc.sampling.moments import (
     Block,
     Moments,
     Posterior,
@@ -40,9 +46,6 @@ from isounc.predictive import (
     flat_locations,
     gate_of,
 )
-from isounc.problems import Problem
-from isounc.samplers import SAMPLERS
-from isounc.sampling import Progress
 
 __all__ = ["Moments", "Posterior", "SamplerSettings", "sample_posterior", "sample_posteriors"]
 
