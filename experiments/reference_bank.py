@@ -7,7 +7,7 @@ says so.
 
     uv run experiments/reference_bank.py                             quick: two problems, one width, and the exact ones
     uv run experiments/reference_bank.py --preset full               eight problems, three widths, two parameterisations
-    uv run experiments/reference_bank.py --preset full --install     copy that run into isounc/bank
+    uv run experiments/reference_bank.py --preset full --install     copy that run into isounc/references/data
     uv run experiments/reference_bank.py --check xor-ntk-w8-v1       make it again with another key, and compare
 """
 
@@ -26,21 +26,21 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
-from isounc import exports, references
+from isounc import references
 from isounc.checks import check_choice, check_count, check_real
 from isounc.command import command, settings_of_run
-from isounc.exact import linear_gaussian, logistic_by_quadrature
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.paper import TABLE1
 from isounc.problems import PROBLEMS, make_problem
 from isounc.records import Record, RunFolder, provenance
-from isounc.references import Reference, Thinning
+from isounc.references import Reference, Thinning, linear_gaussian, logistic_by_quadrature
+from isounc.references.bank import bank_page
 from isounc.sampling.gate import GateSettings
 from isounc.sampling.posterior import SamplerSettings, sample_posteriors
 from isounc.storage import write_atomic
 from isounc.sweep import use_compilation_cache
 
-BANK = Path(references.__file__).parent / "bank"
+BANK = Path(references.__file__).parent / "data"
 MAX_BYTES = 20_000_000
 """Most that a bank may take on disk."""
 
@@ -253,7 +253,7 @@ def install(settings: Settings) -> bool:
     for name in folder.names():
         references.save(read(folder, name), bank, overwrite=settings.overwrite)
     num_bytes = sum(path.stat().st_size for path in bank.iterdir())
-    page = exports.bank_page(references.list(bank), num_bytes=num_bytes)
+    page = bank_page(references.list(bank), num_bytes=num_bytes)
     write_atomic({bank / "README.md": page.encode()}, "the bank's page")
     print(page)
     if num_bytes > MAX_BYTES:

@@ -27,9 +27,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from isounc import scoring, style
+from isounc import style
 from isounc.agreement import Side, Totals
 from isounc.records import RunFolder
+from isounc.references import zscores
 from isounc.style import legend_below, region_look, styled
 from isounc.uniformity import holm
 
@@ -138,7 +139,7 @@ def _read(folder: RunFolder, name: str) -> Side:
 
 def _compare(ours: Side, theirs: Side) -> tuple[dict[str, Any], Rows]:
     """The row of a cell, before it is judged, and those of its regions."""
-    agreement = scoring.compare(theirs, ours)
+    agreement = zscores.compare(theirs, ours)
     regions = Rows()
     for name, region in agreement.regions.items():
         a, b = ours.totals[name], theirs.totals[name]

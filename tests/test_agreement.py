@@ -14,13 +14,14 @@ import pytest
 import tyro
 from numpyro.infer.util import log_density as numpyro_log_density
 
-from isounc import agreement, densities, scoring
+from isounc import agreement, densities
 from isounc import agreement_report as report
 from isounc.agreement import NutsSettings, Side, Totals, isounc_side, numpyro_side
 from isounc.command import command
 from isounc.models import make_model
 from isounc.problems import make_problem
 from isounc.records import RunFolder
+from isounc.references import zscores
 from isounc.sampling.gate import Gate, GateSettings
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings
@@ -116,7 +117,7 @@ def test_a_tiny_cell_agrees(sampled, name):
     assert {r: m.mean.shape for r, m in theirs.regions.items()} == {
         r: m.mean.shape for r, m in ours.regions.items()
     }
-    assert scoring.compare(theirs, ours).agrees
+    assert zscores.compare(theirs, ours).agrees
     assert theirs.num_gradients > theirs.num_draws * NUTS.num_chains
     for region in problem.regions:
         assert ours.totals[region].var_sum == pytest.approx(
@@ -124,7 +125,7 @@ def test_a_tiny_cell_agrees(sampled, name):
         )
     # The two problems' posteriors are not each other's.
     other = sampled["xor" if name == "linear" else "linear"][2]
-    assert not scoring.compare(other, ours).agrees
+    assert not zscores.compare(other, ours).agrees
 
 
 def test_numpyro_goes_on_until_the_gate_passes_or_the_draws_run_out(sampled):

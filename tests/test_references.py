@@ -17,10 +17,11 @@ from scipy.integrate import dblquad
 from scipy.special import expit, softmax
 
 import isounc
-from isounc import exports, references, storage
-from isounc.exact import linear_gaussian, logistic_by_quadrature
+from isounc import references, storage
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
+from isounc.references.bank import bank_page
+from isounc.references.exact import linear_gaussian, logistic_by_quadrature
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings
 
@@ -386,7 +387,7 @@ def test_a_failing_reference_is_shown_and_warned_about(bank, tmp_path):
     with pytest.warns(UserWarning, match=f"'{GAUSSIAN}' did not pass.*R-hat is 1.3") as caught:
         assert references.load(GAUSSIAN, tmp_path).card.count("FAILED") == 1
     assert caught[0].filename == __file__
-    page = exports.bank_page([entry], num_bytes=1000)
+    page = bank_page([entry], num_bytes=1000)
     assert "0 of which passed" in page and "**fail**" in page and "R-hat is 1.3" in page
 
 
@@ -519,8 +520,8 @@ def test_what_cannot_be_compared():
 def test_the_bank_is_listed_and_small():
     import isounc.references as module
 
-    assert isounc.references is module
-    folder = Path(references.__file__).parent / "bank"
+    assert isounc.references.bank is module
+    folder = Path(references.__file__).parent / "data"
     assert sum(path.stat().st_size for path in folder.rglob("*")) <= 20_000_000
     assert {"linear-logistic-v1", "linear_regression-gaussian-v1"} <= set(NAMES)
     page = (folder / "README.md").read_text(encoding="utf-8")
@@ -535,7 +536,7 @@ def test_the_bank_is_listed_and_small():
 def test_two_parameterisations_of_one_posterior_agree(name):
     # x W / sqrt(D) + b with W ~ N(0, s^2) is x W + b with W ~ N(0, s^2 / D), sampled in other coordinates.
     pair = [
-        loaded(twin, Path(references.__file__).parent / "bank")
+        loaded(twin, Path(references.__file__).parent / "data")
         for twin in (name, name.replace("-ntk-", "-fan_in-"))
     ]
     if all(reference.passed for reference in pair):

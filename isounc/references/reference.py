@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from isounc import densities, exports
+from isounc import densities
 from isounc.checks import check_count, check_name
-from isounc.exact import Exact
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.references.exact import Exact
+from isounc.references.export import Exports
 from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments, Posterior, fixed_locations
 
@@ -50,7 +51,7 @@ class Thinning:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Reference(Exports):
     """A posterior to compare with: predictive moments with their errors, draws, and how they were made."""
 
     name: str
@@ -92,11 +93,6 @@ class Reference:
         """Whether it may be compared with."""
         return not self.reasons
 
-    @property
-    def card(self) -> str:
-        """How it was made and which checks it passed, as Markdown."""
-        return exports.card(self)
-
     def to_record(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The reference as (meta, arrays), which `from_record` reads and `isounc.records.Record` holds."""
         problem = self.problem
@@ -127,26 +123,6 @@ class Reference:
             arrays[f"{region}/values"] = self.values[region]
             arrays |= {f"{region}/{name}": a for name, a in moments._asdict().items()}
         return meta, arrays
-
-    def to_arviz(self) -> Any:
-        """The draws for ArviZ: `arviz.InferenceData` below ArviZ 1, `xarray.DataTree` from it on.
-
-        Both have ``to_netcdf(path)``, and `arviz.from_netcdf` reads what it writes. Groups:
-
-            posterior                ``p`` (regression: ``f``), predictions: chain, draw, location, column
-            unconstrained_posterior  ``theta``, fewer draws of the parameters: chain, draw, parameter
-            constant_data            ``X`` and ``x``, inputs of training and of the locations
-            observed_data            ``y``
-
-        Predictions stand in ``posterior`` because they are what converges: a network's weights have symmetries that
-        make a sound sampler look bad. Location ``grid[7]`` is row 7 of region ``grid``.
-
-        Raises
-        ------
-        ImportError
-            Where ArviZ is not installed.
-        """
-        return exports.to_arviz(self)
 
 
 def from_posterior(

@@ -1,28 +1,74 @@
-"""A reference for people and other tools: its card, the bank's table, and its draws for ArviZ."""
+"""A reference for people and other tools: its card, and its draws for ArviZ."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from isounc.exact import RELATIVE_ERROR_MAX
-
-if TYPE_CHECKING:
-    from isounc.entries import Reference
-    from isounc.references import Entry
+from isounc.models import Model
+from isounc.problems import Problem
+from isounc.references.exact import RELATIVE_ERROR_MAX
+from isounc.sampling.gate import Gate
+from isounc.sampling.moments import Moments
 
 METHODS = {
-    "quadrature": "the trapezoid rule over all parameters, in float64 (`isounc.exact.logistic_by_quadrature`)",
-    "closed form": "linear algebra in float64 (`isounc.exact.linear_gaussian`)",
+    "quadrature": "the trapezoid rule over all parameters, in float64 "
+    "(`isounc.references.exact.logistic_by_quadrature`)",
+    "closed form": "linear algebra in float64 (`isounc.references.exact.linear_gaussian`)",
 }
 
 
-def card(reference: Reference) -> str:
+class Exports:
+    """The views of a reference for people and other tools; `isounc.references.Reference` defines the fields."""
+
+    name: str
+    method: str
+    problem: Problem
+    model: Model
+    prior_sd: float
+    regions: Mapping[str, Moments]
+    draws: np.ndarray
+    values: Mapping[str, np.ndarray]
+    locations: Mapping[str, np.ndarray]
+    num_chains: int
+    gate: Gate | None
+    checks: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    checksum: str
+
+    @property
+    def card(self) -> str:
+        """How it was made and which checks it passed, as Markdown."""
+        return _card(self)
+
+    def to_arviz(self) -> Any:
+        """The draws for ArviZ: `arviz.InferenceData` below ArviZ 1, `xarray.DataTree` from it on.
+
+        Both have ``to_netcdf(path)``, and `arviz.from_netcdf` reads what it writes. Groups:
+
+            posterior                ``p`` (regression: ``f``), predictions: chain, draw, location, column
+            unconstrained_posterior  ``theta``, fewer draws of the parameters: chain, draw, parameter
+            constant_data            ``X`` and ``x``, inputs of training and of the locations
+            observed_data            ``y``
+
+        Predictions stand in ``posterior`` because they are what converges: a network's weights have symmetries that
+        make a sound sampler look bad. Location ``grid[7]`` is row 7 of region ``grid``.
+
+        Raises
+        ------
+        ImportError
+            Where ArviZ is not installed.
+        """
+        return _to_arviz(self)
+
+
+def _card(r: Exports) -> str:
     """How a reference was made and which checks it passed, as Markdown."""
-    r = reference
     problem, model = r.problem, r.model
     noise = "" if problem.noise_sd is None else f", known noise sd {problem.noise_sd:g}"
     network = (
@@ -33,7 +79,7 @@ def card(reference: Reference) -> str:
     sizes = ", ".join(f"{name} ({len(x)})" for name, x in problem.regions.items())
     verdict = (
         "**Passed.**"
-        if r.passed
+        if not r.reasons
         else "**FAILED; do not compare anything with it.**\n\n"
         + "\n".join(f"- {reason}" for reason in r.reasons)
     )
@@ -62,7 +108,7 @@ def card(reference: Reference) -> str:
 
 {verdict}
 
-{_table(("check", "found", "right"), _checks(r))}
+{table(("check", "found", "right"), _checks(r))}
 
 ## What it holds
 
@@ -78,50 +124,12 @@ Rebuild it with another key and compare: `uv run experiments/reference_bank.py -
 """
 
 
-def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
-    """The page that lists a bank, as Markdown."""
-    passed = sum(e.passed for e in entries)
-    rows = (
-        (
-            f"`{e.name}`",
-            e.method,
-            str(e.num_params),
-            "pass" if e.passed else "**fail**",
-            _number(e.rhat_max, ".4f"),
-            _number(e.ess_min, ".0f"),
-            _number(e.num_draws, "d"),
-        )
-        for e in entries
-    )
-    failed = [f"- `{e.name}`: {'; '.join(e.reasons)}." for e in entries if not e.passed]
-    return "\n".join(
-        [
-            "# The bank of reference posteriors",
-            "",
-            f"{len(entries)} references, {passed} of which passed their checks; {num_bytes / 1e6:.1f} MB. "
-            "Made by `uv run experiments/reference_bank.py`;",
-            "`isounc.references.load(name)` reads one, its `card` says how it was made.",
-            "",
-            "R-hat is the largest and ESS the smallest (of p and of (p − mean)²) over the fixed locations of all",
-            "regions; draws are those behind the moments, over all chains. `ntk` and `fan_in` are two",
-            "parameterisations of one prior over functions, sampled apart: their predictive moments must agree, and",
-            "a test compares them.",
-            "",
-            _table(("name", "method", "P", "gate", "R-hat", "ESS", "draws"), rows),
-            "",
-            *(["## Failing entries", "", *failed, ""] if failed else []),
-        ]
-    )
-
-
-def to_arviz(reference: Reference) -> Any:
-    """See `isounc.references.Reference.to_arviz`."""
+def _to_arviz(r: Exports) -> Any:
     try:
         import arviz
         import xarray
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: install isounc[arviz], or arviz itself") from error
-    r = reference
     quantity = "f" if r.problem.likelihood == "gaussian" else "p"
     values = np.concatenate(tuple(r.values.values()), axis=2)
     theta = r.draws.reshape(r.num_chains, -1, r.model.num_params)
@@ -140,7 +148,7 @@ def to_arviz(reference: Reference) -> Any:
     # NetCDF knows no truth values.
     attrs = {
         "reference": r.name,
-        "passed": int(r.passed),
+        "passed": int(not r.reasons),
         "card": r.card,
         "checksum": r.checksum,
     }
@@ -160,12 +168,12 @@ def to_arviz(reference: Reference) -> Any:
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
 
 
-def _prior(r: Reference) -> str:
+def _prior(r: Exports) -> str:
     sds = zip(r.model.groups, r.model.group_prior_sd(r.prior_sd), strict=True)
     return ", ".join(f"{group} {sd:.4g}" for group, sd in sds)
 
 
-def _how(r: Reference) -> str:
+def _how(r: Exports) -> str:
     if r.gate is None:
         return f"By {METHODS[r.method]}. The draws are independent."
     s, c = r.settings["sampler"], r.checks
@@ -177,21 +185,21 @@ def _how(r: Reference) -> str:
     )
 
 
-def _checks(r: Reference) -> list[tuple[str, str, str]]:
+def _checks(r: Exports) -> list[tuple[str, str, str]]:
     if r.gate is None:
         right = {"var_relative_error_max": f"at most {RELATIVE_ERROR_MAX:g}"}
         return [(name, f"{value:.3g}", right.get(name, "")) for name, value in r.checks.items()]
     g, bound = r.gate, r.settings["sampler"]["gate"]
     return [
-        ("largest R-hat", _number(g.rhat_max, ".4f"), f"below {bound['rhat_max']:g}"),
-        ("smallest bulk ESS of p", _number(g.ess_bulk_min, ".0f"), f"{bound['ess_min']:g} or more"),
+        ("largest R-hat", number(g.rhat_max, ".4f"), f"below {bound['rhat_max']:g}"),
+        ("smallest bulk ESS of p", number(g.ess_bulk_min, ".0f"), f"{bound['ess_min']:g} or more"),
         (
             "smallest bulk ESS of (p − mean)²",
-            _number(g.ess_var_min, ".0f"),
+            number(g.ess_var_min, ".0f"),
             f"{bound['ess_min']:g} or more",
         ),
-        ("smallest tail ESS", _number(g.ess_tail_min, ".0f"), ""),
-        ("smallest E-BFMI", _number(g.ebfmi_min, ".2f"), f"above {bound['ebfmi_min']:g}"),
+        ("smallest tail ESS", number(g.ess_tail_min, ".0f"), ""),
+        ("smallest E-BFMI", number(g.ebfmi_min, ".2f"), f"above {bound['ebfmi_min']:g}"),
         (
             "divergent transitions",
             f"{g.divergences} ({g.divergence_rate:.3%})",
@@ -201,19 +209,21 @@ def _checks(r: Reference) -> list[tuple[str, str, str]]:
         ("locations without variance", str(g.num_zero_variance), "0"),
         ("locations with a frozen chain", str(g.num_frozen), "0"),
         ("locations with draws that are not finite", str(g.num_nonfinite), "0"),
-        ("median error of a variance over the variance", _number(g.var_mcse_median, ".2%"), ""),
+        ("median error of a variance over the variance", number(g.var_mcse_median, ".2%"), ""),
         ("locations looked at", str(g.num_locations), ""),
     ]
 
 
-def _errors(r: Reference) -> str:
+def _errors(r: Exports) -> str:
     return "numerical errors" if r.gate is None else "Monte Carlo standard errors"
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """A formatted number, or a dash for one that is None or not finite."""
     return "–" if value is None or not math.isfinite(value) else format(value, spec)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -6,8 +6,8 @@
     >>> print(reference.card)
     >>> print(isounc.references.compare(reference, posterior))
 
-An entry is two files of ``isounc/bank``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with everything else
-and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is unpickled.
+An entry is two files of ``isounc/references/data``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with
+everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is unpickled.
 ``experiments/reference_bank.py`` makes the bank.
 
 Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
@@ -19,31 +19,16 @@ import dataclasses
 import hashlib
 import importlib.resources
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from isounc import storage
 from isounc.checks import check_choice
-from isounc.entries import Reference, Thinning, from_exact, from_posterior, from_record
 from isounc.models import Model
-from isounc.scoring import Agreement, compare
-
-__all__ = [
-    "Agreement",
-    "Entry",
-    "FailedReferenceWarning",
-    "Reference",
-    "Thinning",
-    "compare",
-    "from_exact",
-    "from_posterior",
-    "from_record",
-    "list",
-    "load",
-    "save",
-]
+from isounc.references.export import number, table
+from isounc.references.reference import Reference, from_record
 
 _INFO = ".info.json"
 
@@ -161,9 +146,45 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
     return dataclasses.replace(reference, checksum=payload["sha256"])
 
 
+def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
+    """The page that lists a bank, as Markdown."""
+    passed = sum(e.passed for e in entries)
+    rows = (
+        (
+            f"`{e.name}`",
+            e.method,
+            str(e.num_params),
+            "pass" if e.passed else "**fail**",
+            number(e.rhat_max, ".4f"),
+            number(e.ess_min, ".0f"),
+            number(e.num_draws, "d"),
+        )
+        for e in entries
+    )
+    failed = [f"- `{e.name}`: {'; '.join(e.reasons)}." for e in entries if not e.passed]
+    return "\n".join(
+        [
+            "# The bank of reference posteriors",
+            "",
+            f"{len(entries)} references, {passed} of which passed their checks; {num_bytes / 1e6:.1f} MB. "
+            "Made by `uv run experiments/reference_bank.py`;",
+            "`isounc.references.load(name)` reads one, its `card` says how it was made.",
+            "",
+            "R-hat is the largest and ESS the smallest (of p and of (p − mean)²) over the fixed locations of all",
+            "regions; draws are those behind the moments, over all chains. `ntk` and `fan_in` are two",
+            "parameterisations of one prior over functions, sampled apart: their predictive moments must agree, and",
+            "a test compares them.",
+            "",
+            table(("name", "method", "P", "gate", "R-hat", "ESS", "draws"), rows),
+            "",
+            *(["## Failing entries", "", *failed, ""] if failed else []),
+        ]
+    )
+
+
 def _bank(folder: str | Path | None) -> Traversable:
     if folder is None:
-        return importlib.resources.files("isounc").joinpath("bank")
+        return importlib.resources.files("isounc.references").joinpath("data")
     if not Path(folder).is_dir():
         raise ValueError(f"folder must be a folder with references; got {str(folder)!r}")
     return Path(folder)
