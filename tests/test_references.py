@@ -518,9 +518,7 @@ def test_what_cannot_be_compared():
 
 
 def test_the_bank_is_listed_and_small():
-    import isounc.references as module
-
-    assert isounc.references.bank is module
+    assert isounc.references is references
     folder = Path(references.__file__).parent / "data"
     assert sum(path.stat().st_size for path in folder.rglob("*")) <= 20_000_000
     assert {"linear-logistic-v1", "linear_regression-gaussian-v1"} <= set(NAMES)

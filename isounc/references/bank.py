@@ -7,8 +7,8 @@
     >>> print(isounc.references.compare(reference, posterior))
 
 An entry is two files of ``isounc/references/data``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with
-everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is unpickled.
-``experiments/reference_bank.py`` makes the bank.
+everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is
+unpickled. ``experiments/reference_bank.py`` makes the bank.
 
 Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
 """

@@ -4,7 +4,8 @@ All chains of all problems (seeds, say) of one shape run in one compiled program
 is close to N(0, I) (`isounc.sampling.coordinates`), by one of the samplers of `isounc.sampling.kernels`. Sampling
 advances in blocks of draws: moments at every location leave the device as block means, draws of the predictive
 quantity are kept at a few fixed locations only, so memory grows neither with draws x locations nor with draws x
-parameters (but for the particles of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a killed run goes on.
+parameters (but for the particles of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a
+killed run goes on.
 """
 
 from __future__ import annotations
