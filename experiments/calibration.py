@@ -31,11 +31,12 @@ from isounc import sweep
 from isounc.calibration import FAULTS, quantity_names, rank_batch
 from isounc.calibration_report import Job
 from isounc.checks import check_choice, check_count, check_real
-from isounc.command import command, settings_of_run
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
-from isounc.records import Record, RunFolder, provenance
+from isounc.runs.command import command, settings_of_run
+from isounc.runs.folder import Record, RunFolder
+from isounc.runs.provenance import provenance
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.posterior import SamplerSettings
 from isounc.uniformity import check_bins

@@ -23,14 +23,15 @@ import jax
 
 from isounc import sweep
 from isounc.checks import check_choice, check_real
-from isounc.command import command, settings_of_run
 from isounc.compare import SUMMARY_COLUMNS, summarise
 from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.paper import TABLE1
 from isounc.problems import PROBLEMS
-from isounc.records import RESULT_COLUMNS, RunFolder, provenance
 from isounc.results import Results
+from isounc.runs.command import command, settings_of_run
+from isounc.runs.folder import RESULT_COLUMNS, RunFolder
+from isounc.runs.provenance import provenance
 from isounc.sampling.posterior import SamplerSettings
 
 PAPER = tuple(TABLE1)

@@ -29,7 +29,7 @@ from numpyro import handlers, infer
 from isounc.checks import check_count, check_real
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.records import Record
+from isounc.runs.folder import Record
 from isounc.sampling.gate import Gate, GateSettings, diagnose, gate
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import Progress, SamplerSettings, sample_posterior

@@ -27,11 +27,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from isounc import style
 from isounc.agreement import Side, Totals
-from isounc.records import RunFolder
 from isounc.references import zscores
-from isounc.style import legend_below, region_look, styled
+from isounc.runs import style
+from isounc.runs.folder import RunFolder
+from isounc.runs.style import legend_below, region_look, styled
 from isounc.uniformity import holm
 
 Rows = list[dict[str, Any]]

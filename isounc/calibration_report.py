@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Int
 from scipy import stats
 
-from isounc import style
 from isounc.calibration_figures import Scores, geweke_figure, rank_figure
-from isounc.records import RunFolder
+from isounc.runs import style
+from isounc.runs.folder import RunFolder
 from isounc.uniformity import holm, judge
 
 Rows = list[dict[str, Any]]

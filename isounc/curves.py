@@ -30,9 +30,9 @@ from isounc.panels import (
     title_panels,
 )
 from isounc.paper import UNKNOWN, paper_value
-from isounc.records import RunFolder
 from isounc.results import ESTIMATORS, Results, Setup
-from isounc.style import (
+from isounc.runs.folder import RunFolder
+from isounc.runs.style import (
     PAPER_COLOR,
     POINT_LOOKS,
     POINT_WORDS,

@@ -10,19 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from isounc.curves import error_budget, scaling_curves, scaling_headline
 from isounc.maps import uncertainty_maps
-from isounc.records import RunFolder
 from isounc.results import Results
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile
+from isounc.runs.style import POINT_WORDS, NothingToDraw, save
 from isounc.scatter import scatter
-from isounc.style import POINT_WORDS, NothingToDraw, save
 
 __all__ = [
-    "Drawn",
     "draw_figures",
     "error_budget",
     "make_figures",
@@ -33,21 +32,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-
-class Drawn(NamedTuple):
-    """A figure of a run, or why there is none."""
-
-    name: str
-    """File name without ending."""
-    kind: str
-    """`scaling`, `budget`, `maps` or `scatter`."""
-    caption: str
-    """What it shows, in a sentence or two."""
-    paths: tuple[Path, ...]
-    """The files written: PNG, then SVG; none if it was skipped."""
-    reason: str
-    """Why it was skipped; empty if it was not."""
 
 
 def make_figures(run: RunFolder | Results) -> list[Path]:
@@ -65,7 +49,7 @@ def make_figures(run: RunFolder | Results) -> list[Path]:
     return [path for drawn in draw_figures(run) for path in drawn.paths]
 
 
-def draw_figures(run: RunFolder | Results) -> list[Drawn]:
+def draw_figures(run: RunFolder | Results) -> list[FigureFile]:
     """As `make_figures`, with captions, and with reasons for what was skipped."""
     results = Results.of(run)
     folder = results.run.path / "figures"
@@ -75,9 +59,9 @@ def draw_figures(run: RunFolder | Results) -> list[Drawn]:
             paths = tuple(save(draw(), folder / name))
         except NothingToDraw as error:
             _log.info("figure %s skipped: %s", name, error)
-            done.append(Drawn(name, kind, caption, (), str(error)))
+            done.append(FigureFile(name, kind, caption, (), str(error)))
         else:
-            done.append(Drawn(name, kind, caption, paths, ""))
+            done.append(FigureFile(name, kind, caption, paths, ""))
     return done
 
 

@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isounc.checks import check_choice
 from isounc.compare import compare
-from isounc.records import Record, RunFolder
 from isounc.results import Results
-from isounc.style import (
+from isounc.runs.folder import Record, RunFolder
+from isounc.runs.style import (
     CLASS_LOOKS,
     POINT_WORDS,
     NothingToDraw,

@@ -17,7 +17,7 @@ from matplotlib.ticker import MultipleLocator
 
 from isounc.checks import check_choice
 from isounc.results import Results, Setup
-from isounc.style import STATISTICS, Look, NothingToDraw, legend_below
+from isounc.runs.style import STATISTICS, Look, NothingToDraw, legend_below
 
 
 class Line(NamedTuple):

@@ -2,7 +2,7 @@
 
     python -m isounc.report RUN
 
-draws the figures anew and writes `report.html` and `report.md` into RUN (`isounc.page`).
+draws the figures anew and writes `report.html` and `report.md` into RUN (`isounc.runs.page`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from isounc.figures import Drawn, draw_figures
-from isounc.page import Section, write_page
+from isounc.figures import draw_figures
 from isounc.paper import SOURCE
-from isounc.records import RunFolder
 from isounc.results import Results
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, write_page
 from isounc.tables import (
     aleatoric_table,
     cost_table,
@@ -55,8 +55,8 @@ def make_report(run: RunFolder | Results) -> Path:
     return write_page(results.run.path, name, sections)
 
 
-def _sections(results: Results, drawn: Sequence[Drawn]) -> list[Section]:
-    def of_kind(*kinds: str) -> tuple[Drawn, ...]:
+def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
+    def of_kind(*kinds: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
     headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
 from isounc.summary import KEY_COLUMNS, Trend, summarise, trend
 
 REGIONS = ("test", "grid", "far")

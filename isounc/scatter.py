@@ -15,9 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from isounc.compare import compare
 from isounc.maps import cell_heading, cell_record, reference_variance
-from isounc.records import RunFolder
 from isounc.results import ESTIMATORS, REGIONS, Results, ordered
-from isounc.style import NothingToDraw, estimator_look, legend_below, region_look, styled
+from isounc.runs.folder import RunFolder
+from isounc.runs.style import NothingToDraw, estimator_look, legend_below, region_look, styled
 
 _MAX_DECADES = 6
 """Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""

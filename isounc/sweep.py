@@ -29,7 +29,7 @@ from tqdm import tqdm
 from isounc import evaluate
 from isounc.checks import check_choice
 from isounc.evaluate import Cell, EvaluationSettings
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
 from isounc.sampling import smc
 
 

@@ -9,30 +9,18 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from isounc.paper import SOURCE, UNKNOWN, paper_value
-from isounc.records import RunFolder
 from isounc.results import Cell, Results, Setup, ordered
-from isounc.style import POINT_WORDS
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import Table
+from isounc.runs.style import POINT_WORDS
 
 LEVEL_ESTIMATORS = (
     *("isotropic", "link_aware", "layer_scaled", "laplace", "oracle", "posterior_averaged"),
 )
 _SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
-
-
-class Table(NamedTuple):
-    """A table of texts."""
-
-    title: str
-    """What it shows."""
-    columns: tuple[str, ...]
-    """Headings."""
-    rows: list[tuple[str, ...]]
-    """Cells, as many in each row as there are headings."""
-    note: str
-    """How to read it."""
 
 
 def paper_table(results: Results) -> Table:

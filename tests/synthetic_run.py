@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from isounc.compare import class_views, compare
-from isounc.records import Record, RunFolder
+from isounc.runs.folder import Record, RunFolder
 
 LIKELIHOODS = {
     **{name: ("bernoulli", 1, 2) for name in ("linear", "xor", "rings", "moons")},

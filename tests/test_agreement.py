@@ -17,11 +17,11 @@ from numpyro.infer.util import log_density as numpyro_log_density
 from isounc import agreement, densities
 from isounc import agreement_report as report
 from isounc.agreement import NutsSettings, Side, Totals, isounc_side, numpyro_side
-from isounc.command import command
 from isounc.models import make_model
 from isounc.problems import make_problem
-from isounc.records import RunFolder
 from isounc.references import zscores
+from isounc.runs.command import command
+from isounc.runs.folder import RunFolder
 from isounc.sampling.gate import Gate, GateSettings
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings

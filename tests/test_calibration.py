@@ -21,7 +21,7 @@ from isounc.calibration import draw_replications, quantity_names, rank, rank_bat
 from isounc.geweke import GewekeSettings, geweke
 from isounc.models import make_model
 from isounc.problems import Problem
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
 from isounc.sampling.posterior import SamplerSettings
 from isounc.uniformity import ecdf_band, ecdf_difference, ecdf_p_value, holm, judge
 

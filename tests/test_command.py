@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from isounc.command import command
+from isounc.runs.command import command
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from isounc.figures import (
     uncertainty_maps,
 )
 from isounc.paper import TABLE1, paper_value
-from isounc.records import Record, RunFolder
 from isounc.results import ESTIMATORS, Results
-from isounc.style import NothingToDraw, estimator_look, save
+from isounc.runs.folder import Record, RunFolder
+from isounc.runs.style import NothingToDraw, estimator_look, save
 from isounc.summary import summarise
 
 WIDTHS = (2, 8, 32)

@@ -21,7 +21,7 @@ from isounc.llm.measure import MeasureSettings, _up_to, measure
 from isounc.llm.qa_tables import Part, auroc_table
 from isounc.llm.questions import Question
 from isounc.llm.scores import ScoreSettings, score_table
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import storage
-from isounc.environment import git_state
-from isounc.records import (
+from isounc.runs import files
+from isounc.runs.folder import (
     FORMAT_VERSION,
     RESULT_COLUMNS,
     DamagedRecordWarning,
@@ -27,6 +26,7 @@ from isounc.records import (
     RunFolder,
     provenance,
 )
+from isounc.runs.provenance import git_state
 
 SETTINGS = {"preset": "quick", "widths": (2, 8), "posterior": {"num_draws": 100}, "workers": 1}
 
@@ -458,7 +458,7 @@ def test_a_loaded_run_cannot_be_written(run):
 WRITER = """
 import sys
 import numpy as np
-from isounc.records import Record, RunFolder
+from isounc.runs.folder import Record, RunFolder
 
 run = RunFolder.open(sys.argv[1], {"a": 1})
 step = 0
@@ -480,7 +480,7 @@ def start(code, *arguments):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.filterwarnings("ignore::isounc.records.DamagedRecordWarning")
+@pytest.mark.filterwarnings("ignore::isounc.runs.folder.DamagedRecordWarning")
 def test_a_kill_while_writing_leaves_whole_records_or_none(tmp_path):
     rng = np.random.default_rng(0)
     found = 0
@@ -517,7 +517,7 @@ def test_a_kill_at_each_step_of_rewriting(tmp_path, stage):
     code = f"""
 import os, sys
 import numpy as np
-from isounc.records import Record, RunFolder
+from isounc.runs.folder import Record, RunFolder
 
 run = RunFolder.open(sys.argv[1], {{}})
 run.write(Record("a", {{"step": 1}}, {{"x": np.full(9, 1)}}))
@@ -562,7 +562,7 @@ def test_a_full_disk_gives_one_clear_error_and_keeps_what_was_written(run, monke
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
-    monkeypatch.setattr(storage.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match=r"record 'moons-w8'.*No space left.*kept.*again") as caught:
         run.write(make_record())
     monkeypatch.undo()
@@ -582,7 +582,7 @@ def test_a_disk_that_is_full_when_bytes_arrive_leaves_the_old_record(run, monkey
         path.touch()
         return open("/dev/full", "wb")
 
-    monkeypatch.setattr(storage, "open", open_full, raising=False)
+    monkeypatch.setattr(files, "open", open_full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         run.write(make_record(seed=1))
     for attempt in (lambda: run.write_rows("results.csv", []), lambda: run.write_info({"a": 1})):
@@ -602,7 +602,7 @@ def test_several_processes_open_and_write_at_once(tmp_path):
     code = """
 import sys
 import numpy as np
-from isounc.records import Record, RunFolder
+from isounc.runs.folder import Record, RunFolder
 
 for step in range(15):
     run = RunFolder.open(sys.argv[1], {"a": 1})  # removes stale files, never those of the other

@@ -17,11 +17,12 @@ from scipy.integrate import dblquad
 from scipy.special import expit, softmax
 
 import isounc
-from isounc import references, storage
+from isounc import references
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian, logistic_by_quadrature
+from isounc.runs import files
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings
 
@@ -366,7 +367,7 @@ def test_damage_is_one_clear_error(bank, tmp_path):
     with pytest.raises(KeyError, match="test/var"):
         references.from_record(GAUSSIAN, meta, arrays)
     with pytest.raises(ValueError, match="without pickle"):
-        storage.pack({"X": np.array([object()])}, compress=True)
+        files.pack({"X": np.array([object()])}, compress=True)
 
 
 def test_unknown_names_and_folders(bank, tmp_path):
@@ -524,8 +525,8 @@ def test_the_bank_is_listed_and_small():
     assert {"linear-logistic-v1", "linear_regression-gaussian-v1"} <= set(NAMES)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in NAMES)
-    files = {path.name for path in folder.iterdir()} - {"README.md"}
-    assert files == {name + end for name in NAMES for end in (".npz", ".info.json")}
+    contents = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert contents == {name + end for name in NAMES for end in (".npz", ".info.json")}
 
 
 @pytest.mark.parametrize(

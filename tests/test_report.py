@@ -11,9 +11,9 @@ import pytest
 from synthetic_run import HOSTILE, write_run
 
 from isounc import report, tables
-from isounc.figures import Drawn
-from isounc.records import RunFolder
 from isounc.results import Results
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile
 from isounc.summary import summarise, trend
 
 WIDTHS = (2, 8, 32)
@@ -40,8 +40,10 @@ def quick_figures(results):
         path = results.run.path / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\x89PNG " + name.encode())
-        drawn.append(Drawn(name, kind, f"What {name} shows, for <those> who listen.", (path,), ""))
-    return [*drawn, Drawn("maps_wine", "maps", "Nothing.", (), "wine has <no> grid")]
+        drawn.append(
+            FigureFile(name, kind, f"What {name} shows, for <those> who listen.", (path,), "")
+        )
+    return [*drawn, FigureFile("maps_wine", "maps", "Nothing.", (), "wine has <no> grid")]
 
 
 def page_of(run):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TINY = (

@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
-from isounc import style
-from isounc.figures import Drawn
 from isounc.llm.evaluation import curves
+from isounc.runs import style
+from isounc.runs.page import FigureFile
 
 if TYPE_CHECKING:
     from isounc.llm.qa_tables import Part
@@ -32,7 +32,9 @@ _SHOWN = ("epistemic", "aleatoric", "total_sum", "link_aware")
 _CURVE_BASELINES = {"p_true": "#000000", "semantic_entropy": "#8C8C8C", "log_prob": "#882255"}
 
 
-def draw(folder: Path, parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+def draw(
+    folder: Path, parts: Sequence[Part], results: Sequence[Mapping[str, Any]]
+) -> list[FigureFile]:
     """Draw all figures of a run into a folder, those of each model apart."""
     drawn = []
     for model in dict.fromkeys(part.model for part in parts):
@@ -53,7 +55,7 @@ def draw(folder: Path, parts: Sequence[Part], results: Sequence[Mapping[str, Any
                 figure = make(own, rows)
             name = f"{kind}-{model}"
             paths = style.save(figure, folder / name)
-            drawn.append(Drawn(name, kind, caption, tuple(paths), ""))
+            drawn.append(FigureFile(name, kind, caption, tuple(paths), ""))
     return drawn
 
 

@@ -48,8 +48,8 @@ from isounc.llm.qa_tables import (
     transfer_table,
 )
 from isounc.llm.scores import ScoreSettings, score_table
-from isounc.page import Section, write_page
-from isounc.records import RunFolder
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import Section, write_page
 from isounc.tables import settings_table
 
 WHERE = ("model", "benchmark")

@@ -11,7 +11,7 @@ from isounc.llm.evaluation import Scores
 from isounc.llm.measure import Measured
 from isounc.llm.scores import baselines, same_words
 from isounc.paper import TABLE2
-from isounc.tables import Table
+from isounc.runs.page import Table
 
 KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
 """Isotropic scores of the headline, for its estimand."""

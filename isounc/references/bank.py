@@ -7,8 +7,8 @@
     >>> print(isounc.references.compare(reference, posterior))
 
 An entry is two files of ``isounc/references/data``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with
-everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64. Nothing is
-unpickled. ``experiments/reference_bank.py`` makes the bank.
+everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64.
+Nothing is unpickled. ``experiments/reference_bank.py`` makes the bank.
 
 Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
 """
@@ -24,11 +24,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isounc import storage
 from isounc.checks import check_choice
 from isounc.models import Model
 from isounc.references.export import number, table
 from isounc.references.reference import Reference, from_record
+from isounc.runs import files
 
 _INFO = ".info.json"
 
@@ -96,11 +96,11 @@ def load(name: str, folder: str | Path | None = None) -> Reference:
     try:
         npz = bank.joinpath(f"{name}.npz").read_bytes()
         if hashlib.sha256(npz).hexdigest() != payload.get("sha256"):
-            raise storage.Damaged(f"the checksum of {name}.npz does not match")
-        reference = from_record(name, payload["meta"], storage.unpack(npz), payload["sha256"])
+            raise files.Damaged(f"the checksum of {name}.npz does not match")
+        reference = from_record(name, payload["meta"], files.unpack(npz), payload["sha256"])
     except KeyError as error:
         raise _damaged(name, f"it lacks {error}") from error
-    except (storage.Damaged, OSError) as error:
+    except (files.Damaged, OSError) as error:
         raise _damaged(name, error) from error
     if not reference.passed:
         warnings.warn(
@@ -124,25 +124,27 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
     """
     folder = Path(folder)
     meta, arrays = reference.to_record()
-    encoded = storage.encode(meta, "meta")
-    npz = storage.pack(arrays, compress=True)
+    encoded = files.encode(meta, "meta")
+    npz = files.pack(arrays, compress=True)
     payload = {
         "name": reference.name,
         "sha256": hashlib.sha256(npz).hexdigest(),
-        "meta_sha256": storage.json_digest(encoded),
+        "meta_sha256": files.json_digest(encoded),
         "meta": encoded,
     }
-    files = {
+    contents = {
         folder / f"{reference.name}.npz": npz,
-        folder / (reference.name + _INFO): storage.json_bytes(payload),
+        folder / (reference.name + _INFO): files.json_bytes(payload),
     }
-    if not overwrite and any(path.exists() and path.read_bytes() != files[path] for path in files):
+    if not overwrite and any(
+        path.exists() and path.read_bytes() != contents[path] for path in contents
+    ):
         raise ValueError(
             f"{folder} has another {reference.name!r} already; give the new one a higher version, or pass "
             "overwrite=True"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_atomic(files, f"reference {reference.name!r}")
+    files.write_atomic(contents, f"reference {reference.name!r}")
     return dataclasses.replace(reference, checksum=payload["sha256"])
 
 
@@ -198,16 +200,14 @@ def _names(bank: Traversable) -> tuple[str, ...]:
 def _info(bank: Traversable, name: str) -> dict[str, Any]:
     """What the info file says, decoded and verified."""
     try:
-        payload = storage.parse_json(
-            bank.joinpath(name + _INFO).read_bytes(), f"reference {name!r}"
-        )
+        payload = files.parse_json(bank.joinpath(name + _INFO).read_bytes(), f"reference {name!r}")
         if payload.get("name") != name or not isinstance(payload.get("meta"), dict):
-            raise storage.Damaged(f"{name}{_INFO} does not describe it")
-        if payload.get("meta_sha256") != storage.json_digest(payload["meta"]):
-            raise storage.Damaged(f"the checksum of the meta in {name}{_INFO} does not match")
-    except (storage.Damaged, OSError) as error:
+            raise files.Damaged(f"{name}{_INFO} does not describe it")
+        if payload.get("meta_sha256") != files.json_digest(payload["meta"]):
+            raise files.Damaged(f"the checksum of the meta in {name}{_INFO} does not match")
+    except (files.Damaged, OSError) as error:
         raise _damaged(name, error) from error
-    return storage.decode(payload)
+    return files.decode(payload)
 
 
 def _damaged(name: str, error: object) -> ValueError:

@@ -84,7 +84,7 @@ class Reference(Exports):
     settings: Mapping[str, Any]
     """Settings of the problem, of sampling and of thinning: enough to make it again."""
     versions: Mapping[str, Any]
-    """What computed it: `isounc.records.provenance`."""
+    """What computed it: `isounc.runs.folder.provenance`."""
     checksum: str = ""
     """SHA-256 of the npz file it was read from; empty if it was not read from one."""
 
@@ -94,7 +94,7 @@ class Reference(Exports):
         return not self.reasons
 
     def to_record(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The reference as (meta, arrays), which `from_record` reads and `isounc.records.Record` holds."""
+        """The reference as (meta, arrays), which `from_record` reads and `isounc.runs.folder.Record` holds."""
         problem = self.problem
         meta = {
             "method": self.method,

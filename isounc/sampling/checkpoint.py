@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from isounc import storage
+from isounc.runs import files
 
 DIGEST = "sha256"
 
@@ -39,37 +39,37 @@ class Checkpoint:
             If it cannot be written.
         """
         path = Path(folder)
-        asked = storage.encode(dict(identity), "identity")
+        asked = files.encode(dict(identity), "identity")
         about = path / "run.json"
-        found = storage.bytes_or_none(about)
+        found = files.bytes_or_none(about)
         if found is not None:
             try:
-                known = storage.parse_json(found, str(about))["identity"]
-            except (storage.Damaged, KeyError) as error:
+                known = files.parse_json(found, str(about))["identity"]
+            except (files.Damaged, KeyError) as error:
                 raise ValueError(
                     f"checkpoint folder {path} has a run.json that cannot be read ({error}); give another folder"
                 ) from error
-            if lines := storage.differences(known, asked):
+            if lines := files.differences(known, asked):
                 raise ValueError(
                     f"checkpoint folder {path} belongs to another run; give another folder, or the same settings "
                     "and data:\n  " + "\n  ".join(lines)
                 )
-            storage.remove_stale(path)
+            files.remove_stale(path)
             return cls(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(
                 f"checkpoint folder must be new, empty or of this run; {path} holds something else"
             )
         path.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic({about: storage.json_bytes({"identity": asked})}, "run.json")
+        files.write_atomic({about: files.json_bytes({"identity": asked})}, "run.json")
         return cls(path)
 
     def save(self, step: int, state: Any, block: Any = None) -> None:
         """Store the state after a step (a window of warm-up or a block), and the block that it gave."""
-        files = {self._path("state", step): _pack(state)}
+        contents = {self._path("state", step): _pack(state)}
         if block is not None:
-            files = {self._path("block", step): _pack(block)} | files
-        storage.write_atomic(files, f"checkpoint {step}")
+            contents = {self._path("block", step): _pack(block)} | contents
+        files.write_atomic(contents, f"checkpoint {step}")
         # The one before is the way back if this one should turn out to be damaged.
         with contextlib.suppress(OSError):
             self._path("state", step - 2).unlink()
@@ -83,7 +83,7 @@ class Checkpoint:
             (int(p.stem.split("-")[1]) for p in self.folder.glob("state-*.npz")), reverse=True
         )
         for step in steps:
-            with contextlib.suppress(storage.Damaged):
+            with contextlib.suppress(files.Damaged):
                 found = _unpack(self._path("state", step), state)
                 blocks = [
                     _unpack(self._path("block", i), block) for i in range(first_block, step + 1)
@@ -97,24 +97,24 @@ class Checkpoint:
 
 def _pack(tree: Any) -> bytes:
     arrays = {f"leaf{i:03d}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(tree))}
-    content = storage.pack(arrays)
+    content = files.pack(arrays)
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-    return storage.pack({DIGEST: digest}) + content
+    return files.pack({DIGEST: digest}) + content
 
 
-_HEAD = len(storage.pack({DIGEST: np.zeros(32, np.uint8)}))
+_HEAD = len(files.pack({DIGEST: np.zeros(32, np.uint8)}))
 
 
 def _unpack(path: Path, like: Any) -> Any:
-    found = storage.bytes_or_none(path)
+    found = files.bytes_or_none(path)
     if found is None:
-        raise storage.Damaged(f"{path} is missing")
+        raise files.Damaged(f"{path} is missing")
     content = found[_HEAD:]
-    if storage.unpack(found[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
-        raise storage.Damaged(f"{path} does not agree with its SHA-256")
-    arrays = storage.unpack(content)
+    if files.unpack(found[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
+        raise files.Damaged(f"{path} does not agree with its SHA-256")
+    arrays = files.unpack(content)
     leaves = [arrays[name] for name in sorted(arrays)]
     expected = jax.tree.leaves(like)
     if [np.shape(a) for a in leaves] != [np.shape(a) for a in expected]:
-        raise storage.Damaged(f"{path} holds arrays of other shapes")
+        raise files.Damaged(f"{path} holds arrays of other shapes")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.densities import Data, stack_data
-from isounc.environment import provenance
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.runs.provenance import provenance
 from isounc.sampling import chains as sampling
 from isounc.sampling import gate as diagnostics
 from isounc.sampling import smc as tempering

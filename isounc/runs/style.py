@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from isounc import storage
+from isounc.runs import files
 
 
 class Look(NamedTuple):
@@ -156,10 +156,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout just found holds for the other format too
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
-    files = {
+    contents = {
         stem.with_name(f"{stem.name}.{ending}"): content.getvalue()
         for ending, content in (("png", png), ("svg", svg))
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_atomic(files, f"figure {stem.name}")
-    return list(files)
+    files.write_atomic(contents, f"figure {stem.name}")
+    return list(contents)

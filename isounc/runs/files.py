@@ -1,6 +1,6 @@
 """Values as bytes that survive: strict JSON, arrays without pickle, tables, atomic files, the lock.
 
-``records`` decides what a run holds; this module decides how one file of it is encoded and how it
+``folder`` decides what a run holds; this module decides how one file of it is encoded and how it
 reaches the disk whole or not at all.
 
 JSON here is strict: ``NaN``, ``Infinity`` and ``-Infinity`` are stored as strings of that spelling

@@ -12,9 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from isounc import storage
-from isounc.figures import Drawn
-from isounc.tables import Table
+from isounc.runs import files
 
 _LONG = 16
 """Tables with more rows than this are folded up."""
@@ -47,6 +45,34 @@ summary { cursor: pointer; font-weight: 600; }
 """
 
 
+class Table(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    """What it shows."""
+    columns: tuple[str, ...]
+    """Headings."""
+    rows: list[tuple[str, ...]]
+    """Cells, as many in each row as there are headings."""
+    note: str
+    """How to read it."""
+
+
+class FigureFile(NamedTuple):
+    """A figure of a run, or why there is none."""
+
+    name: str
+    """File name without ending."""
+    kind: str
+    """What kind of figure it is, by which a report finds its section."""
+    caption: str
+    """What it shows, in a sentence or two."""
+    paths: tuple[Path, ...]
+    """The files written: PNG, then SVG; none if it was skipped."""
+    reason: str
+    """Why it was skipped; empty if it was not."""
+
+
 class Section(NamedTuple):
     """A heading with what comes under it, in order."""
 
@@ -56,7 +82,7 @@ class Section(NamedTuple):
     """Heading."""
     text: tuple[str, ...]
     """Paragraphs."""
-    figures: tuple[Drawn, ...]
+    figures: tuple[FigureFile, ...]
     """Figures that were drawn."""
     tables: tuple[Table, ...]
     """Tables that have rows."""
@@ -72,11 +98,11 @@ def write_page(folder: Path, name: str, sections: Iterable[Section]) -> Path:
     """
     sections = list(sections)
     page = folder / "report.html"
-    files = {
+    contents = {
         page: _html(name, sections).encode(),
         page.with_suffix(".md"): _markdown(name, sections, folder).encode(),
     }
-    storage.write_atomic(files, "the report")
+    files.write_atomic(contents, "the report")
     return page
 
 

@@ -16,7 +16,7 @@ record and never mixes two. Nothing is ever unpickled, so reading a run executes
 
 Several processes may write to one run: whoever writes or opens holds the advisory lock ``.lock``,
 so a temporary file seen under it was left by a kill and is removed. Where the file system has no
-locks, such files stay. How values are encoded (non-finite numbers in JSON) is said in ``storage``.
+locks, such files stay. How values are encoded (non-finite numbers in JSON) is said in ``files``.
 """
 
 import contextlib
@@ -31,19 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isounc import storage
-from isounc.environment import provenance
-from isounc.storage import FORMAT_VERSION, Damaged, locked
-
-__all__ = [
-    "FORMAT_VERSION",
-    "RESULT_COLUMNS",
-    "TEXT_COLUMNS",
-    "DamagedRecordWarning",
-    "Record",
-    "RunFolder",
-    "provenance",
-]
+from isounc.runs import files
+from isounc.runs.files import Damaged, locked
 
 RESULT_COLUMNS = tuple(
     "problem width depth activation parameterisation prior_sd seed point region estimator "
@@ -129,18 +118,18 @@ class RunFolder:
             If the folder cannot be written.
         """
         path = Path(path).expanduser()
-        wanted = storage.encode(dict(settings), "settings")
+        wanted = files.encode(dict(settings), "settings")
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; a run needs a folder: choose another --out")
         try:
-            with storage.explained(f"the run folder {path}"):
+            with files.explained(f"the run folder {path}"):
                 path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
                 f"{path} lies below something that is a file; choose another --out"
             ) from error
         # Before anything is created: a folder that is not ours must be left as it was found.
-        others = [p.name for p in path.iterdir() if not storage.is_housekeeping(p)]
+        others = [p.name for p in path.iterdir() if not files.is_housekeeping(p)]
         if others and not (path / "settings.json").exists():
             raise ValueError(
                 f"{path} is not empty and holds no settings.json, so it is no run folder "
@@ -149,15 +138,15 @@ class RunFolder:
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
                 stored = _load_settings(path)
-                _check_same_run(path, stored, storage.decode(wanted), identity)
+                _check_same_run(path, stored, files.decode(wanted), identity)
             else:
-                stored = storage.decode(wanted)
-                content = storage.json_bytes({"settings": wanted})
-                storage.write_atomic({path / "settings.json": content}, "settings.json")
-            with storage.explained(f"the folder {path / 'cells'}"):
+                stored = files.decode(wanted)
+                content = files.json_bytes({"settings": wanted})
+                files.write_atomic({path / "settings.json": content}, "settings.json")
+            with files.explained(f"the folder {path / 'cells'}"):
                 (path / "cells").mkdir(exist_ok=True)
             if held:
-                storage.remove_stale(path, path / "cells")
+                files.remove_stale(path, path / "cells")
         run = cls(path, stored, writable=True)
         for name in run._stems():  # now, not hours into the run
             run._refuse_newer(name)
@@ -184,19 +173,19 @@ class RunFolder:
         """
         self._require_writable()
         _check_name(record.name)
-        meta = storage.encode(dict(record.meta), "meta")
-        npz = storage.pack(record.arrays)
+        meta = files.encode(dict(record.meta), "meta")
+        npz = files.pack(record.arrays)
         self._refuse_newer(record.name)
         payload = {
             "name": record.name,
             "sha256": hashlib.sha256(npz).hexdigest(),
-            "meta_sha256": storage.json_digest(meta),
+            "meta_sha256": files.json_digest(meta),
             "meta": meta,
         }
         npz_path, json_path = self._halves(record.name)
-        files = {npz_path: npz, json_path: storage.json_bytes(payload)}
+        contents = {npz_path: npz, json_path: files.json_bytes(payload)}
         with locked(self.path, create=True):
-            storage.write_atomic(files, f"record {record.name!r}")
+            files.write_atomic(contents, f"record {record.name!r}")
 
     def read(self, name: str) -> Record | None:
         """Read and verify a record; None where there is none.
@@ -253,9 +242,9 @@ class RunFolder:
         """
         self._require_writable()
         _check_name(name, _TABLE, "table name", "such as results.csv")
-        data = storage.table_bytes(rows, columns, name=name)
+        data = files.table_bytes(rows, columns, name=name)
         with locked(self.path, create=True):
-            storage.write_atomic({self.path / name: data}, name)
+            files.write_atomic({self.path / name: data}, name)
 
     def read_rows(
         self, name: str = "results.csv", *, text_columns: Iterable[str] = TEXT_COLUMNS
@@ -272,24 +261,24 @@ class RunFolder:
             data = (self.path / name).read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
-        return storage.table_rows(data, text_columns, name=str(self.path / name))
+        return files.table_rows(data, text_columns, name=str(self.path / name))
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Merge into ``info.json``: top-level keys given here replace those of the same name."""
         self._require_writable()
-        new = storage.encode(dict(info), "info")
+        new = files.encode(dict(info), "info")
         with locked(self.path, create=True):
-            merged = {**storage.encode(self.read_info(), "info"), **new}
-            content = storage.json_bytes({"info": merged})
-            storage.write_atomic({self.path / "info.json": content}, "info.json")
+            merged = {**files.encode(self.read_info(), "info"), **new}
+            content = files.json_bytes({"info": merged})
+            files.write_atomic({self.path / "info.json": content}, "info.json")
 
     def read_info(self) -> dict[str, Any]:
         """Read what `write_info` gathered; empty, with a warning, where the file is damaged."""
         try:
             content = (self.path / "info.json").read_bytes()
-            info = storage.parse_json(content, f"{self.path / 'info.json'}")["info"]
+            info = files.parse_json(content, f"{self.path / 'info.json'}")["info"]
             if isinstance(info, dict):
-                return storage.decode(info)
+                return files.decode(info)
         except FileNotFoundError:
             return {}
         except (Damaged, KeyError):
@@ -308,23 +297,21 @@ class RunFolder:
         return self.path / "cells" / f"{name}.npz", self.path / "cells" / f"{name}.json"
 
     def _stems(self) -> list[str]:
-        files = (self.path / "cells").glob("*.*")
-        stems = {p.stem for p in files if p.suffix in (".npz", ".json")}
+        halves = (self.path / "cells").glob("*.*")
+        stems = {p.stem for p in halves if p.suffix in (".npz", ".json")}
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
     def _refuse_newer(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, Damaged):
-            storage.parse_json(
-                self._halves(name)[1].read_bytes(), f"record {name!r} of {self.path}"
-            )
+            files.parse_json(self._halves(name)[1].read_bytes(), f"record {name!r} of {self.path}")
 
     def _read_verified(self, name: str) -> Record | None:
-        npz, described = (storage.bytes_or_none(half) for half in self._halves(name))
+        npz, described = (files.bytes_or_none(half) for half in self._halves(name))
         if npz is None and described is None:
             return None
         if described is None:
             raise Damaged(f"{name}.json is missing")
-        payload = storage.parse_json(described, f"record {name!r} of {self.path}")
+        payload = files.parse_json(described, f"record {name!r} of {self.path}")
         if npz is None:
             raise Damaged(f"{name}.npz is missing")
         meta = payload.get("meta")
@@ -332,13 +319,13 @@ class RunFolder:
             raise Damaged(f"{name}.json does not describe this record")
         if payload.get("sha256") != hashlib.sha256(npz).hexdigest():
             raise Damaged(f"the checksum of {name}.npz does not match")
-        if payload.get("meta_sha256") != storage.json_digest(meta):
+        if payload.get("meta_sha256") != files.json_digest(meta):
             raise Damaged(f"the checksum of the meta in {name}.json does not match")
-        return Record(name, storage.decode(meta), storage.unpack(npz))
+        return Record(name, files.decode(meta), files.unpack(npz))
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"
-        with storage.explained(f"the damaged record {name!r} to cells/damaged"):
+        with files.explained(f"the damaged record {name!r} to cells/damaged"):
             place = self.path / "cells" / "damaged"
             place.mkdir(exist_ok=True)
             for half in self._halves(name):
@@ -349,7 +336,7 @@ class RunFolder:
 
 def _load_settings(path: Path) -> dict[str, Any]:
     try:
-        payload = storage.parse_json(
+        payload = files.parse_json(
             (path / "settings.json").read_bytes(), f"{path / 'settings.json'}"
         )
         settings = payload.get("settings")
@@ -360,7 +347,7 @@ def _load_settings(path: Path) -> dict[str, Any]:
             f"{path / 'settings.json'} is not the settings file of a run ({error}); "
             "choose another --out, or restore the file"
         ) from error
-    return storage.decode(settings)
+    return files.decode(settings)
 
 
 def _check_same_run(
@@ -375,7 +362,7 @@ def _check_same_run(
         ignored = {identity} if isinstance(identity, str) else set(identity)
         old, new = ({k: v for k, v in s.items() if k not in ignored} for s in (stored, wanted))
     # Encoded, NaN equals NaN and a tuple equals the list it was stored as.
-    lines = storage.differences(storage.encode(old, "settings"), storage.encode(new, "settings"))
+    lines = files.differences(files.encode(old, "settings"), files.encode(new, "settings"))
     if lines:
         raise ValueError(
             f"{path} holds a run with other settings:\n  "
