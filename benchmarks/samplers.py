@@ -46,7 +46,8 @@ from tqdm import tqdm
 from isounc import densities
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling.gate import GateSettings, diagnose
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import GateSettings
 from isounc.sampling.posterior import SamplerSettings, sample_posterior
 
 WAYS: dict[str, dict[str, Any]] = {

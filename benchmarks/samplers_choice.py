@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from isounc.checks import check_choice
 from isounc.models import make_model
-from isounc.paper import TABLE1
 from isounc.problems import make_problem
+from isounc.studies.scaling.paper import TABLE1
 
 SHORT: dict[str, Any] = {"trajectory_length": 1.2}
 

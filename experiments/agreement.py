@@ -37,12 +37,12 @@ from isounc.agreement import FAULTS, NutsSettings, isounc_side, numpyro_side
 from isounc.agreement_report import Cell, record_name
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
-from isounc.paper import TABLE1
 from isounc.problems import PROBLEMS, make_problem
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.posterior import SamplerSettings
+from isounc.studies.scaling.paper import TABLE1
 
 PAPER = tuple(TABLE1)
 """The paper's problems."""

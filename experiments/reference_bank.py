@@ -29,7 +29,6 @@ from tqdm import tqdm
 from isounc import references
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
-from isounc.paper import TABLE1
 from isounc.problems import PROBLEMS, make_problem
 from isounc.references import Reference, Thinning, linear_gaussian, logistic_by_quadrature
 from isounc.references.bank import bank_page
@@ -39,6 +38,7 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.gate import GateSettings
 from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.studies.scaling.paper import TABLE1
 from isounc.sweep import use_compilation_cache
 
 BANK = Path(references.__file__).parent / "data"

@@ -23,16 +23,16 @@ import jax
 
 from isounc import sweep
 from isounc.checks import check_choice, check_real
-from isounc.compare import SUMMARY_COLUMNS, summarise
-from isounc.evaluate import EvaluationSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
-from isounc.paper import TABLE1
 from isounc.problems import PROBLEMS
-from isounc.results import Results
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import RESULT_COLUMNS, RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.posterior import SamplerSettings
+from isounc.studies.scaling.cell import EvaluationSettings
+from isounc.studies.scaling.paper import TABLE1
+from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 
 PAPER = tuple(TABLE1)
 """The paper's problems."""
@@ -206,7 +206,9 @@ def run(settings: Settings) -> Path:
         }
     )
     print("Figures and report ...", flush=True)
-    from isounc import report  # not above, where every worker would import Matplotlib with it
+    from isounc.studies.scaling import (
+        report,  # not above, where every worker would import Matplotlib with it
+    )
 
     results = Results.of(folder)
     page = report.make_report(results)

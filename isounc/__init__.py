@@ -1,22 +1,16 @@
 """When, where and why isotropic gradient norms agree with Bayesian predictive uncertainty."""
 
 from isounc import references
-from isounc.compare import Comparison, compare, interval_over_seeds
-from isounc.estimates.estimate import (
-    ESTIMATORS,
-    Estimate,
-    estimate,
-    laplace,
-    link_aware,
-    posterior_averaged,
-    register_estimator,
-)
+from isounc.estimates.estimate import estimate, laplace, link_aware, posterior_averaged
+from isounc.estimates.estimators import ESTIMATORS, Estimate, register_estimator
 from isounc.estimates.isotropic import isotropic
 from isounc.fit import MapSettings, TrainSettings, fit_map, fit_trained
 from isounc.models import Model, make_model
 from isounc.problems import PROBLEMS, Problem, make_problem, register_problem
 from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import Posterior, SamplerSettings, sample_posterior
+from isounc.sampling.moments import Posterior
+from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.statistics import Comparison, compare, interval_over_seeds
 
 __version__ = "0.1.0"
 

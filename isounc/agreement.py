@@ -30,9 +30,11 @@ from isounc.checks import check_count, check_real
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.folder import Record
-from isounc.sampling.gate import Gate, GateSettings, diagnose, gate
+from isounc.sampling.chains import Progress
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import Gate, GateSettings, gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import Progress, SamplerSettings, sample_posterior
+from isounc.sampling.posterior import SamplerSettings, sample_posterior
 
 FAULTS: dict[str, Callable[[float], float]] = {
     "none": lambda prior_sd: prior_sd,

@@ -29,8 +29,10 @@ from isounc.checks import check_choice, check_count
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling.gate import Gate, diagnose
-from isounc.sampling.posterior import Progress, SamplerSettings, sample_posteriors
+from isounc.sampling.chains import Progress
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import Gate
+from isounc.sampling.posterior import SamplerSettings, sample_posteriors
 
 FAULTS: dict[str, Callable[[int, float], tuple[np.ndarray, float]]] = {
     "none": lambda n, prior_sd: (np.arange(n), prior_sd),

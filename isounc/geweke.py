@@ -38,8 +38,8 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
-from isounc.sampling.gate import diagnose
 from isounc.sampling.kernels import SAMPLERS, start_chains, start_tuning
 from isounc.sampling.posterior import SamplerSettings
 

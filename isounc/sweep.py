@@ -26,11 +26,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from isounc import evaluate
 from isounc.checks import check_choice
-from isounc.evaluate import Cell, EvaluationSettings
 from isounc.runs.folder import RunFolder
 from isounc.sampling import smc
+from isounc.studies.scaling import cell as evaluate
+from isounc.studies.scaling.cell import Cell, EvaluationSettings
 
 
 class Event(NamedTuple):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isounc.compare import class_views, compare
+from isounc.metrics import class_views
 from isounc.runs.folder import Record, RunFolder
+from isounc.statistics import compare
 
 LIKELIHOODS = {
     **{name: ("bernoulli", 1, 2) for name in ("linear", "xor", "rings", "moons")},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isounc.buckets import batches, bucket
+from isounc.padding import batches, bucket
 
 
 @pytest.mark.parametrize("unit", [1, 32])

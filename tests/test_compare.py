@@ -5,12 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isounc.compare import (
-    class_views,
-    compare,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
+from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
+from isounc.statistics import compare
 
 
 def lognormal_pair(n=200, seed=0):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from isounc.sampling.gate import GateSettings, batch_means_se, diagnose, ebfmi, gate
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import GateSettings, batch_means_se, ebfmi, gate
 
 K, S, Q = 4, 1000, 12
 

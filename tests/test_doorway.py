@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from isounc import fit_map, isotropic, make_model, make_problem
-from isounc.buckets import bucket
 from isounc.estimates.adapters import bind
 from isounc.fit import MapSettings
+from isounc.padding import bucket
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((7, 5)).astype(np.float32)

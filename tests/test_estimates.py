@@ -14,14 +14,8 @@ from isounc import covariance as cov
 from isounc import densities
 from isounc.estimates import estimate as estimates
 from isounc.estimates import estimators
-from isounc.estimates.estimate import (
-    Estimate,
-    Evidence,
-    Linearised,
-    estimate,
-    estimate_all,
-    layer_rms,
-)
+from isounc.estimates.estimate import estimate, estimate_all, layer_rms
+from isounc.estimates.estimators import Estimate, Evidence, Linearised
 from isounc.estimates.isotropic import isotropic
 from isounc.models import Model, make_model
 from isounc.problems import Problem

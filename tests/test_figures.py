@@ -11,21 +11,16 @@ import numpy as np
 import pytest
 from synthetic_run import CONSTANT, FAILED, write_run
 
-from isounc.compare import compare
-from isounc.figures import (
-    draw_figures,
-    error_budget,
-    make_figures,
-    scaling_curves,
-    scaling_headline,
-    scatter,
-    uncertainty_maps,
-)
-from isounc.paper import TABLE1, paper_value
-from isounc.results import ESTIMATORS, Results
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.style import NothingToDraw, estimator_look, save
-from isounc.summary import summarise
+from isounc.statistics import compare
+from isounc.studies.scaling.figures import draw_figures, make_figures
+from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.maps import uncertainty_maps
+from isounc.studies.scaling.figures.scatter import scatter
+from isounc.studies.scaling.paper import TABLE1, paper_value
+from isounc.studies.scaling.results import ESTIMATORS, Results
+from isounc.studies.scaling.summary import summarise
 
 WIDTHS = (2, 8, 32)
 PROBLEMS = ("xor", "rings3", "nonlinear_regression")

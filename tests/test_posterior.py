@@ -24,7 +24,8 @@ from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import chains, smc, stopping
-from isounc.sampling.gate import GateSettings, diagnose
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import GateSettings
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
 

@@ -18,15 +18,9 @@ import numpy as np
 import pytest
 
 from isounc.runs import files
-from isounc.runs.folder import (
-    FORMAT_VERSION,
-    RESULT_COLUMNS,
-    DamagedRecordWarning,
-    Record,
-    RunFolder,
-    provenance,
-)
-from isounc.runs.provenance import git_state
+from isounc.runs.files import FORMAT_VERSION
+from isounc.runs.folder import RESULT_COLUMNS, DamagedRecordWarning, Record, RunFolder
+from isounc.runs.provenance import git_state, provenance
 
 SETTINGS = {"preset": "quick", "widths": (2, 8), "posterior": {"num_draws": 100}, "workers": 1}
 

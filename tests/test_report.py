@@ -10,11 +10,12 @@ import re
 import pytest
 from synthetic_run import HOSTILE, write_run
 
-from isounc import report, tables
-from isounc.results import Results
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile
-from isounc.summary import summarise, trend
+from isounc.statistics import trend
+from isounc.studies.scaling import report, tables
+from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.summary import summarise
 
 WIDTHS = (2, 8, 32)
 

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isounc.summary import (
-    KEY_COLUMNS,
-    SUMMARY_COLUMNS,
-    Interval,
-    interval_over_seeds,
-    summarise,
-    trend,
-)
+from isounc.statistics import Interval, interval_over_seeds, trend
+from isounc.studies.scaling.summary import KEY_COLUMNS, SUMMARY_COLUMNS, summarise
 
 
 def result_row(seed, pearson=0.5, gate="pass", **changes):

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from isounc.buckets import bucket
 from isounc.checks import check_choice, check_count, check_real
 from isounc.estimates.adapters import Bound, bind, output_shape
 from isounc.estimates.estimate import check_points
@@ -20,6 +19,7 @@ from isounc.estimates.estimators import Estimate
 from isounc.fit import PointEstimate
 from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
 from isounc.models import Model
+from isounc.padding import bucket
 
 TASKS = ("binary", "multiclass", "regression", "token")
 _OF_LIKELIHOOD = {"bernoulli": "binary", "categorical": "multiclass", "gaussian": "regression"}

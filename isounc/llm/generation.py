@@ -17,12 +17,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from isounc.buckets import batches, bucket
 from isounc.checks import check_count, check_real
 from isounc.llm.checkpoint import LanguageModel
 from isounc.llm.decoder import Cache
 from isounc.llm.steps import SEGMENT, Choice, Made, State, begin, go_on, prompt_keys, read
 from isounc.llm.tokens import Tokenizer
+from isounc.padding import batches, bucket
 
 _LEAST = 32
 """Prompts are padded to this length at least, so that short ones share a compilation; beginnings are read apart from

@@ -50,7 +50,7 @@ from isounc.llm.qa_tables import (
 from isounc.llm.scores import ScoreSettings, score_table
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Section, write_page
-from isounc.tables import settings_table
+from isounc.studies.scaling.tables import settings_table
 
 WHERE = ("model", "benchmark")
 ANSWER_COLUMNS = (

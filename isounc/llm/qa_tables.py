@@ -10,8 +10,8 @@ import numpy as np
 from isounc.llm.evaluation import Scores
 from isounc.llm.measure import Measured
 from isounc.llm.scores import baselines, same_words
-from isounc.paper import TABLE2
 from isounc.runs.page import Table
+from isounc.studies.scaling.paper import TABLE2
 
 KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
 """Isotropic scores of the headline, for its estimand."""

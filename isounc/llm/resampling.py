@@ -3,7 +3,7 @@ r"""How well a ranking tells wrong answers from right ones, in the sample and in
 Questions are resampled with replacement. A resample is a row of weights w_q, how often question q was drawn; row 0 is
 the sample itself, all ones. Every statistic is computed from weights after one sort per score, so that thousands of
 resamples cost a few passes over an array, and all scores see the same resamples, which makes differences paired. Unlike
-the grid locations of `isounc.summary`, questions are drawn from a population and are replications.
+the grid locations of `isounc.studies.scaling.summary`, questions are drawn from a population and are replications.
 
 Axes: Q questions, B resamples and the sample (the first), S scores.
 """

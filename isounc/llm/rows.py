@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from isounc.buckets import batches, bucket
 from isounc.llm.decoder import PADDING, SHARED
+from isounc.padding import batches, bucket
 
 MOST_TOKENS = 256
 """Tokens at a time, padding included: the activations of a model of 135M parameters then take below 1 GiB, three

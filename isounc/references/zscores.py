@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from isounc.checks import check_choice, check_count
-from isounc.sampling.gate import diagnose
+from isounc.sampling.convergence import diagnose
 from isounc.sampling.moments import Moments
 
 __all__ = ["Agreement", "RegionAgreement", "compare"]

@@ -2,7 +2,7 @@
 
 Rows come from `results.csv`, or from the records where the run has not finished and written it. A
 *setup* is everything that a scaling curve holds fixed: the problem, and the model but for its
-width. Numbers of several seeds are put together by `isounc.summary` and nowhere else.
+width. Numbers of several seeds are put together by `isounc.studies.scaling.summary` and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from isounc.runs.folder import RunFolder
-from isounc.summary import KEY_COLUMNS, Trend, summarise, trend
+from isounc.statistics import Trend, trend
+from isounc.studies.scaling.summary import KEY_COLUMNS, summarise
 
 REGIONS = ("test", "grid", "far")
 POINTS = ("map", "trained", "draw", "posterior")
@@ -187,7 +188,7 @@ class Results:
     def curve(
         self, setup: Setup, *, region: str, point: str, estimator: str, quantity: str = "epistemic"
     ) -> list[dict[str, Any]]:
-        """Summary rows, one a width, ascending; see `isounc.summary.summarise`."""
+        """Summary rows, one a width, ascending; see `isounc.studies.scaling.summary.summarise`."""
         key = (setup, region, point, quantity, estimator)
         if key not in self._curves:
             rows = self.select(

@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from isounc.compare import (
-    Comparison,
-    class_views,
-    compare,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
-from isounc.estimates.estimate import Estimate
+from isounc.estimates.estimators import Estimate
+from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
 from isounc.problems import Problem
 from isounc.sampling.moments import Moments
+from isounc.statistics import Comparison, compare
 
 CORRECTED = ("isotropic", "link_aware", "laplace")
 """Estimators whose corrected aleatoric part is compared too."""

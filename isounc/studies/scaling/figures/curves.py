@@ -1,7 +1,7 @@
 """Scaling curves and the error budget: correlations with the reference, a panel per problem.
 
 Lines and bars are means over the seeds that passed the gate of their reference, with the interval
-of `isounc.summary`; a seed that failed is a hollow marker of its own and in no mean. What is
+of `isounc.studies.scaling.summary`; a seed that failed is a hollow marker of its own and in no mean. What is
 undefined leaves a gap, and the panel says so.
 """
 
@@ -19,18 +19,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from isounc.checks import check_choice
-from isounc.panels import (
-    Line,
-    check_figure,
-    finish_panels,
-    gate_note,
-    panel_grid,
-    rows_of,
-    setups_with,
-    title_panels,
-)
-from isounc.paper import UNKNOWN, paper_value
-from isounc.results import ESTIMATORS, Results, Setup
 from isounc.runs.folder import RunFolder
 from isounc.runs.style import (
     PAPER_COLOR,
@@ -40,6 +28,18 @@ from isounc.runs.style import (
     estimator_look,
     styled,
 )
+from isounc.studies.scaling.figures.panels import (
+    Line,
+    check_figure,
+    finish_panels,
+    gate_note,
+    panel_grid,
+    rows_of,
+    setups_with,
+    title_panels,
+)
+from isounc.studies.scaling.paper import UNKNOWN, paper_value
+from isounc.studies.scaling.results import ESTIMATORS, Results, Setup
 
 SCALING_ESTIMATORS = (
     *("isotropic", "link_aware", "layer_scaled", "laplace", "laplace_diagonal", "oracle"),

@@ -23,9 +23,10 @@ from isounc.estimates.estimate import by_region, estimate_all, layer_rms, poster
 from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
-from isounc.rows import PER_CLASS, compared, predictive_row, quantities
 from isounc.runs.folder import Record
-from isounc.sampling.posterior import Moments, Posterior, SamplerSettings, sample_posteriors
+from isounc.sampling.moments import Moments, Posterior
+from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.studies.scaling.comparisons import PER_CLASS, compared, predictive_row, quantities
 
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
 """Estimators at every point; at single posterior draws the only ones."""

@@ -1,7 +1,7 @@
 """Figures of a run: scaling curves and the error budget; `make_figures` draws all there are.
 
 Everything is drawn from a run folder alone. Lines and bars are means over the seeds that passed
-the gate of their reference, with the interval of `isounc.summary`; a seed that failed is a hollow
+the gate of their reference, with the interval of `isounc.studies.scaling.summary`; a seed that failed is a hollow
 marker of its own and in no mean. What is undefined leaves a gap, and the panel says so.
 """
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from isounc.curves import error_budget, scaling_curves, scaling_headline
-from isounc.maps import uncertainty_maps
-from isounc.results import Results
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile
 from isounc.runs.style import POINT_WORDS, NothingToDraw, save
-from isounc.scatter import scatter
+from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.maps import uncertainty_maps
+from isounc.studies.scaling.figures.scatter import scatter
+from isounc.studies.scaling.results import Results
 
 __all__ = [
     "draw_figures",

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from isounc.compare import compare
-from isounc.maps import cell_heading, cell_record, reference_variance
-from isounc.results import ESTIMATORS, REGIONS, Results, ordered
 from isounc.runs.folder import RunFolder
 from isounc.runs.style import NothingToDraw, estimator_look, legend_below, region_look, styled
+from isounc.statistics import compare
+from isounc.studies.scaling.figures.maps import cell_heading, cell_record, reference_variance
+from isounc.studies.scaling.results import ESTIMATORS, REGIONS, Results, ordered
 
 _MAX_DECADES = 6
 """Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""

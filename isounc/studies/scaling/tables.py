@@ -1,7 +1,7 @@
 """Tables of a run, made from its folder alone: what the report shows and the console prints.
 
 Each function gives a `Table` of texts. A number over seeds is written mean [low, high], with the
-interval of `isounc.summary`; what is undefined or failed says so instead of being left out.
+interval of `isounc.studies.scaling.summary`; what is undefined or failed says so instead of being left out.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from isounc.paper import SOURCE, UNKNOWN, paper_value
-from isounc.results import Cell, Results, Setup, ordered
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
 from isounc.runs.style import POINT_WORDS
+from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
+from isounc.studies.scaling.results import Cell, Results, Setup, ordered
 
 LEVEL_ESTIMATORS = (
     *("isotropic", "link_aware", "layer_scaled", "laplace", "oracle", "posterior_averaged"),

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from isounc.checks import check_choice
-from isounc.results import Results, Setup
 from isounc.runs.style import STATISTICS, Look, NothingToDraw, legend_below
+from isounc.studies.scaling.results import Results, Setup
 
 
 class Line(NamedTuple):

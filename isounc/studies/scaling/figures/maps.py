@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isounc.checks import check_choice
-from isounc.compare import compare
-from isounc.results import Results
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.style import (
     CLASS_LOOKS,
@@ -26,6 +24,8 @@ from isounc.runs.style import (
     legend_below,
     styled,
 )
+from isounc.statistics import compare
+from isounc.studies.scaling.results import Results
 
 MAP_ESTIMATORS = ("isotropic", "link_aware")
 CURVE_ESTIMATORS = ("isotropic", "laplace", "posterior_averaged")

@@ -1,49 +1,32 @@
-"""An estimate against its reference at the locations of one cell: correlations, level, calibration.
+"""Correlations of an estimate with its reference, and intervals and trends over seeds.
 
-NumPy on finished results. A number that cannot be given is None with a reason, never NaN. Intervals
-over seeds, which live in `isounc.summary`, can be had from here as well.
+NumPy on finished results. A number that cannot be given is None with a reason, never NaN. The unit of replication is
+the seed (new data, new initialisation): intervals never come from resampling locations, which are near-copies of each
+other.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Real
+from jaxtyping import Float
+from scipy.special import stdtrit
 
 from isounc.checks import check_choice
-from isounc.problems import LIKELIHOODS
-from isounc.summary import (
-    SUMMARY_COLUMNS,
-    Interval,
-    Trend,
-    interval_over_seeds,
-    summarise,
-    trend,
-)
 
-__all__ = [
-    "SUMMARY_COLUMNS",
-    "Comparison",
-    "Interval",
-    "Trend",
-    "class_views",
-    "compare",
-    "expected_calibration_error",
-    "interval_over_seeds",
-    "negative_log_likelihood",
-    "summarise",
-    "trend",
-]
+IntervalKind = Literal["correlation", "mean", "log"]
 
+MAX_ABS_CORRELATION = 1 - 1e-6
+"""Where |r| is clipped before Fisher's z, which is infinite at 1: z = 7.25."""
 CONSTANT_RTOL = 1e-6
 """Relative spread (max - min) / max|.| up to which values computed in float32 count as constant."""
 MIN_POINTS = 3
 """Fewest points that a correlation is computed from (two always give -1 or 1)."""
-MIN_PROBABILITY = 2.0**-24
-"""Where probabilities are clipped before their log: a float32 sigmoid reaches 0 and 1 exactly."""
 
 
 class Comparison(NamedTuple):
@@ -66,6 +49,34 @@ class Comparison(NamedTuple):
     ``reference_se``."""
     reason: str
     """Why a number above is None; empty if all that were asked for are defined."""
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its confidence interval."""
+
+    mean: float | None
+    """Mean on the scale of its kind, transformed back; None for no values."""
+    low: float | None
+    """Lower end; None for fewer than two values."""
+    high: float | None
+    """Upper end; None for fewer than two values."""
+    num_seeds: int
+    """Number of values."""
+
+
+class Trend(NamedTuple):
+    """Change of a correlation with model size."""
+
+    slope_mean: float | None
+    """Mean over seeds of the change of the correlation per doubling of the width."""
+    low: float | None
+    """Lower end of its Student-t interval; None for fewer than two seeds."""
+    high: float | None
+    """Upper end; None for fewer than two seeds."""
+    num_seeds: int
+    """Seeds with a slope: those with defined values at two different widths or more."""
+    verdict: Literal["improves", "declines", "undecided"]
+    """``improves`` if the interval lies above 0, ``declines`` if below, else ``undecided``."""
 
 
 def compare(
@@ -131,122 +142,115 @@ def compare(
     )
 
 
-def class_views(
-    p: Float[ArrayLike, "N M"], values: Float[ArrayLike, "N M"], likelihood: str
-) -> dict[str, Float[np.ndarray, " N"]]:
-    """Per-column values as the classes that result rows report.
+def interval_over_seeds(
+    values: Iterable[float], *, kind: IntervalKind = "correlation", level: float = 0.95
+) -> Interval:
+    r"""Mean over seeds with a Student-t interval, on a scale where seeds are nearly normal.
 
-    ``bernoulli``: {"1"}. ``gaussian``: {"f"}. ``categorical``: "trace" (sum over the classes),
-    "predicted" (column argmax_c p[n, c], the lowest of equals), then each class "0", "1", ... To
-    compare two sets of values give both the same ``p``, that of the point estimate: otherwise
-    "predicted" is not one class.
+        z_s = h(value_s),   h^-1( mean(z) +- t[S - 1, (1 + level) / 2] sd(z) / sqrt(S) )
+
+    h is Fisher's atanh for ``correlation`` (Pearson or Spearman), the identity for ``mean``, and
+    log for ``log`` (geometric mean, for levels). Correlations are first clipped to
+    +-`MAX_ABS_CORRELATION`, since atanh(1) is infinite: a seed at exactly 1 counts as z = 7.25,
+    large but finite. Equal values give an interval of no width, one value gives none. The order of
+    the values does not matter, to the last bit.
 
     Raises
     ------
     ValueError
-        Unknown likelihood, or shapes that differ or do not fit it.
+        Unknown kind, a level outside (0, 1), a value that is not finite, a correlation outside
+        [-1, 1], a nonpositive value of kind ``log``. Leave undefined values out, and count them.
+
+    Source: Fisher 1921, On the "probable error" of a coefficient of correlation deduced from a
+    small sample.
     """
-    check_choice("likelihood", likelihood, LIKELIHOODS)
-    p, values = _columns("p", p, likelihood), _columns("values", values, likelihood)
-    if p.shape != values.shape:
-        raise ValueError(f"values must have the shape of p, {p.shape}; got {values.shape}")
-    if likelihood != "categorical":
-        return {"1" if likelihood == "bernoulli" else "f": values[:, 0]}
-    predicted = np.take_along_axis(values, p.argmax(axis=1, keepdims=True), axis=1)[:, 0]
-    views = {"trace": values.sum(axis=1), "predicted": predicted}
-    return views | {str(c): values[:, c] for c in range(values.shape[1])}
+    check_choice("kind", kind, ("correlation", "mean", "log"))
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1 (for example 0.95); got {level!r}")
+    values = [float(value) for value in values]
+    for value in values:
+        if not _fits_kind(value, kind):
+            wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
+            raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}; got {value!r}")
+    if not values:
+        return Interval(None, None, None, 0)
+    smallest, largest, n = min(values), max(values), len(values)
+    if n == 1:
+        return Interval(values[0], None, None, 1)
+    if smallest == largest:
+        return Interval(smallest, smallest, smallest, n)
+
+    transform, inverse = {
+        "correlation": (_fisher_z, math.tanh),
+        "mean": (float, float),
+        "log": (math.log, _exp),
+    }[kind]
+    z = [transform(value) for value in values]
+    # fsum rounds once, so the order of the seeds cannot change a digit.
+    centre = math.fsum(z) / n
+    sd = math.sqrt(math.fsum((value - centre) ** 2 for value in z) / (n - 1))
+    half_width = _t_quantile(n - 1, level) * sd / math.sqrt(n)
+    # Clipping and rounding must not carry the mean outside its values, nor an end past the mean.
+    mean = max(smallest, min(largest, inverse(centre)))
+    low, high = inverse(centre - half_width), inverse(centre + half_width)
+    return Interval(mean, min(low, mean), max(high, mean), n)
 
 
-def negative_log_likelihood(
-    p: Float[ArrayLike, "N M"],
-    y: Real[ArrayLike, " N"],
+def trend(
+    widths: Sequence[float],
+    values_by_seed: Mapping[Any, Sequence[float | None]] | Sequence[Sequence[float | None]],
     *,
-    likelihood: str,
-    noise_sd: float | None = None,
-    p_var: Float[ArrayLike, "N M"] | None = None,
-) -> float:
-    r"""Mean negative log probability (density) of the targets under a prediction, in nats.
+    level: float = 0.95,
+) -> Trend:
+    r"""Whether a correlation improves with model size: slope on log2(width), interval over seeds.
 
-        bernoulli     -mean_n log(p_n if y_n = 1 else 1 - p_n)
-        categorical   -mean_n log p[n, y_n]
-        gaussian       mean_n (log(2 pi v_n) + (y_n - p_n)^2 / v_n) / 2,  v_n = noise_sd^2 + p_var_n
+        slope_s = sum_w (x_w - mean x) r_sw / sum_w (x_w - mean x)^2,   x_w = log2(width_w)
 
-    Probabilities are clipped at `MIN_PROBABILITY`: a sure mistake costs 16.6 nats, not infinity.
+    The correlation itself is used, not Fisher's z, so that the slope reads as change per doubling
+    of the width. The mean over seeds carries a Student-t interval. A slope says nothing about the
+    shape of the curve between its ends.
 
     Parameters
     ----------
-    p
-        (N, 1) probability of class 1; (N, C) class probabilities; (N, 1) predictive mean.
-    y
-        Labels 0..C-1, or real targets.
-    noise_sd
-        Known noise standard deviation, required for gaussian and without effect otherwise.
-    p_var
-        Variance of the function value, in the target's unit squared; gaussian only, 0 if not given.
-        (The mean probability of a label is its whole predictive and needs no variance.)
+    widths
+        Positive widths, at least two different ones.
+    values_by_seed
+        For each seed one value for each of ``widths``, in their order; None where the cell failed
+        its gate or the correlation is undefined. A seed's slope is over the widths that it has.
+    level
+        Confidence level of the interval that decides the verdict.
 
     Raises
     ------
     ValueError
-        Shapes, labels, probabilities or settings that do not fit the likelihood.
+        Widths that are not positive or all the same, a seed with another number of values, a value
+        that is not finite.
     """
-    check_choice("likelihood", likelihood, LIKELIHOODS)
-    p = _columns("p", p, likelihood)
-    if likelihood != "gaussian":
-        if p_var is not None:
-            raise ValueError(f"p_var must be None for {likelihood}: only gaussian has a use for it")
-        probabilities = _class_probabilities(p)
-        chosen = probabilities[np.arange(len(p)), _labels(y, probabilities)]
-        return float(-np.log(np.clip(chosen, MIN_PROBABILITY, 1.0)).mean())
-    if noise_sd is None or not 0 < noise_sd < math.inf:
-        raise ValueError(f"noise_sd must be positive for gaussian; got {noise_sd!r}")
-    mean, target = p[:, 0], _vector("y", y)
-    f_var = np.zeros_like(mean) if p_var is None else _columns("p_var", p_var, likelihood)[:, 0]
-    for name, array in (("p", mean), ("y", target), ("p_var", f_var)):
-        _check_length(name, array, "p", mean)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite; got {array[~np.isfinite(array)][0]}")
-    if f_var.min() < 0:
-        raise ValueError(f"p_var must not be negative; its smallest is {f_var.min():g}")
-    var = noise_sd**2 + f_var
-    return float(0.5 * np.mean(np.log(2 * np.pi * var) + (target - mean) ** 2 / var))
-
-
-def expected_calibration_error(
-    p: Float[ArrayLike, "N M"], y: Real[ArrayLike, " N"], *, num_bins: int = 15
-) -> float:
-    r"""Mean gap between confidence and accuracy of the predicted class, by bins; in [0, 1].
-
-        ECE = sum_b (N_b / N) |accuracy_b - mean confidence_b|,   confidence_n = max_c p[n, c]
-
-    Bins are ((b - 1) / num_bins, b / num_bins]. One column p(y = 1) means two classes (1 - p, p),
-    whose confidences fill [1/2, 1] only. The lowest of equal classes is predicted. The value is
-    biased upwards, in the order of sqrt(num_bins / N): calibrated predictions do not give 0.
-
-    Parameters
-    ----------
-    p
-        (N, 1) probability of class 1, or (N, C) class probabilities.
-    y
-        Labels 0..C-1.
-    num_bins
-        Number of bins of equal width on [0, 1].
-
-    Raises
-    ------
-    ValueError
-        Shapes, labels or probabilities that do not fit, num_bins < 1.
-
-    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
-    """
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
-    binary = np.ndim(p) == 2 and np.shape(p)[1] == 1
-    probabilities = _class_probabilities(_columns("p", p, "bernoulli" if binary else "categorical"))
-    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
-    gap = (predicted == _labels(y, probabilities)) - confidence
-    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
-    return float(np.abs(np.bincount(bins, weights=gap)).sum() / len(gap))
+    if not all(width > 0 for width in widths) or len(set(widths)) < 2:
+        raise ValueError(f"widths must be positive, at least two different; got {list(widths)}")
+    x = [math.log2(width) for width in widths]
+    named = isinstance(values_by_seed, Mapping)
+    slopes = []
+    for seed, values in values_by_seed.items() if named else enumerate(values_by_seed):
+        name = f"values_by_seed[{seed!r}]"
+        if len(values) != len(x):
+            raise ValueError(f"{name} must have a value for each of {len(x)} widths; got {values}")
+        pairs = [(a, float(r)) for a, r in zip(x, values, strict=True) if r is not None]
+        if not all(math.isfinite(r) for _, r in pairs):
+            raise ValueError(f"{name} must be finite, or None where undefined; got {values}")
+        if len({a for a, _ in pairs}) < 2:
+            continue
+        mean_x = math.fsum(a for a, _ in pairs) / len(pairs)
+        # Differences from the first value make the slope of a constant exactly zero.
+        rise = math.fsum((a - mean_x) * (r - pairs[0][1]) for a, r in pairs)
+        slopes.append(rise / math.fsum((a - mean_x) ** 2 for a, _ in pairs))
+    mean, low, high, num_seeds = interval_over_seeds(slopes, kind="mean", level=level)
+    verdict = "undecided"
+    if low is not None and low > 0:
+        verdict = "improves"
+    elif high is not None and high < 0:
+        verdict = "declines"
+    return Trend(mean, low, high, num_seeds, verdict)
 
 
 def _vector(name: str, values: Any) -> np.ndarray:
@@ -256,40 +260,9 @@ def _vector(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _columns(name: str, values: Any, likelihood: str) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    many = likelihood == "categorical"
-    if array.ndim != 2 or (array.shape[1] > 1) != many or array.size == 0:
-        wanted = "(N, C) with C > 1" if many else "(N, 1)"
-        raise ValueError(f"{name} must have shape {wanted} for {likelihood}; got {array.shape}")
-    return array
-
-
 def _check_length(name: str, array: np.ndarray, other: str, like: np.ndarray) -> None:
     if len(array) != len(like):
         raise ValueError(f"{name} must be as long as {other}, {len(like)}; got {len(array)}")
-
-
-def _class_probabilities(p: np.ndarray) -> np.ndarray:
-    """Checked probabilities of two classes or more."""
-    # A negated test, so that NaN is caught too.
-    if not (p.min() >= 0 and p.max() <= 1 + CONSTANT_RTOL):
-        raise ValueError(f"p must be probabilities in [0, 1]; got {p.min():g} to {p.max():g}")
-    if p.shape[1] == 1:
-        return np.concatenate([1 - p, p], axis=1)
-    off = np.abs(p.sum(axis=1) - 1).max()
-    if off > 1e-3:
-        raise ValueError(f"p must sum to 1 over the classes; a location is off by {off:g}")
-    return p
-
-
-def _labels(y: Any, probabilities: np.ndarray) -> np.ndarray:
-    labels, num_classes = _vector("y", y), probabilities.shape[1]
-    _check_length("y", labels, "p", probabilities)
-    wrong = ~np.isin(labels, np.arange(num_classes))
-    if wrong.any():
-        raise ValueError(f"y must be labels 0..{num_classes - 1}; got {labels[wrong][0]:g}")
-    return labels.astype(np.int64)
 
 
 def _why_undefined(name: str, values: np.ndarray) -> list[str]:
@@ -360,3 +333,24 @@ def _attenuation(reference: np.ndarray, se: np.ndarray) -> tuple[float | None, l
     # ddof=1: this variance gains mean(se^2) from independent errors, exactly in expectation.
     noise_share = np.mean((se / unit) ** 2) / np.var(reference / unit, ddof=1)
     return math.sqrt(max(0.0, 1.0 - float(noise_share))), []
+
+
+def _fits_kind(value: float, kind: str) -> bool:
+    if kind == "correlation":
+        # Rounding may carry a correlation past 1 by a few float32 digits.
+        return abs(value) <= 1 + 1e-6
+    return math.isfinite(value) and (kind == "mean" or value > 0)
+
+
+def _fisher_z(value: float) -> float:
+    return math.atanh(max(-MAX_ABS_CORRELATION, min(MAX_ABS_CORRELATION, value)))
+
+
+def _exp(value: float) -> float:
+    # Two seeds far apart give an upper end that no float holds.
+    return math.exp(value) if value < 709 else math.inf
+
+
+@functools.lru_cache(maxsize=1024)
+def _t_quantile(degrees_of_freedom: int, level: float) -> float:
+    return float(stdtrit(degrees_of_freedom, (1 + level) / 2))

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page and a Markdown file, from the folder alone.
 
-    python -m isounc.report RUN
+    python -m isounc.studies.scaling.report RUN
 
 draws the figures anew and writes `report.html` and `report.md` into RUN (`isounc.runs.page`).
 """
@@ -15,12 +15,12 @@ from typing import Annotated
 
 import tyro
 
-from isounc.figures import draw_figures
-from isounc.paper import SOURCE
-from isounc.results import Results
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, write_page
-from isounc.tables import (
+from isounc.studies.scaling.figures import draw_figures
+from isounc.studies.scaling.paper import SOURCE
+from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.tables import (
     aleatoric_table,
     cost_table,
     gate_table,
@@ -139,7 +139,7 @@ class _Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0, or 2 with one line on standard error if RUN cannot be used."""
-    command = tyro.cli(_Command, args=arguments, prog="python -m isounc.report")
+    command = tyro.cli(_Command, args=arguments, prog="python -m isounc.studies.scaling.report")
     try:
         results = Results.of(RunFolder.load(command.run))
         page = make_report(results)

@@ -1,0 +1,1 @@
+"""Scaling: how well the estimates track MCMC variance as the network grows."""
