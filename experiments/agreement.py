@@ -2,7 +2,7 @@
 
 Protocol, fixed before the run. Every cell (problem x width) is an MLP of one hidden layer in NTK parameterisation,
 prior sd 2, n = 100, float32. NumPyro samples it as a NumPyro model of its own (priors, forward pass, likelihood and
-link are written again in isounc/agreement.py), so that densities and predictions are compared, not samplers alone.
+link are written again in isounc/studies/agreement/cell.py), so that densities and predictions are compared, not samplers alone.
 Both run four chains and go on until the convergence gate of isounc passes and the variance is known to 3% (NumPyro
 4%: its draws cost more), or their draws run out; what is not in the settings is their default. Compared are predictions
 at up to 64 locations near the data (test), on a grid and far away: mean and variance at each (z-scores and bounds of
@@ -11,7 +11,7 @@ the Monte Carlo errors of both.
 
 A cell where either side fails its gate is "not compared": it is shown with its z-scores and never counted as
 agreement. Over the compared cells the verdict is by the z-scores of level and var_sum, at a level of 1% in all: half
-of it for single z-scores, half for sums of their squares over cells (isounc/agreement_report.py). Controls give
+of it for single z-scores, half for sums of their squares over cells (isounc/studies/agreement/report.py). Controls give
 isounc a wrong prior, which has to be found. The run folder holds agreement.csv (a row a cell), regions.csv,
 tests.csv, summary.csv and the figure; a killed run goes on where it was.
 
@@ -31,10 +31,7 @@ from typing import Literal
 import jax
 from tqdm import tqdm
 
-from isounc import agreement_report as report
 from isounc import sweep
-from isounc.agreement import FAULTS, NutsSettings, isounc_side, numpyro_side
-from isounc.agreement_report import Cell, record_name
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, make_model
 from isounc.problems import PROBLEMS, make_problem
@@ -42,6 +39,9 @@ from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.posterior import SamplerSettings
+from isounc.studies.agreement import report
+from isounc.studies.agreement.cell import FAULTS, NutsSettings, isounc_side, numpyro_side
+from isounc.studies.agreement.report import Cell, record_name
 from isounc.studies.scaling.paper import TABLE1
 
 PAPER = tuple(TABLE1)

@@ -26,12 +26,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from isounc import calibration_report as report
 from isounc import sweep
-from isounc.calibration import FAULTS, quantity_names, rank_batch
-from isounc.calibration_report import Job
 from isounc.checks import check_choice, check_count, check_real
-from isounc.geweke import GewekeSettings, geweke
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.runs.command import command, settings_of_run
@@ -39,7 +35,11 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.posterior import SamplerSettings
-from isounc.uniformity import check_bins
+from isounc.studies.calibration import report
+from isounc.studies.calibration.cell import FAULTS, quantity_names, rank_batch
+from isounc.studies.calibration.geweke import GewekeSettings, geweke
+from isounc.studies.calibration.report import Job
+from isounc.studies.calibration.uniformity import check_bins
 
 
 @dataclass(frozen=True)

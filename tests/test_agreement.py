@@ -14,9 +14,7 @@ import pytest
 import tyro
 from numpyro.infer.util import log_density as numpyro_log_density
 
-from isounc import agreement, densities
-from isounc import agreement_report as report
-from isounc.agreement import NutsSettings, Side, Totals, isounc_side, numpyro_side
+from isounc import densities
 from isounc.models import make_model
 from isounc.problems import make_problem
 from isounc.references import zscores
@@ -25,6 +23,9 @@ from isounc.runs.folder import RunFolder
 from isounc.sampling.gate import Gate, GateSettings
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings
+from isounc.studies.agreement import cell as agreement
+from isounc.studies.agreement import report
+from isounc.studies.agreement.cell import NutsSettings, Side, Totals, isounc_side, numpyro_side
 
 PRIOR_SD = 1.5
 PROBLEMS = {"bernoulli": "xor", "categorical": "clusters3", "gaussian": "nonlinear_regression"}

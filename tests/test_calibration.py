@@ -16,14 +16,21 @@ import numpy as np
 import pytest
 import tyro
 
-from isounc import calibration, densities, uniformity
-from isounc.calibration import draw_replications, quantity_names, rank, rank_batch
-from isounc.geweke import GewekeSettings, geweke
+from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.runs.folder import RunFolder
 from isounc.sampling.posterior import SamplerSettings
-from isounc.uniformity import ecdf_band, ecdf_difference, ecdf_p_value, holm, judge
+from isounc.studies.calibration import cell, uniformity
+from isounc.studies.calibration.cell import draw_replications, quantity_names, rank, rank_batch
+from isounc.studies.calibration.geweke import GewekeSettings, geweke
+from isounc.studies.calibration.uniformity import (
+    ecdf_band,
+    ecdf_difference,
+    ecdf_p_value,
+    holm,
+    judge,
+)
 
 LEVEL = 1e-3
 KEY = jax.random.key(11)
@@ -194,13 +201,13 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
 def test_quantities_are_named_in_order():
     problem, model = make_case("categorical", 2, 1)
     data = densities.make_data(problem, model, PRIOR_SD)
-    query = calibration.query_points(problem)
+    query = cell.query_points(problem)
 
     @jax.jit
     def compute(key):
         theta = model.sample_prior(key, PRIOR_SD)
         p, p_data = (densities.predict(model, model.apply(theta, x)) for x in (query, data.X))
-        return calibration.quantities(model, theta, data, query), p, p_data
+        return cell.quantities(model, theta, data, query), p, p_data
 
     values, p, p_data = jax.device_get(compute(KEY))
     assert quantity_names(problem) == (

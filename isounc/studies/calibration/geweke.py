@@ -8,7 +8,7 @@ keeps (theta', y) distributed as p(theta) p(y|X, theta) if and only if T leaves 
 y. Its moments are held against those of direct draws of (theta, y). Test functions are evaluated at (theta', y), after
 the transitions and before the redraw: after it, a sampler that ignores data could not be seen.
 
-It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than `isounc.calibration`.
+It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than `isounc.studies.calibration.cell`.
 
 Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators", JASA 99(467).
 """
@@ -26,14 +26,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import stats
 
 from isounc import densities
-from isounc.calibration import (
-    FAULTS,
-    draw_joint,
-    draw_labels,
-    quantities,
-    quantity_names,
-    query_points,
-)
 from isounc.checks import check_choice, check_count, check_real
 from isounc.densities import Data
 from isounc.models import Model
@@ -42,6 +34,14 @@ from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.kernels import SAMPLERS, start_chains, start_tuning
 from isounc.sampling.posterior import SamplerSettings
+from isounc.studies.calibration.cell import (
+    FAULTS,
+    draw_joint,
+    draw_labels,
+    quantities,
+    quantity_names,
+    query_points,
+)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def geweke(
         Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
         another distribution invariant.
     fault
-        One of `isounc.calibration.FAULTS`, planted in what the transitions are given.
+        One of `isounc.studies.calibration.cell.FAULTS`, planted in what the transitions are given.
 
     Raises
     ------

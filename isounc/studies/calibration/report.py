@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Int
 from scipy import stats
 
-from isounc.calibration_figures import Scores, geweke_figure, rank_figure
 from isounc.runs import style
 from isounc.runs.folder import RunFolder
-from isounc.uniformity import holm, judge
+from isounc.studies.calibration.figures import Scores, geweke_figure, rank_figure
+from isounc.studies.calibration.uniformity import holm, judge
 
 Rows = list[dict[str, Any]]
 
@@ -88,7 +88,7 @@ def gather(
     folder
         With the records `sbc-<job>-<batch>` and `geweke-<job>` of every job.
     num_ranked, num_bins
-        As in `isounc.uniformity.judge`.
+        As in `isounc.studies.calibration.uniformity.judge`.
     level
         Chance of one or more false alarms in a family.
     """

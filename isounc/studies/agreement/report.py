@@ -27,12 +27,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from isounc.agreement import Side, Totals
 from isounc.references import zscores
 from isounc.runs import style
 from isounc.runs.folder import RunFolder
 from isounc.runs.style import legend_below, region_look, styled
-from isounc.uniformity import holm
+from isounc.studies.agreement.cell import Side, Totals
+from isounc.studies.calibration.uniformity import holm
 
 Rows = list[dict[str, Any]]
 

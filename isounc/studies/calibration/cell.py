@@ -7,7 +7,7 @@ own data (a sampler that ignores the data keeps the ranks of all predictions uni
 prior.
 
 Source: Talts, Betancourt, Simpson, Vehtari and Gelman 2018 (arXiv 1804.06788); quantities that see the data: Modrák et
-al. 2022 (arXiv 2211.02383). What is made of the ranks is in `isounc.uniformity`.
+al. 2022 (arXiv 2211.02383). What is made of the ranks is in `isounc.studies.calibration.uniformity`.
 
 Axes: R replications, Q test quantities, S ranked draws, N query locations.
 """

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from scipy import stats
 
 from isounc.runs.style import legend_below, styled
-from isounc.uniformity import ecdf_band, ecdf_difference, rank_histogram
+from isounc.studies.calibration.uniformity import ecdf_band, ecdf_difference, rank_histogram
 
 PASS, FAIL, BAND = "#0072B2", "#D55E00", "#D9D9D9"
 BAND_LEVEL = 0.05

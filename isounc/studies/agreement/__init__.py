@@ -1,0 +1,1 @@
+"""Agreement: the sampler against NumPyro's NUTS, within Monte Carlo error."""
