@@ -29,9 +29,9 @@ from flax import nnx
 
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
-from isounc.llm.config import DecoderConfig, Rotary
-from isounc.llm.decoder import Decoder
 from isounc.llm.estimands import token_log_odds
+from isounc.llm.model.config import DecoderConfig, Rotary
+from isounc.llm.model.decoder import Decoder
 from isounc.llm.rows import Row, pack, pad, shape_of
 from isounc.sweep import bound_memory, peak_mebibytes
 

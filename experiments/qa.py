@@ -34,10 +34,10 @@ from tqdm import tqdm
 from isounc import sweep
 from isounc.checks import check_choice, check_count
 from isounc.llm import asking, qa_report
-from isounc.llm.checkpoint import LanguageModel, load_model, model_name
 from isounc.llm.entailment import load_entailment
 from isounc.llm.evaluation import BootstrapSettings
 from isounc.llm.measure import MeasureSettings, check_lengths, measure
+from isounc.llm.model.load import LanguageModel, load_model, model_name
 from isounc.llm.scores import ScoreSettings
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import Record, RunFolder

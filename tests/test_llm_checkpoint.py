@@ -15,8 +15,9 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from isounc.llm import gguf_file, load_model
-from isounc.llm.tokens import SMOLLM2_SYSTEM, Tokenizer, tokenizer_from_gguf
+from isounc.llm import load_model
+from isounc.llm.model import gguf as gguf_file
+from isounc.llm.model.tokens import SMOLLM2_SYSTEM, Tokenizer, tokenizer_from_gguf
 
 SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
 

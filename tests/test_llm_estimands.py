@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm.config import from_huggingface
-from isounc.llm.decoder import Decoder
 from isounc.llm.estimands import (
     ESTIMANDS,
     SCALINGS,
@@ -15,6 +13,8 @@ from isounc.llm.estimands import (
     answer_norms,
     logit_of_log,
 )
+from isounc.llm.model.config import from_huggingface
+from isounc.llm.model.decoder import Decoder
 from isounc.llm.rows import only, pack
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm import GenerationSettings, generate, load_model, steps
+from isounc.llm import GenerationSettings, generate, load_model
+from isounc.llm.model import decode
 
 PROMPTS = ["abc", "a bad cab\nfed", "dead beef"]
 
@@ -129,7 +130,7 @@ def test_draws_of_one_among_many_follow_the_softmax():
     scores[256:512] = -np.inf
     scores[-1] = -np.inf
     keys = jax.random.split(jax.random.key(0), 200_000)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: steps._draw(key, scores)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, scores)))(keys))
     counts = np.bincount(draws, minlength=1000)
     p = np.exp(scores - scores.max())
     expected = len(keys) * p / p.sum()

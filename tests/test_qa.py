@@ -15,9 +15,9 @@ import tokenizers
 
 from isounc.llm import asking, load_model, prompts, qa_figures
 from isounc.llm import measure as measure_module
-from isounc.llm.config import from_huggingface
 from isounc.llm.evaluation import BootstrapSettings, evaluate
 from isounc.llm.measure import MeasureSettings, _up_to, measure
+from isounc.llm.model.config import from_huggingface
 from isounc.llm.qa_tables import Part, auroc_table
 from isounc.llm.questions import Question
 from isounc.llm.scores import ScoreSettings, score_table

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
-from isounc.llm.decoder import Decoder
+from isounc.llm.model.decoder import Decoder
 from isounc.llm.rows import NOWHERE, Row, Shape, forward_shape_of, only, row_batches, shape_of
 
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")

@@ -16,7 +16,6 @@ import numpy as np
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.llm import prompts
-from isounc.llm.checkpoint import LanguageModel
 from isounc.llm.estimands import (
     ESTIMANDS,
     SCALINGS,
@@ -24,8 +23,9 @@ from isounc.llm.estimands import (
     answer_log_probs,
     answer_norms,
 )
-from isounc.llm.generation import GenerationSettings, generate
 from isounc.llm.judging import Judgement, judge_generated, mc1, mc2
+from isounc.llm.model.generate import GenerationSettings, generate
+from isounc.llm.model.load import LanguageModel
 from isounc.llm.questions import Question
 from isounc.llm.rows import pack
 from isounc.llm.text import first_answer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from isounc.llm.decoder import PADDING, SHARED
+from isounc.llm.model.decoder import PADDING, SHARED
 from isounc.padding import batches, bucket
 
 MOST_TOKENS = 256

@@ -8,7 +8,8 @@ keeps (theta', y) distributed as p(theta) p(y|X, theta) if and only if T leaves 
 y. Its moments are held against those of direct draws of (theta, y). Test functions are evaluated at (theta', y), after
 the transitions and before the redraw: after it, a sampler that ignores data could not be seen.
 
-It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than `isounc.studies.calibration.cell`.
+It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than
+`isounc.studies.calibration.cell`.
 
 Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators", JASA 99(467).
 """

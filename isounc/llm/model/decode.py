@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from isounc.llm.decoder import Cache, Decoder
+from isounc.llm.model.decoder import Cache, Decoder
 
 SEGMENT = 8
 """Steps between two looks for stop strings and for samples that have ended."""

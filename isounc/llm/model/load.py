@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from isounc.checks import check_choice
-from isounc.llm import folder as folder_
-from isounc.llm import gguf_file
-from isounc.llm.config import DecoderConfig
-from isounc.llm.decoder import DTYPES, Decoder
-from isounc.llm.packages import require
-from isounc.llm.tokens import Tokenizer, tokenizer_from_gguf
+from isounc.llm.model import gguf
+from isounc.llm.model import huggingface as folder_
+from isounc.llm.model.config import DecoderConfig
+from isounc.llm.model.decoder import DTYPES, Decoder
+from isounc.llm.model.packages import require
+from isounc.llm.model.tokens import Tokenizer, tokenizer_from_gguf
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def _packaged_file(packaged: _Packaged) -> Path:
 def _from_gguf(path: Path, name: str, source: str, dtype: str, sha256: str | None) -> LanguageModel:
     digest = _digest(path)
     _check_digest(digest, sha256, path.name)
-    file = gguf_file.open_gguf(path)
-    config = gguf_file.config_of(file)
+    file = gguf.open_gguf(path)
+    config = gguf.config_of(file)
     tokenizer = tokenizer_from_gguf(file.metadata, path.name)
-    decoder = _decoder(config, gguf_file.weights_of(file, config), dtype, path.name)
+    decoder = _decoder(config, gguf.weights_of(file, config), dtype, path.name)
     return _checked(decoder, tokenizer, config, name, source, digest, dtype)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isounc.checks import check_choice
-from isounc.llm.packages import require
+from isounc.llm.model.packages import require
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What SmolLM2 was trained to be told first."""

@@ -2,7 +2,7 @@
 
 GGUF is the format of llama.cpp. Tensors are dequantised by the package `gguf`. Rows of the query and key projections of
 the architecture ``llama`` are stored in the order of its rotary layout, which turns neighbouring dimensions; they are
-put back into that of `isounc.llm.decoder`, which turns halves.
+put back into that of `isounc.llm.model.decoder`, which turns halves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isounc.checks import check_choice
-from isounc.llm.config import DecoderConfig, Rotary
-from isounc.llm.packages import require
+from isounc.llm.model.config import DecoderConfig, Rotary
+from isounc.llm.model.packages import require
 
 _FAMILIES = {
     "llama": {},

@@ -118,7 +118,7 @@ class DecoderConfig:
         return self.windows[layer] if self.windows else 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter by its name in `isounc.llm.decoder`; matrices are (inputs, outputs)."""
+        """Shape of every parameter by its name in `isounc.llm.model.decoder`; matrices are (inputs, outputs)."""
         q, kv = self.num_heads * self.head_width, self.num_kv_heads * self.head_width
         block = {
             "q": (self.width, q), "k": (self.width, kv), "v": (self.width, kv), "out": (q, self.width),

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice
-from isounc.llm.config import DecoderConfig, Rotary
+from isounc.llm.model.config import DecoderConfig, Rotary
 
 DTYPES = ("float32", "bfloat16")
 PADDING = -1

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isounc.llm.config import DecoderConfig, from_huggingface
-from isounc.llm.packages import require
-from isounc.llm.tokens import Tokenizer, tokenizer_from_json
+from isounc.llm.model.config import DecoderConfig, from_huggingface
+from isounc.llm.model.packages import require
+from isounc.llm.model.tokens import Tokenizer, tokenizer_from_json
 
 _INDEX = "model.safetensors.index.json"
 _BLOCK = {

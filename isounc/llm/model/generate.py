@@ -18,10 +18,10 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count, check_real
-from isounc.llm.checkpoint import LanguageModel
-from isounc.llm.decoder import Cache
-from isounc.llm.steps import SEGMENT, Choice, Made, State, begin, go_on, prompt_keys, read
-from isounc.llm.tokens import Tokenizer
+from isounc.llm.model.decode import SEGMENT, Choice, Made, State, begin, go_on, prompt_keys, read
+from isounc.llm.model.decoder import Cache
+from isounc.llm.model.load import LanguageModel
+from isounc.llm.model.tokens import Tokenizer
 from isounc.padding import batches, bucket
 
 _LEAST = 32
