@@ -5,7 +5,7 @@
     uv run --extra llm benchmarks/llm.py --random 2048 24 --dtype bfloat16 --ways forward norm
 
 For each batch: seconds of the forward pass (log probability of every token), of the exact norm of log p of the sequence
-over all parameters (`isounc.llm.estimands`), of three estimands at once (a backward pass each), and of plain gradients
+over all parameters (`isounc.llm.answers.estimands`), of three estimands at once (a backward pass each), and of plain gradients
 (`value_and_grad`, which holds a gradient of every parameter); the best of several runs after the first. Memory, for
 each: what XLA sets aside for temporaries; all that the program needs (weights, rows, temporaries) over the weights; on
 Linux the largest resident set of the process while the program runs, without what compiling took. Rows beyond
@@ -29,10 +29,10 @@ from flax import nnx
 
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
-from isounc.llm.estimands import token_log_odds
+from isounc.llm.answers.estimands import token_log_odds
+from isounc.llm.answers.packing import Row, pack, pad, shape_of
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
-from isounc.llm.rows import Row, pack, pad, shape_of
 from isounc.sweep import bound_memory, peak_mebibytes
 
 
@@ -51,7 +51,7 @@ class Options:
     tokens: int = 64
     """Tokens of each, all but the first of which are the answer."""
     batch_size: int = 4
-    """Sequences at a time; of 64 tokens the default is what `isounc.llm.estimands.answer_norms` takes."""
+    """Sequences at a time; of 64 tokens the default is what `isounc.llm.answers.estimands.answer_norms` takes."""
     seconds: float = 10.0
     """Time for the repetitions of each."""
     ways: tuple[str, ...] = ("forward", "norm", "norms", "gradients")

@@ -6,7 +6,7 @@
 
 Green tokens were certain, red ones were not (--colour none for plain text). The table has one line for each meaning of
 "the probability p of the answer": log p, aleatoric p (1 - p), epistemic sigma^2 ||grad p||^2 over all parameters
-(isounc.llm.estimands), their sum, and Var[p] of the link-aware estimate.
+(isounc.llm.answers.estimands), their sum, and Var[p] of the link-aware estimate.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from isounc.llm import load_model, prompts
-from isounc.llm.measure import Asked, Measured, MeasureSettings, measure
+from isounc.llm import load_model
+from isounc.llm.answers import prompts
+from isounc.llm.answers.measure import Asked, Measured, MeasureSettings, measure
+from isounc.llm.answers.scores import OfProbability
 from isounc.llm.questions import Question
-from isounc.llm.scores import OfProbability
 from isounc.sweep import use_compilation_cache
 
 COLOURS = (196, 202, 208, 214, 220, 190, 154, 118, 82, 46)

@@ -15,7 +15,7 @@ goes on where it was; the same --out with more questions, benchmarks or models a
 
 The protocol, fixed before the first result. The estimand that counts is --main-estimand (choice where a benchmark gives
 choices, length_normalised where the model writes its answer); the total that counts is total_sum with --scores.sigma.
-Everything else in the tables is for comparison. Prompts are in isounc/llm/prompts.py, by version. Multiple choice takes
+Everything else in the tables is for comparison. Prompts are in isounc/llm/answers/prompts.py, by version. Multiple choice takes
 the most probable of the choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
 judged by exact match after normalisation; TruthfulQA's own sentences, as a proxy, by words in common with references.
 The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of scores
@@ -34,11 +34,11 @@ from tqdm import tqdm
 from isounc import sweep
 from isounc.checks import check_choice, check_count
 from isounc.llm import asking, qa_report
-from isounc.llm.entailment import load_entailment
+from isounc.llm.answers.entailment import load_entailment
+from isounc.llm.answers.measure import MeasureSettings, check_lengths, measure
+from isounc.llm.answers.scores import ScoreSettings
 from isounc.llm.evaluation import BootstrapSettings
-from isounc.llm.measure import MeasureSettings, check_lengths, measure
 from isounc.llm.model.load import LanguageModel, load_model, model_name
-from isounc.llm.scores import ScoreSettings
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance

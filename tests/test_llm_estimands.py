@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm.estimands import (
+from isounc.llm.answers.estimands import (
     ESTIMANDS,
     SCALINGS,
     answer_log_probs,
     answer_norms,
     logit_of_log,
 )
+from isounc.llm.answers.packing import only, pack
 from isounc.llm.model.config import from_huggingface
 from isounc.llm.model.decoder import Decoder
-from isounc.llm.rows import only, pack
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
 ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]

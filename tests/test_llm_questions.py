@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isounc.checks import check_name
-from isounc.llm import judging, prompts
+from isounc.llm.answers import judging, prompts
+from isounc.llm.answers.text import contains_words, first_answer, normalise, token_f1
 from isounc.llm.question_files import ORIGINS, read_table
 from isounc.llm.questions import (
     BENCHMARKS,
@@ -25,7 +26,6 @@ from isounc.llm.questions import (
     why_not_false,
 )
 from isounc.llm.selection import make_statements, select
-from isounc.llm.text import contains_words, first_answer, normalise, token_f1
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

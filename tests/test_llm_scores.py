@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from isounc.llm.entailment import load_entailment
-from isounc.llm.scores import (
+from isounc.llm.answers.entailment import load_entailment
+from isounc.llm.answers.scores import (
     OfOne,
     ScoreSettings,
     baselines,

@@ -13,14 +13,15 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from isounc.llm import asking, load_model, prompts, qa_figures
-from isounc.llm import measure as measure_module
+from isounc.llm import asking, load_model, qa_figures
+from isounc.llm.answers import measure as measure_module
+from isounc.llm.answers import prompts
+from isounc.llm.answers.measure import MeasureSettings, _up_to, measure
+from isounc.llm.answers.scores import ScoreSettings, score_table
 from isounc.llm.evaluation import BootstrapSettings, evaluate
-from isounc.llm.measure import MeasureSettings, _up_to, measure
 from isounc.llm.model.config import from_huggingface
 from isounc.llm.qa_tables import Part, auroc_table
 from isounc.llm.questions import Question
-from isounc.llm.scores import ScoreSettings, score_table
 from isounc.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]

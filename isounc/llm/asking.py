@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from isounc.checks import check_choice
-from isounc.llm.measure import Asked
-from isounc.llm.prompts import Prompt, short_answer, truthful
+from isounc.llm.answers.measure import Asked
+from isounc.llm.answers.prompts import Prompt, short_answer, truthful
 from isounc.llm.question_files import ORIGINS
 from isounc.llm.questions import (
     BENCHMARKS,

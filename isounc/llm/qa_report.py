@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from isounc.llm import qa_figures
+from isounc.llm.answers.entailment import Same
+from isounc.llm.answers.scores import ScoreSettings, score_table
 from isounc.llm.asking import FORMS
 from isounc.llm.combination import (
     GAIN_COLUMNS,
@@ -25,7 +27,6 @@ from isounc.llm.combination import (
     auroc_gain,
     transfer,
 )
-from isounc.llm.entailment import Same
 from isounc.llm.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
@@ -47,7 +48,6 @@ from isounc.llm.qa_tables import (
     interval,
     transfer_table,
 )
-from isounc.llm.scores import ScoreSettings, score_table
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Section, write_page
 from isounc.studies.scaling.tables import settings_table
@@ -88,7 +88,7 @@ def make(
     main_estimand
         Estimand of the headline; auto is choice where a benchmark gives choices, else length_normalised.
     same
-        Whether two answers mean the same (`isounc.llm.entailment`), for semantic entropy by entailment.
+        Whether two answers mean the same (`isounc.llm.answers.entailment`), for semantic entropy by entailment.
     """
     parts = []
     for (model, benchmark), own in names.items():

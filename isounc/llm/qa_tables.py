@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from isounc.llm.answers.measure import Measured
+from isounc.llm.answers.scores import baselines, same_words
 from isounc.llm.evaluation import Scores
-from isounc.llm.measure import Measured
-from isounc.llm.scores import baselines, same_words
 from isounc.runs.page import Table
 from isounc.studies.scaling.paper import TABLE2
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isounc.checks import check_choice, check_count
+from isounc.llm.answers.text import contains_words, normalise
 from isounc.llm.question_files import ORIGINS, Table, read_table
-from isounc.llm.text import contains_words, normalise
 
 ID_DIGITS = 10
 """Hexadecimal digits of a question's id."""

@@ -1,7 +1,7 @@
 r"""Scores of a language model's answers: what says, without knowing the answer, that it is wrong.
 
-Every score is a `Score`: a function of what `isounc.llm.measure` keeps, with a name, and whether higher means more
-certain. Those of the isotropic approach come in one form an estimand (`isounc.llm.estimands`); with p the estimand's
+Every score is a `Score`: a function of what `isounc.llm.answers.measure` keeps, with a name, and whether higher means more
+certain. Those of the isotropic approach come in one form an estimand (`isounc.llm.answers.estimands`); with p the estimand's
 probability and g = grad p over all parameters
 
     epistemic                log ||g||^2                      (also layer_scaled, last_layer)
@@ -28,12 +28,12 @@ from jaxtyping import Bool, Float
 
 from isounc.checks import check_choice, check_real
 from isounc.estimates.links import sigmoid_normal_moments
+from isounc.llm.answers.entailment import Same
+from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS
+from isounc.llm.answers.measure import Measured
+from isounc.llm.answers.text import normalise, token_f1
 from isounc.llm.combination import RULES, combine
-from isounc.llm.entailment import Same
-from isounc.llm.estimands import ESTIMANDS, SCALINGS
 from isounc.llm.evaluation import Scores, make_scores
-from isounc.llm.measure import Measured
-from isounc.llm.text import normalise, token_f1
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def baselines(same: Same | None = None) -> tuple[Score, ...]:
     Parameters
     ----------
     same
-        Whether two answers mean the same, for ``semantic_entropy_entailment``: `isounc.llm.entailment.load_entailment`,
+        Whether two answers mean the same, for ``semantic_entropy_entailment``: `isounc.llm.answers.entailment.load_entailment`,
         or a function of your own. None leaves that score out; ``semantic_entropy`` compares normal forms.
 
     Source: P(True) Kadavath et al. 2022; verbalised confidence Lin et al. 2022; semantic entropy Farquhar et al. 2024;

@@ -15,7 +15,7 @@ Everything is kept as logarithms, and comes from the tokens' log-odds d_t = z_t[
 What is differentiated is log p - log(1 - p), from which grad log p = (1 - p) grad (log p - log(1 - p)) follows in
 float64: log p itself would be zero in float32 from log-odds of 88 on, and its squared gradient from 44 on.
 
-All choices of a question are read in one row (`isounc.llm.rows.pack`), in which each attends to the prompt and to
+All choices of a question are read in one row (`isounc.llm.answers.packing.pack`), in which each attends to the prompt and to
 itself: the prompt is read once, and the choices' forward passes are one.
 """
 
@@ -33,8 +33,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
+from isounc.llm.answers.packing import (
+    NOWHERE,
+    Row,
+    Shape,
+    forward_shape_of,
+    only,
+    row_batches,
+    shape_of,
+)
 from isounc.llm.model.decoder import Decoder
-from isounc.llm.rows import NOWHERE, Row, Shape, forward_shape_of, only, row_batches, shape_of
 
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
 """Probabilities of an answer, by name."""
@@ -84,7 +92,7 @@ def answer_norms(
     decoder
         The model.
     rows
-        What `isounc.llm.rows.pack` made. Rows are padded to few shapes; each shape compiles once.
+        What `isounc.llm.answers.packing.pack` made. Rows are padded to few shapes; each shape compiles once.
     chosen
         The answer in each row that the numbers are about; None is the one of largest sequence probability.
     estimands
@@ -93,7 +101,7 @@ def answer_norms(
         Some of `SCALINGS`.
     batch_size
         Rows at a time. Long rows go fewer at a time, so that the memory of their activations is
-        bounded (`isounc.llm.rows.row_batches`).
+        bounded (`isounc.llm.answers.packing.row_batches`).
 
     Raises
     ------

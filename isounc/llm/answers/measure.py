@@ -2,7 +2,7 @@
 
 For each question: the prompt; the answer (generated greedily, or the most probable of the given choices); the answer's
 probabilities and exact gradient norms; sampled answers; how the model judges its own answer (P(True) with and without
-the samples in the prompt, a stated percentage). Scores (`isounc.llm.scores`) are functions of what is kept here: a new
+the samples in the prompt, a stated percentage). Scores (`isounc.llm.answers.scores`) are functions of what is kept here: a new
 score needs no model.
 """
 
@@ -15,20 +15,20 @@ from typing import Any, Literal
 import numpy as np
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.llm import prompts
-from isounc.llm.estimands import (
+from isounc.llm.answers import prompts
+from isounc.llm.answers.estimands import (
     ESTIMANDS,
     SCALINGS,
     AnswerNorms,
     answer_log_probs,
     answer_norms,
 )
-from isounc.llm.judging import Judgement, judge_generated, mc1, mc2
+from isounc.llm.answers.judging import Judgement, judge_generated, mc1, mc2
+from isounc.llm.answers.packing import pack
+from isounc.llm.answers.text import first_answer
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.questions import Question
-from isounc.llm.rows import pack
-from isounc.llm.text import first_answer
 
 Measured = dict[str, Any]
 """One question's numbers and texts, as JSON can hold them; what is undefined is None, with a word under ``reasons``.
@@ -37,7 +37,7 @@ Measured = dict[str, Any]
     correct, judgement                                   whether the answer is right, and by which rule
     num_prompt_tokens, num_tokens                        lengths
     log_odds[estimand]                                   log p - log(1 - p)
-    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under `isounc.llm.estimands.SCALINGS`
+    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under `isounc.llm.answers.estimands.SCALINGS`
     token_log_probs, token_entropies                     of the answer's tokens, nats
     choice_log_probs                                     of the given choices, as sequences
     samples[i]                                           text, log_prob, num_tokens of other answers

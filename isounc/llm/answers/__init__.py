@@ -1,0 +1,1 @@
+"""Answers of a language model: their probabilities, gradient norms, scores and judgements."""
