@@ -5,11 +5,11 @@
     uv run --extra llm benchmarks/llm.py --random 2048 24 --dtype bfloat16 --ways forward norm
 
 For each batch: seconds of the forward pass (log probability of every token), of the exact norm of log p of the sequence
-over all parameters (`isounc.llm.answers.estimands`), of three estimands at once (a backward pass each), and of plain gradients
-(`value_and_grad`, which holds a gradient of every parameter); the best of several runs after the first. Memory, for
-each: what XLA sets aside for temporaries; all that the program needs (weights, rows, temporaries) over the weights; on
-Linux the largest resident set of the process while the program runs, without what compiling took. Rows beyond
---batch-size go one after the other, so that memory is bounded at any batch.
+over all parameters (`isounc.llm.answers.estimands`), of three estimands at once (a backward pass each), and of plain
+gradients (`value_and_grad`, which holds a gradient of every parameter); the best of several runs after the first.
+Memory, for each: what XLA sets aside for temporaries; all that the program needs (weights, rows, temporaries) over the
+weights; on Linux the largest resident set of the process while the program runs, without what compiling took. Rows
+beyond --batch-size go one after the other, so that memory is bounded at any batch.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ goes on where it was; the same --out with more questions, benchmarks or models a
 
 The protocol, fixed before the first result. The estimand that counts is --main-estimand (choice where a benchmark gives
 choices, length_normalised where the model writes its answer); the total that counts is total_sum with --scores.sigma.
-Everything else in the tables is for comparison. Prompts are in isounc/llm/answers/prompts.py, by version. Multiple choice takes
-the most probable of the choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
-judged by exact match after normalisation; TruthfulQA's own sentences, as a proxy, by words in common with references.
-The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of scores
-(Benjamini and Hochberg).
+Everything else in the tables is for comparison. Prompts are in isounc/llm/answers/prompts.py, by version. Multiple
+choice takes the most probable of the choices, zero-shot; *_pairs is the choice between a true and a false answer. Short
+answers are judged by exact match after normalisation; TruthfulQA's own sentences, as a proxy, by words in common with
+references. The best baseline is chosen anew in every bootstrap resample, and p-values are corrected for the number of
+scores (Benjamini and Hochberg).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tqdm import tqdm
 
 from isounc import sweep
 from isounc.checks import check_choice, check_count
-from isounc.llm import asking, qa_report
 from isounc.llm.answers.entailment import load_entailment
 from isounc.llm.answers.measure import MeasureSettings, check_lengths, measure
 from isounc.llm.answers.scores import ScoreSettings
-from isounc.llm.evaluation import BootstrapSettings
 from isounc.llm.model.load import LanguageModel, load_model, model_name
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance
+from isounc.studies.qa import report, tasks
+from isounc.studies.qa.evaluation import BootstrapSettings
 
 Benchmark = Literal[
     "truthfulqa_mc1",
@@ -125,14 +125,14 @@ def check(settings: Settings) -> None:
         if not getattr(settings, argument):
             raise ValueError(f"{argument} must have at least one value.")
     for benchmark in settings.benchmarks:
-        check_choice("benchmarks", benchmark, asking.FORMS)
+        check_choice("benchmarks", benchmark, tasks.FORMS)
     names = [model_name(source) for source in settings.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"models must have different names, by which their records are told apart; {twice[0]} is there twice"
         )
     for benchmark in settings.benchmarks:
-        own = qa_report.headline_estimand(benchmark, settings.main_estimand)
+        own = report.headline_estimand(benchmark, settings.main_estimand)
         for argument, there in (
             ("measure.estimands", settings.measure.estimands),
             ("scores.estimands", settings.scores.estimands),
@@ -147,10 +147,10 @@ def check(settings: Settings) -> None:
 
 
 def ask_all(
-    folder: RunFolder, model: LanguageModel, asked: list[asking.Asked], settings: Settings
+    folder: RunFolder, model: LanguageModel, asked: list[tasks.Asked], settings: Settings
 ) -> None:
     """Measure the questions that the run folder lacks, those of one length together."""
-    missing = [one for one in asked if not folder.has(asking.record_name(model.name, one))]
+    missing = [one for one in asked if not folder.has(tasks.record_name(model.name, one))]
     check_lengths(model, missing, settings.measure)
     missing.sort(key=lambda one: len(one.prompt.text) + sum(map(len, one.question.choices)))
     with tqdm(total=len(asked), initial=len(asked) - len(missing), unit="question") as bar:
@@ -160,7 +160,7 @@ def ask_all(
             part = missing[start : start + settings.chunk]
             found = measure(model, part, settings.measure, tell=bar.set_postfix_str)
             for one, measured in zip(part, found, strict=True):
-                folder.write(Record(asking.record_name(model.name, one), measured, {}))
+                folder.write(Record(tasks.record_name(model.name, one), measured, {}))
             bar.update(len(part))
             sweep.bound_memory(MEMORY_SHARE * sweep.machine_mebibytes())
 
@@ -184,7 +184,7 @@ def run(settings: Settings) -> None:
     out = Path(settings.out or f"runs/qa-{settings.preset}")
     # Questions first: a file that lacks is said before a model is loaded.
     sets = {
-        benchmark: asking.make_questions(
+        benchmark: tasks.make_questions(
             benchmark, settings.data, num_questions=settings.num_questions,
             num_examples=settings.num_examples, seed=settings.seed,
         )
@@ -215,11 +215,11 @@ def run(settings: Settings) -> None:
         }
     )
     names = {
-        (model, benchmark): [asking.record_name(model, one) for one in asked.asked]
+        (model, benchmark): [tasks.record_name(model, one) for one in asked.asked]
         for model in models
         for benchmark, asked in sets.items()
     }
-    print("\n" + qa_report.make(
+    print("\n" + report.make(
         folder, names, scores=settings.scores, bootstrap=settings.bootstrap,
         main_estimand=settings.main_estimand, same=same,
     ))  # fmt: skip

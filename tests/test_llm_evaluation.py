@@ -10,9 +10,10 @@ import pytest
 from scipy.stats import false_discovery_control, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from isounc.llm import combination, evaluation, resampling
-from isounc.llm.combination import FitSettings, auroc_gain, combine, out_of_fold, transfer
-from isounc.llm.evaluation import (
+from isounc.studies.qa import combination, evaluation
+from isounc.studies.qa import ranking as resampling
+from isounc.studies.qa.combination import FitSettings, auroc_gain, combine, out_of_fold, transfer
+from isounc.studies.qa.evaluation import (
     BootstrapSettings,
     correlations,
     curves,
@@ -20,7 +21,7 @@ from isounc.llm.evaluation import (
     make_scores,
     paired_tests,
 )
-from isounc.llm.resampling import draw_weights, estimated, p_value, ranking, spearman
+from isounc.studies.qa.ranking import draw_weights, estimated, p_value, ranking, spearman
 
 FEW = BootstrapSettings(num_resamples=60, seed=1)
 ONCE = FitSettings(num_repeats=1)

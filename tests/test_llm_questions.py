@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from isounc.checks import check_name
 from isounc.llm.answers import judging, prompts
 from isounc.llm.answers.text import contains_words, first_answer, normalise, token_f1
-from isounc.llm.question_files import ORIGINS, read_table
-from isounc.llm.questions import (
+from isounc.studies.qa.files import ORIGINS, read_table
+from isounc.studies.qa.questions import (
     BENCHMARKS,
     Question,
     load_questions,
@@ -25,7 +25,7 @@ from isounc.llm.questions import (
     shown_alias,
     why_not_false,
 )
-from isounc.llm.selection import make_statements, select
+from isounc.studies.qa.selection import make_statements, select
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

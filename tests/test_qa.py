@@ -13,16 +13,17 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from isounc.llm import asking, load_model, qa_figures
+from isounc.llm import load_model
 from isounc.llm.answers import measure as measure_module
 from isounc.llm.answers import prompts
 from isounc.llm.answers.measure import MeasureSettings, _up_to, measure
 from isounc.llm.answers.scores import ScoreSettings, score_table
-from isounc.llm.evaluation import BootstrapSettings, evaluate
 from isounc.llm.model.config import from_huggingface
-from isounc.llm.qa_tables import Part, auroc_table
-from isounc.llm.questions import Question
 from isounc.runs.folder import RunFolder
+from isounc.studies.qa import figures, tasks
+from isounc.studies.qa.evaluation import BootstrapSettings, evaluate
+from isounc.studies.qa.questions import Question
+from isounc.studies.qa.tables import Part, auroc_table
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {
@@ -175,8 +176,8 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
     """Choices, P(True) and samples of one question, each from a plain forward pass."""
     out, _ = finished
     model = load_model(checkpoint)
-    asked = asking.make_questions("truthfulqa_mc1", str(data), num_questions=10).asked[0]
-    meta = RunFolder.load(out).read(asking.record_name("tiny", asked)).meta
+    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=10).asked[0]
+    meta = RunFolder.load(out).read(tasks.record_name("tiny", asked)).meta
 
     def log_prob(prompt, answer):
         ids = model.tokenizer.encode(prompt) + model.tokenizer.encode(answer, special=False)
@@ -205,7 +206,7 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
 
 
 def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
-    asked = asking.make_questions("triviaqa_pairs", str(data), num_questions=12).asked
+    asked = tasks.make_questions("triviaqa_pairs", str(data), num_questions=12).asked
     assert len(asked) == 12
     for one in asked:
         a, b = (
@@ -219,7 +220,7 @@ def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
 
 
 def test_examples_are_not_evaluated(data):
-    found = asking.make_questions("triviaqa", str(data), num_questions=100, num_examples=3)
+    found = tasks.make_questions("triviaqa", str(data), num_questions=100, num_examples=3)
     assert len(found.asked) == 9
     head = found.asked[0].prompt.text.rsplit("Q:", 1)[0]
     assert head.count("Q:") == 3
@@ -337,13 +338,13 @@ def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
     assert any(r["auroc"] is not None and r["auroc_low"] is None for r in rows)
     part = Part("m", "b", "choice", measured, table)
     assert "(no interval)" in str(auroc_table([part], rows).rows)
-    qa_figures.draw(out / "few", [part], rows)
+    figures.draw(out / "few", [part], rows)
 
 
 def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
     """The others of its batch are measured all the same."""
     model = load_model(checkpoint)
-    asked = asking.make_questions("triviaqa", str(data), num_questions=4, num_examples=1).asked
+    asked = tasks.make_questions("triviaqa", str(data), num_questions=4, num_examples=1).asked
     settings = MeasureSettings(num_samples=1, max_new_tokens=2, batch_size=4)
     tokens = model.tokenizer.encode(" 4")
     written = [(" 4".strip(), tokens)] * 4
@@ -371,7 +372,7 @@ def test_asking_one_question(checkpoint, capsys, choices):
     )
     ask.main(settings)
     lines = capsys.readouterr().out.splitlines()
-    asked = asking.Asked(
+    asked = tasks.Asked(
         Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),
         "mc1" if choices else "generated", judged=False,
     )  # fmt: skip
@@ -402,11 +403,11 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
 def test_a_prompt_beyond_the_context(checkpoint, data):
     model = dataclasses.replace(load_model(checkpoint), context_length=20)
     for benchmark in ("truthfulqa_mc1", "triviaqa"):
-        asked = asking.make_questions(benchmark, str(data), num_questions=1).asked
+        asked = tasks.make_questions(benchmark, str(data), num_questions=1).asked
         with pytest.raises(ValueError, match=r"context of 20 tokens.*those of .*-"):
             measure(model, asked)
     # The question fits, but not the one about its answer.
-    asked = asking.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
+    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
     longest = len(model.tokenizer.encode(asked[0].prompt.text)) + 12
     model = dataclasses.replace(model, context_length=longest)
     with pytest.raises(ValueError, match=r"prompt of p_true .*those of truthfulqa"):

@@ -15,8 +15,8 @@ Everything is kept as logarithms, and comes from the tokens' log-odds d_t = z_t[
 What is differentiated is log p - log(1 - p), from which grad log p = (1 - p) grad (log p - log(1 - p)) follows in
 float64: log p itself would be zero in float32 from log-odds of 88 on, and its squared gradient from 44 on.
 
-All choices of a question are read in one row (`isounc.llm.answers.packing.pack`), in which each attends to the prompt and to
-itself: the prompt is read once, and the choices' forward passes are one.
+All choices of a question are read in one row (`isounc.llm.answers.packing.pack`), in which each attends to the prompt
+and to itself: the prompt is read once, and the choices' forward passes are one.
 """
 
 from __future__ import annotations

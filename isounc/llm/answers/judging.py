@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from isounc.llm.answers.text import first_answer, normalise, token_f1
-from isounc.llm.questions import Question
+from isounc.studies.qa.questions import Question
 
 NO_COMMENT = "I have no comment."
 """Counted among the correct answers of every TruthfulQA question, as the authors' script does for generations."""

@@ -2,8 +2,8 @@
 
 For each question: the prompt; the answer (generated greedily, or the most probable of the given choices); the answer's
 probabilities and exact gradient norms; sampled answers; how the model judges its own answer (P(True) with and without
-the samples in the prompt, a stated percentage). Scores (`isounc.llm.answers.scores`) are functions of what is kept here: a new
-score needs no model.
+the samples in the prompt, a stated percentage). Scores (`isounc.llm.answers.scores`) are functions of what is kept
+here: a new score needs no model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from isounc.llm.answers.packing import pack
 from isounc.llm.answers.text import first_answer
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel
-from isounc.llm.questions import Question
+from isounc.studies.qa.questions import Question
 
 Measured = dict[str, Any]
 """One question's numbers and texts, as JSON can hold them; what is undefined is None, with a word under ``reasons``.
@@ -37,7 +37,7 @@ Measured = dict[str, Any]
     correct, judgement                                   whether the answer is right, and by which rule
     num_prompt_tokens, num_tokens                        lengths
     log_odds[estimand]                                   log p - log(1 - p)
-    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under `isounc.llm.answers.estimands.SCALINGS`
+    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under each of `SCALINGS`
     token_log_probs, token_entropies                     of the answer's tokens, nats
     choice_log_probs                                     of the given choices, as sequences
     samples[i]                                           text, log_prob, num_tokens of other answers

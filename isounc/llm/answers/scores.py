@@ -1,13 +1,13 @@
 r"""Scores of a language model's answers: what says, without knowing the answer, that it is wrong.
 
-Every score is a `Score`: a function of what `isounc.llm.answers.measure` keeps, with a name, and whether higher means more
-certain. Those of the isotropic approach come in one form an estimand (`isounc.llm.answers.estimands`); with p the estimand's
-probability and g = grad p over all parameters
+Every score is a `Score`: a function of what `isounc.llm.answers.measure` keeps, with a name, and whether higher means
+more certain. Those of the isotropic approach come in one form an estimand (`isounc.llm.answers.estimands`); with p the
+estimand's probability and g = grad p over all parameters
 
     epistemic                log ||g||^2                      (also layer_scaled, last_layer)
     aleatoric                p (1 - p)
     total_sum                sigma^2 ||g||^2 + p (1 - p)      the paper's total; sigma is given
-    total_rank, _z           see `isounc.llm.combination.combine`; these depend on the other questions
+    total_rank, _z           see `isounc.studies.qa.combination.combine`; these depend on the other questions
     total_logistic           the same, fitted to whether other answers were right, out of fold
     link_aware               Var[sigmoid(f)],    f ~ N(logit p, sigma^2 ||grad logit p||^2)
     link_aware_total         m (1 - m), m = E[sigmoid(f)]
@@ -32,8 +32,8 @@ from isounc.llm.answers.entailment import Same
 from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS
 from isounc.llm.answers.measure import Measured
 from isounc.llm.answers.text import normalise, token_f1
-from isounc.llm.combination import RULES, combine
-from isounc.llm.evaluation import Scores, make_scores
+from isounc.studies.qa.combination import RULES, combine
+from isounc.studies.qa.evaluation import Scores, make_scores
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,9 @@ def baselines(same: Same | None = None) -> tuple[Score, ...]:
     Parameters
     ----------
     same
-        Whether two answers mean the same, for ``semantic_entropy_entailment``: `isounc.llm.answers.entailment.load_entailment`,
-        or a function of your own. None leaves that score out; ``semantic_entropy`` compares normal forms.
+        Whether two answers mean the same, for ``semantic_entropy_entailment``:
+        `isounc.llm.answers.entailment.load_entailment`, or a function of your own. None leaves that score out;
+        ``semantic_entropy`` compares normal forms.
 
     Source: P(True) Kadavath et al. 2022; verbalised confidence Lin et al. 2022; semantic entropy Farquhar et al. 2024;
     naive entropy (Monte Carlo, of whole sequences) Malinin and Gales 2021.

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from scipy.special import ndtri
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.llm.evaluation import DEFAULT_BOOTSTRAP, BootstrapSettings, Scores
-from isounc.llm.resampling import draw_weights, estimated, p_value, ranking
+from isounc.studies.qa.evaluation import DEFAULT_BOOTSTRAP, BootstrapSettings, Scores
+from isounc.studies.qa.ranking import draw_weights, estimated, p_value, ranking
 
 RULES = ("sum", "rank", "z", "logistic")
 """Combinations of epistemic and aleatoric uncertainty; see `combine`."""

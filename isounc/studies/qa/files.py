@@ -1,7 +1,7 @@
 """The benchmarks' files as their authors publish them: read, checked, and mended where an encoding went wrong.
 
 What comes out are rows of plain text, one a question, with lists of answers already split; what is done about their
-contents is `isounc.llm.questions`' business.
+contents is `isounc.studies.qa.questions`' business.
 """
 
 from __future__ import annotations

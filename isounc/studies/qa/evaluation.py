@@ -4,10 +4,10 @@ The input is a table of scores of Q questions and whether each answer was right 
 CSV file. A score may be undefined at some questions. Every number says over how many it was computed, and whatever
 compares two scores uses the questions where both are defined. What is undefined is None, with a reason.
 
-All intervals are percentile intervals of one bootstrap over questions (`isounc.llm.resampling`), shared by all scores.
-DeLong's test would do for two AUROCs; the bootstrap does as well for areas under risk-coverage curves, correlations and
-the best of several baselines, and gives the interval and the p-value of one procedure. Questions are the population:
-intervals say nothing about other models, prompts or benchmarks.
+All intervals are percentile intervals of one bootstrap over questions (`isounc.studies.qa.ranking`), shared by all
+scores. DeLong's test would do for two AUROCs; the bootstrap does as well for areas under risk-coverage curves,
+correlations and the best of several baselines, and gives the interval and the p-value of one procedure. Questions are
+the population: intervals say nothing about other models, prompts or benchmarks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 
 from isounc.checks import check_choice, check_count
-from isounc.llm.resampling import (
+from isounc.studies.qa.ranking import (
     Ranking,
     draw_weights,
     estimated,
@@ -159,7 +159,7 @@ def evaluate(
     """Every score on its own: `STATISTICS` with errors and intervals; one row of `EVALUATION_COLUMNS` a score.
 
     AUROC is that of predicting that an answer is wrong from its uncertainty, which is that of predicting that it is
-    right from its certainty. `isounc.llm.resampling.ranking` has the definitions.
+    right from its certainty. `isounc.studies.qa.ranking.ranking` has the definitions.
     """
     table, rows = _Table(scores, settings), []
     for name in scores.uncertainty:

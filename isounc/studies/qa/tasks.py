@@ -10,15 +10,15 @@ from typing import Any, Literal, NamedTuple
 from isounc.checks import check_choice
 from isounc.llm.answers.measure import Asked
 from isounc.llm.answers.prompts import Prompt, short_answer, truthful
-from isounc.llm.question_files import ORIGINS
-from isounc.llm.questions import (
+from isounc.studies.qa.files import ORIGINS
+from isounc.studies.qa.questions import (
     BENCHMARKS,
     Question,
     QuestionSet,
     generator,
     load_questions,
 )
-from isounc.llm.selection import make_statements, select
+from isounc.studies.qa.selection import make_statements, select
 
 __all__ = ["FORMS", "Asked", "AskedSet", "make_questions", "record_name"]
 
@@ -56,7 +56,7 @@ def make_questions(
     benchmark
         Key of `FORMS`.
     data
-        Folder with the files of `isounc.llm.question_files.ORIGINS`, or ``"hub"``.
+        Folder with the files of `isounc.studies.qa.files.ORIGINS`, or ``"hub"``.
     num_questions
         How many; all where there are fewer.
     num_examples

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from isounc.checks import check_count
-from isounc.llm.questions import Question, generator
+from isounc.studies.qa.questions import Question, generator
 
 
 class Selection(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `isounc.llm.qa_report` shows: a model's answers with their scores, and tables of them."""
+"""What `isounc.studies.qa.report` shows: a model's answers with their scores, and tables of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from isounc.llm.answers.measure import Measured
 from isounc.llm.answers.scores import baselines, same_words
-from isounc.llm.evaluation import Scores
 from isounc.runs.page import Table
+from isounc.studies.qa.evaluation import Scores
 from isounc.studies.scaling.paper import TABLE2
 
 KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def interval(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
-    """Value and interval of a statistic in a row of `isounc.llm.evaluation`."""
+    """Value and interval of a statistic in a row of `isounc.studies.qa.evaluation`."""
     if row[name] is None:
         return "undefined"
     if row[f"{name}_low"] is None:

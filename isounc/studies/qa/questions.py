@@ -1,6 +1,6 @@
 """The questions of TruthfulQA, TriviaQA and Natural Questions, cleaned by stated rules that count what they drop.
 
-Four files (`isounc.llm.question_files.ORIGINS`) give five benchmarks. What the rules are for was found in the files:
+Four files (`isounc.studies.qa.files.ORIGINS`) give five benchmarks. What the rules are for was found in the files:
 
 - the false answers of the short-answer files were written by a language model, and many are true, or cut short;
 - TriviaQA repeats questions, and its aliases are page titles that point to the answer's page, in no order;
@@ -22,7 +22,7 @@ import numpy as np
 
 from isounc.checks import check_choice, check_count
 from isounc.llm.answers.text import contains_words, normalise
-from isounc.llm.question_files import ORIGINS, Table, read_table
+from isounc.studies.qa.files import ORIGINS, Table, read_table
 
 ID_DIGITS = 10
 """Hexadecimal digits of a question's id."""
@@ -100,7 +100,7 @@ def load_questions(benchmark: str, source: str | Path, *, seed: int = 0) -> Ques
         Key of `BENCHMARKS`: ``truthfulqa_mc1``, ``truthfulqa_mc2``, ``truthfulqa``, ``triviaqa``,
         ``natural_questions``.
     source
-        Path of the file (`isounc.llm.question_files.ORIGINS` says which and where from), or ``hub``.
+        Path of the file (`isounc.studies.qa.files.ORIGINS` says which and where from), or ``hub``.
     seed
         Seed of the order of choices; each question's order depends on it and on the question's id alone.
 

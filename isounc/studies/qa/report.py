@@ -16,18 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from isounc.llm import qa_figures
 from isounc.llm.answers.entailment import Same
 from isounc.llm.answers.scores import ScoreSettings, score_table
-from isounc.llm.asking import FORMS
-from isounc.llm.combination import (
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import Section, write_page
+from isounc.studies.qa import figures
+from isounc.studies.qa.combination import (
     GAIN_COLUMNS,
     NORMALISATIONS,
     TRANSFER_COLUMNS,
     auroc_gain,
     transfer,
 )
-from isounc.llm.evaluation import (
+from isounc.studies.qa.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
     TEST_COLUMNS,
@@ -37,7 +38,7 @@ from isounc.llm.evaluation import (
     evaluate,
     paired_tests,
 )
-from isounc.llm.qa_tables import (
+from isounc.studies.qa.tables import (
     Part,
     accuracy_table,
     auroc_table,
@@ -48,8 +49,7 @@ from isounc.llm.qa_tables import (
     interval,
     transfer_table,
 )
-from isounc.runs.folder import RunFolder
-from isounc.runs.page import Section, write_page
+from isounc.studies.qa.tasks import FORMS
 from isounc.studies.scaling.tables import settings_table
 
 WHERE = ("model", "benchmark")
@@ -105,7 +105,7 @@ def make(
     with warnings.catch_warnings():
         # Few questions give intervals whose bars touch; that is what they show.
         warnings.simplefilter("ignore", UserWarning)
-        drawn = qa_figures.draw(folder.path / "figures", parts, rows["results"])
+        drawn = figures.draw(folder.path / "figures", parts, rows["results"])
     write_page(folder.path, folder.path.resolve().name, _sections(folder, parts, rows, drawn))
     return _summary(parts, rows)
 

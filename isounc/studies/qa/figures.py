@@ -12,12 +12,12 @@ from matplotlib.patches import Patch
 from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
-from isounc.llm.evaluation import curves
 from isounc.runs import style
 from isounc.runs.page import FigureFile
+from isounc.studies.qa.evaluation import curves
 
 if TYPE_CHECKING:
-    from isounc.llm.qa_tables import Part
+    from isounc.studies.qa.tables import Part
 
 _COLORS = {
     "epistemic": "#0072B2",

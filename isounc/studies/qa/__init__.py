@@ -1,0 +1,1 @@
+"""Question answering: which uncertainty of a language model tells its wrong answers."""
