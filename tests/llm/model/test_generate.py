@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import llm_files
 import numpy as np
 import pytest
 from flax import nnx
 
 from isounc.llm import GenerationSettings, generate, load_model
 from isounc.llm.model import decode
+from tests.llm import files as llm_files
 
 PROMPTS = ["abc", "a bad cab\nfed", "dead beef"]
 

@@ -27,7 +27,7 @@ from isounc.studies.qa.questions import (
 )
 from isounc.studies.qa.selection import make_statements, select
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def write_csv(path, header, rows, **kwargs):

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
-VALUES = Path(__file__).resolve().parent / "llm_values"
+VALUES = Path(__file__).resolve().parent / "values"
 ABOUT = json.loads((VALUES / "variants.json").read_text())
 GGUF_NAMES = {"gemma3_text": "gemma3", "mistral": "llama"}
 # What each family's tensors are called in GGUF: (Hugging Face, GGUF).

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import llm_files
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +14,7 @@ from flax import nnx
 from isounc.gradnorm import explain, value_and_sq_grad_norm
 from isounc.llm import Decoder, DecoderConfig, Rotary, load_model
 from isounc.llm.model.config import from_huggingface
+from tests.llm import files as llm_files
 
 VARIANTS = tuple(llm_files.ABOUT)
 

@@ -9,7 +9,6 @@ import xml.etree.ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from synthetic_run import CONSTANT, FAILED, write_run
 
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.style import NothingToDraw, estimator_look, save
@@ -21,6 +20,7 @@ from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.paper import TABLE1, paper_value
 from isounc.studies.scaling.results import ESTIMATORS, Results
 from isounc.studies.scaling.summary import summarise
+from tests.studies.scaling.synthetic_run import CONSTANT, FAILED, write_run
 
 WIDTHS = (2, 8, 32)
 PROBLEMS = ("xor", "rings3", "nonlinear_regression")

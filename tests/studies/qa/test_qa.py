@@ -25,7 +25,7 @@ from isounc.studies.qa.evaluation import BootstrapSettings, evaluate
 from isounc.studies.qa.questions import Question
 from isounc.studies.qa.tables import Part, auroc_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257, "hidden_size": 16,
     "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,

@@ -20,7 +20,7 @@ from isounc.estimates.isotropic import isotropic
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "exact"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "exact"
 
 BINARY = Model(2, 1, "bernoulli", width=3)
 CLASSES = Model(2, 3, "categorical", width=3, parameterisation="fan_in")

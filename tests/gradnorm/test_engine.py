@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from gradnorm_zoo import CASES, MLP, ROWS, X, decoder, mlp, normal
 
 from isounc.estimates.grams import group_grams
 from isounc.gradnorm import (
@@ -26,6 +25,7 @@ from isounc.gradnorm import (
     value_and_sq_grad_norms,
 )
 from isounc.models import Model
+from tests.gradnorm.zoo import CASES, MLP, ROWS, X, decoder, mlp, normal
 
 
 @pytest.fixture(autouse=True)

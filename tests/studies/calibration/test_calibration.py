@@ -278,7 +278,7 @@ def test_geweke_refuses_what_it_cannot_run():
 
 @pytest.fixture(scope="module")
 def experiment():
-    path = Path(__file__).parents[1] / "experiments" / "calibration.py"
+    path = Path(__file__).parents[3] / "experiments" / "calibration.py"
     spec = importlib.util.spec_from_file_location("calibration_experiment", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and tyro look its types up

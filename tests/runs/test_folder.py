@@ -467,7 +467,7 @@ while True:
 
 
 def start(code, *arguments):
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -718,7 +718,7 @@ def test_provenance_can_be_stored_and_tells_no_paths(run):
     assert found["time"].endswith("+00:00")
     text = json.dumps(found)
     assert str(Path.home()) not in text
-    assert str(Path(__file__).parents[1]) not in text
+    assert str(Path(__file__).parents[2]) not in text
     node = os.uname().nodename if hasattr(os, "uname") else ""
     assert not node or node not in text
 

@@ -8,7 +8,6 @@ import html.parser
 import re
 
 import pytest
-from synthetic_run import HOSTILE, write_run
 
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile
@@ -16,6 +15,7 @@ from isounc.statistics import trend
 from isounc.studies.scaling import report, tables
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.summary import summarise
+from tests.studies.scaling.synthetic_run import HOSTILE, write_run
 
 WIDTHS = (2, 8, 32)
 

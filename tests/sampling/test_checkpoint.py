@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ SETTINGS = SamplerSettings(
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[3])
-from test_checkpoint import sampled
+from tests.sampling.test_checkpoint import sampled
 def progress(what, done, total):
     if f"{what} {done}" == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -58,7 +58,7 @@ def assert_same_bits(a, b):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_runs_give_the_same_bits(tmp_path, uninterrupted):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).resolve().parents[2])
     # During warm-up, and again in the middle of sampling.
     for moment in ("warm-up 0", "sampling 40"):
         child = [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path / "run"), moment, here]

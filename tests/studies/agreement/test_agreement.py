@@ -257,7 +257,7 @@ def test_a_side_comes_back_from_its_record(sampled, tmp_path):
 
 @pytest.fixture(scope="module")
 def experiment():
-    path = Path(__file__).parents[1] / "experiments" / "agreement.py"
+    path = Path(__file__).parents[3] / "experiments" / "agreement.py"
     spec = importlib.util.spec_from_file_location("agreement_experiment", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and tyro look its types up
