@@ -223,8 +223,8 @@ def _sections(
         Section(
             "summary", "Which uncertainty predicts a wrong answer?",
             (
-                "AUROC of each score for the event that the answer is wrong. Estimands and rules were fixed before the "
-                "first result (see the settings and experiments/qa.py).",
+                "AUROC of each score for the event that the answer is wrong. Estimands and rules "
+                "were fixed before the first result (see the settings and experiments/qa.py).",
             ),
             of_kind("auroc"), (auroc_table(scored, tables["results"]), accuracy_table(scored)),
         ),
@@ -242,7 +242,8 @@ def _sections(
             if tables["transfer"] else []
         ),
         Section("settings", "Settings and environment", (), (),
-                (settings_table(folder.settings, "Settings"), settings_table(info, "Environment and questions"))),
+                (settings_table(folder.settings, "Settings"),
+                 settings_table(info, "Environment and questions"))),
     ]  # fmt: skip
 
 
