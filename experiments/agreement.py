@@ -38,7 +38,7 @@ from isounc.problems import PROBLEMS, make_problem
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import RunFolder
 from isounc.runs.provenance import provenance
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.agreement import report
 from isounc.studies.agreement.cell import FAULTS, NutsSettings, isounc_side, numpyro_side
 from isounc.studies.agreement.report import Cell, record_name

@@ -34,7 +34,7 @@ from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.kernels import SAMPLERS
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration import report
 from isounc.studies.calibration.cell import FAULTS, quantity_names, rank_batch
 from isounc.studies.calibration.geweke import GewekeSettings, geweke

@@ -36,8 +36,8 @@ from isounc.runs.command import command, settings_of_run
 from isounc.runs.files import write_atomic
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.provenance import provenance
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.sampling.posterior import sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 from isounc.sweep import use_compilation_cache
 

@@ -28,7 +28,7 @@ from isounc.problems import PROBLEMS
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import RESULT_COLUMNS, RunFolder
 from isounc.runs.provenance import provenance
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.cell import EvaluationSettings
 from isounc.studies.scaling.paper import TABLE1
 from isounc.studies.scaling.results import Results

@@ -24,7 +24,7 @@ from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian, logistic_by_quadrature
 from isounc.runs import files
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ROOT.parent / "shared" / "exact"

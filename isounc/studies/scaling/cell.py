@@ -25,7 +25,8 @@ from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
-from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.sampling.posterior import sample_posteriors
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.comparisons import PER_CLASS, compared, predictive_row, quantities
 
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")

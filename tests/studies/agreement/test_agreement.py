@@ -20,9 +20,9 @@ from isounc.problems import make_problem
 from isounc.references import zscores
 from isounc.runs.command import command
 from isounc.runs.folder import RunFolder
-from isounc.sampling.gate import Gate, GateSettings
+from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.agreement import cell as agreement
 from isounc.studies.agreement import report
 from isounc.studies.agreement.cell import NutsSettings, Side, Totals, isounc_side, numpyro_side

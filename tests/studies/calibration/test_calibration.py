@@ -20,7 +20,7 @@ from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.runs.folder import RunFolder
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration import cell, uniformity
 from isounc.studies.calibration.cell import draw_replications, quantity_names, rank, rank_batch
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
