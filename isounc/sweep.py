@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from isounc.checks import check_choice
 from isounc.runs.folder import RunFolder
-from isounc.sampling import smc
+from isounc.sampling.drivers import DRIVERS
 from isounc.studies.scaling import cell as evaluate
 from isounc.studies.scaling.cell import Cell, EvaluationSettings
 
@@ -118,8 +118,6 @@ class Cost(NamedTuple):
 # `experiments/scaling.py`; they order the work and feed the ETA, nothing depends on their accuracy.
 _SECONDS_PER_TERM = 1.5e-9
 _SECONDS_PER_CALL = 2e-5
-TEMPERATURES = 8
-"""tempered_smc: those of xor at width 2."""
 COMPILE_SECONDS = 14.0
 """Compilation of one group of equal shapes, measured as above."""
 
@@ -131,10 +129,8 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     sampler = settings.sampler
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
     steps = 20 if problem.likelihood == "gaussian" else 13
-    transitions = sampler.num_draws + sampler.num_warmup
-    if sampler.sampler == smc.NAME:
-        transitions = TEMPERATURES * sampler.num_mutations * sampler.num_draws
-    calls = transitions * steps
+    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    calls = forecast.num_transitions * steps
     chains = len(batch) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
@@ -145,10 +141,8 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
         4 * values * problem.num_columns
         + 4 * model.num_params * settings.n * chains
         + 6 * model.num_params**2
+        + len(batch) * forecast.num_floats
     )
-    if sampler.sampler == smc.NAME:
-        # Particles and gradients, twice while they are resampled.
-        floats += 4 * sampler.num_draws * chains * model.num_params
     return Cost(sampling + estimating, 4 * floats / 2**20)
 
 
