@@ -14,7 +14,7 @@ from isounc.studies import STUDIES, load
 
 COMMANDS = {
     "report": "Write the tables, figures and page of a run anew, from its folder alone.",
-    "references": "List the bank of reference posteriors, or show how one was made.",
+    "references": "List, show, check and install reference posteriors.",
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
 }
 
@@ -61,19 +61,42 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _references(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="isounc references", description=COMMANDS["references"])
-    parser.add_argument("name", nargs="?", help="show how this reference was made")
+    parser = argparse.ArgumentParser(
+        prog="isounc references",
+        description="The bank of reference posteriors; isounc bank makes references.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", help="list the bank (also without an action)")
+    show = actions.add_parser("show", help="show how a reference was made, and what it passed")
+    check = actions.add_parser("check", help="make references again with another key, and compare")
+    install = actions.add_parser("install", help="copy the references of a run into a bank")
+    show.add_argument("name", metavar="NAME")
+    check.add_argument("names", metavar="NAME", nargs="+")
+    install.add_argument("run", metavar="RUN", help="a finished run folder of isounc bank")
+    install.add_argument(
+        "--overwrite", action="store_true", help="replace references of the same name"
+    )
+    for action in (parser, show, check, install):
+        action.add_argument("--bank", help="folder of the bank; the default comes with isounc")
     options = parser.parse_args(arguments)
 
-    def show() -> None:
-        if options.name:
-            print(references.load(options.name).card)
-            return
-        for entry in references.list():
-            verdict = "pass" if entry.passed else "FAIL"
-            print(f"{entry.name:<40}{entry.method:<14}P = {entry.num_params:<7}{verdict}")
+    def act() -> bool:
+        if options.action in ("check", "install"):
+            from isounc.studies.bank.install import BANK, check_again, install
 
-    command.end(show, kept="files")
+            bank = options.bank or BANK
+            if options.action == "check":
+                return check_again(options.names, bank)
+            print(install(options.run, bank, overwrite=options.overwrite))
+        elif options.action == "show":
+            print(references.load(options.name, options.bank).card)
+        else:
+            for entry in references.list(options.bank):
+                verdict = "pass" if entry.passed else "FAIL"
+                print(f"{entry.name:<40}{entry.method:<14}P = {entry.num_params:<7}{verdict}")
+        return True
+
+    command.end(act, kept="files")
 
 
 def _ask(arguments: Sequence[str]) -> None:

@@ -221,6 +221,15 @@ class RunFolder:
         warnings.warn(message, DamagedRecordWarning, stacklevel=2)
         return None
 
+    def require(self, name: str) -> Record:
+        """As `read`; ValueError where there is no such record."""
+        record = self.read(name)
+        if record is None:
+            raise ValueError(
+                f"{self.path} lacks the record {name!r}: give the command of the run again"
+            )
+        return record
+
     def has(self, name: str) -> bool:
         """Whether a record is there and verifies; a damaged one is treated as in `read`."""
         return self.read(name) is not None

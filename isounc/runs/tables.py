@@ -20,6 +20,14 @@ def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Secti
     return Section("settings", "Settings and environment", (), (), tables)
 
 
+def table_of_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], note: str = ""
+) -> Table:
+    """The rows of a CSV table as texts."""
+    texts = [tuple(_plain(row.get(column), ".4g") for column in columns) for row in rows]
+    return Table(title, tuple(columns), texts, note)
+
+
 def settings_table(settings: Mapping[str, Any], title: str) -> Table:
     """Nested settings or facts as names and values."""
     rows = [(name, _plain(value)) for name, value in _flat(settings)]
@@ -34,9 +42,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, form: str = "g") -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value) or "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return format(value, form) if isinstance(value, float) else str(value)

@@ -164,5 +164,5 @@ def test_isounc_shows_the_bank(capsys):
         isounc_main(["references"])
     assert ended.value.code == 0 and "linear-logistic-v1" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        isounc_main(["references", "linear-logistic-v1"])
+        isounc_main(["references", "show", "linear-logistic-v1"])
     assert "## How it was made" in capsys.readouterr().out
