@@ -497,7 +497,7 @@ def test_errors_of_both_sides_count():
 def test_what_cannot_be_compared():
     reference, draws = gaussian_case(num_draws=50)
     for other, message in (
-        ({"c": draws}, "a region of other must be one of a, b; got 'c'"),
+        ({"c": draws}, "a region of other must be one of a, b, got 'c'"),
         ({}, "must have regions"),
         ({"a": draws[0]}, r"draws \(chains, draws, 30, 1\); got shape \(50, 30, 1\)"),
         ({"a": draws[:, :, :9]}, "must hold 30 locations and 1 columns"),

@@ -468,7 +468,7 @@ def test_a_model_of_another_problem_is_refused(problem):
     [
         (
             {"sampler": "nutz"},
-            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc; got 'nutz'; did you mean 'nuts'",
+            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc, got 'nutz'; did you mean 'nuts'",
         ),
         ({"num_draws": 2000, "max_draws": 500}, r"max_draws must be at least num_draws \(2000\)"),
         ({"num_chains": 1}, "num_chains must be an integer of at least 2"),
@@ -490,7 +490,7 @@ def test_a_model_of_another_problem_is_refused(problem):
             {"sampler": "tempered_smc", "coordinates": "curvature"},
             "sampler 'tempered_smc' does not take coordinates 'curvature'",
         ),
-        ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank; got 'dense'"),
+        ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank, got 'dense'"),
         ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
     ],
 )
