@@ -25,7 +25,7 @@ from isounc.runs import files
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.bank import cell
 from isounc.studies.bank.install import check_again, install
 from isounc.studies.bank.settings import Settings

@@ -24,9 +24,9 @@ from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import chains, smc, stopping
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import GateSettings
 from isounc.sampling.kernels import SAMPLERS
-from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
+from isounc.sampling.posterior import sample_posterior, sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from tests.exact import load_exact
 from tests.exact.accept import score
 
@@ -461,42 +461,6 @@ def test_a_model_of_another_problem_is_refused(problem):
     other = make_model(make_problem("xor"), width=2)
     with pytest.raises(ValueError, match=r"model does not fit problem 'user'.*make_model"):
         sample_posterior(problem, other, prior_sd=1.0, key=KEY)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"sampler": "nutz"},
-            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc, got 'nutz'; did you mean 'nuts'",
-        ),
-        ({"num_draws": 2000, "max_draws": 500}, r"max_draws must be at least num_draws \(2000\)"),
-        ({"num_chains": 1}, "num_chains must be an integer of at least 2"),
-        ({"num_chains": 2.5}, "num_chains must be an integer of at least 2"),
-        ({"num_draws": 0}, "num_draws must be an integer of at least 4"),
-        ({"block": 1}, "block must be"),
-        ({"num_kept": 0}, "num_kept must be"),
-        ({"target_acceptance": 1.0}, "target_acceptance must be between 0 and 1"),
-        ({"trajectory_length": 0.0}, "trajectory_length must be a positive"),
-        ({"max_integration_steps": 0}, "max_integration_steps must be an integer of at least 1"),
-        ({"target_var_se": 0.0}, "target_var_se must be a positive"),
-        ({"tempering_ess": 1.0}, "tempering_ess must be above 0 and at most 0.99"),
-        ({"num_mutations": 0}, "num_mutations must be an integer of at least 1"),
-        (
-            {"sampler": "tempered_smc", "metric": "low_rank"},
-            "sampler 'tempered_smc' does not take metric 'low_rank'; leave the default",
-        ),
-        (
-            {"sampler": "tempered_smc", "coordinates": "curvature"},
-            "sampler 'tempered_smc' does not take coordinates 'curvature'",
-        ),
-        ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank, got 'dense'"),
-        ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        SamplerSettings(**changes)
 
 
 SHARDED = """

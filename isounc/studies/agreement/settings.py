@@ -10,7 +10,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.problems import PROBLEMS
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import RunSettings
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.agreement.sides import FAULTS, NutsSettings
 from isounc.studies.scaling.paper import TABLE1
 

@@ -32,9 +32,10 @@ from isounc.problems import Problem
 from isounc.runs.folder import Record
 from isounc.sampling.chains import Progress
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import Gate, GateSettings, gate
+from isounc.sampling.gate import Gate, gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 FAULTS: dict[str, Callable[[float], float]] = {
     "none": lambda prior_sd: prior_sd,

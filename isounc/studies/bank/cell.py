@@ -24,8 +24,8 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.runs.provenance import provenance
 from isounc.runs.study import Say
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.sampling.posterior import sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.bank.settings import Settings
 
 

@@ -13,7 +13,7 @@ from isounc.problems import PROBLEMS
 from isounc.references import Thinning
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import RunSettings
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 
 # Batches of 500 draws are far longer than the autocorrelation of a posterior that passes the gate, and there are at

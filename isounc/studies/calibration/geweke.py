@@ -34,7 +34,7 @@ from isounc.problems import Problem
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.kernels import SAMPLERS, start_chains, start_tuning
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration.sbc import (
     FAULTS,
     draw_joint,

@@ -32,7 +32,8 @@ from isounc.problems import Problem
 from isounc.sampling.chains import Progress
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.gate import Gate
-from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.sampling.posterior import sample_posteriors
+from isounc.sampling.settings import SamplerSettings
 
 FAULTS: dict[str, Callable[[int, float], tuple[np.ndarray, float]]] = {
     "none": lambda n, prior_sd: (np.arange(n), prior_sd),

@@ -9,7 +9,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import RunSettings
 from isounc.sampling.kernels import SAMPLERS
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration.geweke import GewekeSettings
 from isounc.studies.calibration.sbc import FAULTS
 from isounc.studies.calibration.uniformity import check_bins

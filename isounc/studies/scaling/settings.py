@@ -11,7 +11,7 @@ from isounc.fit import MapSettings, TrainSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.problems import PROBLEMS
 from isounc.runs.settings import RunSettings
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 
 

@@ -18,9 +18,9 @@ from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
 from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
-from isounc.sampling.gate import Gate, GateSettings
+from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.agreement import cell, report, tables
 from isounc.studies.agreement import sides as agreement
 from isounc.studies.agreement.settings import Cell, Pair, Settings

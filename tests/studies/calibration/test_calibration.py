@@ -18,7 +18,7 @@ from isounc.problems import Problem
 from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration import cell, uniformity
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
 from isounc.studies.calibration.sbc import (
