@@ -104,6 +104,9 @@ class Study(Generic[S]):
     """The executor that `auto` means on CPU."""
     views: tuple[str, ...] = ()
     """Settings that change tables and figures but no record, so that they may differ on resumption."""
+    separable: bool = False
+    """Whether the cells of a batch may be evaluated without those whose records are there already.
+    Where numbers depend on what is computed together, they may not."""
     growing: tuple[str, ...] = ()
     """Settings that add records to a run and change none, so that they may differ on resumption."""
 
@@ -142,6 +145,7 @@ def run_study(study: Study[S], settings: S) -> bool:
     work = functools.partial(
         _compute_group,
         evaluate=study.evaluate,
+        separable=study.separable,
         settings=settings,
         open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
         most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
@@ -219,6 +223,7 @@ def _compute_group(
     tell: Tell,
     *,
     evaluate: Callable[[Batch, Any, Say], Iterable[Record]],
+    separable: bool,
     settings: Any,
     open_folder: Callable[[], RunFolder],
     most_mebibytes: float,
@@ -234,6 +239,9 @@ def _compute_group(
                 def say(text: str, label: str = batch.label) -> None:
                     tell(Event(os.getpid(), f"{label}: {text}", 0.0))
 
+                if separable:
+                    cells = tuple(cell for cell in batch.cells if cell.name in missing)
+                    batch = batch._replace(cells=cells)
                 for record in evaluate(batch, settings, say):
                     if record.name in missing:
                         folder.write(record)

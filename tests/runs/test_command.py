@@ -9,9 +9,9 @@ import pytest
 from isounc.__main__ import main as isounc_main
 from isounc.runs import command
 from isounc.runs.executors import Batch
-from isounc.runs.folder import Record
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import RunSettings
-from isounc.runs.study import Report, Study, TableFile
+from isounc.runs.study import Report, Study, TableFile, report_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,40 @@ def test_a_run_has_its_tables_page_and_info_and_is_resumed(tmp_path, capsys):
         assert end(*out, evaluate=fail) == "error: the second cannot be had"
     assert (tmp_path / "run" / "cells" / "a.npz").exists()
     assert "width: 2 in the folder, 5 asked for" in end(*out, "--width", "5")
+
+
+def test_cells_that_are_there_are_left_out_where_a_batch_may_be_split(tmp_path):
+    out = ("--out", str(tmp_path / "run"), "--cache", "")
+    seen = []
+
+    def evaluate(batch, settings, say):
+        seen.append([cell.name for cell in batch.cells])
+        return double(batch, settings, say)
+
+    for separable, expected in ((True, ["b"]), (False, ["a", "b"])):
+        end(*out)
+        for half in ("npz", "json"):
+            (tmp_path / "run" / "cells" / f"b.{half}").unlink()
+        assert end(*out, evaluate=evaluate, separable=separable) == 0
+        assert seen.pop() == expected
+
+
+def test_views_may_differ_on_resumption_and_are_remembered(tmp_path):
+    out = ("--out", str(tmp_path / "run"), "--cache", "")
+    assert end(*out, views=("width",)) == 0
+    assert end(*out, "--width", "7", views=("width",), evaluate=None) == 0
+    folder = RunFolder.load(tmp_path / "run")
+    assert "width" not in folder.settings and folder.read_info()["views"] == {"width": 7}
+    seen = []
+
+    def look(folder, settings):
+        seen.append(settings.width)
+        return report(folder, settings)
+
+    assert report_run(
+        study(views=("width",), report=look), RunFolder.load(folder.path, writable=True)
+    )
+    assert seen == [7]
 
 
 def test_the_status_says_whether_the_outcome_is_right(tmp_path):
