@@ -130,7 +130,7 @@ def estimate_cost(batch: Batch, settings: EvaluationSettings) -> Cost:
     model = evaluate.cell_model(batch[0], problem)
     sampler = settings.sampler
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
-    steps = 20 if problem.likelihood == "gaussian" else 13
+    steps = 13 if problem.noise_sd is None else 20
     transitions = sampler.num_draws + sampler.num_warmup
     if sampler.sampler == smc.NAME:
         transitions = TEMPERATURES * sampler.num_mutations * sampler.num_draws

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from isounc import densities
 from isounc.densities import Data
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.coordinates import Coordinates
@@ -193,7 +193,7 @@ LOW_RANK_DRAWS = 256
 
 def _mean_prediction(chains, coordinates, data, X, model):
     def one(x):
-        return densities.predict(model, model.apply(coordinates.theta(x, model, data), X))
+        return model.predict(coordinates.theta(x, model, data), X)
 
     return jax.vmap(one)(chains.x).mean(0)
 
@@ -206,13 +206,13 @@ def thinning(settings: Any, length: int) -> int:
 
 def observed(theta, shift, X, model: Model, data: Data) -> tuple[Any, Float[Array, "N M"]]:
     """What a draw adds to the moments at X, in the order of `Block`, and what it predicts there."""
-    outputs = model.apply(theta, X)
-    p = densities.predict(model, outputs)
+    outputs, likelihood = model.apply(theta, X), LIKELIHOODS[model.likelihood]
+    p = likelihood.predict(outputs)
     sums = (
         p - shift,
         (p - shift) ** 2,
-        densities.label_variance(model, outputs, data.noise_sd),
-        densities.label_entropy(model, outputs, data.noise_sd),
+        likelihood.label_variance(outputs, data.noise_sd),
+        likelihood.label_entropy(outputs, data.noise_sd),
     )
     return sums, p
 

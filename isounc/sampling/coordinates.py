@@ -190,6 +190,11 @@ def readout(
     problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
 ) -> Readout:
     """Pseudo-observations from the variational Gaussian approximation of a Gaussian process with the prior's kernel."""
+    if not _has_sites(problems[0]):
+        raise ValueError(
+            "coordinates must be 'prior' or 'curvature' for likelihood "
+            f"{problems[0].likelihood!r}, got 'readout'"
+        )
     if len(problems[0].y) > MAX_EXAMPLES:
         raise ValueError(
             f"coordinates 'readout' factor an n x n matrix and take at most {MAX_EXAMPLES} examples; "
@@ -244,6 +249,11 @@ def _directions(kernel, precision, target):
     return values[::-1], vectors * root, vectors @ (root * target)
 
 
+def _has_sites(problem: Problem) -> bool:
+    """Whether `_sites` knows the likelihood's curvature: Gaussian noise, or a link to classes."""
+    return problem.noise_sd is not None or problem.num_classes > 0
+
+
 def _sites(problem: Problem, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precisions and targets (n, O) of Gaussian pseudo-observations of the outputs.
 
@@ -296,7 +306,7 @@ def best(
     In prior coordinates a step is about as long as the narrowest direction of the posterior is wide, (1 + lambda)^-1/2
     with the largest eigenvalue lambda of the pseudo-observations.
     """
-    if len(problems[0].y) > MAX_EXAMPLES:
+    if len(problems[0].y) > MAX_EXAMPLES or not _has_sites(problems[0]):
         return Prior()
     kernels = _kernels(data, jnp.stack(list(keys)), model=model)
     # A label tells at most 1/4 about a logit: with few labels the sites need not be solved to know the answer.

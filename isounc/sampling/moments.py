@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling import gate as diagnostics
@@ -34,7 +35,7 @@ class Moments(NamedTuple):
     expected_entropy_se: Float[np.ndarray, " N"]
     """Its Monte Carlo standard error (batch means)."""
     entropy: Float[np.ndarray, " N"]
-    """H of the averaged prediction, nats; it minus expected_entropy is the mutual information. Gaussian: NaN."""
+    """H of the averaged prediction, nats; it minus expected_entropy is the mutual information. NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def collect(
         aleatoric_se=aleatoric_se,
         expected_entropy=expected_entropy,
         expected_entropy_se=expected_entropy_se,
-        entropy=_entropy(model, moments.mean),
+        entropy=LIKELIHOODS[model.likelihood].predictive_entropy(moments.mean),
     )
     regions, start = {}, 0
     for name, x in problem.regions.items():
@@ -202,12 +203,3 @@ def _mean_and_se(batches: Float[np.ndarray, "K B *N"]) -> tuple[np.ndarray, np.n
     """Mean over chains and batches, and its standard error from their spread."""
     count = batches.shape[0] * batches.shape[1]
     return batches.mean((0, 1)), batches.std((0, 1), ddof=1) / np.sqrt(count)
-
-
-def _entropy(model: Model, mean: np.ndarray) -> np.ndarray:
-    """Entropy of the averaged prediction; a mixture of Gaussians has none in closed form."""
-    if model.likelihood == "gaussian":
-        return np.full(len(mean), np.nan)
-    p = np.concatenate([1 - mean, mean], axis=1) if model.likelihood == "bernoulli" else mean
-    p = np.clip(p, 0, 1)
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)
