@@ -47,8 +47,8 @@ from isounc import densities
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 WAYS: dict[str, dict[str, Any]] = {
     "hmc auto": {},

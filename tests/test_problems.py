@@ -480,7 +480,7 @@ BAD_ARRAYS = {
     "region name": ((X, Y), {"regions": {"a/b": X}}, "a name in regions must be letters"),
     "name": ((X, Y), {"name": "../up"}, "name must be letters, digits"),
     "target region": ((X, Y), {"regions": {"test": X}, "targets": {"tests": Y}},
-                      "a name in targets must be one of test; got 'tests'; did you mean 'test'?"),
+                      "a name in targets must be one of test, got 'tests'; did you mean 'test'?"),
     "target length": ((X, Y), {"regions": {"test": X}, "targets": {"test": Y[:3]}},
                       "targets['test'] and regions['test'] must be of the same length, got 3 and"),
     "target labels": ((X, Y), {"regions": {"test": X}, "targets": {"test": Y + 1}},

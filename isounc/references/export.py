@@ -118,7 +118,7 @@ the averaged prediction, in {moments.mean.dtype}. Besides, {len(r.draws)} draws 
 {next(iter(r.values.values())).shape[1]} draws of each of {r.num_chains} chains of the
 predictions at a few locations of each region ({kept}).
 
-Rebuild it with another key and compare: `uv run experiments/reference_bank.py --check {r.name}`
+Rebuild it with another key and compare: `isounc references check {r.name}`
 
 {versions}; {device.get("kind", "unknown device")}; {r.versions.get("time", "")}. SHA-256 of the arrays:
 `{r.checksum or "not stored yet"}`

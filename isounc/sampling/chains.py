@@ -32,6 +32,7 @@ from isounc.sampling.kernels import (
     start_tuning,
 )
 from isounc.sampling.moments import Block
+from isounc.sampling.settings import SamplerSettings
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
@@ -57,7 +58,7 @@ class Run(NamedTuple):
     """Another for all that follows."""
     model: Model
     """The model."""
-    settings: Any
+    settings: SamplerSettings
     """`isounc.sampling.posterior.SamplerSettings`."""
     saved: Checkpoint | None
     """Where the run is stored."""
@@ -110,7 +111,7 @@ def one_by_one(function):
     return lambda *args: jax.lax.map(lambda xs: function(*xs), args)
 
 
-def _mover(sampler: Sampler, settings: Any, serial: bool):
+def _mover(sampler: Sampler, settings: SamplerSettings, serial: bool):
     """The sampler's transition of all chains, at once or one by one."""
 
     def together(key, chains, tuning, u, remainder):
@@ -128,7 +129,7 @@ def _mover(sampler: Sampler, settings: Any, serial: bool):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
-def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> State:
+def start(coordinates, data: Data, X, keys, *, model: Model, settings: SamplerSettings) -> State:
     """Chains where the coordinates start them, nothing adapted."""
 
     def one(coordinates, data, X, key):
@@ -144,7 +145,7 @@ def start(coordinates, data: Data, X, keys, *, model: Model, settings: Any) -> S
 @functools.partial(jax.jit, static_argnames=("model", "settings", "serial"))
 def window(
     state: State, data: Data, X, keys: PRNGKeyArray, u: Float[Array, " S"],
-    *, model: Model, settings: Any, serial: bool,
+    *, model: Model, settings: SamplerSettings, serial: bool,
 ) -> tuple[State, Any]:  # fmt: skip
     """A window of warm-up, in which the step size adapts; and the draws and gradients that a metric needs."""
     sampler = SAMPLERS[settings.sampler]
@@ -176,7 +177,7 @@ def window(
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "adapt_metric"))
-def tune(state: State, seen: Any, *, settings: Any, adapt_metric: bool) -> State:
+def tune(state: State, seen: Any, *, settings: SamplerSettings, adapt_metric: bool) -> State:
     """The end of a window: the step size, and the metric if asked to, are taken over."""
 
     def one(tuning, seen):
@@ -198,7 +199,7 @@ def _mean_prediction(chains, coordinates, data, X, model):
     return jax.vmap(one)(chains.x).mean(0)
 
 
-def thinning(settings: Any, length: int) -> int:
+def thinning(settings: SamplerSettings, length: int) -> int:
     """Every how many draws theta is kept, in blocks of that length."""
     keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
     return next(k for k in range(keep_every, 0, -1) if length % k == 0)
@@ -220,7 +221,7 @@ def observed(theta, shift, X, model: Model, data: Data) -> tuple[Any, Float[Arra
 @functools.partial(jax.jit, static_argnames=("model", "settings", "serial"))
 def block(
     state: State, data: Data, X, rows, keys: PRNGKeyArray, u: Float[Array, " S"],
-    *, model: Model, settings: Any, serial: bool,
+    *, model: Model, settings: SamplerSettings, serial: bool,
 ) -> tuple[State, Block]:  # fmt: skip
     """A block of draws: means of what is predicted at X, every value at its ``rows``, thinned draws of theta."""
     sampler = SAMPLERS[settings.sampler]

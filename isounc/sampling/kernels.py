@@ -20,7 +20,9 @@ from blackjax.mcmc.dynamic_hmc import DynamicHMCState
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from isounc.checks import check_name
 from isounc.sampling.integrator import Metric, Remainder, euclidean, splitting
+from isounc.sampling.settings import SAMPLER_NAMES, SamplerSettings
 
 
 class Chains(NamedTuple):
@@ -78,18 +80,18 @@ class Sampler(Protocol):
 
     def transition(
         self, key: PRNGKeyArray, chains: Chains, tuning: Tuning, u: Float[Array, ""],
-        remainder: Remainder, settings: Any,
+        remainder: Remainder, settings: SamplerSettings,
     ) -> tuple[Chains, StepInfo, Any]:  # fmt: skip
         """One transition; u is uniform on (0, 1) and the same for all chains. The last result goes to `adapt`."""
         ...
 
-    def begin(self, num_params: int, settings: Any) -> Any:
+    def begin(self, num_params: int, settings: SamplerSettings) -> Any:
         """The first value of `Tuning.extra`."""
         ...
 
     def adapt(
         self, tuning: Tuning, before: Chains, proposal: Any, info: StepInfo, u: Float[Array, ""],
-        settings: Any,
+        settings: SamplerSettings,
     ) -> Tuning:  # fmt: skip
         """The tuning after a transition of the warm-up."""
         ...
@@ -107,7 +109,9 @@ def _averaging(settings):
 FIRST_STEP = 0.1
 
 
-def start_tuning(num_params: int, dtype: Any, sampler: Sampler, settings: Any) -> Tuning:
+def start_tuning(
+    num_params: int, dtype: Any, sampler: Sampler, settings: SamplerSettings
+) -> Tuning:
     """The tuning before warm-up: identity metric."""
     one, zeros = jnp.ones((), dtype), jnp.zeros(num_params, dtype)
     rank = settings.metric_rank if settings.metric == "low_rank" else 0
@@ -150,7 +154,7 @@ def end_window(
     tuning: Tuning,
     draws: Float[Array, "S P"] | None,
     gradients: Float[Array, "S P"] | None,
-    settings: Any,
+    settings: SamplerSettings,
 ) -> Tuning:
     """Take the metric from the draws of the window, and begin the next one.
 
@@ -396,3 +400,18 @@ SAMPLERS: dict[str, Sampler] = {
     "chees": ChEES(),
     "adjusted_mclmc": AdjustedMCLMC(),
 }
+
+
+def register_sampler(name: str, sampler: Sampler) -> None:
+    """Make a sampler known, so that `SamplerSettings` and the experiments take its name.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or is no name.
+    """
+    check_name("name", name)
+    if name in SAMPLER_NAMES:
+        raise ValueError(f"name must be one that no sampler has, got {name!r}")
+    SAMPLERS[name] = sampler
+    SAMPLER_NAMES.append(name)

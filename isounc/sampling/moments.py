@@ -13,6 +13,7 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling import gate as diagnostics
+from isounc.sampling.settings import GateSettings
 
 
 class Moments(NamedTuple):
@@ -114,7 +115,7 @@ def flat_locations(problem: Problem, locations: Mapping[str, np.ndarray]) -> np.
 
 
 def gate_of(
-    blocks: Sequence[Block], i: int, bounds: diagnostics.GateSettings, *, has_energy: bool = True
+    blocks: Sequence[Block], i: int, bounds: GateSettings, *, has_energy: bool = True
 ) -> diagnostics.Gate:
     """The gate of the i-th problem over all its draws so far."""
     energy = np.concatenate([b.energy[i] for b in blocks], axis=1)

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
-from isounc.checks import check_choice, check_count, check_real
 from isounc.densities import Data, stack_data
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.provenance import provenance
 from isounc.sampling import chains as sampling
-from isounc.sampling import gate as diagnostics
 from isounc.sampling import smc as tempering
 from isounc.sampling import stopping
 from isounc.sampling.chains import Progress
@@ -40,117 +37,13 @@ from isounc.sampling.gate import Gate
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.moments import (
     Block,
-    Moments,
     Posterior,
     collect,
     fixed_locations,
     flat_locations,
     gate_of,
 )
-
-__all__ = ["Moments", "Posterior", "SamplerSettings", "sample_posterior", "sample_posteriors"]
-
-METRICS = ("identity", "diagonal", "low_rank")
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How a posterior is sampled."""
-
-    sampler: str = "hmc"
-    """hmc (trajectories of jittered length), nuts, chees (its length adapted over many chains: 16 or more),
-    adjusted_mclmc, or tempered_smc where modes do not mix (a chain is a run of num_draws particles; no warm-up)."""
-    coordinates: str = "auto"
-    """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers), or auto: readout
-    where the data determine the outputs sharply, prior elsewhere."""
-    metric: str = "diagonal"
-    """identity, diagonal or low_rank (plus diagonal), adapted during warm-up."""
-    metric_rank: int = 16
-    """low_rank: its rank."""
-    num_chains: int = 4
-    """K, each from its own draw of the prior (readout: of the hidden layers' prior)."""
-    chains_per_device: int = 0
-    """If not 0, K is this many for each device, whatever num_chains says."""
-    num_warmup: int = 300
-    """Warm-up transitions of a chain; rounded up to four equal windows."""
-    num_draws: int = 1000
-    """S, transitions of a chain after warm-up before the gate is first tried; rounded up to whole blocks."""
-    max_draws: int = 1000
-    """While the gate or the precision fails, S grows up to this, rounded up to whole blocks (tempered_smc: to whole
-    rounds of num_draws)."""
-    target_var_se: float = 0.03
-    """Precision: standard error of the predictive variance over the variance, median over the fixed locations."""
-    trajectory_length: float = 1.6
-    """Mean integration time of a transition (chees: before adaptation). A quarter period of N(0, I) is pi / 2, after
-    which its draws are independent."""
-    max_integration_steps: int = 128
-    """Most integration steps of a trajectory."""
-    max_tree_depth: int = 10
-    """nuts: trajectories of at most 2^this integration steps."""
-    num_mutations: int = 10
-    """tempered_smc: transitions of each particle at each temperature."""
-    tempering_ess: float = 0.5
-    """tempered_smc: share of the particles that stays effective from one temperature to the next; more is slower."""
-    target_acceptance: float = 0.8
-    """Acceptance that the step size is adapted to."""
-    block: int = 250
-    """Draws between returns to the host; also the length of the batches behind streamed standard errors."""
-    num_kept: int = 1000
-    """Thinned parameter draws that are kept, over all chains."""
-    locations_per_region: int = 64
-    """Fixed locations of each region where function values are kept for R-hat and ESS."""
-    gate: diagnostics.GateSettings = field(default_factory=diagnostics.GateSettings)
-    """Bounds of the convergence checks."""
-
-    def __post_init__(self):
-        check_choice("sampler", self.sampler, (*SAMPLERS, tempering.NAME))
-        check_choice("coordinates", self.coordinates, ("auto", *COORDINATES))
-        check_choice("metric", self.metric, METRICS)
-        for name, least in (
-            ("num_chains", 2),
-            ("chains_per_device", 0),
-            ("num_warmup", 20),
-            ("num_draws", 4),
-            ("metric_rank", 1),
-            ("max_integration_steps", 1),
-            ("max_tree_depth", 1),
-            ("num_mutations", 1),
-            ("max_draws", 4),
-            ("block", 2),
-            ("num_kept", 2),
-            ("locations_per_region", 1),
-        ):
-            check_count(name, getattr(self, name), least)
-        for name in ("trajectory_length", "target_var_se"):
-            check_real(name, getattr(self, name), positive=True)
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(
-                f"target_acceptance must be between 0 and 1; got {self.target_acceptance}."
-            )
-        if not 0 < self.tempering_ess <= 0.99:
-            # With more, a temperature is not told from the next in float32.
-            raise ValueError(
-                f"tempering_ess must be above 0 and at most 0.99; got {self.tempering_ess}."
-            )
-        if self.sampler == tempering.NAME:
-            for name, wrong in (("metric", "low_rank"), ("coordinates", "curvature")):
-                if getattr(self, name) == wrong:
-                    raise ValueError(
-                        f"sampler 'tempered_smc' does not take {name} '{wrong}'; leave the default."
-                    )
-        if self.max_draws < self.num_draws:
-            raise ValueError(
-                f"max_draws must be at least num_draws ({self.num_draws}); got {self.max_draws}."
-            )
-
-    @property
-    def chains(self) -> int:
-        """K on the devices that there are."""
-        return (
-            max(2, self.chains_per_device * jax.device_count())
-            if self.chains_per_device
-            else self.num_chains
-        )
+from isounc.sampling.settings import SamplerSettings
 
 
 def sample_posterior(

@@ -50,6 +50,7 @@ from isounc.sampling.kernels import (
     start_tuning,
 )
 from isounc.sampling.moments import Block
+from isounc.sampling.settings import SamplerSettings
 
 NAME = "tempered_smc"
 """As `SamplerSettings.sampler` has it."""
@@ -78,7 +79,7 @@ class Particles(NamedTuple):
     """Gradients of r for each particle so far."""
 
 
-def num_particles(settings: Any) -> int:
+def num_particles(settings: SamplerSettings) -> int:
     """S: ``num_draws`` rounded up to whole blocks."""
     return settings.block * math.ceil(settings.num_draws / settings.block)
 
@@ -86,7 +87,7 @@ def num_particles(settings: Any) -> int:
 @functools.partial(jax.jit, static_argnames=("model", "settings", "together"))
 def begin(
     coordinates: Coordinates, data: Data, keys: PRNGKeyArray,
-    *, model: Model, settings: Any, together: int,
+    *, model: Model, settings: SamplerSettings, together: int,
 ) -> Particles:  # fmt: skip
     """Draws of N(0, I). There no step is too long: the flow is a rotation."""
     count, dtype = num_particles(settings), data.X.dtype
@@ -114,7 +115,7 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("model", "settings", "serial", "together"))
 def temper(
     particles: Particles, coordinates: Coordinates, data: Data, keys: PRNGKeyArray,
-    u: Float[Array, " T"], *, model: Model, settings: Any, serial: bool, together: int,
+    u: Float[Array, " T"], *, model: Model, settings: SamplerSettings, serial: bool, together: int,
 ) -> Particles:  # fmt: skip
     """One temperature of all runs; of those that are at lambda = 1, a further move of the particles.
 
@@ -206,7 +207,7 @@ def center(particles: Particles, coordinates: Coordinates, data: Data, X, *, mod
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def observe(
     particles: Particles, coordinates: Coordinates, data: Data, X, rows, shift, first,
-    *, model: Model, settings: Any,
+    *, model: Model, settings: SamplerSettings,
 ) -> Block:  # fmt: skip
     """What `sampling.block` makes, of the particles from ``first`` on: one of each run at a time, as memory allows."""
     length = settings.block

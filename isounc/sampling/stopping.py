@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 
 from isounc.sampling.chains import Drawn
 from isounc.sampling.gate import Gate
+from isounc.sampling.settings import SamplerSettings
 
 TELL_EVERY = 5.0
 """Least number of seconds between reports of R-hat and ESS while it samples."""
@@ -51,7 +51,7 @@ class Pace:
         return [f"{seconds:.0f} s {until}"]
 
 
-def more(gate: Gate, settings: Any) -> float:
+def more(gate: Gate, settings: SamplerSettings) -> float:
     """By how much the draws should be multiplied: 1 where the targets are met, between 1.2 and 2 elsewhere."""
     precise = gate.var_mcse_median is not None and gate.var_mcse_median <= settings.target_var_se
     if gate.passed and precise:
@@ -74,7 +74,7 @@ def words(gate: Gate) -> str:
     return f"R-hat {shown(gate.rhat_max, '.3f')}, ESS {shown(ess, '.0f')}"
 
 
-def stopped(gate: Gate, num_blocks: int, settings: Any) -> str:
+def stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
     """Why sampling ended, in words."""
     error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
     target = f"{settings.target_var_se:.1%}"

@@ -12,7 +12,7 @@ from blackjax.mcmc.integrators import IntegratorState
 
 from isounc.sampling.integrator import Metric, splitting
 from isounc.sampling.kernels import SAMPLERS, count_draws, end_window, start_chains, start_tuning
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
 
 KEY = jax.random.key(3)
 SD = np.array([1.0, 2.0, 3.0])

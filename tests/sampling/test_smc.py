@@ -15,8 +15,8 @@ from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import smc
 from isounc.sampling.coordinates import COORDINATES, Prior
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
+from isounc.sampling.posterior import sample_posterior, sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 KEY = jax.random.key(3)
 PRIOR_SD, NOISE_SD = 2.0, 0.25

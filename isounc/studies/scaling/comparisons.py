@@ -15,6 +15,13 @@ from isounc.problems import Problem
 from isounc.sampling.moments import Moments
 from isounc.statistics import Comparison, compare
 
+RESULT_COLUMNS = tuple(
+    "problem width depth activation parameterisation prior_sd seed point region estimator "
+    "quantity class n_points pearson spearman log10_pearson n_dropped slope attenuation reason "
+    "gate rhat_max ess_min seconds nll ece mcmc_nll mcmc_ece pearson_sd".split()
+)
+"""Columns of `results.csv`."""
+
 CORRECTED = ("isotropic", "link_aware", "laplace")
 """Estimators whose corrected aleatoric part is compared too."""
 PER_CLASS = ("isotropic", "link_aware")
