@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.references.exact import RELATIVE_ERROR_MAX
@@ -130,7 +131,7 @@ def _to_arviz(r: Exports) -> Any:
         import xarray
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: install isounc[arviz], or arviz itself") from error
-    quantity = "f" if r.problem.likelihood == "gaussian" else "p"
+    quantity = LIKELIHOODS[r.problem.likelihood].quantity
     values = np.concatenate(tuple(r.values.values()), axis=2)
     theta = r.draws.reshape(r.num_chains, -1, r.model.num_params)
     x = np.concatenate([r.problem.regions[region][rows] for region, rows in r.locations.items()])

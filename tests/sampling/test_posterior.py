@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import chains, run, stopping
@@ -176,10 +175,10 @@ def test_streamed_moments_are_those_of_the_kept_values(runs, problem, sampler):
 def test_kept_draws_are_those_that_made_the_values(runs, problem, model):
     posterior = runs()
     assert posterior.draws.shape == (1000, 2)
-    outputs = jax.vmap(lambda t: model.apply(t, jnp.asarray(problem.regions["near"])))(
+    p = jax.vmap(lambda t: model.predict(t, jnp.asarray(problem.regions["near"])))(
         jnp.asarray(posterior.draws)
     )
-    p = np.asarray(densities.predict(model, outputs)).reshape(4, 250, -1)
+    p = np.asarray(p).reshape(4, 250, -1)
     values = posterior.values["near"][..., 0]
     for chain in range(4):
         # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which blocks of 250 make 5,

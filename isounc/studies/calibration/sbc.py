@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from isounc import densities
 from isounc.checks import check_choice, check_count
 from isounc.densities import Data
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.convergence import diagnose
@@ -73,14 +74,8 @@ class Ranked(NamedTuple):
 def draw_labels(
     key: PRNGKeyArray, model: Model, theta: Float[Array, " P"], X: Float[Array, "n D"], noise_sd
 ) -> Shaped[Array, " n"]:
-    """Draw y ~ p(y|X, theta) from the outputs by JAX's own distributions: no line is shared with the densities."""
-    outputs = model.apply(theta, X)
-    if model.likelihood == "bernoulli":
-        p = 1 / (1 + jnp.exp(-outputs[:, 0]))
-        return jax.random.bernoulli(key, p).astype(jnp.int32)
-    if model.likelihood == "categorical":
-        return jax.random.categorical(key, outputs, axis=1).astype(jnp.int32)
-    return outputs[:, 0] + noise_sd * jax.random.normal(key, outputs.shape[:1], outputs.dtype)
+    """Draw y ~ p(y|X, theta) from the outputs: no line is shared with the densities."""
+    return LIKELIHOODS[model.likelihood].sample_labels(key, model.apply(theta, X), noise_sd)
 
 
 def draw_joint(key, model: Model, X, noise_sd, *, prior_sd: float) -> tuple[Array, Array]:
@@ -120,7 +115,7 @@ def draw_replications(
             _draw_joints(tried, data.X, data.noise_sd, model=model, prior_sd=prior_sd)
         )
         for i in (i for i, done in enumerate(problems) if done is None):
-            if problem.likelihood != "gaussian" and len(np.unique(labels[i])) == 1:
+            if problem.num_classes and len(np.unique(labels[i])) == 1:
                 num_redrawn += 1
                 continue
             theta[i] = thetas[i]
@@ -141,11 +136,13 @@ def query_points(problem: Problem) -> Float[np.ndarray, "N D"]:
 
 def quantity_names(problem: Problem) -> tuple[str, ...]:
     """The Q test quantities: a prediction at each location (the class changes with it), log likelihood, log prior."""
-    first = 1 if problem.likelihood == "bernoulli" else 0
+    likelihood = LIKELIHOODS[problem.likelihood]
+    names = likelihood.column_names(problem.num_columns)
     predictions = [
-        f"f(x{i})" if problem.likelihood == "gaussian" else f"p(y={c}|x{i})"
+        f"p(y={names[i % len(names)]}|x{i})"
+        if problem.num_classes
+        else f"{likelihood.quantity}(x{i})"
         for i in range(len(query_points(problem)))
-        for c in [first + i % problem.num_columns]
     ]
     return (*predictions, "log likelihood", "log prior")
 
@@ -154,7 +151,7 @@ def quantities(
     model: Model, theta: Float[Array, " P"], data: Data, X_query: Float[Array, "N D"]
 ) -> Float[Array, " Q"]:
     """The test quantities at one theta, given the data, in the order of `quantity_names`."""
-    p = densities.predict(model, model.apply(theta, X_query))
+    p = model.predict(theta, X_query)
     columns = jnp.arange(len(X_query)) % p.shape[1]
     terms = densities.log_likelihood_terms(model, model.apply(theta, data.X), data)
     return jnp.concatenate(

@@ -48,7 +48,7 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     model = cell_model(cells[0], problem)
     sampler = settings.sampling
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
-    steps = 20 if problem.likelihood == "gaussian" else 13
+    steps = 13 if problem.noise_sd is None else 20
     forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains

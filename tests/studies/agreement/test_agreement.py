@@ -70,7 +70,7 @@ def test_the_numpyro_model_has_the_same_density_and_predictions(
         drawn = {name: value[None, None] for name, value in values.items()}
         np.testing.assert_allclose(
             agreement.predict(drawn, X, model=model)[0, 0],
-            densities.predict(model, model.apply(theta, X)),
+            model.predict(theta, X),
             atol=1e-10,
         )
 
@@ -82,7 +82,7 @@ def test_activations_are_the_same(x64, activation):
     theta = model.sample_prior(jax.random.key(0), PRIOR_SD)
     drawn = {name: value[None, None] for name, value in sites(model, theta).items()}
     X = problem.regions["far"]
-    ours = densities.predict(model, model.apply(theta, X))
+    ours = model.predict(theta, X)
     np.testing.assert_allclose(agreement.predict(drawn, X, model=model)[0, 0], ours, atol=1e-10)
 
 

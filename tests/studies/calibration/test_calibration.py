@@ -185,9 +185,7 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
     keys = list(jax.random.split(KEY, 400))
     drawn = draw_replications(keys, problem, model, prior_sd=PRIOR_SD)
     assert drawn.theta.shape == (400, model.num_params)
-    p = jax.jit(jax.vmap(lambda t: densities.predict(model, model.apply(t, problem.X))))(
-        drawn.theta
-    )
+    p = jax.jit(jax.vmap(lambda t: model.predict(t, problem.X)))(drawn.theta)
     y = np.stack([q.y for q in drawn.problems])
     if likelihood == "gaussian":
         residual = (y - np.asarray(p)[..., 0]) / 0.5
@@ -213,7 +211,7 @@ def test_quantities_are_named_in_order():
     @jax.jit
     def compute(key):
         theta = model.sample_prior(key, PRIOR_SD)
-        p, p_data = (densities.predict(model, model.apply(theta, x)) for x in (query, data.X))
+        p, p_data = (model.predict(theta, x) for x in (query, data.X))
         return quantities(model, theta, data, query), p, p_data
 
     values, p, p_data = jax.device_get(compute(KEY))
