@@ -149,7 +149,7 @@ def target(problem: Problem, model: Model, options: Options):
     @jax.jit
     def predicted(draws):
         return jax.lax.map(
-            lambda theta: densities.predict(model, model.apply(theta, X)).ravel(),
+            lambda theta: model.predict(theta, X).ravel(),
             draws.reshape(-1, draws.shape[-1]),
             batch_size=64,
         ).reshape(*draws.shape[:2], -1)

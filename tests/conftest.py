@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +51,30 @@ def pytest_configure(config: pytest.Config) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module("arviz")
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that read files outside of the repository: `-m "not shared"` leaves them out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Path of a file in `../shared`, which is not part of the repository; a skip if it is absent."""
+
+    def path_of(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"reads {path}, which is not part of the repository")
+        return path
+
+    return path_of
 
 
 @pytest.fixture

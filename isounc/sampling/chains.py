@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from isounc import densities
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.sampling.adaptation import Tuning, count_draws, end_window, start_tuning
@@ -174,7 +173,7 @@ def _mean_prediction(
     """Mean over the chains of what they predict at X."""
 
     def predict(x: Float[Array, " P"]) -> Float[Array, "N M"]:
-        return densities.predict(model, model.apply(coordinates.theta(x, model, data), X))
+        return model.predict(coordinates.theta(x, model, data), X)
 
     return jax.vmap(predict)(chains.x).mean(0)
 

@@ -237,8 +237,13 @@ def readout(
     Raises
     ------
     ValueError
-        For more than `MAX_EXAMPLES` examples.
+        For more than `MAX_EXAMPLES` examples, or a likelihood without such observations.
     """
+    if not _has_sites(problems[0]):
+        raise ValueError(
+            "coordinates must be 'prior' or 'curvature' for likelihood "
+            f"{problems[0].likelihood!r}, got 'readout'"
+        )
     if len(problems[0].y) > MAX_EXAMPLES:
         raise ValueError(
             f"coordinates must be 'prior' or 'curvature' for more than {MAX_EXAMPLES} examples, "
@@ -255,7 +260,7 @@ def auto(
     In prior coordinates a step is about as long as the narrowest direction of the posterior is
     wide, (1 + lambda)^-1/2 with the largest eigenvalue lambda of the pseudo-observations.
     """
-    if len(problems[0].y) > MAX_EXAMPLES:
+    if len(problems[0].y) > MAX_EXAMPLES or not _has_sites(problems[0]):
         return Prior()
     kernels = _kernels(data, keys, model=model)
     # A label tells at most 1/4 about a logit: with few labels the sites need not be solved.
@@ -338,6 +343,11 @@ def _kernels(
         return jax.lax.map(draw, jax.random.split(key, num_draws), batch_size=8).mean(0)
 
     return jax.vmap(kernel)(data, keys)
+
+
+def _has_sites(problem: Problem) -> bool:
+    """Whether `_sites` knows the likelihood's curvature: Gaussian noise, or a link to classes."""
+    return problem.noise_sd is not None or problem.num_classes > 0
 
 
 def _sites(

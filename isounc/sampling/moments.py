@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.gate import Gate, batch_means_se, gate
@@ -38,8 +39,8 @@ class Moments(NamedTuple):
     expected_entropy_se: Float[np.ndarray, " N"]
     """Its Monte Carlo standard error (batch means)."""
     entropy: Float[np.ndarray, " N"]
-    """H of the averaged prediction, nats; NaN for a gaussian likelihood. Less `expected_entropy` it
-    is the mutual information."""
+    """H of the averaged prediction, nats; NaN where it has no closed form. Less `expected_entropy`
+    it is the mutual information."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def predictive_moments(
         aleatoric_se=aleatoric_se,
         expected_entropy=expected_entropy,
         expected_entropy_se=expected_entropy_se,
-        entropy=_entropy(model, moments.mean),
+        entropy=LIKELIHOODS[model.likelihood].predictive_entropy(moments.mean),
     )
     regions, start = {}, 0
     for name, x in problem.regions.items():
@@ -193,12 +194,3 @@ def _mean_and_se(batches: Float[np.ndarray, "K B *N"]) -> tuple[np.ndarray, np.n
     """Mean over chains and batches, and its standard error from their spread."""
     count = batches.shape[0] * batches.shape[1]
     return batches.mean((0, 1)), batches.std((0, 1), ddof=1) / np.sqrt(count)
-
-
-def _entropy(model: Model, mean: np.ndarray) -> np.ndarray:
-    """Entropy of the averaged prediction; a mixture of Gaussians has none in closed form."""
-    if model.likelihood == "gaussian":
-        return np.full(len(mean), np.nan)
-    p = np.concatenate([1 - mean, mean], axis=1) if model.likelihood == "bernoulli" else mean
-    p = np.clip(p, 0, 1)
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)

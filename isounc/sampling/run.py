@@ -16,8 +16,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from isounc import densities
 from isounc.densities import Data
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.coordinates import Coordinates
@@ -110,13 +110,13 @@ def observe(
     data: Data,
 ) -> tuple[MomentSums, Float[Array, "N M"]]:
     """What a draw adds to the moments about `shift` at X, and what it predicts there."""
-    outputs = model.apply(theta, X)
-    p = densities.predict(model, outputs)
+    outputs, likelihood = model.apply(theta, X), LIKELIHOODS[model.likelihood]
+    p = likelihood.predict(outputs)
     sums = (
         p - shift,
         (p - shift) ** 2,
-        densities.label_variance(model, outputs, data.noise_sd),
-        densities.label_entropy(model, outputs, data.noise_sd),
+        likelihood.label_variance(outputs, data.noise_sd),
+        likelihood.label_entropy(outputs, data.noise_sd),
     )
     return sums, p
 

@@ -7,7 +7,6 @@ fixed, so a test that passes once passes always on one machine; the bounds leave
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import re
 import socket
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import chains, run, stopping
@@ -28,8 +26,9 @@ from isounc.sampling.convergence import diagnose
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
+from tests.exact import load_exact
+from tests.exact.accept import score
 
-EXACT = Path(__file__).resolve().parents[3] / "shared" / "exact"
 slow = pytest.mark.skipif(
     os.environ.get("ISOUNC_SLOW") != "1", reason="takes a minute or more: set ISOUNC_SLOW=1"
 )
@@ -38,20 +37,6 @@ PRIOR_SD = 1.5
 EVERYWHERE = 1000  # locations_per_region: more than any region here has
 # A batch of 250 draws, 32 batches in all: their standard error is itself known to an eighth.
 SETTINGS = SamplerSettings(num_draws=2000, max_draws=2000, locations_per_region=EVERYWHERE)
-
-
-def exact(name):
-    if not (EXACT / name).exists():
-        pytest.skip(f"needs the exact reference {name}, which is not in {EXACT}")
-    with np.load(EXACT / name, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def score(name, p):
-    spec = importlib.util.spec_from_file_location("accept", EXACT / "accept.py")
-    accept = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(accept)
-    return accept.score(EXACT / name, p)
 
 
 def assert_agree(z, rms=2.5, largest=5.0):
@@ -190,10 +175,10 @@ def test_streamed_moments_are_those_of_the_kept_values(runs, problem, sampler):
 def test_kept_draws_are_those_that_made_the_values(runs, problem, model):
     posterior = runs()
     assert posterior.draws.shape == (1000, 2)
-    outputs = jax.vmap(lambda t: model.apply(t, jnp.asarray(problem.regions["near"])))(
+    p = jax.vmap(lambda t: model.predict(t, jnp.asarray(problem.regions["near"])))(
         jnp.asarray(posterior.draws)
     )
-    p = np.asarray(densities.predict(model, outputs)).reshape(4, 250, -1)
+    p = np.asarray(p).reshape(4, 250, -1)
     values = posterior.values["near"][..., 0]
     for chain in range(4):
         # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which blocks of 250 make 5,
@@ -364,7 +349,7 @@ def test_bayesian_linear_regression_has_its_closed_form():
     ("name", "depth"), [("logistic_2d.npz", 0), ("softmax_1d.npz", 0), ("mlp_1_1_1.npz", 1)]
 )
 def test_exact_references(name, depth):
-    reference = exact(name)
+    reference = load_exact(name)
     problem = Problem.from_arrays(reference["X"], reference["y"], regions={"q": reference["Xq"]})
     model = make_model(problem, width=1, depth=depth, parameterisation="standard")
     posterior = sample_posterior(
@@ -372,8 +357,8 @@ def test_exact_references(name, depth):
         num_draws=2000, locations_per_region=EVERYWHERE, keep_values=True,
     )  # fmt: skip
     assert posterior.gate.passed, posterior.gate.reasons
-    result = score(name, posterior.values["q"])
-    assert result["PASS"], result
+    result = score(reference, posterior.values["q"])
+    assert result["passed"], result
     moments = posterior.regions["q"]
     assert_agree((moments.mean - reference["p_mean"].reshape(moments.mean.shape)) / moments.mean_se)
     p = np.asarray(posterior.values["q"], float)
@@ -385,8 +370,8 @@ def test_exact_references(name, depth):
 
 @slow
 @pytest.mark.parametrize("name", ["fbm_2_10_1", "fbm_4_8_3"])
-def test_published_references(name):
-    reference = exact(f"published/{name}.npz")
+def test_published_references(name, shared):
+    reference = np.load(shared(f"exact/published/{name}.npz"), allow_pickle=False)
     problem = Problem.from_arrays(reference["X"], reference["y"], regions={"q": reference["Xq"]})
     width = int(name.split("_")[2])
     model = make_model(problem, width=width, parameterisation="standard")
@@ -394,13 +379,13 @@ def test_published_references(name):
         problem, model, prior_sd=float(reference["prior_sd"]), key=jax.random.key(0),
         num_draws=8000, locations_per_region=EVERYWHERE, keep_values=True,
     )  # fmt: skip
-    result = score(f"published/{name}.npz", posterior.values["q"])
-    assert result["PASS"], result
+    result = score(reference, posterior.values["q"])
+    assert result["passed"], result
 
 
 @slow
-def test_german_credit():
-    reference = exact("published/german_credit.npz")
+def test_german_credit(shared):
+    reference = np.load(shared("exact/published/german_credit.npz"), allow_pickle=False)
     problem = Problem.from_arrays(reference["X_std"], reference["y"].astype(int))
     model = make_model(problem, depth=0, parameterisation="standard")
     posterior = sample_posterior(

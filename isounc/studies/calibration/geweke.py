@@ -9,7 +9,7 @@ y. Its moments are held against those of direct draws of (theta, y). Test functi
 the transitions and before the redraw: after it, a sampler that ignores data could not be seen.
 
 It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than
-`isounc.studies.calibration.cell`.
+`isounc.studies.calibration.sbc`.
 
 Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators", JASA 99(467).
 """
@@ -36,7 +36,7 @@ from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.kernels import SAMPLERS, start_chains
 from isounc.sampling.settings import SamplerSettings
-from isounc.studies.calibration.cell import (
+from isounc.studies.calibration.sbc import (
     FAULTS,
     draw_joint,
     draw_labels,
@@ -195,7 +195,7 @@ def geweke(
         Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
         another distribution invariant.
     fault
-        One of `isounc.studies.calibration.cell.FAULTS`, planted in what the transitions are given.
+        One of `isounc.studies.calibration.sbc.FAULTS`, planted in what the transitions are given.
 
     Raises
     ------
