@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ MAX_EXAMPLES = 2000
 """readout: most examples n for which the n x n kernel is factored."""
 
 
+@runtime_checkable
 class Coordinates(Protocol):
     """A pytree of arrays: an argument of compiled functions, so that one program serves all problems of a shape."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,7 @@ class StepInfo(NamedTuple):
     """Gradients of r."""
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A transition of K chains and the adaptation of its step."""
 
