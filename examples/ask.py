@@ -21,9 +21,9 @@ import tyro
 from isounc.llm import load_model
 from isounc.llm.answers import prompts
 from isounc.llm.answers.measure import Asked, Measured, MeasureSettings, measure
+from isounc.llm.answers.question import Question
 from isounc.llm.answers.scores import OfProbability
-from isounc.studies.qa.questions import Question
-from isounc.sweep import use_compilation_cache
+from isounc.runs.process import use_compilation_cache
 
 COLOURS = (196, 202, 208, 214, 220, 190, 154, 118, 82, 46)
 """From red to green, of a terminal with 256 colours."""

@@ -76,16 +76,3 @@ def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
             f"(counted from 0; {len(not_finite)} such in all)"
         )
     return array
-
-
-def check_labels(argument: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return `labels` as int64; raise a ValueError unless each is one of 0..num_classes-1."""
-    if not np.isin(labels, np.arange(num_classes)).all():
-        seen = np.unique(labels)
-        shown = ", ".join(f"{label:g}" for label in seen[:8]) + (", ..." if len(seen) > 8 else "")
-        raise ValueError(
-            f"{argument} must hold labels 0..{num_classes - 1} for {num_classes} classes, got "
-            f"{shown}; recode with np.unique(y, return_inverse=True)[1], or for regression pass "
-            "likelihood='gaussian' and noise_sd"
-        )
-    return labels.astype(np.int64)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc import densities
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 
 
@@ -81,10 +82,11 @@ def gauss_newton_factor(
     model: Model, theta: Float[Array, " P"], data: densities.Data
 ) -> Float[Array, "R P"]:
     """G with G^T G = sum_n J_n^T (-d2 log p / df2) J_n, the generalised Gauss-Newton matrix; R = n O rows."""
+    likelihood = LIKELIHOODS[model.likelihood]
 
     def one(x):
         output, pullback = jax.vjp(lambda t: model.apply(t, x[None])[0], theta)
-        half = densities.curvature_factor(model, output[None], data.noise_sd)[0]
+        half = likelihood.curvature_factor(output[None], data.noise_sd)[0]
         return jax.vmap(lambda cotangent: pullback(cotangent)[0])(half.T)
 
     return jax.lax.map(one, data.X, batch_size=64).reshape(-1, theta.size)

@@ -81,7 +81,7 @@ class SyntheticSource(Source):
         """Draw one label (int) or target (float) for each x from p(y|x)."""
 
     def draw(self, rng, n, num_test, label_noise):
-        if self.likelihood == "gaussian" and label_noise == 0:
+        if self.noise_sd is not None and label_noise == 0:
             raise ValueError("label_noise must be positive for a regression problem, got 0")
         # A generator for each array: the inputs do not move with label_noise, nor `test` with n.
         for_x, for_y, for_x_test, for_y_test = rng.spawn(4)

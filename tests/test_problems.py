@@ -466,7 +466,7 @@ BAD_ARRAYS = {
     "negative noise_sd": ((X, X[:, 0]), {"noise_sd": -1.0}, "noise_sd must be a positive"),
     "nan noise_sd": ((X, X[:, 0]), {"noise_sd": np.nan}, "noise_sd must be a positive"),
     "text noise_sd": ((X, X[:, 0]), {"noise_sd": "1"}, "noise_sd must be a positive"),
-    "needless noise_sd": ((X, Y), {"noise_sd": 1.0}, "noise_sd is for likelihood 'gaussian' only"),
+    "needless noise_sd": ((X, Y), {"noise_sd": 1.0}, "noise_sd must be left out for likelihood"),
     "likelihood": ((X, Y), {"likelihood": "bernouli"}, "got 'bernouli'; did you mean 'bernoulli'?"),
     "num_classes": ((X, Y), {"likelihood": "bernoulli", "num_classes": 3}, "num_classes must be 2"),
     "num_classes text": ((X, Y), {"num_classes": "2"}, "num_classes must be an integer"),

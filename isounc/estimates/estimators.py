@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isounc import covariance as cov
-from isounc import densities
-from isounc.estimates import links
+from isounc.densities import Data
+from isounc.estimates.links import LINK_MOMENTS
+from isounc.likelihoods import Likelihood, NoiseSd
 from isounc.models import Model
 
 
@@ -41,7 +42,7 @@ class Estimate(NamedTuple):
 class Evidence(NamedTuple):
     """What estimators may draw on beside the model and theta*; None where it is not at hand."""
 
-    data: densities.Data | None = None
+    data: Data | None = None
     """Training data and prior."""
     layer_sd: Float[Array, " P"] | None = None
     """Scales for layer_scaled, one value within a group: the prior's sd, or rms(W_l) (`layer_rms`)."""
@@ -75,7 +76,11 @@ class Estimator(Protocol):
         ...
 
     def moments(
-        self, model: Model, outputs: Float[Array, "N O"], gram: Float[Array, "N O O"]
+        self,
+        likelihood: Likelihood,
+        outputs: Float[Array, "N O"],
+        gram: Float[Array, "N O O"],
+        noise_sd: NoiseSd,
     ) -> tuple[Float[Array, "N M"], Float[Array, "N M"]]:
         """Epistemic variance and corrected aleatoric variance from f(x, theta*) and J Sigma J^T."""
         ...
@@ -102,14 +107,14 @@ class Linearised:
         """Sigma at theta*."""
         return self.rule(model, theta, evidence, num_chains)
 
-    def moments(self, model, outputs, gram):
+    def moments(self, likelihood, outputs, gram, noise_sd):
         """Diagonal of A gram A^T, and p*(1-p*) minus it (regression: the noise does not depend on theta)."""
-        a = densities.predict_jacobian(model, outputs)
+        a = likelihood.predict_jacobian(outputs)
         epistemic = jnp.einsum("nmo,noq,nmq->nm", a, gram, a)
         # Rounding may leave a tiny negative number at saturated probabilities, where a row of A cancels.
         epistemic = jnp.maximum(epistemic, 0)
-        corrected = densities.label_variance(model, outputs, 0.0) - epistemic
-        return epistemic, jnp.zeros_like(corrected) if model.likelihood == "gaussian" else corrected
+        label_variance = likelihood.label_variance(outputs, noise_sd)
+        return epistemic, likelihood.expected_label_variance(label_variance, epistemic)
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ class GaussianLogit:
     """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) to quadrature accuracy.
 
     Source: MacKay 1992, "The evidence framework applied to classification networks", for the Gaussian logit; the
-    moments are integrated (`isounc.estimates.links`) where he approximates them. Regression has no link and is treated
-    as by `Linearised`.
+    moments are integrated (`isounc.estimates.links`) where he approximates them. A likelihood whose link is not in
+    `isounc.estimates.links.LINK_MOMENTS`, such as regression, is treated as by `Linearised`.
     """
 
     rule: CovarianceRule
@@ -132,15 +137,12 @@ class GaussianLogit:
         """Sigma at theta*."""
         return self.rule(model, theta, evidence, num_chains)
 
-    def moments(self, model, outputs, gram):
+    def moments(self, likelihood, outputs, gram, noise_sd):
         """Var[p] and E[p (1 - p)] under the Gaussian logits."""
-        if model.likelihood == "gaussian":
-            return Linearised(self.rule).moments(model, outputs, gram)
-        if model.likelihood == "bernoulli":
-            _, var, label_var = links.sigmoid_normal_moments(outputs, gram[:, :, 0])
-        else:
-            _, var, label_var = links.softmax_normal_moments(outputs, gram)
-        return var, label_var
+        if likelihood.link not in LINK_MOMENTS:
+            return Linearised(self.rule).moments(likelihood, outputs, gram, noise_sd)
+        moments = LINK_MOMENTS[likelihood.link](outputs, gram)
+        return moments.var, moments.label_var
 
 
 def isotropic_rule(model, theta, evidence, num_chains):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from isounc import densities
 from isounc.checks import check_count, check_name
 from isounc.models import Model
 from isounc.problems import Problem
@@ -205,7 +204,7 @@ def from_exact(
     values = {}
     for region, rows in locations.items():
         x = jnp.asarray(problem.regions[region][rows])
-        p = jax.vmap(lambda t, x=x: densities.predict(model, model.apply(t, x)))(theta)
+        p = jax.vmap(lambda t, x=x: model.predict(t, x))(theta)
         values[region] = np.asarray(p, np.float32).reshape(num_chains, -1, *p.shape[1:])
     return Reference(
         name=name,

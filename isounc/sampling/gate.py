@@ -10,7 +10,6 @@ Axes: K chains, S draws per chain, Q locations (of any shape), B batches per cha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from isounc.sampling.convergence import Diagnostics, diagnose
-
-__all__ = [
-    "BatchMoments",
-    "Diagnostics",
-    "Gate",
-    "GateSettings",
-    "batch_means_se",
-    "diagnose",
-    "ebfmi",
-    "gate",
-]
+from isounc.sampling.settings import GateSettings
 
 
 class BatchMoments(NamedTuple):
@@ -42,33 +31,6 @@ class BatchMoments(NamedTuple):
     """Variance over all draws, divisor K S."""
     var_se: Float[np.ndarray, "*N"]
     """Monte Carlo standard error of ``var``."""
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """The bounds of the gate."""
-
-    ess_min: float = 1000.0
-    """Least bulk ESS of p and of (p - mean)^2 at any location."""
-    rhat_max: float = 1.01
-    """R-hat is below this at every location."""
-    ebfmi_min: float = 0.3
-    """E-BFMI is above this in every chain."""
-    divergence_rate_max: float = 0.001
-    """The share of divergent transitions is below this (or zero)."""
-    saturated_max: int = 0
-    """Most trajectories that may end at the sampler's step limit."""
-
-    def __post_init__(self) -> None:
-        for name, right, ok in (
-            ("ess_min", "positive", self.ess_min > 0),
-            ("rhat_max", "above 1", self.rhat_max > 1),
-            ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
-            ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
-            ("saturated_max", "0 or more", self.saturated_max >= 0),
-        ):
-            if not ok:
-                raise ValueError(f"{name} must be {right}; got {getattr(self, name)!r}")
 
 
 class Gate(NamedTuple):

@@ -68,7 +68,7 @@ def all_of(model, case, names=LINEARISED, *, hessian=True, **settings):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _gradients(theta, X, *, model):
-    return jax.jacrev(lambda t: densities.predict(model, model.apply(t, X)))(theta)
+    return jax.jacrev(lambda t: model.predict(t, X))(theta)
 
 
 def gradients(model, theta, X):

@@ -14,7 +14,8 @@ import pytest
 
 from isounc.models import make_model
 from isounc.problems import make_problem
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import SamplerSettings
 
 SETTINGS = SamplerSettings(
     num_warmup=40, num_draws=80, max_draws=80, block=20, num_kept=40, locations_per_region=4,

@@ -25,10 +25,10 @@ from isounc.llm.answers.estimands import (
 )
 from isounc.llm.answers.judging import Judgement, judge_generated, mc1, mc2
 from isounc.llm.answers.packing import pack
+from isounc.llm.answers.question import Question
 from isounc.llm.answers.text import first_answer
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel
-from isounc.studies.qa.questions import Question
 
 Measured = dict[str, Any]
 """One question's numbers and texts, as JSON can hold them; what is undefined is None, with a word under ``reasons``.

@@ -7,7 +7,7 @@ estimand's probability and g = grad p over all parameters
     epistemic                log ||g||^2                      (also layer_scaled, last_layer)
     aleatoric                p (1 - p)
     total_sum                sigma^2 ||g||^2 + p (1 - p)      the paper's total; sigma is given
-    total_rank, _z           see `isounc.studies.qa.combination.combine`; these depend on the other questions
+    total_rank, _z           see `isounc.llm.answers.totals.combine`; these depend on the other questions
     total_logistic           the same, fitted to whether other answers were right, out of fold
     link_aware               Var[sigmoid(f)],    f ~ N(logit p, sigma^2 ||grad logit p||^2)
     link_aware_total         m (1 - m), m = E[sigmoid(f)]
@@ -31,9 +31,9 @@ from isounc.estimates.links import sigmoid_normal_moments
 from isounc.llm.answers.entailment import Same
 from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS
 from isounc.llm.answers.measure import Measured
+from isounc.llm.answers.score_table import ScoreTable, make_score_table
 from isounc.llm.answers.text import normalise, token_f1
-from isounc.studies.qa.combination import RULES, combine
-from isounc.studies.qa.evaluation import Scores, make_scores
+from isounc.llm.answers.totals import RULES, combine
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def score_table(
     *,
     more: Iterable[Score] = (),
     same: Same | None = None,
-) -> Scores:
+) -> ScoreTable:
     """All scores of measured answers, turned so that higher is more uncertain.
 
     A score that is undefined at every question is left out. ``more`` are scores of your own.
@@ -297,7 +297,7 @@ def score_table(
         reasons[score.name] = getattr(score, "why_undefined", "undefined")
         if score.higher_is_certain:
             certain.append(score.name)
-    return make_scores(values, ~wrong, higher_is_certain=certain, reasons=reasons)
+    return make_score_table(values, ~wrong, higher_is_certain=certain, reasons=reasons)
 
 
 def _try(score: Score, measured: Sequence[Measured], wrong: np.ndarray) -> np.ndarray:

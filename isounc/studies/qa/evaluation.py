@@ -1,8 +1,8 @@
 """Which uncertainty predicts a wrong answer: AUROC, risk-coverage, tests between scores, correlations.
 
-The input is a table of scores of Q questions and whether each answer was right (`make_scores`); results are rows for a
-CSV file. A score may be undefined at some questions. Every number says over how many it was computed, and whatever
-compares two scores uses the questions where both are defined. What is undefined is None, with a reason.
+The input is a table of scores of the answers to Q questions (`isounc.llm.answers.score_table`); results are rows
+for a CSV file. A score may be undefined at some questions. Every number says over how many it was computed, and
+whatever compares two scores uses the questions where both are defined. What is undefined is None, with a reason.
 
 All intervals are percentile intervals of one bootstrap over questions (`isounc.studies.qa.ranking`), shared by all
 scores. DeLong's test would do for two AUROCs; the bootstrap does as well for areas under risk-coverage curves,
@@ -12,7 +12,7 @@ the population: intervals say nothing about other models, prompts or benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 
 from isounc.checks import check_choice, check_count
+from isounc.llm.answers.score_table import ScoreTable
 from isounc.studies.qa.ranking import (
     Ranking,
     draw_weights,
@@ -72,21 +73,6 @@ DEFAULT_BOOTSTRAP = BootstrapSettings()
 """What the functions below do unless told otherwise."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of the answers to Q questions, turned so that higher is more uncertain; see `make_scores`."""
-
-    uncertainty: Mapping[str, Float[np.ndarray, " Q"]]
-    """By name; NaN where undefined."""
-    wrong: Bool[np.ndarray, " Q"]
-    """Whether the answer was wrong."""
-    reasons: Mapping[str, str]
-    """For each score with undefined values why they are."""
-
-    def __len__(self) -> int:
-        return len(self.wrong)
-
-
 class RiskCoverage(NamedTuple):
     """The curves behind AURC and PRR; see `curves`."""
 
@@ -106,55 +92,8 @@ class RiskCoverage(NamedTuple):
     """The same if wrong answers are rejected first."""
 
 
-def make_scores(
-    values: Mapping[str, Float[ArrayLike, " Q"]],
-    correct: Shaped[ArrayLike, " Q"],
-    *,
-    higher_is_certain: Collection[str] = (),
-    reasons: Mapping[str, str] | None = None,
-) -> Scores:
-    """Check a table of scores, and turn those in which higher means more certain.
-
-    Parameters
-    ----------
-    values
-        Scores by name, one value a question; NaN is undefined, infinities rank at the ends.
-    correct
-        Whether each answer was right: booleans, or 0 and 1.
-    higher_is_certain
-        Names of the scores, such as P(True), in which higher means more certain; their sign is turned.
-    reasons
-        For scores with undefined values why they are.
-
-    Raises
-    ------
-    ValueError
-        No score, no question, a length that differs, answers that are neither right nor wrong, an unknown name.
-    """
-    marks = np.asarray(correct)
-    if marks.ndim != 1 or not len(marks) or not np.isin(marks, (0, 1)).all():
-        raise ValueError(
-            f"correct must be a list of True and False, one a question; got {correct!r:.200}"
-        )
-    if not values:
-        raise ValueError("values must hold a score; got none")
-    for name in higher_is_certain:
-        check_choice("higher_is_certain", name, values)
-    uncertainty, why = {}, {}
-    for name, given in values.items():
-        array = np.asarray(given, np.float64)
-        if array.shape != marks.shape:
-            raise ValueError(
-                f"values[{name!r}] must have shape {marks.shape}, as correct; got {array.shape}"
-            )
-        uncertainty[name] = -array if name in higher_is_certain else array.copy()
-        if np.isnan(array).any():
-            why[name] = (reasons or {}).get(name, "no reason given")
-    return Scores(uncertainty, marks == 0, why)
-
-
 def evaluate(
-    scores: Scores, *, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
+    scores: ScoreTable, *, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> list[dict[str, Any]]:
     """Every score on its own: `STATISTICS` with errors and intervals; one row of `EVALUATION_COLUMNS` a score.
 
@@ -185,7 +124,7 @@ def evaluate(
 
 
 def paired_tests(
-    scores: Scores,
+    scores: ScoreTable,
     against: str | Sequence[str],
     *,
     statistic: str = "auroc",
@@ -271,7 +210,7 @@ def paired_tests(
 
 
 def correlations(
-    scores: Scores, *, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
+    scores: ScoreTable, *, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> list[dict[str, Any]]:
     """Spearman correlation of every pair of scores, one row of `CORRELATION_COLUMNS` a pair.
 
@@ -338,7 +277,7 @@ def curves(uncertainty: Float[ArrayLike, " Q"], wrong: Shaped[ArrayLike, " Q"]) 
 class _Table:
     """The resamples of a table of scores, and the rankings computed so far."""
 
-    def __init__(self, scores: Scores, settings: BootstrapSettings):
+    def __init__(self, scores: ScoreTable, settings: BootstrapSettings):
         self.scores = scores
         self.weights = draw_weights(len(scores), settings.num_resamples, seed=settings.seed)
         self._found: dict[tuple[str, bytes], Ranking] = {}
@@ -369,6 +308,6 @@ class _Table:
 
 
 def _stacked(
-    scores: Scores, names: Sequence[str], mask: Bool[np.ndarray, " Q"], weights: np.ndarray
+    scores: ScoreTable, names: Sequence[str], mask: Bool[np.ndarray, " Q"], weights: np.ndarray
 ) -> Float[np.ndarray, "B S S"]:
     return spearman(np.stack([scores.uncertainty[name][mask] for name in names]), weights[:, mask])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,9 +15,7 @@ from sklearn.metrics import roc_curve
 from isounc.runs import style
 from isounc.runs.page import FigureFile
 from isounc.studies.qa.evaluation import curves
-
-if TYPE_CHECKING:
-    from isounc.studies.qa.tables import Part
+from isounc.studies.qa.scored_answers import Part
 
 _COLORS = {
     "epistemic": "#0072B2",

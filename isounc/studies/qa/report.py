@@ -17,29 +17,24 @@ from typing import Any
 import numpy as np
 
 from isounc.llm.answers.entailment import Same
+from isounc.llm.answers.score_table import ScoreTable
 from isounc.llm.answers.scores import ScoreSettings, score_table
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Section, write_page
+from isounc.runs.tables import settings_table
 from isounc.studies.qa import figures
-from isounc.studies.qa.combination import (
-    GAIN_COLUMNS,
-    NORMALISATIONS,
-    TRANSFER_COLUMNS,
-    auroc_gain,
-    transfer,
-)
 from isounc.studies.qa.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
     TEST_COLUMNS,
     BootstrapSettings,
-    Scores,
     correlations,
     evaluate,
     paired_tests,
 )
+from isounc.studies.qa.gains import GAIN_COLUMNS, auroc_gain
+from isounc.studies.qa.scored_answers import Part
 from isounc.studies.qa.tables import (
-    Part,
     accuracy_table,
     auroc_table,
     comparison_table,
@@ -50,7 +45,7 @@ from isounc.studies.qa.tables import (
     transfer_table,
 )
 from isounc.studies.qa.tasks import FORMS
-from isounc.studies.scaling.tables import settings_table
+from isounc.studies.qa.transfer import NORMALISATIONS, TRANSFER_COLUMNS, transfer
 
 WHERE = ("model", "benchmark")
 ANSWER_COLUMNS = (
@@ -120,7 +115,7 @@ def _tables(parts: Sequence[Part], bootstrap: BootstrapSettings) -> dict[str, tu
             if against and (against != "p_true" or "p_true" in part.scores.uncertainty):
                 rows = paired_tests(part.scores, against, settings=bootstrap)
                 found["tests"] += [part.where | row for row in rows]
-        chosen = Scores(
+        chosen = ScoreTable(
             {name: part.scores.uncertainty[name] for name in part.headline},
             part.scores.wrong, part.scores.reasons,
         )  # fmt: skip

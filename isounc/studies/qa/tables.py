@@ -3,58 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from isounc.llm.answers.measure import Measured
-from isounc.llm.answers.scores import baselines, same_words
 from isounc.runs.page import Table
-from isounc.studies.qa.evaluation import Scores
-from isounc.studies.scaling.paper import TABLE2
-
-KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
-"""Isotropic scores of the headline, for its estimand."""
-BASELINES = tuple(score.name for score in baselines(same_words))
-MOST_UNDEFINED = 0.05
-"""A baseline that is undefined at a larger share of the questions is in the tables, but not among those of which the
-best is taken: a test uses the questions where all of them are defined."""
-
-
-class Part(NamedTuple):
-    """A model's answers to one benchmark."""
-
-    model: str
-    """Its name."""
-    benchmark: str
-    """Its name."""
-    estimand: str
-    """The one of the headline."""
-    measured: list[Measured]
-    """Answers."""
-    scores: Scores
-    """Their scores."""
-
-    @property
-    def where(self) -> dict[str, str]:
-        """Columns that say which this is."""
-        return {"model": self.model, "benchmark": self.benchmark}
-
-    @property
-    def headline(self) -> list[str]:
-        """Scores of the headline that are defined here."""
-        wanted = [*(f"{kind}/{self.estimand}" for kind in KINDS), *BASELINES]
-        return [name for name in wanted if name in self.scores.uncertainty]
-
-    @property
-    def compared(self) -> list[str]:
-        """Baselines of which the best is taken."""
-        return [
-            name
-            for name in BASELINES
-            if name in self.scores.uncertainty
-            and np.isnan(self.scores.uncertainty[name]).mean() <= MOST_UNDEFINED
-        ]
+from isounc.studies.qa.paper import TABLE2
+from isounc.studies.qa.scored_answers import BASELINES, KINDS, Part
 
 
 def interval(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 from isounc.checks import check_choice
 from isounc.llm.answers.measure import Asked
 from isounc.llm.answers.prompts import Prompt, short_answer, truthful
+from isounc.llm.answers.question import Question
 from isounc.studies.qa.files import ORIGINS
 from isounc.studies.qa.questions import (
     BENCHMARKS,
-    Question,
     QuestionSet,
     generator,
     load_questions,

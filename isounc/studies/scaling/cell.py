@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +19,16 @@ import numpy as np
 from isounc import densities
 from isounc.estimates import Estimate, Evidence
 from isounc.estimates.estimate import by_region, estimate_all, layer_rms, posterior_averaged
-from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_maps, fit_trained_many
+from isounc.fit import PointEstimate, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
+from isounc.runs.compute import Say
+from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
-from isounc.sampling.posterior import SamplerSettings, sample_posteriors
+from isounc.sampling.posterior import sample_posteriors
 from isounc.studies.scaling.comparisons import PER_CLASS, compared, predictive_row, quantities
+from isounc.studies.scaling.settings import Cell, Settings
 
 AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
 """Estimators at every point; at single posterior draws the only ones."""
@@ -36,56 +38,7 @@ ORACLES = ("oracle", "oracle_within_chain", "oracle_diagonal")
 """Estimators at the points map and trained, from the posterior's draws."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What identifies a cell of the sweep."""
-
-    problem: str
-    width: int
-    depth: int
-    activation: str
-    parameterisation: str
-    prior_sd: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """A file name."""
-        return (
-            f"{self.problem}-w{self.width}-d{self.depth}-{self.activation}"
-            f"-{self.parameterisation}-sd{self.prior_sd:g}-seed{self.seed}"
-        )
-
-    @property
-    def without_seed(self) -> tuple:
-        """Key of the cells that are evaluated together."""
-        return dataclasses.astuple(self)[:-1]
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is done in every cell."""
-
-    n: int = 100
-    """Training examples."""
-    label_noise: float = 1.0
-    """Label noise of the synthetic problems relative to their own; 0 is noise-free (classification)."""
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    """Reference posterior."""
-    map: MapSettings = field(default_factory=MapSettings)
-    """Point estimate map."""
-    train: TrainSettings = field(default_factory=TrainSettings)
-    """Point estimate trained."""
-    num_point_draws: int = 8
-    """Single posterior draws taken as theta*; their comparisons are averaged."""
-    num_averaged_draws: int = 64
-    """Posterior draws behind posterior_averaged."""
-
-
-Report = Callable[[str], None]
-
-
-def cell_problem(cell: Cell, settings: EvaluationSettings) -> Problem:
+def cell_problem(cell: Cell, settings: Settings) -> Problem:
     """The problem of a cell; the seed decides its data."""
     noise = settings.label_noise if make_problem(cell.problem).p_true else 1.0
     return make_problem(cell.problem, n=settings.n, seed=cell.seed, label_noise=noise)
@@ -102,8 +55,13 @@ def cell_model(cell: Cell, problem: Problem) -> Model:
     )
 
 
+def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
+    """The records of a batch, whose cells differ in the seed alone."""
+    return evaluate_seeds(batch.cells, settings, say)
+
+
 def evaluate_seeds(
-    cells: Sequence[Cell], settings: EvaluationSettings, report: Report | None = None
+    cells: Sequence[Cell], settings: Settings, report: Say | None = None
 ) -> list[Record]:
     """Evaluate the cells that differ in the seed alone; one record each."""
     report = report or (lambda _: None)
@@ -129,7 +87,7 @@ def evaluate_seeds(
         model,
         prior_sd=prior_sd,
         keys=[k[2] for k in keys],
-        settings=settings.sampler,
+        settings=settings.sampling,
         progress=lambda what, done, total: report(f"{what} {done}/{total}" if done else what),
     )
     clock.lap("posterior")
@@ -169,7 +127,7 @@ def _estimate(
     prior_sd: float,
     points: Mapping[str, PointEstimate],
     posterior: Posterior,
-    settings: EvaluationSettings,
+    settings: Settings,
 ) -> _Estimates:
     data = densities.make_data(problem, model, prior_sd)
     dtype = data.X.dtype

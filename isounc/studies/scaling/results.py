@@ -25,7 +25,6 @@ _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
 )
-_MAIN_CLASSES = ("trace", "f", "1")
 
 
 class Setup(NamedTuple):
@@ -111,7 +110,8 @@ class Results:
             self._widths.setdefault(setup, set()).add(row["width"])
             keys = ("region", "point", "quantity", "estimator")
             self._index.setdefault((setup, *(row[key] for key in keys)), []).append(row)
-            self._classes.setdefault(setup, set()).add(row["class"])
+            if row["quantity"] != "predictive":  # which is of all classes
+                self._classes.setdefault(setup, set()).add(row["class"])
         self._curves: dict[tuple, list[dict[str, Any]]] = {}
 
     @classmethod
@@ -161,9 +161,9 @@ class Results:
         return re.sub(r"[^A-Za-z0-9_.-]", "-", "_".join([setup.problem, *parts]))
 
     def main_class(self, setup: Setup) -> str:
-        """The class view that stands for a setup: the trace, the function value or class 1."""
-        there = self._classes.get(setup, set())
-        return next((name for name in _MAIN_CLASSES if name in there), "1")
+        """The class view that stands for a setup: the trace, or its only one."""
+        views = self._classes.get(setup, ())
+        return "trace" if "trace" in views else min(views, default="1")
 
     def select(
         self, setup: Setup, *, region: str, point: str, quantity: str, estimator: str | None = None

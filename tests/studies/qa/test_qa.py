@@ -17,13 +17,14 @@ from isounc.llm import load_model
 from isounc.llm.answers import measure as measure_module
 from isounc.llm.answers import prompts
 from isounc.llm.answers.measure import MeasureSettings, _up_to, measure
+from isounc.llm.answers.question import Question
 from isounc.llm.answers.scores import ScoreSettings, score_table
 from isounc.llm.model.config import from_huggingface
 from isounc.runs.folder import RunFolder
 from isounc.studies.qa import figures, tasks
 from isounc.studies.qa.evaluation import BootstrapSettings, evaluate
-from isounc.studies.qa.questions import Question
-from isounc.studies.qa.tables import Part, auroc_table
+from isounc.studies.qa.scored_answers import Part
+from isounc.studies.qa.tables import auroc_table
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {
