@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class Evidence(NamedTuple):
     """Dense Hessian of minus the log posterior at theta*; the GGN takes its place without it."""
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """A covariance of the parameters and the way it reaches the prediction.
 

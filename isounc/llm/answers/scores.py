@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -55,6 +55,7 @@ class ScoreSettings:
         check_real("sigma", self.sigma, positive=True)
 
 
+@runtime_checkable
 class Score(Protocol):
     """A score of answers."""
 
