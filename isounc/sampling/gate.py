@@ -137,7 +137,7 @@ def batch_means_se(
 def gate(
     values: Float[ArrayLike, "K S *Q"] | Diagnostics,
     *,
-    energy: Float[ArrayLike, "K S"] | None,
+    energy: Float[ArrayLike, "K T"] | None,
     num_divergent: int,
     num_saturated: int,
     num_transitions: int,

@@ -28,9 +28,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
 
 MomentSums = tuple[
-    Float[Array, "N M"], Float[Array, "N M"], Float[Array, "N M"], Float[Array, " N"]
+    Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N"]
 ]
-"""What a draw adds to `Block.shifted_mean`, `shifted_square`, `aleatoric` and `entropy`."""
+"""What draws add to `Block.shifted_mean`, `shifted_square`, `aleatoric` and `entropy`."""
 
 
 class Run(NamedTuple):
@@ -104,7 +104,7 @@ class Driver(Protocol):
 
 def observe(
     theta: Float[Array, " P"],
-    shift: Float[Array, "#N #M"] | Float[Array, ""],
+    shift: Float[Array, "N M"] | Float[Array, ""],
     X: Float[Array, "N D"],
     model: Model,
     data: Data,

@@ -324,7 +324,7 @@ class SMCDriver:
         total = size * math.ceil(settings.max_draws / size)
         starts = range(0, size, settings.block)
 
-        def collect(particles: Any, shift: Any, first: int) -> Block:
+        def collect(particles: Any, shift: Any, first: int | Int[Array, ""]) -> Block:
             return collect_block(
                 particles, run.coordinates, data, X, run.fixed, shift, first, **static
             )
