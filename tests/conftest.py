@@ -27,6 +27,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import hypothesis
 import jax
+import jaxtyping
 import matplotlib
 import pytest
 
@@ -75,6 +76,15 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape checks: for a test of what a function itself says of wrong arguments."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ def _identity(
     keys: Sequence[Key[jax.Array, ""]],
     settings: SamplerSettings,
 ) -> dict[str, Any]:
-    """What must agree for a checkpoint to be gone on with."""
+    """Everything that must agree for a checkpoint to be resumed."""
     digest = hashlib.sha256()
     regions = [a for p in problems for a in p.regions.values()]
     for array in (*jax.tree.leaves(data), *regions, *map(jax.random.key_data, keys)):
