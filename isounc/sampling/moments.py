@@ -53,11 +53,11 @@ class Posterior:
     """Predictive moments by region."""
     gate: Gate
     """The convergence checks, at the fixed locations of all regions together."""
-    draws: Float[np.ndarray, "S P"]
+    draws: Float[np.ndarray, "T P"]
     """Kept parameter draws, chain-major, equally many from each chain."""
-    values: Mapping[str, Float[np.ndarray, "K S N M"]] | None
+    values: Mapping[str, Float[np.ndarray, "K S Q M"]] | None
     """Every draw of the predictive quantity at the fixed locations; None without `keep_values`."""
-    locations: Mapping[str, Int[np.ndarray, " N"]]
+    locations: Mapping[str, Int[np.ndarray, " Q"]]
     """Rows of each region that the fixed locations are."""
     num_chains: int
     """K."""
@@ -107,7 +107,7 @@ def of_problem(blocks: Sequence[Block], i: int) -> list[Block]:
     return [Block(*(field[i] for field in block)) for block in blocks]
 
 
-def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarray, " N"]]:
+def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarray, " Q"]]:
     """Evenly spaced rows of each region, the same for every problem of a shape."""
     return {
         name: np.unique(np.linspace(0, len(x) - 1, per_region).round().astype(int))
@@ -116,8 +116,8 @@ def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarr
 
 
 def flat_locations(
-    problem: Problem, locations: Mapping[str, Int[np.ndarray, " N"]]
-) -> Int[np.ndarray, " Q"]:
+    problem: Problem, locations: Mapping[str, Int[np.ndarray, " Q"]]
+) -> Int[np.ndarray, " total"]:
     """The fixed locations as rows of all regions one after the other."""
     starts = np.cumsum([0, *(len(x) for x in problem.regions.values())])
     return np.concatenate(
@@ -169,7 +169,7 @@ def predictive_moments(
     return regions
 
 
-def kept_draws(blocks: Sequence[Block], num_kept: int) -> Float[np.ndarray, "S P"]:
+def kept_draws(blocks: Sequence[Block], num_kept: int) -> Float[np.ndarray, "T P"]:
     """Evenly spaced parameter draws of each chain, at most `num_kept` in all, chain-major."""
     draws = np.concatenate([b.draws for b in blocks], axis=1)
     per_chain = min(draws.shape[1], max(1, num_kept // draws.shape[0]))
@@ -178,8 +178,8 @@ def kept_draws(blocks: Sequence[Block], num_kept: int) -> Float[np.ndarray, "S P
 
 
 def kept_values(
-    problem: Problem, blocks: Sequence[Block], locations: Mapping[str, Int[np.ndarray, " N"]]
-) -> dict[str, Float[np.ndarray, "K S N M"]]:
+    problem: Problem, blocks: Sequence[Block], locations: Mapping[str, Int[np.ndarray, " Q"]]
+) -> dict[str, Float[np.ndarray, "K S Q M"]]:
     """Every draw of the predictive quantity at the fixed locations of each region."""
     values = np.concatenate([b.values for b in blocks], axis=1)
     sizes = [rows.size * problem.num_columns for rows in locations.values()]

@@ -141,7 +141,7 @@ def sample_posteriors(
 
 
 def _prepare(
-    problems: Sequence[Problem], model: Model, locations: Mapping[str, Int[np.ndarray, " N"]],
+    problems: Sequence[Problem], model: Model, locations: Mapping[str, Int[np.ndarray, " Q"]],
     *, prior_sd: float, keys: Sequence[PRNGKeyArray], settings: SamplerSettings,
     folder: str | Path | None, report: Progress,
 ) -> Run:  # fmt: skip
@@ -237,7 +237,7 @@ def _sample(run: Run, *, is_heard: bool) -> _Sampled:
 
 def _posterior(
     problem: Problem, i: int, run: Run, sampled: _Sampled,
-    locations: Mapping[str, Int[np.ndarray, " N"]], *, keep_values: bool,
+    locations: Mapping[str, Int[np.ndarray, " Q"]], *, keep_values: bool,
 ) -> Posterior:  # fmt: skip
     """The posterior of the i-th problem."""
     blocks, gate = of_problem(sampled.blocks, i), sampled.gates[i]
