@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 
 from isounc.llm import load_model
-from isounc.llm.answers import prompts
-from isounc.llm.answers.measure import Asked, Measured, MeasureSettings, measure
+from isounc.llm.answers import isotropic_scores, prompts
+from isounc.llm.answers.answer import MeasuredAnswer
+from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, measure
 from isounc.llm.answers.question import Question
-from isounc.llm.answers.scores import OfProbability
 from isounc.runs.process import use_compilation_cache
 
 COLOURS = (196, 202, 208, 214, 220, 190, 154, 118, 82, 46)
@@ -50,16 +50,15 @@ class Ask:
     )
 
 
-def coloured(pieces: list[str], measured: Measured, by: str) -> str:
+def coloured(pieces: list[str], answer: MeasuredAnswer, by: str) -> str:
     """Tokens in the colour of their probability or entropy."""
-    probabilities = np.exp(measured["token_log_probs"])
-    # An entropy of 5 nats, as of 150 tokens alike, is as red as it gets.
-    sureness = {
-        "probability": probabilities,
-        "entropy": 1 - np.array(measured["token_entropies"]) / 5,
-    }
     if by == "none":
         return "".join(pieces)
+    # An entropy of 5 nats, as of 150 tokens alike, is as red as it gets.
+    sureness = {
+        "probability": np.exp(answer.token_log_probs),
+        "entropy": 1 - np.array(answer.token_entropies) / 5,
+    }
     shades = (np.clip(sureness[by], 0, 0.999) * len(COLOURS)).astype(int)
     return "".join(
         f"\x1b[38;5;{COLOURS[shade]}m{piece}\x1b[0m"
@@ -67,24 +66,25 @@ def coloured(pieces: list[str], measured: Measured, by: str) -> str:
     )
 
 
-def table(measured: Measured, sigma: float) -> str:
+def table(answer: MeasuredAnswer, sigma: float) -> str:
     """One line for each meaning of the answer's probability."""
-    lines = [
-        f"{'p of the answer':<20}{'log p':>9}{'aleatoric':>12}{'epistemic':>12}{'sum':>12}{'link-aware':>12}"
-    ]
-    nothing = np.zeros(1, bool)
-    for estimand, odds in measured["log_odds"].items():
-        if odds is None:
+    heads = ("log p", "aleatoric", "epistemic", "sum", "link-aware")
+    lines = [f"{'p of the answer':<20}{heads[0]:>9}" + "".join(f"{h:>12}" for h in heads[1:])]
+    for estimand, log_odds in answer.log_odds.items():
+        if log_odds is None:
             continue
-        kinds = ("aleatoric", "total_sum", "link_aware")
-        aleatoric, total, link = (
-            float(OfProbability(kind, estimand, sigma)([measured], nothing)[0]) for kind in kinds
+        aleatoric, log_sq_norm, total, link_aware = (
+            float(score.values([answer], np.zeros(1, bool))[0])
+            for score in (
+                isotropic_scores.aleatoric(estimand),
+                isotropic_scores.epistemic(estimand),
+                isotropic_scores.total(estimand, "sum", sigma=sigma),
+                isotropic_scores.link_aware(estimand, sigma=sigma),
+            )
         )
-        log_p = -np.logaddexp(0, -odds)
-        log_norm = 2 * log_p + measured["log_sq_norms"][estimand]["all"]
-        epistemic = float(np.exp(2 * np.log(sigma) + log_norm))
-        numbers = "".join(f"{x:>12.3g}" for x in (aleatoric, epistemic, total, link))
-        lines.append(f"{estimand:<20}{log_p:>9.2f}{numbers}")
+        epistemic = float(np.exp(2 * np.log(sigma) + log_sq_norm))
+        numbers = "".join(f"{x:>12.3g}" for x in (aleatoric, epistemic, total, link_aware))
+        lines.append(f"{estimand:<20}{-np.logaddexp(0, -log_odds):>9.2f}{numbers}")
     return "\n".join(lines)
 
 
@@ -94,26 +94,26 @@ def main(ask: Ask) -> None:
     model = load_model(ask.model)
     question = Question("asked", "asked", ask.question, choices=ask.choices)
     form = "mc1" if ask.choices else "generated"
-    asked = Asked(question, prompts.truthful(ask.question), form, judged=False)
+    asked = AskedQuestion(question, prompts.truthful(ask.question), form, judged=False)
     settings = MeasureSettings(num_samples=0, max_new_tokens=ask.max_new_tokens, batch_size=1)
     print(f"{model.name} ...", file=sys.stderr)
-    (measured,) = measure(model, [asked], settings)
+    (answer,) = measure(model, [asked], settings)
     print(f"\nQ: {ask.question}")
-    if not measured["answer"]:
+    if not answer.text:
         print("A: (nothing)")
         return
-    ids = model.tokenizer.continuation(asked.prompt.text, f" {measured['answer']}")
+    ids = model.tokenizer.continuation(asked.prompt.text, f" {answer.text}")
     pieces = [model.tokenizer.decode([i]) for i in ids]
-    if len(pieces) != len(measured["token_log_probs"]):  # it was written in other tokens
-        pieces = [measured["answer"], *[""] * (len(measured["token_log_probs"]) - 1)]
-    print(f"A:{coloured(pieces, measured, ask.colour)}\n\n{table(measured, ask.sigma)}")
-    if measured["p_true"]:
-        true, false = (np.exp(measured["p_true"][side]) for side in ("true", "false"))
-        print(
-            f"\nAsked whether that is true: {true / (true + false):.0%} (mass on both options {true + false:.2g})"
-        )
-    if measured["confidence_text"]:
-        print(f"Asked for a percentage: {measured['confidence_text']}")
+    if len(pieces) != answer.num_tokens:  # it was written in other tokens
+        pieces = [answer.text, *[""] * (answer.num_tokens - 1)]
+    print(f"A:{coloured(pieces, answer, ask.colour)}\n\n{table(answer, ask.sigma)}")
+    said = answer.self_assessment
+    if said and said.p_true:
+        true, false = np.exp(said.p_true)
+        mass = true + false
+        print(f"\nAsked whether that is true: {true / mass:.0%} (mass on both options {mass:.2g})")
+    if said and said.confidence_text:
+        print(f"Asked for a percentage: {said.confidence_text}")
 
 
 if __name__ == "__main__":

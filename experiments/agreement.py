@@ -1,10 +1,8 @@
-"""Agreement with NumPyro's NUTS: see `isounc agreement --help`, which this file is a door to.
+"""Agreement with NumPyro's NUTS: the command `isounc agreement`, whose --help explains it."""
 
-uv run experiments/agreement.py
-"""
+import sys
 
-from isounc.runs.command import main
-from isounc.studies.agreement.study import STUDY
+from isounc.__main__ import main
 
 if __name__ == "__main__":
-    main(STUDY)
+    main(["agreement", *sys.argv[1:]])

@@ -1,10 +1,8 @@
-"""Calibration of the sampler: see `isounc calibration --help`, which this file is a door to.
+"""Calibration of the sampler: the command `isounc calibration`, whose --help explains it."""
 
-uv run experiments/calibration.py
-"""
+import sys
 
-from isounc.runs.command import main
-from isounc.studies.calibration.study import STUDY
+from isounc.__main__ import main
 
 if __name__ == "__main__":
-    main(STUDY)
+    main(["calibration", *sys.argv[1:]])

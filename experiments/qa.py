@@ -33,9 +33,10 @@ from tqdm import tqdm
 
 from isounc import sweep
 from isounc.checks import check_choice, check_count
+from isounc.llm.answers.answer import to_record
 from isounc.llm.answers.entailment import load_entailment
-from isounc.llm.answers.measure import MeasureSettings, check_lengths, measure
-from isounc.llm.answers.scores import ScoreSettings
+from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, check_lengths, measure
 from isounc.llm.model.load import LanguageModel, load_model, model_name
 from isounc.runs.command import command, settings_of_run
 from isounc.runs.folder import Record, RunFolder
@@ -147,7 +148,7 @@ def check(settings: Settings) -> None:
 
 
 def ask_all(
-    folder: RunFolder, model: LanguageModel, asked: list[tasks.Asked], settings: Settings
+    folder: RunFolder, model: LanguageModel, asked: list[AskedQuestion], settings: Settings
 ) -> None:
     """Measure the questions that the run folder lacks, those of one length together."""
     missing = [one for one in asked if not folder.has(tasks.record_name(model.name, one))]
@@ -158,9 +159,9 @@ def ask_all(
         bar.set_description(title)
         for start in range(0, len(missing), settings.chunk):
             part = missing[start : start + settings.chunk]
-            found = measure(model, part, settings.measure, tell=bar.set_postfix_str)
-            for one, measured in zip(part, found, strict=True):
-                folder.write(Record(tasks.record_name(model.name, one), measured, {}))
+            answers = measure(model, part, settings.measure, on_step=bar.set_postfix_str)
+            for one, answer in zip(part, answers, strict=True):
+                folder.write(Record(tasks.record_name(model.name, one), to_record(answer), {}))
             bar.update(len(part))
             sweep.bound_memory(MEMORY_SHARE * sweep.machine_mebibytes())
 
@@ -184,7 +185,7 @@ def run(settings: Settings) -> None:
     out = Path(settings.out or f"runs/qa-{settings.preset}")
     # Questions first: a file that lacks is said before a model is loaded.
     sets = {
-        benchmark: tasks.make_questions(
+        benchmark: tasks.make_task(
             benchmark, settings.data, num_questions=settings.num_questions,
             num_examples=settings.num_examples, seed=settings.seed,
         )

@@ -1,10 +1,8 @@
-"""The bank of reference posteriors: see `isounc bank --help`, which this file is a door to.
+"""The bank of reference posteriors: the command `isounc bank`, whose --help explains it."""
 
-uv run experiments/reference_bank.py
-"""
+import sys
 
-from isounc.runs.command import main
-from isounc.studies.bank.study import STUDY
+from isounc.__main__ import main
 
 if __name__ == "__main__":
-    main(STUDY)
+    main(["bank", *sys.argv[1:]])

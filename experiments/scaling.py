@@ -1,10 +1,8 @@
-"""Scaling curves: see `isounc scaling --help`, which this file is a door to.
+"""Scaling curves: the command `isounc scaling`, whose --help explains it."""
 
-uv run experiments/scaling.py --preset quick
-"""
+import sys
 
-from isounc.runs.command import main
-from isounc.studies.scaling.study import STUDY
+from isounc.__main__ import main
 
 if __name__ == "__main__":
-    main(STUDY)
+    main(["scaling", *sys.argv[1:]])

@@ -1,4 +1,7 @@
-"""The command `isounc`: its subcommands run the studies and read what they leave behind."""
+"""The command `isounc`: its subcommands run the studies and read what they leave behind.
+
+Worker processes import this module again, so that imports which only a command needs are inside.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from isounc import references
-from isounc.runs import command
-from isounc.runs.folder import RunFolder
-from isounc.runs.study import report_run
 from isounc.studies import STUDIES, load
 
 COMMANDS = {
@@ -33,11 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices.add_parser(name, help=line, add_help=False)
     chosen, rest = parser.parse_args(given[:1]).command, given[1:]
     if chosen in STUDIES:
+        from isounc.runs import command
+
         command.main(load(chosen), rest, program=f"isounc {chosen}")
     {"report": _report, "references": _references, "ask": _ask}[chosen](rest)
 
 
 def _report(arguments: Sequence[str]) -> None:
+    from isounc.runs.command import end
+    from isounc.runs.folder import RunFolder
+    from isounc.runs.study import report_run
+
     parser = argparse.ArgumentParser(prog="isounc report", description=COMMANDS["report"])
     parser.add_argument("run", metavar="RUN", help="a run folder: it has a settings.json")
     parser.add_argument(
@@ -57,10 +63,12 @@ def _report(arguments: Sequence[str]) -> None:
             )
         return report_run(load(name), folder)
 
-    command.end(report, kept="records")
+    end(report, kept="records")
 
 
 def _references(arguments: Sequence[str]) -> None:
+    from isounc.runs.command import end
+
     parser = argparse.ArgumentParser(
         prog="isounc references",
         description="The bank of reference posteriors; isounc bank makes references.",
@@ -96,13 +104,14 @@ def _references(arguments: Sequence[str]) -> None:
                 print(f"{entry.name:<40}{entry.method:<14}P = {entry.num_params:<7}{verdict}")
         return True
 
-    command.end(act, kept="files")
+    end(act, kept="files")
 
 
 def _ask(arguments: Sequence[str]) -> None:
+    from isounc.runs.command import end
     from isounc.studies.qa.ask import main as ask
 
-    command.end(lambda: ask(arguments), kept="answers")
+    end(lambda: ask(arguments), kept="answers")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def check_name(argument: str, value: Any) -> None:
         raise ValueError(f"{argument} must be letters, digits, '_', '-' or '.', got {value!r}")
 
 
-def check_count(argument: str, value: Any, least: int, most: float = math.inf) -> None:
+def check_count(argument: str, value: Any, least: int, most: int | float = math.inf) -> None:
     """Raise a ValueError unless `value` is an integer from `least` to `most`."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if is_integer and least <= value <= most:

@@ -6,7 +6,7 @@ it are nonnegative whatever the rounding, and R may be smaller or larger than P.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 
 
+@runtime_checkable
 class Covariance(Protocol):
     """What every covariance offers to the estimates."""
 

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -247,6 +247,7 @@ class Problem:
         return truth
 
 
+@runtime_checkable
 class ProblemFactory(Protocol):
     """What the registry holds; a factory may ignore settings that mean nothing to it."""
 

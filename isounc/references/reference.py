@@ -66,11 +66,11 @@ class Reference(Exports):
     """Prior standard deviation; `Model.group_prior_sd` spreads it over the parameters."""
     regions: Mapping[str, Moments]
     """Predictive moments by region. ``_se`` are Monte Carlo standard errors, in exact entries numerical errors."""
-    draws: Float[np.ndarray, "S P"]
+    draws: Float[np.ndarray, "T P"]
     """Thinned parameter draws, chain-major, equally many from each chain; independent in exact entries."""
-    values: Mapping[str, Float[np.ndarray, "K S N M"]]
+    values: Mapping[str, Float[np.ndarray, "K S Q M"]]
     """Evenly spaced draws of the predictive quantity of each chain at a few locations (`locations`)."""
-    locations: Mapping[str, Int[np.ndarray, " N"]]
+    locations: Mapping[str, Int[np.ndarray, " Q"]]
     """Rows of each region that the locations of ``values`` are."""
     num_chains: int
     """K; exact entries deal their independent draws out to as many."""

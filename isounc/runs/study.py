@@ -7,17 +7,16 @@ tables, figures and a page. This module does the rest in the same way for all.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple
-
-import jax
+from typing import Any, Generic, NamedTuple
 
 from isounc.runs import process
-from isounc.runs.executors import Batch, Event, Group, Tell, run_groups
+from isounc.runs.compute import Say, compute_group
+from isounc.runs.executors import Batch, Group, run_groups
+from isounc.runs.figures import Plot, draw_plots
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, write_page
 from isounc.runs.provenance import provenance
@@ -30,9 +29,6 @@ from isounc.runs.settings import (
     use_device,
 )
 from isounc.runs.tables import environment_section
-
-if TYPE_CHECKING:  # it imports Matplotlib, which computing does not need
-    from isounc.runs.figures import Plot
 
 COMPILE_SECONDS = 14.0
 """Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
@@ -68,10 +64,6 @@ class Report(NamedTuple):
     """Conclusion for `info.json`."""
     passed: bool = True
     """Whether the outcome is as it should be; the exit status says so."""
-
-
-Say = Callable[[str], None]
-"""Takes a text about the progress within a batch."""
 
 
 def _no_preparation(settings: Any, folder: RunFolder) -> None:
@@ -143,7 +135,7 @@ def run_study(study: Study[S], settings: S) -> bool:
     study.prepare(settings, folder)
     share = MEMORY_SHARE * process.machine_mebibytes()
     work = functools.partial(
-        _compute_group,
+        compute_group,
         evaluate=study.evaluate,
         separable=study.separable,
         settings=settings,
@@ -209,57 +201,7 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
     return "\n".join(lines)
 
 
-class _Session(NamedTuple):
-    """What computing a group took."""
-
-    compiled: int
-    cached: int
-    compilation_seconds: float
-    peak_mebibytes: float
-
-
-def _compute_group(
-    group: Group,
-    tell: Tell,
-    *,
-    evaluate: Callable[[Batch, Any, Say], Iterable[Record]],
-    separable: bool,
-    settings: Any,
-    open_folder: Callable[[], RunFolder],
-    most_mebibytes: float,
-) -> _Session:
-    """Write the records of a group; a batch whose records are all there is skipped."""
-    before = process.compilations()
-    folder = open_folder()
-    with jax.enable_x64(settings.dtype == "float64"):
-        for batch in group:
-            missing = {cell.name for cell in batch.cells if not folder.has(cell.name)}
-            if missing:
-
-                def say(text: str, label: str = batch.label) -> None:
-                    tell(Event(os.getpid(), f"{label}: {text}", 0.0))
-
-                if separable:
-                    cells = tuple(cell for cell in batch.cells if cell.name in missing)
-                    batch = batch._replace(cells=cells)
-                for record in evaluate(batch, settings, say):
-                    if record.name in missing:
-                        folder.write(record)
-            tell(Event(os.getpid(), batch.label, batch.seconds))
-    # Programs of this shape only hold memory from here on; those that serve every shape save time.
-    process.bound_memory(most_mebibytes)
-    after = process.compilations()
-    return _Session(
-        after.count - before.count,
-        after.cached - before.cached,
-        after.seconds - before.seconds,
-        process.peak_mebibytes(),
-    )
-
-
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
-    from isounc.runs.figures import draw_plots
-
     report = study.report(folder, settings)
     for name, table in report.tables.items():
         folder.write_rows(name, table.rows, table.columns)

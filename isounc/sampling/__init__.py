@@ -1,7 +1,7 @@
 """Reference posteriors by MCMC and SMC: settings, samplers, moments, convergence checks, checkpoints."""
 
+from isounc.sampling.drivers import register_sampler
 from isounc.sampling.gate import Gate
-from isounc.sampling.kernels import register_sampler
 from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings

@@ -1,10 +1,11 @@
-"""Reference posteriors by MCMC: warm-up, chains, streamed predictive moments, until a stated precision is reached.
+"""Reference posteriors: warm-up, chains, streamed predictive moments, until a stated precision.
 
-All chains of all problems (seeds, say) of one shape run in one compiled program, in coordinates in which the posterior
-is close to N(0, I) (`isounc.sampling.coordinates`), by one of the samplers of `isounc.sampling.kernels`. Sampling
-advances in blocks of draws: moments at every location leave the device as block means, draws of the predictive
-quantity are kept at a few fixed locations only, so memory grows neither with draws x locations nor with draws x
-parameters (but for the particles of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a
+All chains of all problems (seeds, say) of one shape run in one compiled program, in coordinates in
+which the posterior is close to N(0, I) (`isounc.sampling.coordinates`), by the driver of the
+sampler (`isounc.sampling.drivers`). Sampling advances in blocks of draws: moments at every location
+leave the device as block means, draws of the predictive quantity are kept at a few fixed locations
+only, so memory grows neither with draws x locations nor with draws x parameters (but for the
+particles of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a
 killed run goes on.
 """
 
@@ -13,36 +14,37 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float, Int, Key, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
 from isounc.densities import Data, stack_data
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.provenance import provenance
-from isounc.sampling import chains as sampling
-from isounc.sampling import smc as tempering
 from isounc.sampling import stopping
-from isounc.sampling.chains import Progress
 from isounc.sampling.checkpoint import Checkpoint
-from isounc.sampling.coordinates import COORDINATES, best
+from isounc.sampling.coordinates import COORDINATES
+from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.gate import Gate
-from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.moments import (
     Block,
     Posterior,
-    collect,
     fixed_locations,
     flat_locations,
-    gate_of,
+    judge,
+    kept_draws,
+    kept_values,
+    of_problem,
+    predictive_moments,
 )
+from isounc.sampling.run import Progress, Run, fetch
 from isounc.sampling.settings import SamplerSettings
 
 
@@ -56,9 +58,11 @@ def sample_posterior(
     keep_values: bool = False,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
-    **overrides,
+    **overrides: Any,
 ) -> Posterior:
-    """Sample p(theta | data) proportional to p(y|X, theta) N(theta; 0, sigma_l^2) and summarise its predictions.
+    """Sample p(theta | data) and summarise its predictions.
+
+        p(theta | data)  proportional to  p(y | X, theta) N(theta; 0, sigma_l^2)
 
     Parameters
     ----------
@@ -71,24 +75,28 @@ def sample_posterior(
     key
         JAX random key; the same key gives the same draws on the same machine.
     settings
-        All sampler settings; or give some of them by keyword, e.g. ``num_chains=4, num_draws=2000``.
+        All sampler settings; or give some of them by keyword, e.g. `num_chains=4, num_draws=2000`.
     keep_values
         Also return every draw of the predictive quantity at the fixed locations.
     progress
         Called with (what is being done, done, total).
     checkpoint
-        A folder: the run is stored there block by block, and the same call goes on from there after a kill.
+        A folder: the run is stored in it block by block, and the same call goes on from it after a
+        kill.
 
     Raises
     ------
     ValueError
-        For a prior_sd that is not positive, a setting out of its range, or a checkpoint folder of another run.
+        For a `prior_sd` that is not positive, a setting out of its range, or a checkpoint folder of
+        another run.
     """
     if settings is None:
         overrides.setdefault("max_draws", overrides.get("num_draws", SamplerSettings.num_draws))
         settings = SamplerSettings(**overrides)
     elif overrides:
-        raise ValueError(f"Give settings or keywords, not both; got both ({', '.join(overrides)}).")
+        raise ValueError(
+            f"settings must be given as a whole or by keyword, got both ({', '.join(overrides)})"
+        )
     return sample_posteriors(
         [problem],
         model,
@@ -114,101 +122,158 @@ def sample_posteriors(
 ) -> list[Posterior]:
     """`sample_posterior` of several problems of one shape in one program.
 
-    They sample until each passes the gate at the precision asked for, or ``max_draws`` is reached, and all stop
-    together. Chains are spread over the devices where their number divides by that of the devices.
+    They sample until each passes the gate at the precision asked for, or `max_draws` is reached,
+    and all stop together. Chains are spread over the devices if these divide their number.
     """
-    # Threads of LAPACK only wait for each other on matrices this small, on a busy machine two hundred times as long.
-    with threadpool_limits(1, user_api="blas"):
-        return _sample(problems, model, prior_sd, keys, settings, keep_values, progress, checkpoint)
-
-
-def _sample(
-    problems, model, prior_sd, keys, settings: SamplerSettings, keep_values, progress, checkpoint
-) -> list[Posterior]:
-    report = progress or (lambda *_: None)
-    data = stack_data(problems, model, prior_sd)
     locations = fixed_locations(problems[0], settings.locations_per_region)
+    # On matrices this small threads of LAPACK only wait for each other, on a busy machine two
+    # hundred times as long.
+    with threadpool_limits(1, user_api="blas"):
+        run = _prepare(
+            problems, model, locations, prior_sd=prior_sd, keys=keys, settings=settings,
+            folder=checkpoint, report=progress or (lambda *_: None),
+        )  # fmt: skip
+        sampled = _sample(run, is_heard=progress is not None)
+        return [
+            _posterior(problem, i, run, sampled, locations, keep_values=keep_values)
+            for i, problem in enumerate(problems)
+        ]
+
+
+def _prepare(
+    problems: Sequence[Problem], model: Model, locations: Mapping[str, Int[np.ndarray, " Q"]],
+    *, prior_sd: float, keys: Sequence[PRNGKeyArray], settings: SamplerSettings,
+    folder: str | Path | None, report: Progress,
+) -> Run:  # fmt: skip
+    """The run, in its coordinates, with its checkpoint opened."""
+    data = stack_data(problems, model, prior_sd)
     points = np.stack([np.concatenate(list(p.regions.values())) for p in problems])
     X = jnp.asarray(points.astype(data.X.dtype))
-    rows = jnp.asarray(flat_locations(problems[0], locations))
+    fixed = jnp.asarray(flat_locations(problems[0], locations))
+    typed_keys = [_typed(key) for key in keys]
     start_keys, run_keys = (
-        jnp.stack(parts)
-        for parts in zip(*(jax.random.split(jnp.asarray(key)) for key in keys), strict=True)
+        jnp.stack(parts) for parts in zip(*map(jax.random.split, typed_keys), strict=True)
     )
-    first, most = (math.ceil(n / settings.block) for n in (settings.num_draws, settings.max_draws))
-    smc = settings.sampler == tempering.NAME
-    most = first * math.ceil(most / first) if smc else most
-    saved = checkpoint and Checkpoint.open(
-        checkpoint, _identity(problems, model, data, keys, settings)
-    )
+    checkpoint = None
+    if folder:
+        identity = _identity(problems, model, data, typed_keys, settings)
+        checkpoint = Checkpoint.open(folder, identity)
     report("coordinates", 0, settings.max_draws)
-    choose = COORDINATES.get(settings.coordinates, best)
-    coordinates = choose(problems, data, model, prior_sd, list(start_keys))
-    run = sampling.Run(
-        coordinates, data, X, rows, start_keys, run_keys, model, settings, saved or None, report
+    make_coordinates = COORDINATES[settings.coordinates]
+    return Run(
+        coordinates=make_coordinates(problems, data, model, prior_sd, start_keys),
+        data=data,
+        X=X,
+        fixed=fixed,
+        start_keys=start_keys,
+        run_keys=run_keys,
+        model=model,
+        settings=settings,
+        checkpoint=checkpoint,
+        report=report,
     )
-    has_energy = not smc and SAMPLERS[settings.sampler].has_energy
-    drawing = (tempering if smc else sampling).draw(run)
-    blocks, wanted, pace = list[Block](), first, stopping.Pace()
 
-    def judge() -> tuple[list[Gate], float]:
-        gates = [
-            gate_of(blocks, i, settings.gate, has_energy=has_energy) for i in range(len(problems))
+
+class _Sampled(NamedTuple):
+    """All blocks of a run, on the host."""
+
+    blocks: list[Block]
+    """Blocks of all problems."""
+    gates: list[Gate]
+    """The verdict on each problem."""
+    shift: Float[np.ndarray, "B N M"]
+    """Moments of the blocks are about this."""
+    step_size: Float[np.ndarray, "B K"]
+    """Step size of each chain."""
+
+
+def _sample(run: Run, *, is_heard: bool) -> _Sampled:
+    """Draw rounds of blocks until all problems meet their targets or the budget is spent.
+
+    `is_heard` says whether reports in between are worth what it costs to work out R-hat.
+    """
+    settings, driver = run.settings, DRIVERS[run.settings.sampler]
+    per_round = driver.blocks_per_round(settings)
+
+    def whole_rounds(num_blocks: int) -> int:
+        return per_round * math.ceil(num_blocks / per_round)
+
+    first, most = (
+        whole_rounds(math.ceil(n / settings.block))
+        for n in (settings.num_draws, settings.max_draws)
+    )
+    rounds, pace = driver.draw(run), stopping.Pace()
+    blocks, wanted = list[Block](), first
+
+    def judge_all() -> list[Gate]:
+        return [
+            judge(of_problem(blocks, i), settings.gate, has_energy=driver.has_energy)
+            for i in range(len(run.run_keys))
         ]
-        return gates, max(stopping.more(gate, settings) for gate in gates)
 
-    def tell(gates: list[Gate]) -> None:
-        words = [stopping.words(max(gates, key=lambda gate: stopping.more(gate, settings)))]
+    def report(gates: list[Gate]) -> None:
+        words = [stopping.describe(max(gates, key=lambda g: stopping.growth(g, settings)))]
         words += pace.left(wanted - len(blocks), f"to {wanted * settings.block} draws")
         done, total = (count * settings.block for count in (len(blocks), most))
-        report(f"sampling ({', '.join(words)})", done, total)
+        run.report(f"sampling ({', '.join(words)})", done, total)
 
     while True:
         while len(blocks) < wanted:
-            drawn = next(drawing)
+            drawn = next(rounds)
             blocks += drawn.blocks
             pace.count(drawn)
-            if progress and len(blocks) < wanted and pace.is_due():
-                tell(judge()[0])
-                pace.told()
-        gates, more = judge()
-        if more <= 1 or len(blocks) >= most:
+            if is_heard and len(blocks) < wanted and pace.is_due():
+                report(judge_all())
+                pace.reported()
+        gates = judge_all()
+        growth = max(stopping.growth(gate, settings) for gate in gates)
+        if growth <= 1 or len(blocks) >= most:
             break
-        wanted = math.ceil(more * len(blocks))
-        wanted = min(most, first * math.ceil(wanted / first) if smc else wanted)
-        tell(gates)
+        wanted = min(most, whole_rounds(math.ceil(growth * len(blocks))))
+        report(gates)
+    shift, step_size = fetch((drawn.shift, drawn.step_size))
+    return _Sampled(blocks, gates, shift, step_size)
 
-    shift, step_size = sampling.fetch((drawn.shift, drawn.step_size))
-    return [
-        collect(
-            problem, model, blocks, i,
-            shift=shift[i],
-            step_size=step_size[i],
-            gate=gates[i],
-            stopped=stopping.stopped(gates[i], len(blocks), settings),
-            coordinates=type(coordinates).__name__.lower(),
-            locations=locations,
-            num_kept=settings.num_kept,
-            keep_values=keep_values,
-        )
-        for i, problem in enumerate(problems)
-    ]  # fmt: skip
+
+def _posterior(
+    problem: Problem, i: int, run: Run, sampled: _Sampled,
+    locations: Mapping[str, Int[np.ndarray, " Q"]], *, keep_values: bool,
+) -> Posterior:  # fmt: skip
+    """The posterior of the i-th problem."""
+    blocks, gate = of_problem(sampled.blocks, i), sampled.gates[i]
+    return Posterior(
+        model=run.model,
+        regions=predictive_moments(problem, run.model, blocks, sampled.shift[i]),
+        gate=gate,
+        draws=kept_draws(blocks, run.settings.num_kept),
+        values=kept_values(problem, blocks, locations) if keep_values else None,
+        locations=locations,
+        num_chains=run.settings.chains,
+        num_draws=sum(block.energy.shape[1] for block in blocks),
+        num_gradients=int(sum(block.num_gradients.sum() for block in blocks)),
+        step_size=sampled.step_size[i],
+        acceptance=float(np.mean([block.acceptance.mean() for block in blocks])),
+        coordinates=type(run.coordinates).__name__.lower(),
+        stopped=stopping.why_stopped(gate, len(blocks), run.settings),
+    )
 
 
 def _identity(
-    problems: Sequence[Problem], model: Model, data: Data, keys: Any, settings: SamplerSettings
+    problems: Sequence[Problem],
+    model: Model,
+    data: Data,
+    keys: Sequence[Key[jax.Array, ""]],
+    settings: SamplerSettings,
 ) -> dict[str, Any]:
     """What must agree for a checkpoint to be gone on with."""
     digest = hashlib.sha256()
     regions = [a for p in problems for a in p.regions.values()]
-    for array in (*jax.tree.leaves(data), *regions, *map(jax.random.key_data, map(_typed, keys))):
+    for array in (*jax.tree.leaves(data), *regions, *map(jax.random.key_data, keys)):
         digest.update(repr(np.shape(array)).encode() + np.ascontiguousarray(array).tobytes())
     made_by = provenance()
     stored = dataclasses.asdict(settings) | {"num_chains": settings.chains}
-    del (
-        stored["max_draws"],
-        stored["chains_per_device"],
-    )  # a longer budget goes on from a shorter one
+    # A longer budget goes on from a shorter one.
+    del stored["max_draws"], stored["chains_per_device"]
     return {
         "settings": stored,
         "model": dataclasses.asdict(model),
@@ -218,6 +283,8 @@ def _identity(
     }
 
 
-def _typed(key: Any) -> PRNGKeyArray:
-    key = jnp.asarray(key)
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+def _typed(key: PRNGKeyArray) -> Key[jax.Array, ""]:
+    """The key, wrapped if it is one of the old kind, an array of integers."""
+    array = jnp.asarray(key)
+    is_typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return array if is_typed else jax.random.wrap_key_data(array)

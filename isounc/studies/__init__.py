@@ -6,9 +6,12 @@ The module `study` of each folder has its `STUDY`, which `load` returns.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from isounc.checks import check_choice
-from isounc.runs.study import Study
+
+if TYPE_CHECKING:
+    from isounc.runs.study import Study
 
 STUDIES = {
     "scaling": "How well do the estimates track MCMC variance as the network grows?",

@@ -17,6 +17,7 @@ from isounc.models import Model, make_model
 from isounc.problems import Problem
 from isounc.sampling import register_sampler
 from isounc.sampling.coordinates import Prior
+from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.kernels import HMC, SAMPLERS
 from isounc.sampling.posterior import sample_posterior
 from isounc.sampling.settings import SAMPLER_NAMES, SamplerSettings
@@ -149,7 +150,7 @@ def registered():
 
     yield register
     for name in names:
-        del SAMPLERS[name]
+        del SAMPLERS[name], DRIVERS[name]
         SAMPLER_NAMES.remove(name)
 
 

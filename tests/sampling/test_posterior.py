@@ -21,9 +21,9 @@ import pytest
 
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import chains, smc, stopping
+from isounc.sampling import chains, run, stopping
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.kernels import SAMPLERS
+from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from tests.exact import load_exact
@@ -112,7 +112,7 @@ def by_quadrature(problem):
     return truth
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, smc.NAME])
+@pytest.mark.parametrize("sampler", DRIVERS)
 def test_logistic_regression_agrees_with_quadrature(runs, problem, sampler):
     posterior = runs(sampler=sampler, num_chains=16 if sampler == "chees" else 4)
     for name, (mean, var, aleatoric, expected_entropy) in by_quadrature(problem).items():
@@ -256,7 +256,7 @@ def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
 
 
 def test_r_hat_and_time_left_are_told_while_it_samples(problem, model, monkeypatch):
-    monkeypatch.setattr(stopping, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(stopping, "REPORT_EVERY", 0.0)
     told = []
     settings = SamplerSettings(num_draws=300, max_draws=300, block=100)
     sample_posterior(
@@ -282,12 +282,12 @@ def test_time_left_is_that_of_blocks_that_were_sampled(monkeypatch):
         (5, 1, False),
     ):
         clock[0] += seconds
-        pace.count(chains.Drawn([None] * blocks, None, None, stored))  # pyright: ignore
+        pace.count(run.DrawnBlocks([None] * blocks, None, None, stored))  # pyright: ignore
         if stored or seconds == 40:
             assert pace.left(10, "to 9 draws") == []
     assert pace.left(10, "to 9 draws") == ["40 s to 9 draws"]
     assert pace.is_due()
-    pace.told()
+    pace.reported()
     assert not pace.is_due()
 
 
@@ -442,7 +442,7 @@ def test_numpyro_samples_the_same_posterior():
 
 
 def test_settings_or_keywords_but_not_both(problem, model):
-    with pytest.raises(ValueError, match=r"not both; got both \(num_draws\)"):
+    with pytest.raises(ValueError, match=r"as a whole or by keyword, got both \(num_draws\)"):
         sample_posterior(
             problem, model, prior_sd=1.0, key=KEY, settings=SamplerSettings(), num_draws=10
         )

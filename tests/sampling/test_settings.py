@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from isounc.sampling import register_sampler
+from isounc.sampling.chains import ChainDriver
 from isounc.sampling.coordinates import COORDINATES
+from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.kernels import HMC, SAMPLERS
 from isounc.sampling.settings import (
     COORDINATE_NAMES,
@@ -16,8 +18,8 @@ from isounc.sampling.settings import (
 
 
 def test_names_are_those_of_the_registries():
-    assert SAMPLER_NAMES == [*SAMPLERS, "tempered_smc"]
-    assert set(COORDINATE_NAMES) == {"auto", *COORDINATES}
+    assert SAMPLER_NAMES == [*DRIVERS] == [*SAMPLERS, "tempered_smc"]
+    assert COORDINATE_NAMES == tuple(COORDINATES)
 
 
 def test_a_registered_sampler_is_taken():
@@ -28,10 +30,11 @@ def test_a_registered_sampler_is_taken():
     try:
         assert SamplerSettings(sampler="mine").sampler == "mine"
         assert SAMPLERS["mine"] is sampler
+        assert DRIVERS["mine"] == ChainDriver(sampler)
         with pytest.raises(ValueError, match="name must be one that no sampler has, got 'mine'"):
             register_sampler("mine", HMC())
     finally:
-        del SAMPLERS["mine"]
+        del SAMPLERS["mine"], DRIVERS["mine"]
         SAMPLER_NAMES.remove("mine")
     for name in ("hmc", "tempered_smc"):
         with pytest.raises(ValueError, match="name must be one that no sampler has"):

@@ -8,9 +8,9 @@ import jax
 
 from isounc.models import make_model
 from isounc.problems import make_problem
+from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.runs.study import Say
 from isounc.studies.agreement.settings import Settings
 from isounc.studies.agreement.sides import isounc_side, numpyro_side
 

@@ -30,11 +30,11 @@ from isounc.checks import check_count, check_real
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.folder import Record
-from isounc.sampling.chains import Progress
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.gate import Gate, gate
 from isounc.sampling.moments import Moments
 from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.run import Progress
 from isounc.sampling.settings import GateSettings, SamplerSettings
 
 FAULTS: dict[str, Callable[[float], float]] = {

@@ -24,19 +24,10 @@ figure. A run that was killed resumes when the same command is given again.
 
 from __future__ import annotations
 
-from isounc.runs.folder import RunFolder
-from isounc.runs.study import Report, Study
+from isounc.runs.study import Study
 from isounc.studies.agreement.cell import evaluate
-from isounc.studies.agreement.settings import PRESETS, Settings, check, plan
-
-
-def report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run."""
-    # It imports Matplotlib, which workers do not need.
-    from isounc.studies.agreement.report import make_report
-
-    return make_report(folder, settings)
-
+from isounc.studies.agreement.report import make_report
+from isounc.studies.agreement.settings import PRESETS, check, plan
 
 STUDY = Study(
     name="agreement",
@@ -46,7 +37,7 @@ STUDY = Study(
     check=check,
     plan=plan,
     evaluate=evaluate,
-    report=report,
+    report=make_report,
     # Records can be judged again at another level.
     views=("level",),
 )

@@ -20,10 +20,10 @@ from isounc.references import (
     linear_gaussian,
     logistic_by_quadrature,
 )
+from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.runs.provenance import provenance
-from isounc.runs.study import Say
 from isounc.sampling.posterior import sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.bank.settings import Settings

@@ -13,19 +13,10 @@ that was killed resumes when the same command is given again.
 
 from __future__ import annotations
 
-from isounc.runs.folder import RunFolder
-from isounc.runs.study import Report, Study
+from isounc.runs.study import Study
 from isounc.studies.bank.cell import evaluate
-from isounc.studies.bank.settings import PRESETS, Settings, check, plan
-
-
-def report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run."""
-    # It imports Matplotlib, which workers do not need.
-    from isounc.studies.bank.report import make_report
-
-    return make_report(folder, settings)
-
+from isounc.studies.bank.report import make_report
+from isounc.studies.bank.settings import PRESETS, check, plan
 
 STUDY = Study(
     name="bank",
@@ -35,5 +26,5 @@ STUDY = Study(
     check=check,
     plan=plan,
     evaluate=evaluate,
-    report=report,
+    report=make_report,
 )

@@ -10,9 +10,9 @@ import numpy as np
 
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
+from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.runs.study import Say
 from isounc.studies.calibration.geweke import geweke
 from isounc.studies.calibration.sbc import quantity_names, rank_batch
 from isounc.studies.calibration.settings import CASES, Case, Cell, Settings

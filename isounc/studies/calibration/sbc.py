@@ -30,10 +30,10 @@ from isounc.densities import Data
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling.chains import Progress
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.gate import Gate
 from isounc.sampling.posterior import sample_posteriors
+from isounc.sampling.run import Progress
 from isounc.sampling.settings import SamplerSettings
 
 FAULTS: dict[str, Callable[[int, float], tuple[np.ndarray, float]]] = {

@@ -16,19 +16,10 @@ its gate; all replications are ranked) and figures. A run that was killed resume
 
 from __future__ import annotations
 
-from isounc.runs.folder import RunFolder
-from isounc.runs.study import Report, Study
+from isounc.runs.study import Study
 from isounc.studies.calibration.cell import evaluate
-from isounc.studies.calibration.settings import PRESETS, Settings, check, plan
-
-
-def report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run."""
-    # It imports Matplotlib, which workers do not need.
-    from isounc.studies.calibration.report import make_report
-
-    return make_report(folder, settings)
-
+from isounc.studies.calibration.report import make_report
+from isounc.studies.calibration.settings import PRESETS, check, plan
 
 STUDY = Study(
     name="calibration",
@@ -38,5 +29,5 @@ STUDY = Study(
     check=check,
     plan=plan,
     evaluate=evaluate,
-    report=report,
+    report=make_report,
 )

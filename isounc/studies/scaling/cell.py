@@ -23,9 +23,9 @@ from isounc.estimates.estimators import estimator_names
 from isounc.fit import PointEstimate, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
+from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.runs.study import Say
 from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posteriors
 from isounc.studies.scaling.comparisons import compared, predictive_row, quantities

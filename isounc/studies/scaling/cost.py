@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from isounc.runs.executors import Batch, Group
-from isounc.sampling import smc
+from isounc.sampling.drivers import DRIVERS
 from isounc.studies.scaling.cell import cell_model, cell_problem
 from isounc.studies.scaling.settings import Cell, Settings, seed_batches
 
@@ -15,8 +15,6 @@ SECONDS_PER_TERM = 1.5e-9
 """Seconds per parameter, example and gradient."""
 SECONDS_PER_CALL = 2e-5
 """Seconds per gradient, whatever its size."""
-TEMPERATURES = 8
-"""tempered_smc: number of temperatures for xor at width 2."""
 
 
 class Cost(NamedTuple):
@@ -51,10 +49,8 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     sampler = settings.sampling
     # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
     steps = 13 if problem.noise_sd is None else 20
-    transitions = sampler.num_draws + sampler.num_warmup
-    if sampler.sampler == smc.NAME:
-        transitions = TEMPERATURES * sampler.num_mutations * sampler.num_draws
-    calls = transitions * steps
+    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
@@ -65,8 +61,6 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
         4 * values * problem.num_columns
         + 4 * model.num_params * settings.n * chains
         + 6 * model.num_params**2
+        + len(cells) * forecast.num_floats
     )
-    if sampler.sampler == smc.NAME:
-        # Particles and gradients, twice while they are resampled.
-        floats += 4 * sampler.num_draws * chains * model.num_params
     return Cost(sampling + estimating, 4 * floats / 2**20)

@@ -13,20 +13,11 @@ killed resumes when the same command is given again.
 
 from __future__ import annotations
 
-from isounc.runs.folder import RunFolder
-from isounc.runs.study import Report, Study
+from isounc.runs.study import Study
 from isounc.studies.scaling.cell import evaluate
 from isounc.studies.scaling.cost import plan
-from isounc.studies.scaling.settings import PRESETS, Settings, check
-
-
-def report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run."""
-    # It imports Matplotlib, which workers do not need.
-    from isounc.studies.scaling.report import make_report
-
-    return make_report(folder, settings)
-
+from isounc.studies.scaling.report import make_report
+from isounc.studies.scaling.settings import PRESETS, check
 
 STUDY = Study(
     name="scaling",
@@ -36,7 +27,7 @@ STUDY = Study(
     check=check,
     plan=plan,
     evaluate=evaluate,
-    report=report,
+    report=make_report,
     # A single worker is a process of its own as well, so that numbers do not depend on how many there are.
     executor="processes",
 )

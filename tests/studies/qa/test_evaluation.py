@@ -12,12 +12,13 @@ from sklearn.metrics import roc_auc_score
 
 from isounc.llm.answers.logistic import LogisticSettings
 from isounc.llm.answers.score_table import make_score_table
+from isounc.llm.answers.scores import ScoreInfo
 from isounc.studies.qa import evaluation
 from isounc.studies.qa import ranking as resampling
 from isounc.studies.qa.evaluation import (
     BootstrapSettings,
     correlations,
-    evaluate,
+    evaluate_scores,
     paired_tests,
 )
 from isounc.studies.qa.ranking import draw_weights, p_value, ranking, spearman
@@ -30,17 +31,23 @@ def test_one_class_is_undefined_with_a_reason():
     for wrong in (np.zeros(5, bool), np.ones(5, bool)):
         found = ranking(np.arange(5.0), wrong, draw_weights(5, 3, seed=0))
         assert all(np.isnan(column).all() for column in found)
-    (row,) = evaluate(make_score_table({"u": np.arange(5.0)}, np.ones(5)), settings=FEW)
+    (row,) = evaluate_scores(make_score_table({"u": np.arange(5.0)}, np.ones(5)), settings=FEW)
     assert row["reason"] == "one class only: all 5 answers are right"
     assert row["auroc"] is row["aurc_low"] is row["prr_se"] is None
-    (row,) = evaluate(
-        make_score_table({"u": np.full(5, np.nan)}, [0, 1, 0, 1, 1], reasons={"u": "no tokens"}),
+    (row,) = evaluate_scores(
+        make_score_table(
+            {"u": np.full(5, np.nan)},
+            [0, 1, 0, 1, 1],
+            scores=[ScoreInfo(family="u", why_undefined="no tokens")],
+        ),
         settings=FEW,
     )
     assert row["num_questions"] == 0 and row["num_undefined"] == 5
     assert row["reason"] == "no question where u is defined; 5 undefined: no tokens"
     # One wrong answer is missing from a third of the resamples: a value, but no interval.
-    (row,) = evaluate(make_score_table({"u": np.arange(9.0)}, np.arange(9) < 8), settings=FEW)
+    (row,) = evaluate_scores(
+        make_score_table({"u": np.arange(9.0)}, np.arange(9) < 8), settings=FEW
+    )
     assert (
         row["auroc"] == 1
         and row["auroc_low"] is None
@@ -50,10 +57,9 @@ def test_one_class_is_undefined_with_a_reason():
 
 def test_intervals_are_the_percentiles_of_a_loop():
     _, wrong, fine, tied = sample(80)
-    rows = evaluate(
-        make_score_table({"fine": fine, "sure": -tied}, ~wrong, higher_is_certain=["sure"]),
-        settings=FEW,
-    )
+    sure = ScoreInfo(family="sure", higher_is_certain=True)
+    table = make_score_table({"fine": fine, "sure": -tied}, ~wrong, scores=[sure])
+    rows = evaluate_scores(table, settings=FEW)
     weights = draw_weights(80, 60, seed=1)
     for row, u in zip(rows, (fine, tied), strict=True):
         resampled = [roc_auc_score(wrong, u, sample_weight=w) for w in weights[1:]]
@@ -68,10 +74,8 @@ def test_intervals_are_the_percentiles_of_a_loop():
 
 def test_few_defined_values_are_in_few_resamples():
     values = np.r_[0.0, 1.0, 2.0, np.full(200, np.nan)]
-    scores = make_score_table(
-        {"u": values, "v": values**2}, np.arange(203) % 2, reasons={"u": "r", "v": "r"}
-    )
-    row, _ = evaluate(scores, settings=FEW)
+    scores = make_score_table({"u": values, "v": values**2}, np.arange(203) % 2)
+    row, _ = evaluate_scores(scores, settings=FEW)
     assert row["auroc"] == 0.5 and row["auroc_low"] is None and "no interval" in row["reason"]
     (pair,) = correlations(scores, settings=FEW)
     assert pair["spearman"] == pytest.approx(1) and "no interval" in pair["reason"]
@@ -82,9 +86,11 @@ def test_undefined_values_are_left_out_and_counted():
     holed = fine.copy()
     holed[::3] = np.nan
     scores = make_score_table(
-        {"holed": holed, "tied": tied}, ~wrong, reasons={"holed": "empty answer"}
+        {"holed": holed, "tied": tied},
+        ~wrong,
+        scores=[ScoreInfo(family="holed", why_undefined="empty answer")],
     )
-    first, second = evaluate(scores, settings=FEW)
+    first, second = evaluate_scores(scores, settings=FEW)
     kept = ~np.isnan(holed)
     assert first["auroc"] == pytest.approx(roc_auc_score(wrong[kept], fine[kept]))
     assert (first["num_questions"], first["num_undefined"]) == (66, 34)
@@ -128,7 +134,7 @@ def test_paired_test_is_the_loop_and_uses_the_pairing():
     below, above = (resampled <= 0).sum(), (resampled >= 0).sum()
     assert rows["near"]["p"] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 61))
     # Of two scores that nearly agree the difference is known far better than either.
-    (alone,) = [r for r in evaluate(scores, settings=FEW) if r["score"] == "near"]
+    (alone,) = [r for r in evaluate_scores(scores, settings=FEW) if r["score"] == "near"]
     assert rows["near"]["gain_se"] < alone["auroc_se"] / 3
     assert (rows["same"]["gain"], rows["same"]["p"]) == (0, 1)
     assert rows["noise"]["p"] == pytest.approx(2 / 61) and rows["noise"]["gain"] < 0
@@ -203,7 +209,10 @@ def test_correlation_rows():
         "short": np.where(np.arange(60) < 2, fine, np.nan),
     }
     rows = correlations(
-        make_score_table(values, ~wrong, higher_is_certain=["certain"]), settings=FEW
+        make_score_table(
+            values, ~wrong, scores=[ScoreInfo(family="certain", higher_is_certain=True)]
+        ),
+        settings=FEW,
     )
     by_pair = {(row["score"], row["other"]): row for row in rows}
     assert len(rows) == 6
@@ -224,7 +233,7 @@ def test_rows_are_rows_of_a_table():
     _, wrong, fine, tied = sample(60)
     scores = make_score_table({"fine": fine, "tied": tied}, ~wrong)
     tables = [
-        evaluate(scores, settings=FEW),
+        evaluate_scores(scores, settings=FEW),
         paired_tests(scores, "tied", settings=FEW),
         correlations(scores, settings=FEW),
     ]
@@ -235,6 +244,6 @@ def test_rows_are_rows_of_a_table():
             assert all(value is None or type(value) in (int, float, str) for value in row.values())
             assert not any(value != value for value in row.values())
     # The same seed, the same numbers.
-    assert evaluate(scores, settings=FEW) == tables[0]
-    assert evaluate(scores, settings=BootstrapSettings(200, seed=2)) != tables[0]
+    assert evaluate_scores(scores, settings=FEW) == tables[0]
+    assert evaluate_scores(scores, settings=BootstrapSettings(200, seed=2)) != tables[0]
     assert resampling.BLOCK < 60, "so that these tests go through more than one block"

@@ -16,14 +16,22 @@ import tokenizers
 from isounc.llm import load_model
 from isounc.llm.answers import measure as measure_module
 from isounc.llm.answers import prompts
-from isounc.llm.answers.measure import MeasureSettings, _up_to, measure
+from isounc.llm.answers.answer import from_record, to_record
+from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.measure import (
+    AskedQuestion,
+    MeasureSettings,
+    _tokens_of_text,
+    measure,
+)
 from isounc.llm.answers.question import Question
-from isounc.llm.answers.scores import ScoreSettings, score_table
+from isounc.llm.answers.score_table import score_answers
+from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.model.config import from_huggingface
 from isounc.runs.folder import RunFolder
-from isounc.studies.qa import figures, tasks
-from isounc.studies.qa.evaluation import BootstrapSettings, evaluate
-from isounc.studies.qa.scored_answers import Part
+from isounc.studies.qa import figures, report, tasks
+from isounc.studies.qa.evaluation import BootstrapSettings, evaluate_scores
+from isounc.studies.qa.scored_answers import ScoredAnswers
 from isounc.studies.qa.tables import auroc_table
 
 ROOT = Path(__file__).parents[3]
@@ -173,11 +181,37 @@ def test_tables_figures_and_report(finished):
     assert info["models"]["tiny"]["sha256"] and info["questions"]["triviaqa"]["rows_read"] == 12
 
 
+def test_records_hold_answers_and_nothing_else(finished):
+    out, _ = finished
+    for record in RunFolder.load(out).records():
+        assert json.dumps(to_record(from_record(record.meta))) == json.dumps(record.meta)
+
+
+def test_a_score_from_outside_stands_in_every_table(finished, settings, tmp_path):
+    """A baseline is compared with the isotropic scores, and has its line in the report."""
+    out, _ = finished
+    shutil.copytree(out, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run", RunFolder.load(out).settings)
+    names = {("tiny", "triviaqa"): [n for n in folder.names() if "triviaqa" in n]}
+    tokens = Score(
+        family="prompt_length",
+        is_baseline=True,
+        values=score_of_each(lambda answer: answer.num_prompt_tokens),
+    )
+    report.make(folder, names, scores=settings.scores, bootstrap=settings.bootstrap, more=[tokens])
+    for file in ("results.csv", "tests.csv", "correlations.csv"):
+        assert "prompt_length" in (folder.path / file).read_text(), file
+    assert any(
+        line.startswith("| prompt\\_length |")
+        for line in (folder.path / "report.md").read_text().splitlines()
+    )
+
+
 def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
     """Choices, P(True) and samples of one question, each from a plain forward pass."""
     out, _ = finished
     model = load_model(checkpoint)
-    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=10).asked[0]
+    asked = tasks.make_task("truthfulqa_mc1", str(data), num_questions=10).asked[0]
     meta = RunFolder.load(out).read(tasks.record_name("tiny", asked)).meta
 
     def log_prob(prompt, answer):
@@ -207,7 +241,7 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
 
 
 def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
-    asked = tasks.make_questions("triviaqa_pairs", str(data), num_questions=12).asked
+    asked = tasks.make_task("triviaqa_pairs", str(data), num_questions=12).asked
     assert len(asked) == 12
     for one in asked:
         a, b = (
@@ -221,7 +255,7 @@ def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
 
 
 def test_examples_are_not_evaluated(data):
-    found = tasks.make_questions("triviaqa", str(data), num_questions=100, num_examples=3)
+    found = tasks.make_task("triviaqa", str(data), num_questions=100, num_examples=3)
     assert len(found.asked) == 9
     head = found.asked[0].prompt.text.rsplit("Q:", 1)[0]
     assert head.count("Q:") == 3
@@ -329,36 +363,36 @@ def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
     out, _ = finished
     folder = RunFolder.load(out)
     names = [n for n in folder.names() if "truthfulqa_mc1" in n]
-    measured = [folder.read(name).meta for name in names]
-    for one, right in zip(measured, [True, *[False] * 9], strict=True):
-        one["correct"] = right
-    table = score_table(measured, settings.scores)
-    rows = [
-        {"model": "m", "benchmark": "b"} | r for r in evaluate(table, settings=settings.bootstrap)
+    answers = [
+        dataclasses.replace(from_record(folder.read(name).meta), correct=i == 0)
+        for i, name in enumerate(names)
     ]
-    assert any(r["auroc"] is not None and r["auroc_low"] is None for r in rows)
-    part = Part("m", "b", "choice", measured, table)
-    assert "(no interval)" in str(auroc_table([part], rows).rows)
-    figures.draw(out / "few", [part], rows)
+    table = score_answers(answers, settings.scores)
+    scored = ScoredAnswers("m", "b", "choice", answers, table)
+    rows = [scored.key | row for row in evaluate_scores(table, settings=settings.bootstrap)]
+    assert any(row["auroc"] is not None and row["auroc_low"] is None for row in rows)
+    assert "(no interval)" in str(auroc_table([scored], rows).rows)
+    figures.draw(out / "few", [scored], rows)
 
 
 def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
     """The others of its batch are measured all the same."""
     model = load_model(checkpoint)
-    asked = tasks.make_questions("triviaqa", str(data), num_questions=4, num_examples=1).asked
+    asked = tasks.make_task("triviaqa", str(data), num_questions=4, num_examples=1).asked
     settings = MeasureSettings(num_samples=1, max_new_tokens=2, batch_size=4)
     tokens = model.tokenizer.encode(" 4")
     written = [(" 4".strip(), tokens)] * 4
-    monkeypatch.setattr(measure_module, "_written", lambda *_: [("", []), *written[1:]])
+    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: [("", []), *written[1:]])
     first, *others = measure(model, asked, settings)
-    assert first["answer"] == "" and first["correct"] is False
-    assert first["reasons"] == ["the answer is empty"] and first["p_true"] is None
-    monkeypatch.setattr(measure_module, "_written", lambda *_: written)
+    assert first.text == "" and first.correct is False
+    assert first.reasons == ("the answer is empty",) and first.self_assessment.p_true is None
+    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: written)
     _, *same = measure(model, asked, settings)
     for one, other in zip(others, same, strict=True):
-        assert one["log_odds"]["sequence"] == pytest.approx(other["log_odds"]["sequence"], rel=1e-4)
-        assert one["p_true"]["true"] == pytest.approx(other["p_true"]["true"], rel=1e-4)
-    table = score_table([first, *others], ScoreSettings())
+        assert one.log_odds["sequence"] == pytest.approx(other.log_odds["sequence"], rel=1e-4)
+        true, right = (answer.self_assessment.p_true.true for answer in (one, other))
+        assert true == pytest.approx(right, rel=1e-4)
+    table = score_answers([first, *others], ScoreSettings())
     for values in (table.uncertainty["epistemic/sequence"], table.uncertainty["p_true"]):
         assert np.isnan(values).tolist() == [True, False, False, False]
     assert table.wrong[0]
@@ -373,20 +407,21 @@ def test_asking_one_question(checkpoint, capsys, choices):
     )
     ask.main(settings)
     lines = capsys.readouterr().out.splitlines()
-    asked = tasks.Asked(
+    asked = AskedQuestion(
         Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),
         "mc1" if choices else "generated", judged=False,
     )  # fmt: skip
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
     (found,) = measure(load_model(checkpoint), [asked], ours)
-    if not found["answer"]:
+    if not found.text:
         assert "A: (nothing)" in lines
         return
     (shown,) = (line for line in lines if line.startswith("A:"))
-    assert shown.removeprefix("A:").strip() == found["answer"]
-    assert not choices or found["answer"] in choices
+    assert shown.removeprefix("A:").strip() == found.text
+    assert not choices or found.text in choices
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[1:2] != []}
-    odds = found["log_odds"]["sequence"]
+    odds = found.log_odds["sequence"]
+    assert odds is not None
     p = 1 / (1 + np.exp(-odds))
     assert float(rows["sequence"][0]) == pytest.approx(np.log(p), abs=0.006)
     assert float(rows["sequence"][1]) == pytest.approx(p * (1 - p), rel=6e-3)
@@ -397,19 +432,19 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
     """What follows in its line is neither judged nor measured."""
     model = load_model(checkpoint)
     tokens = model.tokenizer.encode(" 4. Q: What is 5?")
-    assert model.tokenizer.decode(_up_to(model, "4.", tokens)) == " 4."
-    assert _up_to(model, "4. Q: What is 5?", tokens) == tokens
+    assert model.tokenizer.decode(_tokens_of_text(model, "4.", tokens)) == " 4."
+    assert _tokens_of_text(model, "4. Q: What is 5?", tokens) == tokens
 
 
 def test_a_prompt_beyond_the_context(checkpoint, data):
     model = dataclasses.replace(load_model(checkpoint), context_length=20)
     for benchmark in ("truthfulqa_mc1", "triviaqa"):
-        asked = tasks.make_questions(benchmark, str(data), num_questions=1).asked
-        with pytest.raises(ValueError, match=r"context of 20 tokens.*those of .*-"):
+        asked = tasks.make_task(benchmark, str(data), num_questions=1).asked
+        with pytest.raises(ValueError, match=r"context of 20 tokens.*for question .*-"):
             measure(model, asked)
     # The question fits, but not the one about its answer.
-    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
+    asked = tasks.make_task("truthfulqa_mc1", str(data), num_questions=1).asked
     longest = len(model.tokenizer.encode(asked[0].prompt.text)) + 12
     model = dataclasses.replace(model, context_length=longest)
-    with pytest.raises(ValueError, match=r"prompt of p_true .*those of truthfulqa"):
+    with pytest.raises(ValueError, match=r"prompt of p_true .*for question truthfulqa"):
         measure(model, asked, MeasureSettings(num_samples=0))

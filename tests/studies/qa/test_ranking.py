@@ -7,9 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from isounc.studies.qa.evaluation import (
-    curves,
-)
+from isounc.studies.qa.curves import risk_coverage
 from isounc.studies.qa.ranking import draw_weights, estimated, p_value, ranking, spearman
 from tests.studies.qa.planted import sample
 
@@ -57,7 +55,7 @@ def test_statistics_by_hand():
     assert found.auroc[0] == pytest.approx(3 / 4)
     assert found.aurc[0] == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
     assert found.eaurc[0] == pytest.approx(found.aurc[0] - (1 / 3 + 2 / 4) / 4)
-    drawn = curves(u, wrong)
+    drawn = risk_coverage(u, wrong)
     np.testing.assert_allclose(drawn.coverage, [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(drawn.risk, [0, 1 / 2, 1 / 3, 1 / 2])
     np.testing.assert_allclose(drawn.best_risk, [0, 0, 1 / 3, 1 / 2])
@@ -71,7 +69,7 @@ def test_statistics_by_hand():
 def test_curves_integrate_to_the_statistics(which):
     values = sample(90)
     u, wrong = values[which], values[1]
-    found, drawn = ranking(u, wrong, np.ones((1, 90), int)), curves(u, wrong)
+    found, drawn = ranking(u, wrong, np.ones((1, 90), int)), risk_coverage(u, wrong)
     assert drawn.risk.mean() == pytest.approx(found.aurc[0])
     assert drawn.best_risk.mean() == pytest.approx(found.aurc[0] - found.eaurc[0])
     areas = [
@@ -79,8 +77,8 @@ def test_curves_integrate_to_the_statistics(which):
         for y in (drawn.random_errors, drawn.errors, drawn.best_errors)
     ]
     assert (areas[0] - areas[1]) / (areas[0] - areas[2]) == pytest.approx(found.prr[0])
-    with pytest.raises(ValueError, match="1 of 2 values are NaN"):
-        curves([1.0, np.nan], [True, False])
+    with pytest.raises(ValueError, match="NaN at 1 of 2 questions"):
+        risk_coverage(np.array([1.0, np.nan]), np.array([True, False]))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():

@@ -10,7 +10,6 @@ import re
 import pytest
 
 from isounc.__main__ import main
-from isounc.runs import figures
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile
 from isounc.runs.study import report_run
@@ -55,7 +54,7 @@ def quick_figures(plots, folder):
 
 def page_of(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw_plots", quick_figures)
+        patch.setattr("isounc.runs.study.draw_plots", quick_figures)
         report_run(STUDY, RunFolder.load(run.path, writable=True))
     return run.path / "report.html"
 
