@@ -19,34 +19,14 @@ from isounc.checks import check_array, check_choice, check_count, check_real
 from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
-    Estimator,
     Evidence,
-    GaussianLogit,
     Linearised,
     isotropic_rule,
-    register_estimator,
 )
 from isounc.estimates.grams import group_grams, output_grams
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
-
-__all__ = [
-    "ESTIMATORS",
-    "Estimate",
-    "Estimator",
-    "Evidence",
-    "GaussianLogit",
-    "Linearised",
-    "by_region",
-    "estimate",
-    "estimate_all",
-    "laplace",
-    "layer_rms",
-    "link_aware",
-    "posterior_averaged",
-    "register_estimator",
-]
 
 _NO_EVIDENCE = Evidence()
 

@@ -14,7 +14,14 @@ from isounc import densities
 from isounc.estimates import estimate as estimates
 from isounc.estimates import estimators
 from isounc.estimates.estimate import estimate, estimate_all, layer_rms
-from isounc.estimates.estimators import Estimate, Evidence, Linearised
+from isounc.estimates.estimators import (
+    ESTIMATORS,
+    Estimate,
+    Evidence,
+    Linearised,
+    estimator_names,
+    register_estimator,
+)
 from isounc.estimates.isotropic import isotropic
 from isounc.models import Model, make_model
 from isounc.problems import Problem
@@ -25,7 +32,7 @@ CLASSES = Model(2, 3, "categorical", width=3, parameterisation="fan_in")
 REGRESSION = Model(2, 1, "gaussian", width=3)
 MODELS = pytest.mark.parametrize("model", [BINARY, CLASSES, REGRESSION], ids=lambda m: m.likelihood)
 PRIOR_SD, NOISE_SD = 1.4, 0.3
-LINEARISED = tuple(n for n, rule in estimates.ESTIMATORS.items() if type(rule) is Linearised)
+LINEARISED = tuple(n for n in estimator_names("map") if type(ESTIMATORS[n]) is Linearised)
 
 
 def problem_of(model, n=9, seed=0):
@@ -546,7 +553,7 @@ def test_by_region_splits_concatenated_locations():
 
 
 def test_a_users_estimator_works_like_the_others(monkeypatch):
-    registry = dict(estimates.ESTIMATORS)
+    registry = dict(ESTIMATORS)
     for module in (estimates, estimators):
         monkeypatch.setattr(module, "ESTIMATORS", registry)
     case = setting(BINARY)
@@ -554,7 +561,7 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     def half_prior(model, theta, evidence, num_chains):
         return cov.Diagonal(0.5 * evidence.data.prior_sd)
 
-    estimates.register_estimator("half_prior", Linearised(half_prior, ("data",)))
+    register_estimator("half_prior", Linearised(half_prior, needs=("data",)))
     given = dict(problem=problem_of(BINARY), prior_sd=PRIOR_SD)
     got = estimate("half_prior", BINARY, case.X, case.theta, **given)
     expected = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=PRIOR_SD)
@@ -562,9 +569,13 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     with pytest.raises(ValueError, match=r"half_prior.*needs"):
         estimate("half_prior", BINARY, case.X, case.theta)
     for taken in ("half_prior", "isotropic", "posterior_averaged"):
-        with pytest.raises(ValueError, match=f"{taken}.*is taken.*overwrite"):
-            estimates.register_estimator(taken, Linearised(half_prior))
-    estimates.register_estimator("half_prior", estimates.ESTIMATORS["isotropic"], overwrite=True)
+        with pytest.raises(ValueError, match=f"{taken}.*is already registered.*overwrite=True"):
+            register_estimator(taken, Linearised(half_prior))
+    with pytest.raises(ValueError, match="estimator must be an Estimator, got <function"):
+        register_estimator("other", half_prior)
+    with pytest.raises(ValueError, match=r"needs must be one of data, .*did you mean 'draws'"):
+        Linearised(half_prior, needs=("drawn",))
+    register_estimator("half_prior", ESTIMATORS["isotropic"], overwrite=True)
     again = estimate("half_prior", BINARY, case.X, case.theta, **given)
     np.testing.assert_allclose(again.epistemic * PRIOR_SD**2 / 4, got.epistemic, rtol=1e-5)
 

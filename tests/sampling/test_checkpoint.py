@@ -111,5 +111,7 @@ def test_another_run_and_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must be a folder that is new, empty or of this run, got"):
         sampled(tmp_path / "else")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"must be a folder with a run\.json that can be read, got"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder with a run\.json that can be read, got"
+    ):
         sampled(tmp_path / "run")
