@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +20,12 @@ from isounc.fit import (
 )
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
+from tests.exact import load_exact
 
-EXACT = Path(__file__).resolve().parents[2] / "shared" / "exact"
 PRIOR_SD = 1.5
 KEY = jax.random.key(0)
 # Fewer starts and steps than the default: these problems are small.
 QUICK = MapSettings(num_restarts=3, adam_steps=100)
-
-
-def exact(name):
-    if not (EXACT / name).exists():
-        pytest.skip(f"needs the exact reference {name}, which is not in {EXACT}")
-    with np.load(EXACT / name, allow_pickle=False) as archive:
-        return dict(archive)
 
 
 def binary(seed=0, n=32):
@@ -107,7 +98,7 @@ def test_logistic_regression_agrees_with_scipy(problem):
 
 @pytest.mark.parametrize("name", ["logistic_2d.npz", "softmax_1d.npz"])
 def test_map_and_hessian_of_the_exact_references(name):
-    reference = exact(name)
+    reference = load_exact(name)
     problem = Problem.from_arrays(reference["X"], reference["y"])
     model = make_model(problem, depth=0, parameterisation="standard")
     prior_sd = float(reference["prior_sd"])
@@ -243,6 +234,8 @@ def test_what_does_not_fit_together_is_refused(problem, model):
         fit_map(regression, model, prior_sd=1.0, key=KEY)
     with pytest.raises(ValueError, match=r"X of one shape; got \(32, 2\) and \(9, 2\)"):
         fit_maps([problem, binary(n=9)], model, prior_sd=1.0, keys=[KEY, KEY])
+    with pytest.raises(ValueError, match=r"settings must be .*got both \(num_restarts\)"):
+        fit_map(problem, model, prior_sd=1.0, key=KEY, settings=MapSettings(), num_restarts=2)
     with pytest.raises(ValueError, match="num_restarts must be an integer of at least 1"):
         MapSettings(num_restarts=0)
     with pytest.raises(ValueError, match="tolerance must be a positive"):
@@ -251,6 +244,8 @@ def test_what_does_not_fit_together_is_refused(problem, model):
         TrainSettings(minibatch=0)
     with pytest.raises(ValueError, match="learning_rate must be a positive"):
         TrainSettings(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"settings must be .*got both \(epochs\)"):
+        fit_trained(problem, model, key=KEY, settings=TrainSettings(), epochs=2)
 
 
 TRAIN = TrainSettings(epochs=50, minibatch=8)
@@ -259,6 +254,11 @@ TRAIN = TrainSettings(epochs=50, minibatch=8)
 @pytest.fixture(scope="module")
 def trained(problem, model):
     return fit_trained(problem, model, key=KEY, settings=TRAIN)
+
+
+def test_settings_by_keyword_are_those_given_as_a_whole(problem, model, trained):
+    by_keyword = fit_trained(problem, model, key=KEY, epochs=50, minibatch=8)
+    np.testing.assert_array_equal(by_keyword.theta, trained.theta)
 
 
 def test_training_reduces_the_loss(problem, model, trained):

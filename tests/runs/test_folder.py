@@ -19,8 +19,9 @@ import pytest
 
 from isounc.runs import files
 from isounc.runs.files import FORMAT_VERSION
-from isounc.runs.folder import RESULT_COLUMNS, DamagedRecordWarning, Record, RunFolder
+from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
 from isounc.runs.provenance import git_state, provenance
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 
 SETTINGS = {"preset": "quick", "widths": (2, 8), "posterior": {"num_draws": 100}, "workers": 1}
 

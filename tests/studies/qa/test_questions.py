@@ -6,7 +6,6 @@ import csv
 import json
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from isounc.studies.qa.questions import (
     why_not_false,
 )
 from isounc.studies.qa.selection import make_statements
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def write_csv(path, header, rows, **kwargs):
@@ -322,15 +319,16 @@ def test_hub_rows_become_those_of_the_files(monkeypatch):
         load_questions("truthfulqa", "hub")
 
 
-def shared(benchmark):
-    path = SHARED / ORIGINS[BENCHMARKS[benchmark][0]].file
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the published files are no part of the project")
-    return load_questions(benchmark, path)
+@pytest.fixture
+def published(shared):
+    """Questions of a benchmark by its name, from the published file."""
+    return lambda benchmark: load_questions(
+        benchmark, shared(f"data/{ORIGINS[BENCHMARKS[benchmark][0]].file}")
+    )
 
 
-def test_published_triviaqa():
-    loaded = shared("triviaqa")
+def test_published_triviaqa(published):
+    loaded = published("triviaqa")
     found = loaded.provenance
     assert found.rows_read == 3610 and found.rows_dropped == {"question repeated": 316}
     assert found.answers_dropped["false answer equals an alias"] == 1385
@@ -342,8 +340,8 @@ def test_published_triviaqa():
     assert len({q.id for q in loaded.questions}) == len(loaded) == 3610 - 316
 
 
-def test_published_natural_questions():
-    loaded = shared("natural_questions")
+def test_published_natural_questions(published):
+    loaded = published("natural_questions")
     assert loaded.provenance.rows_dropped == {"no alias left": 2}
     assert loaded.provenance.answers_dropped["false answer equals an alias"] == 253
     made = make_statements(loaded.questions)
@@ -352,8 +350,8 @@ def test_published_natural_questions():
     )
 
 
-def test_published_truthfulqa():
-    one, two, text = (shared(name) for name in ("truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa"))
+def test_published_truthfulqa(published):
+    one, two, text = map(published, ("truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa"))
     assert len(one) == len(two) == len(text) == 817
     assert text.provenance.answers_dropped["answer both true and false"] == 2
     assert all(sum(q.labels) == 1 for q in one.questions)

@@ -61,7 +61,7 @@ def test_transfer_refuses_and_gives_reasons():
     by_model = models({"a": (0, 1), "b": (0, 1)}, n=40)
     with pytest.raises(ValueError, match="two models or more"):
         transfer({"a": by_model["a"]}, ["u"])
-    with pytest.raises(ValueError, match=r"features \(of a\) must be one of u, other; got 'v'"):
+    with pytest.raises(ValueError, match=r"features \(of a\) must be one of u, other, got 'v'"):
         transfer(by_model, ["v"])
     by_model["b"] = make_score_table({"u": np.r_[np.nan, np.arange(9.0)]}, np.ones(10))
     first, second = transfer(by_model, ["u"], bootstrap=FEW)

@@ -10,6 +10,7 @@ import numpy as np
 from isounc.metrics import class_views
 from isounc.runs.folder import Record, RunFolder
 from isounc.statistics import compare
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 
 LIKELIHOODS = {
     **{name: ("bernoulli", 1, 2) for name in ("linear", "xor", "rings", "moons")},
@@ -52,8 +53,8 @@ def write_run(
     grid_size=21,
     **settings,
 ) -> RunFolder:
-    given = {"problems": problems, "widths": widths, "seeds": len(seeds), "out": "somewhere"}
-    run = RunFolder.open(path, {**given, **settings})
+    given = {"problems": problems, "widths": widths, "num_seeds": max(seeds) + 1}
+    run = RunFolder.open(path, {**given, **settings}, study="scaling")
     rows = []
     for problem in problems:
         for width in widths:
@@ -65,7 +66,7 @@ def write_run(
                 run.write(record)
                 rows += record.meta["rows"]
     if tables:
-        run.write_rows("results.csv", rows)
+        run.write_rows("results.csv", rows, RESULT_COLUMNS)
     run.write_info({"versions": {"jax": "0.0.1", "numpy": "0.0.2"}, "device": {"kind": "cpu"}})
     return run
 

@@ -1,0 +1,60 @@
+"""Tables that every report has: the settings of the run and what computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, Table
+
+
+def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Section:
+    """The last section of every page: settings, what computed the run, and what was not drawn."""
+    skipped = [f"{figure.name}: {figure.reason}" for figure in drawn if not figure.paths]
+    tables = (
+        settings_table(folder.settings, "Settings"),
+        settings_table(folder.read_info(), "Environment and checks"),
+        *([settings_table({"not drawn": skipped}, "Figures")] if skipped else []),
+    )
+    return Section("settings", "Settings and environment", (), (), tables)
+
+
+def table_of_rows(
+    title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], note: str = ""
+) -> Table:
+    """Some columns of the rows of a CSV table, as texts.
+
+    Parameters
+    ----------
+    columns
+        Headings by the name of the column.
+    """
+    texts = [tuple(_plain(row.get(column), ".4g") for column in columns) for row in rows]
+    return Table(title, tuple(columns.values()), texts, note)
+
+
+def settings_table(settings: Mapping[str, Any], title: str) -> Table:
+    """Nested settings or facts as names and values."""
+    rows = [(name, _plain(value)) for name, value in _flat(settings)]
+    return Table(title, ("name", "value"), rows, "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: Any, form: str = "g") -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and 1000 <= abs(value) < 1e7 and form != "g":
+        return f"{value:.0f}"
+    return format(value, form) if isinstance(value, float) else str(value)
