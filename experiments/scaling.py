@@ -26,10 +26,11 @@ from isounc.checks import check_choice, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.problems import PROBLEMS
 from isounc.runs.command import command, settings_of_run
-from isounc.runs.folder import RESULT_COLUMNS, RunFolder
+from isounc.runs.folder import RunFolder
 from isounc.runs.provenance import provenance
 from isounc.sampling.posterior import SamplerSettings
 from isounc.studies.scaling.cell import EvaluationSettings
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.paper import TABLE1
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
@@ -188,8 +189,8 @@ def run(settings: Settings) -> Path:
     )
     records = [folder.read(cell.name) for batch in batches for cell in batch]
     rows = [row for record in records if record for row in record.meta["rows"]]
-    folder.write_rows("results.csv", rows, RESULT_COLUMNS)
-    folder.write_rows("summary.csv", summarise(rows), SUMMARY_COLUMNS)
+    folder.write_table("results.csv", rows, RESULT_COLUMNS)
+    folder.write_table("summary.csv", summarise(rows), SUMMARY_COLUMNS)
     gates = [record.meta["gate"]["passed"] for record in records if record]
     folder.write_info(
         provenance()

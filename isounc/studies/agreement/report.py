@@ -50,10 +50,6 @@ SUMMARY_COLUMNS = tuple(
     "control num_cells num_compared num_disagree num_marked single_p_adjusted together_p_adjusted verdict "
     "expected".split()
 )
-TEXT = frozenset("control problem outcome region bounds total verdict expected".split()) | {
-    f"{side}_{name}" for side in ("isounc", "numpyro") for name in ("gate", "reasons")
-}
-"""Columns that stay text when a table is read."""
 
 TOTALS = ("level", "var_sum")
 Z_SHOWN = 8.0
@@ -220,10 +216,10 @@ def _judge(found: Findings, control: str, rows: Rows, regions: Rows, level: floa
 
 def write_tables(folder: RunFolder, found: Findings) -> None:
     """Write agreement.csv (cells), regions.csv, tests.csv and summary.csv."""
-    folder.write_rows("agreement.csv", found.cells, CELL_COLUMNS)
-    folder.write_rows("regions.csv", found.regions, REGION_COLUMNS)
-    folder.write_rows("tests.csv", found.tests, TEST_COLUMNS)
-    folder.write_rows("summary.csv", found.summary, SUMMARY_COLUMNS)
+    folder.write_table("agreement.csv", found.cells, CELL_COLUMNS)
+    folder.write_table("regions.csv", found.regions, REGION_COLUMNS)
+    folder.write_table("tests.csv", found.tests, TEST_COLUMNS)
+    folder.write_table("summary.csv", found.summary, SUMMARY_COLUMNS)
 
 
 def write_figures(folder: RunFolder, found: Findings, *, level: float) -> None:

@@ -162,10 +162,10 @@ def _add_verdicts(rows: Rows, level: float) -> None:
 
 def write_tables(folder: RunFolder, found: Findings) -> None:
     """Write sbc.csv, geweke.csv, gates.csv and summary.csv."""
-    folder.write_rows("sbc.csv", found.sbc, SBC_COLUMNS)
-    folder.write_rows("geweke.csv", found.geweke, GEWEKE_COLUMNS)
-    folder.write_rows("gates.csv", found.gates, GATE_COLUMNS)
-    folder.write_rows("summary.csv", found.summary, SUMMARY_COLUMNS)
+    folder.write_table("sbc.csv", found.sbc, SBC_COLUMNS)
+    folder.write_table("geweke.csv", found.geweke, GEWEKE_COLUMNS)
+    folder.write_table("gates.csv", found.gates, GATE_COLUMNS)
+    folder.write_table("summary.csv", found.summary, SUMMARY_COLUMNS)
 
 
 def write_figures(

@@ -100,7 +100,7 @@ def make(
         parts.append(Part(model, benchmark, estimand, measured, table))
     tables = _tables(parts, bootstrap)
     for name, (rows, columns) in tables.items():
-        folder.write_rows(f"{name}.csv", rows, columns)
+        folder.write_table(f"{name}.csv", rows, columns)
     rows = {name: found for name, (found, _) in tables.items()}
     with warnings.catch_warnings():
         # Few questions give intervals whose bars touch; that is what they show.

@@ -60,7 +60,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
     headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]
-    info = results.run.read_info()
+    info = {k: v for k, v in results.run.read_info().items() if k != "text_columns"}
     skipped = [f"{figure.name}: {figure.reason}" for figure in drawn if not figure.paths]
     about = settings_table({"rows from": results.source, "not drawn": skipped}, "This report")
     sections = [
@@ -105,7 +105,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
 
 
 def _overview(results: Results) -> tuple[str, ...]:
-    if not results.rows and not results.cells:
+    if results.rows.empty and not results.cells:
         return ("The run holds no results yet.",)
     lines = [
         f"How well estimates of predictive uncertainty agree with MCMC, for {len(results.setups)} "

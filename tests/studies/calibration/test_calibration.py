@@ -319,19 +319,18 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
     out = experiment.run(settings)
     assert calls == ["none", "none", "prior", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
-    text = ("sampler", "case", "control", "verdict", "sbc", "geweke", "expected", "reasons")
-    summary = folder.read_rows("summary.csv", text_columns=text)
-    assert [(r["control"], r["sbc"], r["expected"]) for r in summary] == [
-        ("none", "PASS", "PASS"),
-        ("prior", "FAIL", "FAIL"),
+    summary = folder.summary
+    assert summary[["control", "sbc", "expected"]].to_numpy().tolist() == [
+        ["none", "PASS", "PASS"],
+        ["prior", "FAIL", "FAIL"],
     ]
-    sbc = folder.read_rows("sbc.csv", text_columns=text)
-    assert len(sbc) == 12 and {r["num_replications"] for r in sbc} == {40}
-    assert len(folder.read_rows("geweke.csv", text_columns=text)) == 24
+    sbc = folder.read_table("sbc.csv")
+    assert len(sbc) == 12 and set(sbc["num_replications"]) == {40}
+    assert len(folder.read_table("geweke.csv")) == 24
     # 400 draws a chain are too few for the gate's R-hat: every failure is listed, all 40 are ranked.
-    gates = folder.read_rows("gates.csv", text_columns=text)
-    assert len(gates) == sum(r["num_failed_gate"] for r in summary) > 0
-    assert all(r["reasons"] for r in gates)
+    gates = folder.read_table("gates.csv")
+    assert len(gates) == summary["num_failed_gate"].sum() > 0
+    assert gates["reasons"].notna().all()
     figures = {path.name for path in (out / "figures").glob("*.png")}
     assert figures == {
         "sbc-hmc-logistic-none.png", "sbc-hmc-logistic-prior.png", "geweke-hmc.png",

@@ -10,6 +10,7 @@ import numpy as np
 from isounc.metrics import class_views
 from isounc.runs.folder import Record, RunFolder
 from isounc.statistics import compare
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 
 LIKELIHOODS = {
     **{name: ("bernoulli", 1, 2) for name in ("linear", "xor", "rings", "moons")},
@@ -65,7 +66,7 @@ def write_run(
                 run.write(record)
                 rows += record.meta["rows"]
     if tables:
-        run.write_rows("results.csv", rows)
+        run.write_table("results.csv", rows, RESULT_COLUMNS)
     run.write_info({"versions": {"jax": "0.0.1", "numpy": "0.0.2"}, "device": {"kind": "cpu"}})
     return run
 

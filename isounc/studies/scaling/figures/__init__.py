@@ -67,7 +67,7 @@ def draw_figures(run: RunFolder | Results) -> list[FigureFile]:
 
 def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure]]]:
     """Name, kind, caption and drawing function of every figure that a run may have."""
-    if results.rows:
+    if len(results.rows):
         regions = results.values("region")
         points = [p for p in results.values("point") if p != "posterior"]
         caption = (
