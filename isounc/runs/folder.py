@@ -264,10 +264,10 @@ class RunFolder:
         _check_name(name, _TABLE, "table name", "such as results.csv")
         data, text_columns = files.table_bytes(rows, columns, name=name)
         with locked(self.path, create=True):
-            info = self.read_info()
-            info["text_columns"] = {**info.get("text_columns", {}), name: text_columns}
-            contents = {self.path / name: data, self.path / "info.json": _info_bytes(info)}
-            files.write_atomic(contents, name)
+            described = self._read_description()
+            described["text_columns"][name] = text_columns
+            content = files.json_bytes(files.encode(described, "info.json"))
+            files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
 
     def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
         """Read a table, each column with its type; empty cells are NA.
@@ -295,30 +295,40 @@ class RunFolder:
             data = (self.path / name).read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
-        noted = self.read_info().get("text_columns", {}).get(name, [])
+        noted = self._read_description()["text_columns"].get(name, [])
         return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 
     def write_info(self, info: Mapping[str, Any]) -> None:
-        """Merge into ``info.json``: top-level keys given here replace those of the same name."""
+        """Merge into `info.json`: top-level keys given here replace those of the same name."""
         self._require_writable()
+        new = files.encode(dict(info), "info")
         with locked(self.path, create=True):
-            content = _info_bytes({**self.read_info(), **info})
-            files.write_atomic({self.path / "info.json": content}, "info.json")
+            described = files.encode(self._read_description(), "info.json")
+            described["info"] |= new
+            content = {self.path / "info.json": files.json_bytes(described)}
+            files.write_atomic(content, "info.json")
 
     def read_info(self) -> dict[str, Any]:
         """Read what `write_info` gathered; empty, with a warning, where the file is damaged."""
+        return self._read_description()["info"]
+
+    def _read_description(self) -> dict[str, dict[str, Any]]:
+        """Content of `info.json`: what `write_info` gathered, and the text columns of each table."""
+        described = {"info": {}, "text_columns": {}}
         try:
             content = (self.path / "info.json").read_bytes()
-            info = files.parse_json(content, f"{self.path / 'info.json'}")["info"]
-            if isinstance(info, dict):
-                return files.decode(info)
+            payload = files.parse_json(content, f"{self.path / 'info.json'}")
+            for key in described:
+                stored = payload.get(key, {})
+                if not isinstance(stored, dict):
+                    raise Damaged(f"its {key} is no object")
+                described[key] |= files.decode(stored)
         except FileNotFoundError:
-            return {}
-        except (Damaged, KeyError):
             pass
-        message = f"info.json of {self.path} is damaged; going on without what it said"
-        warnings.warn(message, DamagedRecordWarning, stacklevel=2)
-        return {}
+        except Damaged:
+            message = f"info.json of {self.path} is damaged; going on without what it said"
+            warnings.warn(message, DamagedRecordWarning, stacklevel=3)
+        return described
 
     def _require_writable(self) -> None:
         if not self.writable:
@@ -365,10 +375,6 @@ class RunFolder:
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(half, place / (stem + half.suffix))
         return f"cells/damaged/{stem}"
-
-
-def _info_bytes(info: Mapping[str, Any]) -> bytes:
-    return files.json_bytes({"info": files.encode(dict(info), "info")})
 
 
 def _load_settings(path: Path) -> dict[str, Any]:

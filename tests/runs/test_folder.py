@@ -677,17 +677,26 @@ def test_tables_come_back_with_types(run):
 def test_text_columns_are_those_that_held_text_or_are_said_to(run):
     rows = [{"x": -3, "name": "1", "code": "07"}, {"x": -1, "name": "1_000", "code": "08"}]
     run.write_table("summary.csv", rows, ["x", "name", "code"])
-    assert run.read_info() == {"text_columns": {"summary.csv": ["name", "code"]}}
     assert run.summary.to_dict("records") == rows
     run.write_table("other.csv", [], ["x"])
     assert run.read_table("other.csv").empty
-    assert list(run.read_info()["text_columns"]) == ["summary.csv", "other.csv"]
+    run.write_info({"more": 1})
+    assert run.summary.to_dict("records") == rows
+    assert run.read_info() == {"more": 1}
     # A run of before has no note of it.
     (run.path / "info.json").unlink()
     assert run.summary["code"].tolist() == [7, 8]
     assert run.summary["name"].tolist() == ["1", "1_000"]
     told = run.read_table("summary.csv", text_columns=("code", "gone"))
     assert told["code"].tolist() == ["07", "08"]
+
+
+def test_a_run_of_before_is_read():
+    run = isounc.runs.load(Path(__file__).parents[2] / "results" / "standard")
+    assert run.settings["preset"] == "standard"
+    for table in (run.results, run.summary):
+        assert {"1", "trace", "f"} < set(table["class"])
+        assert table["width"].max() == 256 and table.dtypes["width"] == "Int64"
 
 
 def test_rows_that_do_not_fit_are_refused(run):
@@ -719,6 +728,10 @@ def test_info_is_merged(run):
     with pytest.warns(DamagedRecordWarning, match=r"info\.json"):
         run.write_info({"second": 2})
     assert run.read_info() == {"second": 2}
+    for damaged in ('{"format_version": 1, "info": [1]}', '{"format_version": 1, "info": "ab"}'):
+        (run.path / "info.json").write_text(damaged)
+        with pytest.warns(DamagedRecordWarning, match=r"info\.json"):
+            assert run.read_info() == {}
     (run.path / "info.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="newer"):
         run.write_info({"third": 3})

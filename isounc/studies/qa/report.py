@@ -19,7 +19,7 @@ import numpy as np
 from isounc.llm.answers.entailment import Same
 from isounc.llm.answers.scores import ScoreSettings, score_table
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import Section, write_page
+from isounc.runs.page import Section, settings_table, write_page
 from isounc.studies.qa import figures
 from isounc.studies.qa.combination import (
     GAIN_COLUMNS,
@@ -50,7 +50,6 @@ from isounc.studies.qa.tables import (
     transfer_table,
 )
 from isounc.studies.qa.tasks import FORMS
-from isounc.studies.scaling.tables import settings_table
 
 WHERE = ("model", "benchmark")
 ANSWER_COLUMNS = (

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section, write_page
+from isounc.runs.page import FigureFile, Section, settings_table, write_page
 from isounc.studies.scaling.figures import draw_figures
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.results import Results
@@ -28,7 +28,6 @@ from isounc.studies.scaling.tables import (
     paper_table,
     point_table,
     predictive_table,
-    settings_table,
     summary_table,
     trend_table,
     undefined_table,
@@ -60,7 +59,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
     headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]
-    info = {k: v for k, v in results.run.read_info().items() if k != "text_columns"}
+    info = results.run.read_info()
     skipped = [f"{figure.name}: {figure.reason}" for figure in drawn if not figure.paths]
     about = settings_table({"rows from": results.source, "not drawn": skipped}, "This report")
     sections = [

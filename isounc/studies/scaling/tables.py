@@ -257,12 +257,6 @@ def cost_table(results: Results) -> Table:
     )
 
 
-def settings_table(settings: Mapping[str, Any], title: str) -> Table:
-    """Nested settings or facts as names and values."""
-    rows = [(name, _plain(value)) for name, value in _flat(settings)]
-    return Table(title, ("name", "value"), rows, "")
-
-
 def summary_table(run: RunFolder | Results) -> str:
     """What an experiment prints at its end: `paper_table` as plain text, in at most 100 columns.
 
@@ -341,19 +335,3 @@ def _reasons(by_seed: Iterable[tuple[int, Sequence[str] | None]]) -> str:
         for reason in reasons or ():
             seeds.setdefault(str(reason), []).append(seed)
     return "; ".join(f"{why} (seed {', '.join(map(str, who))})" for why, who in seeds.items())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _plain(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value) or "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)

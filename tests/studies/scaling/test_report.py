@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile
+from isounc.runs.page import FigureFile, settings_table
 from isounc.statistics import trend
 from isounc.studies.scaling import report, tables
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
@@ -137,7 +137,7 @@ def test_page_can_be_found_one_s_way_in(parsed):
 def test_text_of_the_run_is_escaped(page, parsed):
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
-    assert "example.org/x.png&quot;" in text
+    assert "example.org/x.png&#34;" in text
     shown = "".join(parsed.text)
     assert HOSTILE in shown
     assert "a <b>run & co" in shown
@@ -314,7 +314,7 @@ def test_cost_table_adds_up(results):
 
 def test_settings_are_shown_whatever_they_are():
     settings = {"widths": [2, 4], "sampler": {"chains": 4, "more": {"x": 0.1}}, "none": None}
-    table = tables.settings_table(settings | {"empty": {}, "on": True}, "Settings")
+    table = settings_table(settings | {"empty": {}, "on": True}, "Settings")
     assert dict(table.rows) == {
         "widths": "2, 4", "sampler.chains": "4", "sampler.more.x": "0.1", "none": "-",
         "empty": "{}", "on": "True",
