@@ -25,15 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.lib import format as npy_format
 
 if TYPE_CHECKING:
     import pandas  # at run time where it is used: it takes a second to import
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; runs work there, for one process at a time
-    fcntl = None
 
 FORMAT_VERSION = 1
 TEMPORARY_PREFIX = ".tmp-"
@@ -245,28 +241,24 @@ def _cell_text(value: Any, where: str) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, create: bool) -> Iterator[bool]:
-    """Hold the folder's lock; yields False where there is none. The kernel frees it on a kill.
+    """Hold the folder's lock, waiting for whoever has it; the kernel frees it on a kill.
 
-    Not reentrant: taking it twice in one process waits for ever.
+    Yields False, and holds nothing, where the folder cannot be written, the file system has no
+    locks, or there is no lock file and `create` forbids to make one. A thread may take a lock again
+    that it holds.
     """
-    if fcntl is None:
-        yield False
-        return
-    try:
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        descriptor = os.open(folder / LOCK_NAME, flags, 0o666)
-    except OSError:  # a full disk or a folder that may not be written: writing will say so better
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = True
-        except OSError:
-            held = False
+    path = folder / LOCK_NAME
+    held = create or path.exists()
+    with contextlib.ExitStack() as stack:
+        if held:
+            # A singleton counts how often its thread has taken it. A preserved lock file never
+            # becomes the lock itself, which a kill would leave behind.
+            lock = FileLock(path, is_singleton=True, preserve_lock_file=True, poll_interval=0.01)
+            try:
+                stack.enter_context(lock)
+            except OSError:  # what cannot be locked cannot be written: that will say it better
+                held = False
         yield held
-    finally:
-        os.close(descriptor)
 
 
 def is_housekeeping(path: Path) -> bool:

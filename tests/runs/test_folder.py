@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -621,6 +622,81 @@ for step in range(15):
     assert [r.name for r in run.records()] == [*expected, "shared"]
     assert sorted(run.read_info()) == expected
     assert not (run.path / "cells" / "damaged").exists()
+
+
+LOCKER = """
+import sys, time
+from pathlib import Path
+from isounc.runs.files import locked
+
+print("ready", flush=True)
+with locked(Path(sys.argv[1]), create=True) as held:
+    print(held, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_lock_excludes_others_until_it_is_given_back(run):
+    with files.locked(run.path, create=True), files.locked(run.path, create=True) as again:
+        assert again, "a thread may take it twice"
+        child = start(LOCKER, run.path, 0)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+        run.write(make_record())
+    assert child.communicate()[0] == "True\n"
+    others = []
+    with files.locked(run.path, create=True):
+        thread = threading.Thread(target=lambda: others.append(run.write(make_record("b"))))
+        thread.start()
+        thread.join(timeout=0.2)
+        assert not others
+    thread.join()
+    assert run.names() == ["b", "moons-w8"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_kill_frees_the_lock(run):
+    child = start(LOCKER, run.path, 600)
+    assert child.stdout is not None
+    assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "True\n"]
+    child.kill()
+    child.communicate()
+    with files.locked(run.path, create=True) as held:
+        assert held
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs flock")
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_written_without(run, monkeypatch, code):
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (run.path / ".tmp-0123").write_text("of a process that may be alive")
+    again = RunFolder.open(run.path, SETTINGS)
+    again.write(make_record())
+    assert again.has("moons-w8")
+    assert (run.path / ".tmp-0123").exists()
+    assert not [name for name in files_below(run.path) if "lock" in name and name != ".lock"]
+
+
+def test_no_lock_is_made_where_nothing_may_be_written(run, monkeypatch):
+    (run.path / ".lock").unlink()
+    with files.locked(run.path, create=False) as held:
+        assert not held
+    assert not (run.path / ".lock").exists()
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with files.locked(run.path, create=True) as held:
+        assert not held
 
 
 # ---- tables, info, provenance
