@@ -31,8 +31,8 @@ from isounc.references import zscores
 from isounc.runs import style
 from isounc.runs.folder import RunFolder
 from isounc.runs.style import legend_below, region_look, styled
+from isounc.statistics import holm
 from isounc.studies.agreement.cell import Side, Totals
-from isounc.studies.calibration.uniformity import holm
 
 Rows = list[dict[str, Any]]
 

@@ -16,8 +16,9 @@ from scipy import stats
 
 from isounc.runs import style
 from isounc.runs.folder import RunFolder
+from isounc.statistics import holm
 from isounc.studies.calibration.figures import Scores, geweke_figure, rank_figure
-from isounc.studies.calibration.uniformity import holm, judge
+from isounc.studies.calibration.uniformity import judge
 
 Rows = list[dict[str, Any]]
 

@@ -21,6 +21,7 @@ from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.runs.folder import RunFolder
 from isounc.sampling.posterior import SamplerSettings
+from isounc.statistics import holm
 from isounc.studies.calibration import cell, uniformity
 from isounc.studies.calibration.cell import draw_replications, quantity_names, rank, rank_batch
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
@@ -28,7 +29,6 @@ from isounc.studies.calibration.uniformity import (
     ecdf_band,
     ecdf_difference,
     ecdf_p_value,
-    holm,
     judge,
 )
 
@@ -137,11 +137,6 @@ def test_bins_of_unequal_size_expect_their_share():
     counts, share = uniformity.rank_histogram(np.array([0, 1, 2, 9, 9]), 9, 4)
     np.testing.assert_array_equal(counts, [3, 0, 0, 2])
     np.testing.assert_allclose(share, [0.3, 0.2, 0.3, 0.2])
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
-    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
 
 
 @pytest.mark.parametrize(
