@@ -1,10 +1,11 @@
-"""Time and memory of the README's command on a fresh clone: nothing compiled, no environment, no run folder.
+"""Time and memory of the README's command on a fresh clone, without environment or compiled code.
 
     uv run benchmarks/fresh_clone.py                     # the quick preset
     uv run benchmarks/fresh_clone.py --test              # the tests
 
-The clone is made of HEAD, so commit first. uv's package cache is used as it is (downloads are not timed). Memory is
-the sum of the proportional set sizes of the command's processes, sampled twice a second (Linux).
+The clone is made of HEAD, so commit first. It uses uv's package cache, so that downloads are not
+timed. Memory is the sum of the proportional set sizes of the command's processes, sampled twice a
+second (Linux).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def tree_mebibytes(root: int) -> float:
-    """Proportional set size of a process and its descendants, in MiB."""
+    """Proportional set size in MiB of a process and its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -43,7 +44,7 @@ def tree_mebibytes(root: int) -> float:
 
 
 def main() -> None:
-    """Clone, run, report."""
+    """Clone the repository, run the command, and print its time and memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +58,7 @@ def main() -> None:
         clone = Path(folder) / "isounc"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "HOME": folder}
-        # A fresh home would also hide uv's downloads and Python: these two stay.
+        # A fresh home would also hide uv's downloads and its Python.
         cache = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True)
         environment["UV_CACHE_DIR"] = cache.stdout.strip()
         environment.pop("VIRTUAL_ENV", None)

@@ -1,25 +1,27 @@
-"""Time and memory of exact squared gradient norms against what else gives them, in one table and one figure.
+"""Time and memory of exact squared gradient norms beside other ways to get them.
 
-    uv run --group benchmarks benchmarks/gradnorm.py               # everything: about 20 minutes on two cores
+    uv run --group benchmarks benchmarks/gradnorm.py     # everything: 20 minutes on two cores
     uv run benchmarks/gradnorm.py --models mlp --widths 1024 --batches 1024
     uv run benchmarks/gradnorm.py --models decoder --batches 1 8
     uv run benchmarks/gradnorm.py --models mlp cnn --ways backward norms
-    uv run --group benchmarks --with torch --with backpack-for-pytorch --with opacus --with laplace-torch \
-        --with deltavar benchmarks/gradnorm.py --models mlp        # with the packages of PyTorch beside it
+    uv run --group benchmarks --with torch --with backpack-for-pytorch --with opacus \
+        --with laplace-torch --with deltavar benchmarks/gradnorm.py --models mlp     # and PyTorch
 
-Times are ratios to the forward pass of the same model on the same batch in the same process (PyTorch's to its own):
+Times are ratios to the forward pass of the same model on the same batch in the same process (for
+PyTorch, to its own forward pass):
 
     forward       f of every example
     backward      one gradient of the batch's mean
     norms         `value_and_sq_grad_norm`
-    vmap(grad)    every example's gradient, then its square sum
-    loop          one example's gradient after the other
-    matfree       an unbiased estimate of the norms from 16 random directions (matfree, where installed)
-    torch ...     PyTorch and its packages, where installed
+    vmap(grad)    the gradient of every example at once, then its sum of squares
+    loop          the gradient of one example after the other
+    matfree       an unbiased estimate from 16 random directions (if matfree is installed)
+    torch ...     PyTorch and its packages (if they are installed)
 
-They are the least of several runs, turn by turn, with compilation left out. Memory is measured in another process:
-what it held at most while the function ran beyond what it held before (Linux), and what XLA says that it reserves.
-The decoder has 135 million random parameters (30 layers of 576, tied embedding).
+Each time is the least of several runs, in which the ways take turns; compilation is left out.
+Memory is measured in a separate process: the most it held while the function ran, beyond what it
+held before (Linux), and what XLA reports that it reserves. The decoder has 135 million random
+parameters (30 layers of width 576, tied embedding).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from gradnorm_models import Job, Task, make_task
+from gradnorm_models import Job, Task, Timing, make_task
 from tqdm import tqdm
 
 from isounc.gradnorm import value_and_sq_grad_norm
@@ -47,30 +49,31 @@ from isounc.gradnorm import value_and_sq_grad_norm
 
 @dataclass
 class Options:
-    """What is measured."""
+    """Models, sizes and limits of the benchmark."""
 
     models: tuple[str, ...] = ("mlp", "cnn", "decoder")
-    """mlp, cnn, decoder."""
+    """Models to time: mlp, cnn, decoder."""
     ways: tuple[str, ...] = ()
-    """Only these ways (forward always); empty is all. The greedy ones slow the others down beside them."""
+    """Ways to time beside forward; empty for all. Those that fill memory slow the others down."""
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
     """Hidden units of the MLPs (three hidden layers)."""
     batches: tuple[int, ...] = (1, 8, 64, 1024, 4096)
-    """Examples; the decoder takes those up to 8."""
+    """Numbers of examples; the decoder takes those up to 8."""
     tokens: int = 64
     """Length of the decoder's sequences."""
     layers: int = 30
     """Layers of the decoder."""
     seconds: float = 6.0
-    """Runs of one task go on for about that long, two at least."""
+    """Seconds for which the runs of one task are repeated; there are at least two."""
     skip_above: float = 12.5
-    """GiB of gradients above which those who hold them all are left out."""
+    """GiB of gradients above which the ways that hold all of them are left out."""
     skip_work: float = 1e10
-    """Examples times parameters above which loops and matfree are left out (laplace-torch: a thousandth of it)."""
+    """Examples times parameters above which loop, matfree and deltavar are left out
+    (laplace-torch: above a thousandth of it)."""
     torch_batches: tuple[int, ...] = (1024,)
-    """Batches at which the MLPs are also run in PyTorch, where it is installed."""
+    """Numbers of examples at which the MLPs are also run in PyTorch, if it is installed."""
     memory: bool = True
-    """Also measure memory, in a process for each task."""
+    """Whether to measure memory too, in a process for each task."""
     out: Path = Path("runs/gradnorm")
     """Folder for the table and the figure."""
 
@@ -80,7 +83,7 @@ MATFREE_PROBES = 16
 
 
 def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
-    """Functions of (params, batch) to be timed."""
+    """Functions of (params, batch) that are timed."""
     f = task.f
 
     def sq(gradient):
@@ -89,7 +92,7 @@ def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
     def backward(params, batch):
         return jax.grad(lambda p: jax.vmap(f, (None, 0))(p, batch).mean())(params)
 
-    found = {
+    candidates = {
         "forward": jax.vmap(f, (None, 0)),
         "backward": backward,
         "norms": lambda params, batch: value_and_sq_grad_norm(f, in_axes=0)(params, batch)[1],
@@ -97,17 +100,17 @@ def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
     size = sum(leaf.size for leaf in jax.tree.leaves(task.params))
     num = len(task.batch)
     if num * size <= options.skip_work:
-        found["loop"] = lambda p, b: jax.lax.map(lambda x: sq(jax.grad(f)(p, x)), b)
+        candidates["loop"] = lambda p, b: jax.lax.map(lambda x: sq(jax.grad(f)(p, x)), b)
         if importlib.util.find_spec("matfree") and 4 * size * MATFREE_PROBES <= 2**30:
-            found["matfree"] = matfree_norms(f, task.params)
+            candidates["matfree"] = matfree_norms(f, task.params)
     if 4 * size * num <= options.skip_above * 2**30:
-        found["vmap(grad)"] = lambda p, b: jax.vmap(lambda x: sq(jax.grad(f)(p, x)))(b)
-    wanted = {"forward", *(options.ways or found)}
-    return {name: way for name, way in found.items() if name in wanted}
+        candidates["vmap(grad)"] = lambda p, b: jax.vmap(lambda x: sq(jax.grad(f)(p, x)))(b)
+    wanted = {"forward", *(options.ways or candidates)}
+    return {name: way for name, way in candidates.items() if name in wanted}
 
 
 def matfree_norms(f: Callable[..., jax.Array], params: Any) -> Callable[..., jax.Array]:
-    """E[(J v)^2] over random signs v, row by row of the Jacobian J of all examples."""
+    """Estimate E[(J v)^2] over random signs v, with the Jacobian J of all examples."""
     from matfree import stochtrace
 
     estimate = stochtrace.estimator_monte_carlo(
@@ -125,7 +128,7 @@ def matfree_norms(f: Callable[..., jax.Array], params: Any) -> Callable[..., jax
 
 
 def measure(job: Job, options: Options) -> list[dict[str, Any]]:
-    """Milliseconds of every way, and how far its norms are from the exact ones."""
+    """Time every way in turn, and compare its norms with the exact ones."""
     task = make_task(job, tokens=options.tokens, layers=options.layers)
     arguments = (task.params, task.batch)
     compiled = {
@@ -134,47 +137,60 @@ def measure(job: Job, options: Options) -> list[dict[str, Any]]:
     results = {name: jax.block_until_ready(run(*arguments)) for name, run in compiled.items()}
     exact = results.get("vmap(grad)", results.get("loop"))
     best = dict.fromkeys(compiled, np.inf)
-    begin, runs = time.perf_counter(), 0
-    # Turn by turn, so that a machine that slows down slows all of them.
-    while runs < 2 or (time.perf_counter() - begin < options.seconds and runs < 50):
+    begin, rounds = time.perf_counter(), 0
+    # In turns, so that a machine that slows down slows all of them.
+    while rounds < 2 or (time.perf_counter() - begin < options.seconds and rounds < 50):
         for name, run in compiled.items():
-            for _ in range(
-                2
-            ):  # the first may find the caches and the allocator as a greedier one left them
+            # Twice: the first run may find the caches as a way that fills memory left them.
+            for _ in range(2):
                 start = time.perf_counter()
                 jax.block_until_ready(run(*arguments))
                 best[name] = min(best[name], time.perf_counter() - start)
-        runs += 1
+        rounds += 1
     rows = []
     for name, run in compiled.items():
         error = None
         if exact is not None and name not in ("forward", "backward"):
-            found, truth = (np.asarray(norms, float) for norms in (results[name], exact))
-            error = float(np.sqrt(np.mean((found / truth - 1) ** 2)))
-        rows.append(
-            line(job, name, best[name], best["forward"], error)
-            | {"xla_mebibytes": round(run.memory_analysis().temp_size_in_bytes / 2**20, 1)}
-        )
+            norms, truth = (np.asarray(values, float) for values in (results[name], exact))
+            error = float(np.sqrt(np.mean((norms / truth - 1) ** 2)))
+        row = make_row(job, Timing(name, best[name], error), best["forward"])
+        if memory := run.memory_analysis():
+            row["xla_mebibytes"] = round(memory.temp_size_in_bytes / 2**20, 1)
+        rows.append(row)
     return rows
 
 
-def line(job: Job, way: str, seconds: float, forward: float, error: float | None) -> dict[str, Any]:
-    """A row of the table."""
+def make_row(job: Job, timing: Timing, forward: float) -> dict[str, Any]:
+    """Row of the table for one way; `forward` is the time of the forward pass in seconds."""
+    error = timing.relative_error
     return {
         "model": job.model,
         "width": job.width,
         "batch": job.batch,
-        "way": way,
-        "milliseconds": round(1e3 * seconds, 3),
-        "ratio": round(seconds / forward, 2),
+        "way": timing.way,
+        "milliseconds": round(1e3 * timing.seconds, 3),
+        "ratio": round(timing.seconds / forward, 2),
         "relative_error": None if error is None else float(f"{error:.2g}"),
         "xla_mebibytes": None,
         "peak_mebibytes": None,
     }
 
 
+def measure_in_torch(job: Job, options: Options) -> list[dict[str, Any]]:
+    """Time PyTorch and its packages on the same MLP; ratios are to PyTorch's forward pass."""
+    from gradnorm_torch import measure_torch
+
+    timings = measure_torch(
+        job,
+        seconds=options.seconds,
+        skip_above=options.skip_above,
+        skip_work=options.skip_work,
+    )
+    return [make_row(job, timing, timings[0].seconds) for timing in timings]
+
+
 def resident(field: str) -> float:
-    """VmRSS or VmHWM of this process, MiB."""
+    """VmRSS or VmHWM of this process in MiB."""
     for text in Path("/proc/self/status").read_text().splitlines():
         if text.startswith(field):
             return int(text.split()[1]) / 1024
@@ -182,30 +198,30 @@ def resident(field: str) -> float:
 
 
 def peaks(job: Job, options: Options) -> dict[str, float]:
-    """MiB that this process holds at most during the first run of each way, beyond what it held before."""
+    """Most MiB that this process holds in the first run of each way, beyond what it held before."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
     task = make_task(job, tokens=options.tokens, layers=options.layers)
-    found = {}
+    held = {}
     for name, way in ways(task, options).items():
         run = jax.jit(way).lower(task.params, task.batch).compile()
         jax.block_until_ready(task)
-        ctypes.CDLL(None).malloc_trim(0)  # what the way before has freed goes back to the system
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # returns what the way before has freed to the system
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = resident("VmRSS")
         jax.block_until_ready(run(task.params, task.batch))
-        found[name] = round(resident("VmHWM") - before, 2)
-    return found
+        held[name] = round(resident("VmHWM") - before, 2)
+    return held
 
 
-def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a fresh process, or None where the system killed it (for want of memory)."""
+def in_process(work: Callable[[Job, Options], Any], job: Job, options: Options) -> Any:
+    """Result of `work` in a fresh process, or None if the system killed it (for want of memory)."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(work, *arguments).result()
+            return pool.submit(work, job, options).result()
         except BrokenProcessPool:
-            tqdm.write(f"{work.__name__} of {arguments[0]} {arguments[2:]} was killed")
+            tqdm.write(f"{work.__name__} of {job} was killed")
             return None
 
 
@@ -215,70 +231,83 @@ STYLES = {
 }  # fmt: skip
 
 
+def figure_columns(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Title, column on the horizontal axis and rows for each column of the figure's panels."""
+
+    def rows_of(model: str, **values: int) -> list[dict[str, Any]]:
+        values_of_row = {"model": model} | values
+        return [row for row in rows if values_of_row.items() <= row.items()]
+
+    columns = []
+    widths = sorted({row["width"] for row in rows_of("mlp")})
+    batches = sorted({row["batch"] for row in rows_of("mlp")})
+    if len(widths) > 1:
+        batch = max([b for b in batches if b <= 1024], default=batches[0])
+        columns.append((f"MLP, {batch} examples", "width", rows_of("mlp", batch=batch)))
+    if widths:
+        width = max([w for w in widths if w <= 1024], default=widths[0])
+        columns.append((f"MLP, width {width}", "batch", rows_of("mlp", width=width)))
+    for model, title in (("cnn", "CNN"), ("decoder", "decoder, 135M")):
+        if rows_of(model):
+            columns.append((title, "batch", rows_of(model)))
+    return columns
+
+
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Ratio to the forward pass (above) and memory (below), a column a way to grow."""
+    """Draw the ratio to the forward pass and, where it was measured, the memory below it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    widths = sorted({r["width"] for r in rows if r["model"] == "mlp"})
-    batches = sorted({r["batch"] for r in rows if r["model"] == "mlp"})
-    columns: list[tuple[str, str, list[dict[str, Any]]]] = []
-    if len(widths) > 1:
-        most = max(b for b in batches if b <= 1024)
-        here = [r for r in rows if r["model"] == "mlp" and r["batch"] == most]
-        columns.append((f"MLP, {most} examples", "width", here))
-    if widths:
-        most = max([w for w in widths if w <= 1024], default=widths[0])
-        here = [r for r in rows if r["model"] == "mlp" and r["width"] == most]
-        columns.append((f"MLP, width {most}", "batch", here))
-    for model, title in (("cnn", "CNN"), ("decoder", "decoder, 135M")):
-        here = [r for r in rows if r["model"] == model]
-        if here:
-            columns.append((title, "batch", here))
+    columns = figure_columns(rows)
+    quantities = {"ratio": "time / forward pass", "peak_mebibytes": "memory while running, MiB"}
+    quantities = {q: label for q, label in quantities.items() if any(row[q] for row in rows)}
     fig, axes = pyplot.subplots(
-        2, len(columns), figsize=(3.1 * len(columns) + 1.6, 5.6), squeeze=False,
-        layout="constrained",
+        len(quantities), len(columns), squeeze=False, layout="constrained",
+        figsize=(3.1 * len(columns) + 1.6, 2.8 * len(quantities)),
     )  # fmt: skip
-    seen: dict[str, Any] = {}
-    for (title, by, here), (top, bottom) in zip(columns, axes.T, strict=True):
-        for way in dict.fromkeys(r["way"] for r in here):
-            color, dash = STYLES.get(way, (None, "--"))
-            if way in seen:  # one colour in every panel
-                color = seen[way].get_color()
+    lines: dict[str, Any] = {}
+    for (title, axis, column_rows), panels in zip(columns, axes.T, strict=True):
+        ticks = sorted({row[axis] for row in column_rows})
+        for way in dict.fromkeys(row["way"] for row in column_rows):
             if way == "torch forward":
                 continue
-            mine = sorted((r for r in here if r["way"] == way), key=lambda r: r[by])
-            style = {"color": color, "linestyle": dash, "marker": "o", "markersize": 4}
-            (seen[way],) = top.plot([r[by] for r in mine], [r["ratio"] for r in mine], **style)
-            style["color"] = seen[way].get_color()
-            held = [r for r in mine if r["peak_mebibytes"] is not None]
-            # Below a MiB lies the noise of the allocator.
-            memory = [max(1, r["peak_mebibytes"]) for r in held]
-            bottom.plot([r[by] for r in held], memory, **style)
-        top.axhline(2, color="#999999", linewidth=0.8, linestyle=":")
-        top.set_title(title)
-        for panel in (top, bottom):
+            color, dash = STYLES.get(way, (None, "--"))
+            if way in lines:  # the same colour in every panel
+                color = lines[way].get_color()
+            for quantity, panel in zip(quantities, panels, strict=True):
+                points = [
+                    # Below a MiB lies the noise of the allocator.
+                    (row[axis], row[quantity] if quantity == "ratio" else max(1, row[quantity]))
+                    for row in column_rows
+                    if row["way"] == way and row[quantity] is not None
+                ]
+                (line,) = panel.plot(
+                    *zip(*sorted(points), strict=True) if points else ((), ()),
+                    color=color, linestyle=dash, marker="o", markersize=4,
+                )  # fmt: skip
+                color = line.get_color()
+                lines.setdefault(way, line)
+        panels[0].axhline(2, color="#999999", linewidth=0.8, linestyle=":")
+        panels[0].set_title(title)
+        panels[-1].set_xlabel({"width": "hidden units", "batch": "examples"}[axis])
+        for panel in panels:
             panel.set(xscale="log", yscale="log")
-        ticks = sorted({r[by] for r in here})
-        for panel in (top, bottom):
             panel.set_xticks(ticks, map(str, ticks))
             panel.set_xticks([], minor=True)
             panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter(ticker.NullFormatter())
-        words = {"width": "hidden units", "batch": "examples"}[by]
-        bottom.set_xlabel(words)
-    axes[0, 0].set_ylabel("time / forward pass")
-    axes[1, 0].set_ylabel("memory while running, MiB")
-    fig.legend(seen.values(), seen.keys(), loc="outside right center", frameon=False)
+    for label, panel in zip(quantities.values(), axes[:, 0], strict=True):
+        panel.set_ylabel(label)
+    fig.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
     fig.savefig(path, dpi=130)
     pyplot.close(fig)
 
 
 def main(options: Options) -> None:
-    """Measure, print, write."""
+    """Measure every task, and write the table and the figure."""
     jobs = [
         Job(model, width, batch)
         for model in options.models
@@ -292,17 +321,15 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for job in tqdm(jobs, unit="task"):
-        found = measure(job, options)
+        task_rows = measure(job, options)
         if options.memory and device == "cpu":
             held = in_process(peaks, job, options) or {}
-            for row in found:
+            for row in task_rows:
                 row["peak_mebibytes"] = held.get(row["way"])
-        beside = job.model == "mlp" and job.batch in options.torch_batches and not options.ways
-        if beside and importlib.util.find_spec("torch"):
-            from gradnorm_torch import measure_torch
-
-            found += in_process(measure_torch, job, options) or []
-        for row in found:
+        in_torch = job.model == "mlp" and job.batch in options.torch_batches and not options.ways
+        if in_torch and importlib.util.find_spec("torch"):
+            task_rows += in_process(measure_in_torch, job, options) or []
+        for row in task_rows:
             memory = row["peak_mebibytes"]
             memory = "" if memory is None else f"{memory:>10.1f} MiB"
             error = row["relative_error"]
@@ -311,8 +338,8 @@ def main(options: Options) -> None:
                 f"{row['milliseconds']:>12.2f} ms{row['ratio']:>9.2f} x{memory}"
                 f"{'' if error is None else f'   error {error:.1e}'}"
             )
-        rows += [row | about for row in found]
-        # After every task: what is measured is kept when a later one fails.
+        rows += [row | about for row in task_rows]
+        # After every task, so that nothing measured is lost if a later task fails.
         with (options.out / "gradnorm.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -1,4 +1,4 @@
-"""The models of gradnorm.py: MLPs, a CNN and a decoder as functions of one example, with random parameters."""
+"""The models of `gradnorm.py`, with random parameters: MLPs, a CNN and a decoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,33 @@ class Job(NamedTuple):
     """One model and one batch."""
 
     model: str
+    """mlp, cnn or decoder."""
     width: int
+    """Hidden units of an MLP; 0 for the others."""
     batch: int
+    """Number of examples."""
 
 
 class Task(NamedTuple):
     """A function of one example, its parameters, and a batch."""
 
     f: Callable[..., jax.Array]
+    """Scalar function of (params, example)."""
     params: Any
+    """Its parameters."""
     batch: jax.Array
+    """Examples along the first axis."""
+
+
+class Timing(NamedTuple):
+    """Time and error of one way to get the norms."""
+
+    way: str
+    """Name of the way."""
+    seconds: float
+    """Least time of a run."""
+    relative_error: float | None
+    """Root mean square of the norms' relative errors; None where there are no exact ones."""
 
 
 def mlp(width: int, batch: int) -> Task:
@@ -50,7 +67,7 @@ def mlp(width: int, batch: int) -> Task:
 
 
 def cnn(batch: int) -> Task:
-    """A small convolutional classifier with GroupNorm on 32 x 32 images; log probability of class 0."""
+    """Log probability of class 0 by a convolutional classifier with GroupNorm, 32 x 32 images."""
     rng = np.random.default_rng(0)
     channels = [3, 32, 64, 128]
     params = {
@@ -79,7 +96,7 @@ def cnn(batch: int) -> Task:
 
 
 def decoder(batch: int, tokens: int, layers: int) -> Task:
-    """A Llama-like decoder of SmolLM2-135M's shape; log probability of a sequence."""
+    """Log probability of a sequence by a Llama-like decoder of SmolLM2-135M's shape."""
     d, heads, kv, ff, vocabulary = 576, 9, 3, 1536, 49152
     k = d // heads
     rng = np.random.default_rng(0)
@@ -94,7 +111,8 @@ def decoder(batch: int, tokens: int, layers: int) -> Task:
         "layers": [
             {
                 "n1": jnp.ones(d, jnp.float32), "n2": jnp.ones(d, jnp.float32),
-                "q": draw(d, heads * k), "k": draw(d, kv * k), "v": draw(d, kv * k), "o": draw(heads * k, d),
+                "q": draw(d, heads * k), "k": draw(d, kv * k),
+                "v": draw(d, kv * k), "o": draw(heads * k, d),
                 "gate": draw(d, ff), "up": draw(d, ff), "down": draw(ff, d),
             }
             for _ in range(layers)

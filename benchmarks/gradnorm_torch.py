@@ -1,7 +1,7 @@
-"""The same MLPs in PyTorch, and what its packages need for their squared gradient norms; see gradnorm.py.
+"""The MLPs of `gradnorm.py` in PyTorch, and the times that its packages take for their norms.
 
-Each package is used as its documentation has it: BackPACK's BatchL2Grad, Opacus' ghost norms, the Jacobians that
-laplace-torch builds its predictive on, deltavar's gradient of one input after the other.
+Each package is used as its documentation shows: BackPACK's BatchL2Grad, Opacus' ghost norms, the
+Jacobians on which laplace-torch builds its predictive, deltavar's gradients, input by input.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradnorm import Options, line
-from gradnorm_models import Job
+from gradnorm_models import Job, Timing
 from torch import nn
 
 
@@ -103,8 +102,20 @@ def deltavar_norms(width: int, x: torch.Tensor) -> Callable[[], Any]:
     return run
 
 
-def measure_torch(job: Job, options: Options) -> list[dict[str, Any]]:
-    """Rows of gradnorm.py's table; ratios are to PyTorch's forward pass."""
+def measure_torch(job: Job, *, seconds: float, skip_above: float, skip_work: float) -> list[Timing]:
+    """Time every package on a job's MLP; the first timing is that of the forward pass.
+
+    Parameters
+    ----------
+    job
+        Width of the MLP and number of examples.
+    seconds
+        Seconds for which the runs of all ways together are repeated.
+    skip_above
+        GiB above which the ways that hold all gradients are left out; they hold several copies.
+    skip_work
+        Examples times parameters above which deltavar is left out (laplace-torch: 1/1000 of it).
+    """
     warnings.filterwarnings("ignore", module="backpack|torch|gradnorm_torch")
     rng = np.random.default_rng(0)
     x = torch.as_tensor(rng.standard_normal((job.batch, job.width)), dtype=torch.float32)
@@ -120,37 +131,36 @@ def measure_torch(job: Job, options: Options) -> list[dict[str, Any]]:
         model(x).mean().backward()
 
     ways: dict[str, Callable[[], Any]] = {"torch forward": forward, "torch backward": backward}
-    # These hold several copies of the gradients.
-    gradients_fit = 4 * size * job.batch <= options.skip_above / 4 * 2**30
+    gradients_fit = 4 * size * job.batch <= skip_above / 4 * 2**30
     makers = {
         "torch BackPACK": (backpack_norms, True),
         "torch Opacus": (opacus_norms, True),
         "torch vmap(grad)": (vmapped, gradients_fit),
-        "torch laplace": (laplace_norms, size * job.batch <= options.skip_work / 1000),
-        "torch deltavar": (deltavar_norms, size * job.batch <= options.skip_work),
+        "torch laplace": (laplace_norms, size * job.batch <= skip_work / 1000),
+        "torch deltavar": (deltavar_norms, size * job.batch <= skip_work),
     }
     for name, (make, wanted) in makers.items():
         try:
             if wanted:
                 ways[name] = make(job.width, x)
-        except (ImportError, SyntaxError) as error:  # some need a newer Python than this one
-            print(f"{name} left out: {error}")
+        except (ImportError, SyntaxError) as error:  # some packages need a newer Python
+            print(f"{name} is left out: {error}")
     best, results = {}, {}
     for name, run in ways.items():
         results[name] = run()
         best[name] = np.inf
-        begin, runs = time.perf_counter(), 0
-        while runs < 2 or (time.perf_counter() - begin < options.seconds / len(ways) and runs < 50):
+        begin, rounds = time.perf_counter(), 0
+        while rounds < 2 or (time.perf_counter() - begin < seconds / len(ways) and rounds < 50):
             start = time.perf_counter()
             run()
             best[name] = min(best[name], time.perf_counter() - start)
-            runs += 1
+            rounds += 1
     exact = results.get("torch vmap(grad)", results.get("torch deltavar"))
-    rows = []
+    timings = []
     for name in ways:
         error = None
         if exact is not None and name not in ("torch forward", "torch backward"):
-            found = results[name].detach().double()
-            error = float((found / exact.detach().double() - 1).square().mean().sqrt())
-        rows.append(line(job, name, best[name], best["torch forward"], error))
-    return rows
+            norms, truth = (values.detach().double() for values in (results[name], exact))
+            error = float((norms / truth - 1).square().mean().sqrt())
+        timings.append(Timing(name, best[name], error))
+    return timings

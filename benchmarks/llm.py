@@ -33,7 +33,7 @@ from isounc.llm.answers.estimands import token_log_odds
 from isounc.llm.answers.packing import Row, pack, pad, shape_of
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
-from isounc.sweep import bound_memory, peak_mebibytes
+from isounc.runs.process import bound_memory, peak_mebibytes
 
 
 @dataclass

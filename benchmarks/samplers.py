@@ -47,8 +47,8 @@ from isounc import densities
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 WAYS: dict[str, dict[str, Any]] = {
     "hmc auto": {},
@@ -149,7 +149,7 @@ def target(problem: Problem, model: Model, options: Options):
     @jax.jit
     def predicted(draws):
         return jax.lax.map(
-            lambda theta: densities.predict(model, model.apply(theta, X)).ravel(),
+            lambda theta: model.predict(theta, X).ravel(),
             draws.reshape(-1, draws.shape[-1]),
             batch_size=64,
         ).reshape(*draws.shape[:2], -1)

@@ -7,9 +7,9 @@ from isounc.estimates.isotropic import isotropic
 from isounc.fit import MapSettings, TrainSettings, fit_map, fit_trained
 from isounc.models import Model, make_model
 from isounc.problems import PROBLEMS, Problem, make_problem, register_problem
-from isounc.sampling.gate import GateSettings
 from isounc.sampling.moments import Posterior
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.statistics import Comparison, compare, interval_over_seeds
 
 __version__ = "0.1.0"

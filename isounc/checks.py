@@ -1,4 +1,4 @@
-"""Checks of arguments: one ValueError that says what was given and what would be right."""
+"""Checks of arguments, which raise a ValueError in one form: "<argument> must be ..., got ..."."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(str(value), choices, n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"{argument} must be one of {', '.join(choices)}; got {value!r}{hint}")
+    raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 
 def check_name(argument: str, value: Any) -> None:
     """Raise a ValueError unless `value` can be part of a file name or a key of an archive."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
-        raise ValueError(f"{argument} must be letters, digits, '_', '-' or '.'; got {value!r}")
+        raise ValueError(f"{argument} must be letters, digits, '_', '-' or '.', got {value!r}")
 
 
-def check_count(argument: str, value: Any, least: int, most: float = math.inf) -> None:
+def check_count(argument: str, value: Any, least: int, most: int | float = math.inf) -> None:
     """Raise a ValueError unless `value` is an integer from `least` to `most`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
-        limits = f"{least}" if least == most else f"an integer of at least {least}"
-        raise ValueError(f"{argument} must be {limits}, got {value!r}")
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if is_integer and least <= value <= most:
+        return
+    if least == most:
+        expected = f"{least}"
+    elif most == math.inf:
+        expected = f"an integer of at least {least}"
+    else:
+        expected = f"an integer from {least} to {most}"
+    raise ValueError(f"{argument} must be {expected}, got {value!r}")
 
 
 def check_real(argument: str, value: Any, *, positive: bool = False) -> float:
-    """`value` as a float; a ValueError unless it is finite and not negative (or positive)."""
+    """Return `value` as a float; raise a ValueError unless it is finite and >= 0 (or positive)."""
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
@@ -47,9 +53,9 @@ def check_real(argument: str, value: Any, *, positive: bool = False) -> float:
 
 
 def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
-    """A copy of `values` with `ndim` axes (rows first); a ValueError if anything is not finite.
+    """Return a copy of `values`; raise a ValueError unless it has `ndim` axes and is finite.
 
-    It is float64, but integers and booleans in one axis (labels, that is) become int64.
+    The copy is float64, but one axis of integers or booleans (labels, that is) becomes int64.
     """
     try:
         array = np.array(values)
@@ -62,24 +68,11 @@ def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
         raise ValueError(f"{argument} must have shape {expected}, got {array.shape}")
     labels = ndim == 1 and array.dtype.kind in "biu"
     array = array.astype(np.int64 if labels else np.float64)
-    wrong = np.argwhere(~np.isfinite(array))
-    if len(wrong):
-        place = ", column ".join(str(i) for i in wrong[0])
+    not_finite = np.argwhere(~np.isfinite(array))
+    if len(not_finite):
+        place = ", column ".join(str(i) for i in not_finite[0])
         raise ValueError(
-            f"{argument} must be finite, got {array[tuple(wrong[0])]} at row {place} "
-            f"(counted from 0; {len(wrong)} such in all)"
+            f"{argument} must be finite, got {array[tuple(not_finite[0])]} at row {place} "
+            f"(counted from 0; {len(not_finite)} such in all)"
         )
     return array
-
-
-def check_labels(argument: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Labels as int64; a ValueError unless each is one of 0..num_classes-1."""
-    if not np.isin(labels, np.arange(num_classes)).all():
-        seen = np.unique(labels)
-        shown = ", ".join(f"{label:g}" for label in seen[:8]) + (", ..." if len(seen) > 8 else "")
-        raise ValueError(
-            f"{argument} must hold labels 0..{num_classes - 1} for {num_classes} classes, got "
-            f"{shown}; recode with np.unique(y, return_inverse=True)[1], or for regression pass "
-            "likelihood='gaussian' and noise_sd"
-        )
-    return labels.astype(np.int64)

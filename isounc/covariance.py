@@ -1,31 +1,38 @@
-"""Covariances of the parameters: prior, curvature (Hessian, generalised Gauss-Newton) and posterior draws.
+"""Covariances Sigma of the parameters: from the prior, from curvature and from posterior draws.
 
-Each knows one thing: ``half(J)`` maps gradients (..., P) to (..., R) with half(J) half(J)^T = J Sigma J^T. Squares of
-it are nonnegative whatever the rounding, and R may be smaller or larger than P.
+Each has one method: `half` maps gradients J (..., P) to J Sigma^(1/2) (..., R), so that
+
+    half(J) half(J)^T = J Sigma J^T.
+
+Its squares are nonnegative whatever the rounding, and R may be smaller or larger than P. Curvature
+is the Hessian of minus the log posterior or the generalised Gauss-Newton matrix (GGN). O is the
+number of model outputs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc import densities
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 
 
+@runtime_checkable
 class Covariance(Protocol):
-    """What every covariance offers to the estimates."""
+    """Covariance of the parameters."""
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B R"]:
-        """Gradients in coordinates where the covariance is the identity."""
+        """Return gradients in coordinates in which the covariance is the identity."""
         ...
 
 
 def _scale(a: Float[Array, "*B P"], by: Float[Array, " P"]) -> Float[Array, "*B P"]:
-    """Multiply the last axis, with the others written down."""
+    """Multiply the last axis; silent rank promotion is an error in the tests."""
     return a * jnp.expand_dims(by, range(a.ndim - 1))
 
 
@@ -36,42 +43,44 @@ class Diagonal(NamedTuple):
     """Standard deviation of each parameter."""
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-        """J diag(sd)."""
+        """Return J diag(sd)."""
         return _scale(jacobian, self.sd)
 
 
 class Factor(NamedTuple):
-    """Sigma = F F^T."""
+    """Sigma = F F^T for a factor F."""
 
     factor: Float[Array, "P R"]
     """F."""
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B R"]:
-        """J F."""
+        """Return J F."""
         return jacobian @ self.factor
 
 
 class PriorPlusLowRank(NamedTuple):
-    """Sigma = (diag(1/sd^2) + G^T G)^-1 for a curvature G^T G of rank R at most n O (Woodbury).
+    """Sigma = (diag(1/sd^2) + G^T G)^-1 for a curvature G^T G of rank R (Woodbury).
 
-    In prior coordinates G diag(sd) = V s U^T, hence Sigma = diag(sd) (I - U diag(s^2 / (1 + s^2)) U^T) diag(sd).
+    With the singular value decomposition G diag(sd) = V diag(s) U^T in prior coordinates,
+
+        Sigma = diag(sd) (I - U diag(s^2 / (1 + s^2)) U^T) diag(sd).
     """
 
     sd: Float[Array, " P"]
     """Prior standard deviation of each parameter."""
     basis: Float[Array, "P R"]
-    """U, orthonormal columns."""
+    """U, with orthonormal columns."""
     shrink: Float[Array, " R"]
     """1 - (1 + s^2)^-1/2, between 0 and 1."""
 
     def half(self, jacobian: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-        """J diag(sd) (I - U diag(shrink) U^T), the symmetric square root applied to the gradients."""
+        """Return J diag(sd) (I - U diag(shrink) U^T), with a symmetric square root."""
         white = _scale(jacobian, self.sd)
         return white - _scale(white @ self.basis, self.shrink) @ self.basis.T
 
     @classmethod
     def from_factor(cls, sd: Float[Array, " P"], factor: Float[Array, "R P"]) -> PriorPlusLowRank:
-        """From the prior and a factor G of the curvature."""
+        """Make it from the prior and a factor G of the curvature."""
         _, singular, basis = jnp.linalg.svd(_scale(factor, sd), full_matrices=False)
         return cls(sd, basis.T, 1 - 1 / jnp.sqrt(1 + singular**2))
 
@@ -79,25 +88,32 @@ class PriorPlusLowRank(NamedTuple):
 def gauss_newton_factor(
     model: Model, theta: Float[Array, " P"], data: densities.Data
 ) -> Float[Array, "R P"]:
-    """G with G^T G = sum_n J_n^T (-d2 log p / df2) J_n, the generalised Gauss-Newton matrix; R = n O rows."""
+    """Return a factor G of the GGN, with R = n O rows for n examples.
 
-    def one(x):
+    G^T G = sum_n J_n^T (-d^2 log p(y_n | f_n) / df^2) J_n
+    """
+    likelihood = LIKELIHOODS[model.likelihood]
+
+    def rows_of_example(x: Float[Array, " D"]) -> Float[Array, "O P"]:
         output, pullback = jax.vjp(lambda t: model.apply(t, x[None])[0], theta)
-        half = densities.curvature_factor(model, output[None], data.noise_sd)[0]
+        half = likelihood.curvature_factor(output[None], data.noise_sd)[0]
         return jax.vmap(lambda cotangent: pullback(cotangent)[0])(half.T)
 
-    return jax.lax.map(one, data.X, batch_size=64).reshape(-1, theta.size)
+    return jax.lax.map(rows_of_example, data.X, batch_size=64).reshape(-1, theta.size)
 
 
 def gauss_newton(model: Model, theta: Float[Array, " P"], data: densities.Data) -> PriorPlusLowRank:
-    """Laplace covariance (prior precision + GGN)^-1 at theta, through the n O x n O side (Woodbury)."""
+    """Return the Laplace covariance (prior precision + GGN)^-1 at theta, by n O rows of the GGN."""
     return PriorPlusLowRank.from_factor(data.prior_sd, gauss_newton_factor(model, theta, data))
 
 
 def gauss_newton_diagonal(
     model: Model, theta: Float[Array, " P"], data: densities.Data
 ) -> Diagonal:
-    """Laplace with the diagonal of the precision only: sd = (1/prior_sd^2 + sum_r G_rp^2)^-1/2."""
+    """Return the Laplace covariance for the diagonal of the precision alone.
+
+    sd_p = (1 / prior_sd_p^2 + sum_r G_rp^2)^-1/2
+    """
     curvature = (gauss_newton_factor(model, theta, data) ** 2).sum(0)
     return Diagonal((1 / data.prior_sd**2 + curvature) ** -0.5)
 
@@ -105,10 +121,22 @@ def gauss_newton_diagonal(
 def hessian(
     model: Model, theta: Float[Array, " P"], data: densities.Data, *, batch_size: int = 32
 ) -> Float[Array, "P P"]:
-    """Dense Hessian of minus the log posterior, ``batch_size`` Hessian-vector products at a time."""
+    """Return the dense Hessian of minus the log posterior at theta.
+
+    Parameters
+    ----------
+    model
+        The model.
+    theta
+        Parameters.
+    data
+        Training data and prior.
+    batch_size
+        Number of Hessian-vector products at a time, which bounds the memory.
+    """
     gradient = jax.grad(lambda t: -densities.log_density(model, t, data))
 
-    def column(v):
+    def column(v: Float[Array, " P"]) -> Float[Array, " P"]:
         return jax.jvp(gradient, (theta,), (v,))[1]
 
     matrix = jax.lax.map(column, jnp.eye(theta.size, dtype=theta.dtype), batch_size=batch_size)
@@ -116,17 +144,21 @@ def hessian(
 
 
 def inverse_precision(precision: Float[Array, "P P"]) -> Factor:
-    """Sigma = precision^-1 through its Cholesky factor L: F = L^-T. NaN where it is not positive definite."""
+    """Return Sigma = precision^-1 by the Cholesky factor L of the precision, as F = L^-T.
+
+    All numbers are NaN if the precision is not positive definite.
+    """
     cholesky = jnp.linalg.cholesky(precision)
     eye = jnp.eye(precision.shape[0], dtype=precision.dtype)
     return Factor(jax.scipy.linalg.solve_triangular(cholesky, eye, lower=True).T)
 
 
 def from_draws(draws: Float[Array, "S P"], *, num_chains: int | None = None) -> Factor:
-    """Sample covariance of posterior draws, as its centred factor.
+    """Return the sample covariance of posterior draws, as its centred factor.
 
-    With ``num_chains`` the draws (chain-major, equally many each) are centred within their chain, which leaves out
-    what lies between chains: sign and permutation modes of the network.
+    With `num_chains` the draws (chain-major, equally many for each chain) are centred within their
+    chain. That leaves out the variance between chains, to which the sign and permutation modes of a
+    network contribute.
     """
     groups = draws.reshape(num_chains or 1, -1, draws.shape[-1])
     centred = (groups - groups.mean(1, keepdims=True)).reshape(draws.shape)
@@ -134,5 +166,5 @@ def from_draws(draws: Float[Array, "S P"], *, num_chains: int | None = None) -> 
 
 
 def diagonal_from_draws(draws: Float[Array, "S P"]) -> Diagonal:
-    """Variances of the draws, without their correlations."""
+    """Return the variances of posterior draws, without their correlations."""
     return Diagonal(jnp.std(draws, axis=0, ddof=1))

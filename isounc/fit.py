@@ -22,6 +22,7 @@ from isounc import densities
 from isounc.checks import check_count, check_real
 from isounc.covariance import hessian
 from isounc.densities import Data, stack_data
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 
@@ -368,8 +369,7 @@ def _train(data: Data, keys, orders, *, model: Model, settings: TrainSettings):
 def constant_log_likelihood(problem: Problem) -> float:
     """Log likelihood of the best prediction that ignores x: class frequencies, or the mean of y."""
     y = np.asarray(problem.y)
-    if problem.noise_sd is not None and problem.likelihood == "gaussian":
-        z = (y - y.mean()) / problem.noise_sd
-        return float((-0.5 * z**2 - np.log(problem.noise_sd) - 0.5 * np.log(2 * np.pi)).sum())
-    counts = np.unique(y, return_counts=True)[1]
-    return float((counts * np.log(counts / y.size)).sum())
+    likelihood = LIKELIHOODS[problem.likelihood]
+    constant = likelihood.constant_prediction(y, problem.num_columns)
+    p = np.broadcast_to(constant, (len(y), len(constant)))
+    return float(likelihood.predictive_log_prob(p, y, noise_sd=problem.noise_sd).sum())

@@ -1,21 +1,18 @@
-"""Metrics of predictions on labelled data: negative log likelihood, calibration error, and values class by class."""
+"""Metrics of predictions on labelled data: negative log likelihood and calibration error.
+
+`class_views` gives values class by class, as result rows report them.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
-from isounc.checks import check_choice
-from isounc.problems import LIKELIHOODS
-
-PROBABILITY_RTOL = 1e-6
-"""How far above 1 a probability computed in float32 may lie."""
-MIN_PROBABILITY = 2.0**-24
-"""Where probabilities are clipped before their log: a float32 sigmoid reaches 0 and 1 exactly."""
+from isounc.checks import check_array, check_choice, check_count, check_real
+from isounc.likelihoods import LIKELIHOODS, class_probabilities
 
 
 def class_views(
@@ -23,9 +20,9 @@ def class_views(
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Per-column values as the classes that result rows report.
 
-    ``bernoulli``: {"1"}. ``gaussian``: {"f"}. ``categorical``: "trace" (sum over the classes),
+    One column: that of `Likelihood.column_names` alone, "1" or "f". C columns: "trace" (their sum),
     "predicted" (column argmax_c p[n, c], the lowest of equals), then each class "0", "1", ... To
-    compare two sets of values give both the same ``p``, that of the point estimate: otherwise
+    compare two sets of values give both the same `p`, that of the point estimate: otherwise
     "predicted" is not one class.
 
     Raises
@@ -33,15 +30,15 @@ def class_views(
     ValueError
         Unknown likelihood, or shapes that differ or do not fit it.
     """
-    check_choice("likelihood", likelihood, LIKELIHOODS)
     p, values = _columns("p", p, likelihood), _columns("values", values, likelihood)
     if p.shape != values.shape:
-        raise ValueError(f"values must have the shape of p, {p.shape}; got {values.shape}")
-    if likelihood != "categorical":
-        return {"1" if likelihood == "bernoulli" else "f": values[:, 0]}
+        raise ValueError(f"values must have the shape of p, {p.shape}, got {values.shape}")
+    names = LIKELIHOODS[likelihood].column_names(p.shape[1])
+    views = {name: values[:, column] for column, name in enumerate(names)}
+    if len(names) == 1:
+        return views
     predicted = np.take_along_axis(values, p.argmax(axis=1, keepdims=True), axis=1)[:, 0]
-    views = {"trace": values.sum(axis=1), "predicted": predicted}
-    return views | {str(c): values[:, c] for c in range(values.shape[1])}
+    return {"trace": values.sum(axis=1), "predicted": predicted} | views
 
 
 def negative_log_likelihood(
@@ -58,45 +55,40 @@ def negative_log_likelihood(
         categorical   -mean_n log p[n, y_n]
         gaussian       mean_n (log(2 pi v_n) + (y_n - p_n)^2 / v_n) / 2,  v_n = noise_sd^2 + p_var_n
 
-    Probabilities are clipped at `MIN_PROBABILITY`: a sure mistake costs 16.6 nats, not infinity.
+    Probabilities are clipped at 2^-24: a sure mistake costs 16.6 nats, not infinity.
 
     Parameters
     ----------
     p
         (N, 1) probability of class 1; (N, C) class probabilities; (N, 1) predictive mean.
     y
-        Labels 0..C-1, or real targets.
+        Labels 0..C-1, or targets as the likelihood asks for.
+    likelihood
+        A name of `isounc.likelihoods.LIKELIHOODS`.
     noise_sd
         Known noise standard deviation, required for gaussian and without effect otherwise.
     p_var
-        Variance of the function value, in the target's unit squared; gaussian only, 0 if not given.
-        (The mean probability of a label is its whole predictive and needs no variance.)
+        Variance of the prediction over the posterior, in its unit squared; 0 if not given. The mean
+        probability of a label is its whole predictive, on which the variance has no effect.
 
     Raises
     ------
     ValueError
         Shapes, labels, probabilities or settings that do not fit the likelihood.
     """
-    check_choice("likelihood", likelihood, LIKELIHOODS)
     p = _columns("p", p, likelihood)
-    if likelihood != "gaussian":
-        if p_var is not None:
-            raise ValueError(f"p_var must be None for {likelihood}: only gaussian has a use for it")
-        probabilities = _class_probabilities(p)
-        chosen = probabilities[np.arange(len(p)), _labels(y, probabilities)]
-        return float(-np.log(np.clip(chosen, MIN_PROBABILITY, 1.0)).mean())
-    if noise_sd is None or not 0 < noise_sd < math.inf:
-        raise ValueError(f"noise_sd must be positive for gaussian; got {noise_sd!r}")
-    mean, target = p[:, 0], _vector("y", y)
-    f_var = np.zeros_like(mean) if p_var is None else _columns("p_var", p_var, likelihood)[:, 0]
-    for name, array in (("p", mean), ("y", target), ("p_var", f_var)):
-        _check_length(name, array, "p", mean)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite; got {array[~np.isfinite(array)][0]}")
-    if f_var.min() < 0:
-        raise ValueError(f"p_var must not be negative; its smallest is {f_var.min():g}")
-    var = noise_sd**2 + f_var
-    return float(0.5 * np.mean(np.log(2 * np.pi * var) + (target - mean) ** 2 / var))
+    own = LIKELIHOODS[likelihood]
+    own.check_prediction("p", p)
+    labels = _labels(y, p, likelihood)
+    if own.uses_noise_sd:
+        noise_sd = check_real("noise_sd", noise_sd, positive=True)
+    if p_var is not None:
+        p_var = _columns("p_var", p_var, likelihood)
+        if p_var.shape != p.shape:
+            raise ValueError(f"p_var must have the shape of p, {p.shape}, got {p_var.shape}")
+        if p_var.min() < 0:
+            raise ValueError(f"p_var must not be negative, got {p_var.min():g}")
+    return -float(own.predictive_log_prob(p, labels, noise_sd=noise_sd, p_var=p_var).mean())
 
 
 def expected_calibration_error(
@@ -126,54 +118,31 @@ def expected_calibration_error(
 
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}")
-    binary = np.ndim(p) == 2 and np.shape(p)[1] == 1
-    probabilities = _class_probabilities(_columns("p", p, "bernoulli" if binary else "categorical"))
+    check_count("num_bins", num_bins, 1)
+    likelihood = "bernoulli" if np.ndim(p) == 2 and np.shape(p)[1] == 1 else "categorical"
+    p = _columns("p", p, likelihood)
+    LIKELIHOODS[likelihood].check_prediction("p", p)
+    labels = _labels(y, p, likelihood)
+    probabilities = class_probabilities(p)
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
-    gap = (predicted == _labels(y, probabilities)) - confidence
+    gap = (predicted == labels) - confidence
     bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
     return float(np.abs(np.bincount(bins, weights=gap)).sum() / len(gap))
 
 
-def _vector(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (N,); got {array.shape}")
-    return array
-
-
 def _columns(name: str, values: Any, likelihood: str) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    many = likelihood == "categorical"
-    if array.ndim != 2 or (array.shape[1] > 1) != many or array.size == 0:
+    check_choice("likelihood", likelihood, LIKELIHOODS)
+    array = check_array(name, values, ndim=2)
+    many = LIKELIHOODS[likelihood].num_outputs(2) > 1
+    if (array.shape[1] > 1) != many or array.size == 0:
         wanted = "(N, C) with C > 1" if many else "(N, 1)"
-        raise ValueError(f"{name} must have shape {wanted} for {likelihood}; got {array.shape}")
+        raise ValueError(f"{name} must have shape {wanted} for {likelihood}, got {array.shape}")
     return array
 
 
-def _check_length(name: str, array: np.ndarray, other: str, like: np.ndarray) -> None:
-    if len(array) != len(like):
-        raise ValueError(f"{name} must be as long as {other}, {len(like)}; got {len(array)}")
-
-
-def _class_probabilities(p: np.ndarray) -> np.ndarray:
-    """Checked probabilities of two classes or more."""
-    # A negated test, so that NaN is caught too.
-    if not (p.min() >= 0 and p.max() <= 1 + PROBABILITY_RTOL):
-        raise ValueError(f"p must be probabilities in [0, 1]; got {p.min():g} to {p.max():g}")
-    if p.shape[1] == 1:
-        return np.concatenate([1 - p, p], axis=1)
-    off = np.abs(p.sum(axis=1) - 1).max()
-    if off > 1e-3:
-        raise ValueError(f"p must sum to 1 over the classes; a location is off by {off:g}")
-    return p
-
-
-def _labels(y: Any, probabilities: np.ndarray) -> np.ndarray:
-    labels, num_classes = _vector("y", y), probabilities.shape[1]
-    _check_length("y", labels, "p", probabilities)
-    wrong = ~np.isin(labels, np.arange(num_classes))
-    if wrong.any():
-        raise ValueError(f"y must be labels 0..{num_classes - 1}; got {labels[wrong][0]:g}")
-    return labels.astype(np.int64)
+def _labels(y: Any, p: np.ndarray, likelihood: str) -> np.ndarray:
+    labels = check_array("y", y, ndim=1)
+    if len(labels) != len(p):
+        raise ValueError(f"y must be as long as p, {len(p)}, got {len(labels)}")
+    num_classes = max(2, p.shape[1])
+    return LIKELIHOODS[likelihood].check_labels("y", labels, num_classes)

@@ -20,7 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.problems import LIKELIHOODS, Problem
+from isounc.likelihoods import LIKELIHOODS
+from isounc.problems import Problem
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -84,9 +85,9 @@ class Model:
     in_features: int
     """Input dimension D."""
     out_features: int
-    """Outputs O: 1 for bernoulli and gaussian, C logits for categorical."""
+    """Outputs O: C logits for `categorical`, otherwise 1."""
     likelihood: str = "bernoulli"
-    """How outputs become p(y|x): bernoulli, categorical or gaussian."""
+    """How outputs become p(y|x): a name of `isounc.likelihoods.LIKELIHOODS`."""
     width: int = 32
     """Hidden units per layer (without effect at depth 0)."""
     depth: int = 1
@@ -102,8 +103,10 @@ class Model:
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
             check_count(name, getattr(self, name), least)
-        if self.likelihood != "categorical":
-            check_count(f"out_features of a {self.likelihood} model", self.out_features, 1, 1)
+        outputs = LIKELIHOODS[self.likelihood].num_outputs(self.out_features)
+        check_count(
+            f"out_features of a {self.likelihood} model", self.out_features, outputs, outputs
+        )
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -196,6 +199,10 @@ class Model:
         """`apply` with the parameters as `unflatten` gives them, a leaf per group."""
         with jax.default_matmul_precision("highest"):
             return self._module(params)(X)
+
+    def predict(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N M"]:
+        """The predictive quantity at X: probabilities, or the function itself."""
+        return LIKELIHOODS[self.likelihood].predict(self.apply(theta, X))
 
     def features(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N F"]:
         """Phi with outputs = Phi V, where V (F, O) is the read-out: the last F O entries of theta, row by row.

@@ -1,4 +1,4 @@
-"""Lengths that arrays are padded to, and batches of similar length, so that few shapes are compiled."""
+"""Lengths to which arrays are padded, and batches of similar length, so that few shapes compile."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 
 
 def bucket(n: int, unit: int = 1) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... units from n on: at most half as much again."""
+    """Return the least of 1, 2, 3, 4, 6, 8, 12, 16, ... units that holds n."""
     units = -(-n // unit)
     power = 1 << (units - 1).bit_length()
     return unit * (3 * power // 4 if power >= 4 and units <= 3 * power // 4 else power)
 
 
 def batches(lengths: Sequence[int], size: Callable[[int], int]) -> Iterator[tuple[list[int], int]]:
-    """Numbers of items of similar length, the longest first, with how many rows they are to fill.
+    """Yield indices of items of similar length, the longest first, and the rows to pad them to.
 
-    ``size`` says how many items go together if the longest of them has a given length. All batches of one such size
-    have as many rows; only where a single batch holds all items, it has no more than the next `bucket`.
+    Parameters
+    ----------
+    lengths
+        Length of each item.
+    size
+        Function from the length of the longest item of a batch to the number of items in the batch.
+
+    Yields
+    ------
+    tuple of list and int
+        Indices of the items of a batch, and its number of rows: the size of a full batch, but no
+        more than the next `bucket` if a single batch holds all items.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:

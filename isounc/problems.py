@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -31,13 +31,12 @@ from isounc.checks import (
     check_array,
     check_choice,
     check_count,
-    check_labels,
     check_name,
     check_real,
 )
+from isounc.likelihoods import LIKELIHOODS
 from isounc.sources import SOURCES
 
-LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 NUM_TRAIN = 100
 GRID_RANGE, FAR_RANGE = 1.5, 3.0
 _MAX_REDRAWS = 1000
@@ -59,21 +58,21 @@ class Problem:
     name: str
     """Letters, digits, `_`, `-` and `.`."""
     likelihood: str
-    """`bernoulli` (one logit), `categorical` (C logits) or `gaussian` (mean, known noise)."""
+    """A name of `isounc.likelihoods.LIKELIHOODS`: `bernoulli`, `categorical`, `gaussian`, ..."""
     X: Float[np.ndarray, "n D"]
     """Training inputs, in the coordinates that the model sees."""
     y: Shaped[np.ndarray, " n"]
-    """Labels 0..C-1, or real targets for `gaussian`."""
+    """Labels 0..C-1, or targets as the likelihood asks for."""
     num_classes: int
-    """C; 2 for `bernoulli`, 0 for `gaussian`."""
+    """C; 0 for targets that are no classes."""
     regions: Mapping[str, Float[np.ndarray, "N D"]]
     """Locations where predictions are made, by name."""
     noise_sd: float | None = None
-    """Sd of y given x, in units of y; for `gaussian` only, and required there."""
+    """Sd of y given x, in units of y; required by `gaussian`, refused by the others."""
     targets: Mapping[str, Shaped[np.ndarray, " N"]] = field(default_factory=dict)
     """Labels of a region's locations, where there are any."""
     p_true: Mapping[str, Float[np.ndarray, "N M"]] = field(default_factory=dict)
-    """The truth where it is known: p(y=1|x) (M = 1), p(y=c|x) (M = C) or the mean f(x) (M = 1)."""
+    """The truth where it is known: p(y=1|x) (M = 1), p(y=c|x) (M = C) or the mean of y (M = 1)."""
     grid_shape: tuple[int, ...] | None = None
     """`regions["grid"][:, j].reshape(grid_shape)` is coordinate j of a mesh ("ij" indexing)."""
     x_mean: Float[np.ndarray, " D"] | None = None
@@ -91,15 +90,15 @@ class Problem:
         if X.size == 0:
             raise ValueError(f"X must have at least one row and one column, got shape {X.shape}")
         y = self._labels("y", self.y, len(X), "X")
-        if self.likelihood != "gaussian" and (y == y[0]).all():
+        if self.num_classes and (y == y[0]).all():
             raise ValueError(f"y holds one class only ({y[0]}); at least two must occur in it")
         noise_sd = self.noise_sd
-        if self.likelihood == "gaussian":
+        if LIKELIHOODS[self.likelihood].uses_noise_sd:
             noise_sd = check_real("noise_sd", noise_sd, positive=True)
         elif noise_sd is not None:
             raise ValueError(
-                f"noise_sd is for likelihood 'gaussian' only, got {noise_sd!r} with "
-                f"{self.likelihood!r} (for regression on integer y pass likelihood='gaussian')"
+                f"noise_sd must be left out for likelihood {self.likelihood!r}, got {noise_sd!r} "
+                "(for regression on integer y pass likelihood='gaussian')"
             )
         for argument in ("regions", "targets", "p_true"):
             if not isinstance(given := getattr(self, argument), Mapping):
@@ -201,9 +200,7 @@ class Problem:
             likelihood = "bernoulli" if (num_classes or len(seen)) <= 2 else "categorical"
         check_choice("likelihood", likelihood, LIKELIHOODS)
         if num_classes is None:
-            num_classes = {"bernoulli": 2, "gaussian": 0, "categorical": max(2, len(seen))}[
-                likelihood
-            ]
+            num_classes = int(np.clip(len(seen), *LIKELIHOODS[likelihood].num_classes))
         if regions is None:
             regions, targets = {"train": X}, {"train": y} if targets is None else targets
         targets, p_true = ({} if given is None else given for given in (targets, p_true))
@@ -217,7 +214,7 @@ class Problem:
     @property
     def num_outputs(self) -> int:
         """O, the outputs that a model needs: C logits if categorical, else 1."""
-        return self.num_classes if self.likelihood == "categorical" else 1
+        return LIKELIHOODS[self.likelihood].num_outputs(self.num_classes)
 
     @property
     def num_columns(self) -> int:
@@ -236,11 +233,9 @@ class Problem:
             raise ValueError(
                 f"{name} and {other} must be of the same length, got {len(labels)} and {length}"
             )
-        least, most = {"bernoulli": (2, 2), "gaussian": (0, 0)}.get(self.likelihood, (2, math.inf))
-        check_count("num_classes", self.num_classes, least, most)
-        if self.likelihood == "gaussian":
-            return labels.astype(np.float64)
-        return check_labels(name, labels, self.num_classes)
+        likelihood = LIKELIHOODS[self.likelihood]
+        check_count("num_classes", self.num_classes, *likelihood.num_classes)
+        return likelihood.check_labels(name, labels, self.num_classes)
 
     def _truth(self, name: str, values: Any, length: int) -> np.ndarray:
         truth = check_array(name, values, ndim=2)
@@ -248,14 +243,11 @@ class Problem:
             raise ValueError(
                 f"{name} must have shape {(length, self.num_columns)}, got {truth.shape}"
             )
-        # The tolerance is for probabilities that were worked out in float32.
-        if self.likelihood != "gaussian" and (truth.min() < -1e-6 or truth.max() > 1 + 1e-6):
-            raise ValueError(f"{name} must hold probabilities, got {truth.min()} to {truth.max()}")
-        if self.likelihood == "categorical" and not np.allclose(truth.sum(axis=1), 1, atol=1e-5):
-            raise ValueError(f"{name} must hold probabilities that sum to 1 in each row")
+        LIKELIHOODS[self.likelihood].check_prediction(name, truth)
         return truth
 
 
+@runtime_checkable
 class ProblemFactory(Protocol):
     """What the registry holds; a factory may ignore settings that mean nothing to it."""
 

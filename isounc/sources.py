@@ -1,10 +1,10 @@
-"""What the built-in problems are made of: true distributions as formulas, and real tables.
+"""Sources of the built-in problems: true distributions as formulas, and real tables.
 
 A synthetic source is *defined* by a density for x and by p(y|x); labels are drawn from p(y|x), so
 the true aleatoric part is known at every x, however far from the data. Nothing here standardises
 or validates: `isounc.problems` turns a source into a `Problem`.
 
-Classification. Every source gives one score per class, h_c(x), and with T = `label_noise` >= 0
+Classification: every source gives one score per class, h_c(x), and with T = `label_noise` >= 0
 
     p(y = c | x) = exp(h_c(x) / T) / sum_k exp(h_k(x) / T).
 
@@ -17,7 +17,7 @@ is drawn around the curves: one is picked uniformly, a point on it (uniform alon
 then isotropic Gaussian jitter is added; the label is drawn from p(y|x) afterwards and need not be
 the curve that was picked.
 
-Regression. y | x ~ N(f(x), (T noise_sd)^2) with f and noise_sd given by the source.
+Regression: y | x ~ N(f(x), (T noise_sd)^2) with f and noise_sd given by the source.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +63,7 @@ class Source(ABC):
     def truth(
         self, x: Float[np.ndarray, "N D"], label_noise: float
     ) -> Float[np.ndarray, "N M"] | None:
-        """The true p(y=1|x) (M = 1), p(y=c|x) (M = C) or f(x) (M = 1); None if not known."""
+        """Return the true p(y=1|x) (M = 1), p(y=c|x) (M = C) or f(x) (M = 1); None if unknown."""
         return None
 
 
@@ -81,7 +81,7 @@ class SyntheticSource(Source):
         """Draw one label (int) or target (float) for each x from p(y|x)."""
 
     def draw(self, rng, n, num_test, label_noise):
-        if self.likelihood == "gaussian" and label_noise == 0:
+        if self.noise_sd is not None and label_noise == 0:
             raise ValueError("label_noise must be positive for a regression problem, got 0")
         # A generator for each array: the inputs do not move with label_noise, nor `test` with n.
         for_x, for_y, for_x_test, for_y_test = rng.spawn(4)
@@ -97,14 +97,14 @@ class ClassificationSource(SyntheticSource):
 
     @abstractmethod
     def scores(self, x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
-        """Class scores h_c(x) at temperature 1; only their differences matter."""
+        """Return class scores h_c(x) at temperature 1; only their differences matter."""
 
     def class_probability(
         self, x: Float[np.ndarray, "N D"], label_noise: float
     ) -> Float[np.ndarray, "N C"]:
-        """p(y = c | x), the softmax of h_c(x) / label_noise; one-hot (ties shared) at 0."""
+        """Return p(y = c | x), the softmax of h_c(x) / label_noise; one-hot (ties shared) at 0."""
         scores = self.scores(x)
-        # With the maximum taken off first any positive temperature is safe: the largest gap is
+        # With the maximum subtracted first, any positive temperature is safe: the largest gap is
         # 0 / T = 0, and the others fall to -inf at worst.
         gap = scores - scores.max(axis=1, keepdims=True)
         if label_noise == 0:
@@ -132,7 +132,7 @@ class RegressionSource(SyntheticSource):
 
     @abstractmethod
     def mean(self, x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
-        """The true regression function f(x)."""
+        """Return the true regression function f(x)."""
 
     def truth(self, x, label_noise):
         return self.mean(x)[:, None]
@@ -314,7 +314,7 @@ class LinearRegression(RegressionSource):
 
 
 class NonlinearRegression(RegressionSource):
-    """A wave on a trend, with a gap in the data where a model has to say that it does not know.
+    """A wave on a trend, with a gap in the data in which a model should be uncertain.
 
         f(x) = sin(1.5 x) + 0.3 x,  x uniform on [-3, -1] and [1, 3] together,  noise_sd 0.2
 
@@ -347,8 +347,8 @@ class RealSource(Source):
         self.description = f"{about}; {num_components} whitened principal components"
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """The whole table (rows, columns) and its labels (rows,)."""
-        # scikit-learn takes seconds to import, which those who draw synthetic data need not wait.
+        """Return the whole table (rows, columns) and its labels (rows,)."""
+        # Imported late: scikit-learn takes seconds, and synthetic data need none of it.
         from sklearn import datasets
 
         table, labels = getattr(datasets, f"load_{self.table}")(return_X_y=True)
@@ -364,17 +364,17 @@ class RealSource(Source):
         if label_noise != 1:
             raise ValueError(
                 "label_noise must be 1 for a real data set, whose labels are recorded and not "
-                f"drawn; got {label_noise:g}"
+                f"drawn, got {label_noise:g}"
             )
         if not self.num_components < n < len(table):
             raise ValueError(
                 f"n must be {self.num_components + 1} to {len(table) - 1}, for the data set has "
-                f"{len(table)} rows and is reduced to {self.num_components} components; got {n}"
+                f"{len(table)} rows and is reduced to {self.num_components} components, got {n}"
             )
         order = rng.permutation(len(table))
         train, test = order[:n], order[n : n + num_test]
         sd = table[train].std(axis=0)
-        # A pixel that is blank in every training row carries nothing, whatever divides it.
+        # A pixel that is blank in every training row stays zero, whatever divides it.
         z = (table - table[train].mean(axis=0)) / np.where(sd > 0, sd, 1.0)
         scores = PCA(self.num_components, svd_solver="full").fit(z[train]).transform(z)
         return Draw(scores[train], labels[train], scores[test], labels[test])

@@ -1,22 +1,24 @@
-"""What every test runs under: a shared compilation cache, strict broadcasting, no display."""
+"""Settings of all tests: a shared compilation cache, strict broadcasting, checked annotations."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-# Variables, so that the processes which tests start inherit them; and before JAX is imported.
+# Environment variables, which processes that tests start inherit; set before JAX is imported.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Compiling is most of what the tests do; these halve it. JAX 0.12 has lost one, and dies of flags it does not know.
+# Compiling takes most of the tests' time; these flags halve it. JAX 0.12 no longer knows one.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
@@ -27,11 +29,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import hypothesis
 import jax
+import jaxtyping
 import matplotlib
 import pytest
 
 matplotlib.use("Agg")
-# A plugin may have imported JAX before the variables were set (XLA's flags are read when its first program runs).
+# A plugin may have imported JAX before the variables were set; XLA reads its flags later.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update(
     "jax_persistent_cache_min_compile_time_secs",
@@ -40,29 +43,79 @@ jax.config.update(
 # (N,) against (N, C) is a mistake until somebody writes the axis down.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The first example compiles, which takes any deadline; derandomised, a failure can be had again.
+# The first example compiles, which exceeds any deadline; derandomised, a failure can be repeated.
 hypothesis.settings.register_profile("isounc", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("isounc")
 
 
+checked_raises: Any = pytest.raises
+
+
+@contextlib.contextmanager
+def unchecked_raises(*args, **kwargs) -> Iterator[pytest.ExceptionInfo]:
+    """`pytest.raises` without the checks of annotations, which would hide isounc's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with checked_raises(*args, **kwargs) as info:
+            yield info
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+pytest.raises = unchecked_raises
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Import ArviZ before the workers do: on the first import of a day it writes a file, which two would trip over."""
+    """Import ArviZ before the workers do: its first import of a day writes a file."""
     if not hasattr(config, "workerinput"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module("arviz")
 
 
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that read files outside the repository; `-m "not shared"` leaves them out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Path of a file in `../shared`, outside the repository; the test is skipped if it is absent."""
+
+    def path_of(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"reads {path}, which is not part of the repository")
+        return path
+
+    return path_of
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape checks: for a test of what a function itself says of wrong arguments."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Float64 for one test, where the backend has it; what was set before is back afterwards."""
+    """Float64 for one test, if the backend has it."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
 def close_figures() -> Iterator[None]:
-    """No figure outlives its test: matplotlib warns at twenty open ones."""
+    """Close all figures after a test: matplotlib warns at twenty open ones."""
     yield
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")

@@ -57,7 +57,7 @@ def _curvatures(theta, data, *, model):
 
 @functools.cache
 def curvatures(model):
-    """All curvatures of a model in float64, compiled once for all tests, with the prior precision."""
+    """All curvatures of a model in float64, compiled once for all tests, and the prior precision."""
     with jax.enable_x64(True):
         theta, data = setting(model)
         found = jax.device_get(_curvatures(theta, data, model=model))
@@ -65,7 +65,7 @@ def curvatures(model):
 
 
 def quadratic(covariance, jacobian):
-    half = np.asarray(covariance.half(jnp.asarray(jacobian)))
+    half = np.asarray(jax.tree.map(jnp.asarray, covariance).half(jnp.asarray(jacobian)))
     return half @ half.swapaxes(-1, -2)
 
 
@@ -139,13 +139,14 @@ def halves():
     rows, wide = rng.normal(size=(4, 6)), rng.normal(size=(11, 6))
     precision = random_spd(6)
     prior = np.diag(1 / sd**2)
+    inverse, low_rank = np.linalg.inv, cov.PriorPlusLowRank.from_factor
     return {
         "diagonal": (cov.Diagonal, (sd,), np.diag(sd**2)),
         "factor": (cov.Factor, (factor,), factor @ factor.T),
-        "low rank": (cov.PriorPlusLowRank.from_factor, (sd, rows), np.linalg.inv(prior + rows.T @ rows)),
-        "full rank": (cov.PriorPlusLowRank.from_factor, (sd, wide), np.linalg.inv(prior + wide.T @ wide)),
-        "precision": (cov.inverse_precision, (precision,), np.linalg.inv(precision)),
-    }  # fmt: skip
+        "low rank": (low_rank, (sd, rows), inverse(prior + rows.T @ rows)),
+        "full rank": (low_rank, (sd, wide), inverse(prior + wide.T @ wide)),
+        "precision": (cov.inverse_precision, (precision,), inverse(precision)),
+    }
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)], ids=str)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +20,12 @@ from isounc.fit import (
 )
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
+from tests.exact import load_exact
 
-EXACT = Path(__file__).resolve().parents[2] / "shared" / "exact"
 PRIOR_SD = 1.5
 KEY = jax.random.key(0)
 # Fewer starts and steps than the default: these problems are small.
 QUICK = MapSettings(num_restarts=3, adam_steps=100)
-
-
-def exact(name):
-    if not (EXACT / name).exists():
-        pytest.skip(f"needs the exact reference {name}, which is not in {EXACT}")
-    with np.load(EXACT / name, allow_pickle=False) as archive:
-        return dict(archive)
 
 
 def binary(seed=0, n=32):
@@ -107,7 +98,7 @@ def test_logistic_regression_agrees_with_scipy(problem):
 
 @pytest.mark.parametrize("name", ["logistic_2d.npz", "softmax_1d.npz"])
 def test_map_and_hessian_of_the_exact_references(name):
-    reference = exact(name)
+    reference = load_exact(name)
     problem = Problem.from_arrays(reference["X"], reference["y"])
     model = make_model(problem, depth=0, parameterisation="standard")
     prior_sd = float(reference["prior_sd"])

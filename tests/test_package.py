@@ -41,6 +41,13 @@ def test_every_locked_distribution_is_pinned(pyproject):
     assert locked == pinned, "renew the pins as CONTRIBUTING.md says"
 
 
+def test_the_picture_of_packages_is_the_contract(pyproject):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [picture] = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    drawn = [re.split(r"\s{2,}", line)[0] for line in picture.splitlines() if line[0] != " "]
+    assert drawn == pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+
+
 @pytest.mark.usefixtures("x64")
 def test_x64_fixture_gives_float64():
     assert jnp.zeros(1).dtype == jnp.float64

@@ -259,16 +259,25 @@ def test_a_sure_mistake_costs_a_finite_amount():
 @pytest.mark.parametrize(
     ("p", "y", "settings", "message"),
     [
-        ([[0.5], [1.2]], [0, 1], {"likelihood": "bernoulli"}, "p must be probabilities"),
-        ([[0.5], [np.nan]], [0, 1], {"likelihood": "bernoulli"}, "p must be probabilities"),
-        ([[0.5], [0.5]], [0, 2], {"likelihood": "bernoulli"}, r"y must be labels 0\.\.1; got 2"),
-        ([[0.5], [0.5]], [0], {"likelihood": "bernoulli"}, "y must be as long as p, 2; got 1"),
-        ([0.5, 0.5], [0, 1], {"likelihood": "bernoulli"}, r"p must have shape \(N, 1\)"),
-        ([[0.5, 0.6]], [0], {"likelihood": "categorical"}, "p must sum to 1"),
+        ([[0.5], [1.2]], [0, 1], {"likelihood": "bernoulli"}, "p must hold probabilities"),
+        ([[0.5], [np.nan]], [0, 1], {"likelihood": "bernoulli"}, "p must be finite, got nan"),
+        (
+            [[0.5], [0.5]],
+            [0, 2],
+            {"likelihood": "bernoulli"},
+            r"y must hold labels 0\.\.1 .* got 0, 2",
+        ),
+        ([[0.5], [0.5]], [0], {"likelihood": "bernoulli"}, "y must be as long as p, 2, got 1"),
+        ([0.5, 0.5], [0, 1], {"likelihood": "bernoulli"}, r"p must have shape \(rows, columns\)"),
+        (
+            [[0.5, 0.6]],
+            [0],
+            {"likelihood": "categorical"},
+            "p must hold probabilities that sum to 1",
+        ),
         ([[0.5]], [0], {"likelihood": "categorical"}, r"p must have shape \(N, C\)"),
         ([[0.5]], [0], {"likelihood": "bernouli"}, "bernoulli"),
-        ([[0.5]], [0], {"likelihood": "bernoulli", "p_var": [[0.1]]}, "p_var must be None"),
-        ([[0.5]], [0], {"likelihood": "gaussian"}, "noise_sd must be positive"),
+        ([[0.5]], [0], {"likelihood": "gaussian"}, "noise_sd must be a positive finite number"),
         ([[0.5]], [np.inf], {"likelihood": "gaussian", "noise_sd": 1.0}, "y must be finite"),
         (
             [[0.5]],
@@ -318,9 +327,9 @@ def test_calibration_error_of_calibrated_and_of_overconfident_predictions(num_cl
 
 
 def test_calibration_error_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="num_bins must be at least 1"):
+    with pytest.raises(ValueError, match="num_bins must be an integer of at least 1"):
         expected_calibration_error(np.array([[0.5]]), np.array([0]), num_bins=0)
-    with pytest.raises(ValueError, match="y must be labels"):
+    with pytest.raises(ValueError, match="y must hold labels"):
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
     with pytest.raises(ValueError, match="p must have shape"):
         expected_calibration_error(np.array([0.5]), np.array([1]))

@@ -19,33 +19,14 @@ from isounc.checks import check_array, check_choice, check_count, check_real
 from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
-    Estimator,
     Evidence,
-    GaussianLogit,
     Linearised,
     isotropic_rule,
-    register_estimator,
 )
 from isounc.estimates.grams import group_grams, output_grams
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
-
-__all__ = [
-    "ESTIMATORS",
-    "Estimate",
-    "Estimator",
-    "Evidence",
-    "GaussianLogit",
-    "Linearised",
-    "by_region",
-    "estimate",
-    "estimate_all",
-    "laplace",
-    "layer_rms",
-    "link_aware",
-    "posterior_averaged",
-    "register_estimator",
-]
 
 _NO_EVIDENCE = Evidence()
 
@@ -108,8 +89,9 @@ def estimate_all(
     outputs, grams = _grams(
         theta, X, evidence, rules=rules, model=model, num_chains=num_chains, batch_size=batch_size
     )
+    likelihood = LIKELIHOODS[model.likelihood]
     return {
-        name: _moments(outputs, grams[name], noise, rule=rule, link=_link(model))
+        name: _moments(outputs, grams[name], noise, rule=rule, likelihood=likelihood)
         for name, rule in rules
     }
 
@@ -144,18 +126,11 @@ def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
     return outputs, grams
 
 
-def _link(model: Model) -> Model:
-    """The smallest model with the same link: what `_moments` compiles for serves every width and depth."""
-    return Model(1, model.out_features, model.likelihood, width=1, depth=0)
-
-
-@functools.partial(jax.jit, static_argnames=("rule", "link"))
-def _moments(outputs, gram, noise_sd, *, rule, link):
-    p = densities.predict(link, outputs)
-    aleatoric = densities.label_variance(link, outputs, noise_sd)
-    epistemic, corrected = rule.moments(link, outputs, gram)
-    if link.likelihood == "gaussian":
-        corrected = aleatoric
+@functools.partial(jax.jit, static_argnames=("rule", "likelihood"))
+def _moments(outputs, gram, noise_sd, *, rule, likelihood):
+    p = likelihood.predict(outputs)
+    aleatoric = likelihood.label_variance(outputs, noise_sd)
+    epistemic, corrected = rule.moments(likelihood, outputs, gram, noise_sd)
     return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, corrected)
 
 
@@ -188,15 +163,15 @@ def posterior_averaged(
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
-    rule = Linearised(isotropic_rule)
+    rule, likelihood = Linearised(isotropic_rule), LIKELIHOODS[model.likelihood]
 
     def add(total, theta):
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
-        epistemic, _ = rule.moments(model, outputs, parts.sum(0))
+        epistemic, _ = rule.moments(likelihood, outputs, parts.sum(0), noise_sd)
         one = (
-            densities.predict(model, outputs),
+            likelihood.predict(outputs),
             epistemic,
-            densities.label_variance(model, outputs, noise_sd),
+            likelihood.label_variance(outputs, noise_sd),
         )
         return jax.tree.map(jnp.add, total, one), None
 
@@ -271,7 +246,7 @@ def estimate(
                 f"the model must have the problem's likelihood, inputs and outputs {given}; got {model}"
             )
         noise_sd = problem.noise_sd
-    if model.likelihood != "gaussian":
+    if not LIKELIHOODS[model.likelihood].uses_noise_sd:
         noise_sd = 1.0
     elif noise_sd is None:
         raise ValueError("a regression needs its noise: give problem or noise_sd.")

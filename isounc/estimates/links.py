@@ -334,3 +334,13 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
     label = (factor * (label_b[None, :] + other * (var_b[None, :] + p_b**2))) @ weight
     back = jnp.argsort(order)
     return first.at[2].set(1 - first[2])[back], var[back], label[back]
+
+
+LINK_MOMENTS: dict[str, Callable[[Float[Array, "N O"], Float[Array, "N O O"]], LinkMoments]] = {
+    "sigmoid": lambda mean, cov: sigmoid_normal_moments(mean, cov[:, :, 0]),
+    "softmax": softmax_normal_moments,
+}
+"""Moments of a likelihood's prediction (N, M) under Gaussian outputs, by `Likelihood.link`.
+
+The link-aware estimate of a likelihood whose link is not here is the first-order one.
+"""

@@ -1,16 +1,13 @@
-"""Exact squared gradient norms of any JAX function, and Gram matrices of the gradients of several outputs."""
+"""Exact squared gradient norms of any JAX function, and Gram matrices of several gradients."""
 
 from isounc.gradnorm.api import (
-    Explanation,
-    Filter,
-    LeafReport,
-    check_leaves,
-    explain,
     value_and_grad_gram,
     value_and_log_sq_grad_norm,
     value_and_sq_grad_norm,
     value_and_sq_grad_norms,
 )
+from isounc.gradnorm.leaves import Filter, check_leaves
+from isounc.gradnorm.report import Explanation, LeafReport, explain
 
 __all__ = [
     "Explanation",

@@ -1,31 +1,35 @@
-"""Squared gradient norms of any JAX function, exactly, at the price of a backward pass and without storing gradients.
+"""Exact squared gradient norms of any JAX function, without storing gradients of weight matrices.
 
     value, sq_norm = value_and_sq_grad_norm(f)(params, x)
 
-is `jax.value_and_grad` followed by the sum of squares, with no weight matrix's gradient in between: the traced function
-is rewritten so that each use of a weight turns its cotangent into a number (`isounc.gradnorm.engine`). Gradients of
-biases and scales, and of what no rule knows, are formed one leaf at a time an example; `explain` says which.
+equals `jax.value_and_grad` followed by the sum of squares, at the price of one backward pass. The
+traced function is rewritten so that each use of a weight turns its cotangent into a number
+(`isounc.gradnorm.engine`). Gradients of biases and scales, and of uses without a rule, are formed
+one leaf at a time for each example; `explain` reports which.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from isounc.checks import check_count
-from isounc.gradnorm.engine import Plan, linearise
+from isounc.gradnorm.engine import Pull
+from isounc.gradnorm.leaves import Filter, check_leaves, linearise_at, split_leaves
 
 Groups = bool | Callable[[str], str]
-"""False for one sum, True for a sum a leaf, or a function from a leaf's path to the name of its group."""
-Filter = str | Callable[[str], bool] | None
-"""Which leaves count: a regular expression that their path must contain, a function of the path, or None for all."""
+"""False for one sum over all leaves, True for one sum per leaf, or a function from a leaf's path to
+the name of its group."""
+InAxes = int | Sequence[int | None] | None
+"""Axes of the examples, as in `jax.vmap` for all arguments after `params`; None for one example."""
+DType = str | type | np.dtype | None
+"""float32 or float64; None for float32, or float64 if a leaf is."""
 
 
 def value_and_sq_grad_norm(
@@ -33,45 +37,47 @@ def value_and_sq_grad_norm(
     *,
     per_leaf: Groups = False,
     wrt: Filter = None,
-    in_axes: int | Sequence[int | None] | None = None,
+    in_axes: InAxes = None,
     batch_size: int | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """A function that gives f and ||grad_params f||^2.
+    """Make a function that returns f and ||grad_params f||^2.
 
     Parameters
     ----------
     f
-        ``f(params, *args)``, a scalar. ``params`` is any pytree of arrays; integer leaves count as fixed.
+        Scalar function `f(params, *args)`. `params` is any pytree of arrays, of which integer
+        leaves count as fixed.
     per_leaf
-        True gives a dict from each leaf's path to its part of the sum, a function from path to group one from groups.
+        True for a dict from each leaf's path to its part of the sum; a function from path to group
+        for a dict from groups to sums.
     wrt
-        Only these leaves count, by regular expression or function of the path; the others are fixed.
+        The leaves that count, by regular expression or function of the path; the others are fixed.
     in_axes
-        As for `jax.vmap`, for ``args`` alone (an integer for all): N values and N norms, one an example. ``params`` is
-        shared. None is one example.
+        Axes of the examples in `args`, as for `jax.vmap`, for N values and N norms; `params` is
+        shared. None for one example.
     batch_size
-        Examples at a time, which bounds the memory of their activations; None is all.
+        Number of examples at a time, which bounds the memory of their activations; None for all.
     dtype
-        Of the sums that make up the norms; float32, or float64 where a leaf is. float64 needs JAX's x64 mode; what the
-        function itself computes keeps its types.
+        Type of the sums that make up the norms: float32 (the default, unless a leaf is float64) or
+        float64, which needs JAX's x64 mode. The function itself computes in its own types.
     has_aux
-        f returns ``(scalar, aux)``, and so does the function in place of the value.
+        Whether f returns `(scalar, aux)`; the new function then returns that in place of f.
 
     Returns
     -------
     Callable
-        ``(params, *args) -> (value, sq_norm)``, compiled; it composes with jit, vmap, grad, lax.map, and examples that
-        are sharded over devices.
+        Compiled function `(params, *args) -> (value, sq_norm)`. It composes with jit, vmap, grad,
+        lax.map, and with examples that are sharded over devices.
 
     Raises
     ------
     TypeError, ValueError
-        On the call: f that is not a real scalar, leaves that are no arrays or complex, no leaf that ``wrt`` keeps, axes
-        of different lengths.
+        When the new function is called: if f is not a real scalar, if leaves are not arrays or are
+        complex, if `wrt` keeps no leaf, or if axes of examples differ in length.
     NotImplementedError
-        A while loop that parameters and data enter.
+        When the new function is called: if parameters and data enter a while loop.
 
     Examples
     --------
@@ -79,11 +85,16 @@ def value_and_sq_grad_norm(
     >>> value, sq_norm = value_and_sq_grad_norm(f)(jnp.ones(3), jnp.ones(3))
     """
 
-    def sums(out, pull):
-        _check_scalar(out)
+    def pull_norm(out: Float[Array, "*out"], pull: Pull) -> list[Float[Array, ""]]:
+        if out.shape != ():
+            raise ValueError(
+                f"f must return a scalar, got shape {out.shape}; for several outputs use "
+                "value_and_sq_grad_norms, for a batch of examples give in_axes"
+            )
         return pull(jnp.ones_like(out))
 
-    return _transformed(f, sums, False, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
+    transform = _Transform(f, pull_norm, False, per_leaf, wrt, dtype, has_aux)
+    return _map_over_examples(transform, in_axes, batch_size)
 
 
 def value_and_sq_grad_norms(
@@ -91,21 +102,23 @@ def value_and_sq_grad_norms(
     *,
     per_leaf: Groups = False,
     wrt: Filter = None,
-    in_axes: int | Sequence[int | None] | None = None,
+    in_axes: InAxes = None,
     batch_size: int | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """As `value_and_sq_grad_norm` for f with K outputs: (K,) values and (K,) squared norms from one forward pass.
+    """Make a function that returns K outputs of f and their K squared norms, from one forward pass.
 
-    The K backward passes run at once: memory is that of ``batch_size`` x K of them.
+    The parameters are those of `value_and_sq_grad_norm`, with f of shape (K,). The K backward
+    passes run at once, so that the memory is that of `batch_size` x K of them.
     """
 
-    def sums(out, pull):
+    def pull_norms(out: Float[Array, "*out"], pull: Pull) -> list[Float[Array, " K"]]:
         _check_vector(out)
         return jax.vmap(pull)(jnp.eye(out.size, dtype=out.dtype))
 
-    return _transformed(f, sums, False, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
+    transform = _Transform(f, pull_norms, False, per_leaf, wrt, dtype, has_aux)
+    return _map_over_examples(transform, in_axes, batch_size)
 
 
 def value_and_grad_gram(
@@ -113,244 +126,131 @@ def value_and_grad_gram(
     *,
     per_leaf: Groups = False,
     wrt: Filter = None,
-    in_axes: int | Sequence[int | None] | None = None,
+    in_axes: InAxes = None,
     batch_size: int | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """As `value_and_sq_grad_norms`, with all products: the K x K matrix <grad f_k, grad f_l>.
+    """Make a function that returns K outputs of f and the K x K products <grad f_k, grad f_l>.
 
-    Leaves with several uses have their K gradients formed.
+    The parameters are those of `value_and_sq_grad_norm`, with f of shape (K,). The K gradients of
+    leaves with several uses are formed.
     """
 
-    def sums(out, pull):
+    def pull_gram(out: Float[Array, "*out"], pull: Pull) -> list[Float[Array, "K K"]]:
         _check_vector(out)
         return pull(jnp.eye(out.size, dtype=out.dtype))
 
-    return _transformed(f, sums, True, per_leaf, wrt, in_axes, batch_size, dtype, has_aux)
+    transform = _Transform(f, pull_gram, True, per_leaf, wrt, dtype, has_aux)
+    return _map_over_examples(transform, in_axes, batch_size)
 
 
 def value_and_log_sq_grad_norm(
-    log_p: Callable[..., Any], **options: Any
+    log_p: Callable[..., Any],
+    *,
+    per_leaf: Groups = False,
+    wrt: Filter = None,
+    in_axes: InAxes = None,
+    batch_size: int | None = None,
+    dtype: DType = None,
+    has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """From log p as a function: log p and log ||grad p||^2 = 2 log p + log ||grad log p||^2.
+    """Make a function that returns log p and log ||grad p||^2 = 2 log p + log ||grad log p||^2.
 
-    For probabilities that underflow, of sequences say. Options are those of `value_and_sq_grad_norm`.
+    `log_p` gives the logarithm of a probability that may underflow, for example of a sequence. The
+    parameters are those of `value_and_sq_grad_norm`.
     """
-    inner = value_and_sq_grad_norm(log_p, **options)
+    value_and_norm = value_and_sq_grad_norm(
+        log_p, per_leaf=per_leaf, wrt=wrt, in_axes=in_axes, batch_size=batch_size, dtype=dtype,
+        has_aux=has_aux,
+    )  # fmt: skip
 
-    def run(params, *args):
-        out, norms = inner(params, *args)
-        value = out[0] if options.get("has_aux") else out
+    @functools.wraps(log_p)
+    def value_and_log_norm(params, *args):
+        out, norms = value_and_norm(params, *args)
+        value = out[0] if has_aux else out
         return out, jax.tree.map(lambda norm: 2 * value.astype(norm.dtype) + jnp.log(norm), norms)
 
-    return functools.wraps(log_p)(run)
+    return value_and_log_norm
 
 
-class LeafReport(NamedTuple):
-    """What becomes of one leaf."""
-
-    path: str
-    """Its path in the parameters."""
-    shape: tuple[int, ...]
-    """Its shape."""
-    way: str
-    """fast, tied, formed or unused (`isounc.gradnorm.engine`)."""
-    uses: tuple[str, ...]
-    """Primitive and method of each use."""
-    operations: int | None
-    """Multiply-adds per example beside the forward and backward pass through the activations; None where formed."""
-    stored: int
-    """Numbers of the size of its gradient that are held per example."""
-
-
-class Explanation(NamedTuple):
-    """Which uses of the parameters took which path, and what that costs."""
-
-    leaves: tuple[LeafReport, ...]
-    """One entry a leaf."""
-
-    def __str__(self) -> str:
-        lines = [f"{'leaf':<40}{'shape':>18}  {'way':<7}{'operations':>12}{'stored':>10}  uses"]
-        for leaf in self.leaves:
-            shape = "x".join(map(str, leaf.shape)) or "scalar"
-            operations = "-" if leaf.operations is None else leaf.operations
-            lines.append(
-                f"{leaf.path:<40}{shape:>18}  {leaf.way:<7}{operations:>12}{leaf.stored:>10}  "
-                f"{', '.join(leaf.uses)}"
-            )
-        return "\n".join(lines)
-
-
-def explain(
-    f: Callable[..., Any], params: Any, *args: Any, wrt: Filter = None, has_aux: bool = False
-) -> Explanation:
-    """How `value_and_sq_grad_norm` goes about f at arguments of these shapes; nothing is computed."""
-    check_leaves(params)
-    plans: list[Plan] = []
-
-    def analyse(params, *args):
-        leaves, fill, _ = _split(params, wrt)
-        out, _, _, plan = _linearise(f, leaves, fill, args, jnp.float32, False, has_aux)
-        plans.append(plan)
-        return out
-
-    jax.eval_shape(analyse, params, *args)
-    leaves, _, names = _split(params, wrt)
-    plan, reports = plans[0], []
-    for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
-        mine = [use for use in plan.uses if i in use.leaves]
-        way, operations = plan.kinds[i], 0
-        words = [use.primitive for use in mine]
-        known = [use.known for use in mine if use.known]
-        if way == "fast":
-            costs = [one.rule.cost for one in known]
-            words = [f"{use.primitive} ({c.method})" for use, c in zip(mine, costs, strict=True)]
-            operations = sum(
-                math.prod(one.turns) * c.operations for one, c in zip(known, costs, strict=True)
-            )
-        elif way == "tied":
-            # Gram matrices of the rows of all uses and turns.
-            rows = sum(math.prod(one.turns) * one.rule.num_rows for one in known)
-            operations = rows**2 * sum(leaf.shape)
-        elif way == "formed":
-            operations = None
-        stored = leaf.size if way == "formed" else 0
-        reports.append(LeafReport(name, leaf.shape, way, tuple(words), operations, stored))
-    return Explanation(tuple(reports))
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path) or "params"
-
-
-def check_leaves(params: Any) -> None:
-    """Refuse leaves that are no real arrays, by path, before JAX speaks of its own arguments."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
-            raise TypeError(
-                f"params must hold arrays; {_name(path)} is {type(leaf).__name__} ({leaf!r:.60}). "
-                "Give only the arrays (nnx.split, variables['params'], eqx.partition)."
-            )
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            raise TypeError(f"params must be real; {_name(path)} is {leaf.dtype}.")
-
-
-def _split(params: Any, wrt: Filter):
-    """Leaves that count, a function that puts them back among the others, and their paths."""
-    found, tree = jax.tree_util.tree_flatten_with_path(params)
-    keep = re.compile(wrt).search if isinstance(wrt, str) else wrt
-    at, names, everything = [], [], []
-    for i, (path, leaf) in enumerate(found):
-        name = _name(path)
-        everything.append(leaf)
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and (keep is None or keep(name)):
-            at.append(i)
-            names.append(name)
-    if not at:
-        paths = ", ".join(map(_name, (path for path, _ in found[:8]))) or "none"
-        what = (
-            "params has no floating-point leaf"
-            if wrt is None
-            else "wrt keeps no floating-point leaf of params"
-        )
-        raise ValueError(f"{what}; paths are: {paths}")
-
-    def fill(leaves):
-        whole = list(everything)
-        for i, leaf in zip(at, leaves, strict=True):
-            whole[i] = leaf
-        return jax.tree.unflatten(tree, whole)
-
-    return [everything[i] for i in at], fill, names
-
-
-def _linearise(f, leaves, fill, args, dtype, outer, has_aux):
-    """`linearise` of f with its aux put together again."""
-    flat, tree = jax.tree.flatten(args)
-    shape: list[Any] = []
-
-    def of_leaves(leaves, flat):
-        found = f(fill(leaves), *jax.tree.unflatten(tree, flat))
-        if has_aux and not (isinstance(found, tuple) and len(found) == 2):
-            raise TypeError(
-                f"f must return (value, aux) with has_aux=True, got {type(found).__name__}"
-            )
-        out, aux = found if has_aux else (found, ())
-        if jax.tree.structure(out) != jax.tree.structure(0):
-            raise TypeError(f"f must return one array, got {jax.tree.structure(out)}")
-        if not jnp.issubdtype(jnp.result_type(out), jnp.floating):
-            raise TypeError(f"f must return real numbers, got {jnp.result_type(out)}")
-        others, aux_tree = jax.tree.flatten(aux)
-        shape[:] = [aux_tree]
-        return [out, *others]
-
-    out, others, pull, plan = linearise(of_leaves, leaves, flat, dtype, outer=outer)
-    return out, jax.tree.unflatten(shape[0], others), pull, plan
-
-
-def _norm_dtype(leaves, dtype):
+def _norm_dtype(leaves: Sequence[Any], dtype: DType) -> np.dtype:
+    """Return the type of the sums that make up the norms."""
     if dtype is None:
         double = any(leaf.dtype == jnp.float64 for leaf in leaves)
         return np.dtype(np.float64 if double else np.float32)
     dtype = np.dtype(dtype)
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            "dtype float64 needs JAX's x64 mode: jax.config.update('jax_enable_x64', True)."
+            "dtype must be float32 unless JAX's x64 mode is on, got float64; "
+            "jax.config.update('jax_enable_x64', True) turns it on"
         )
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}")
     return dtype
 
 
-def _transformed(f, sums, outer, per_leaf, wrt, in_axes, batch_size, dtype, has_aux):
-    """The function that `value_and_sq_grad_norm` and its kin return; sums(out, pull) gives what each leaf adds."""
+class _Transform(NamedTuple):
+    """The transformation of f for one example, which `value_and_sq_grad_norm` and its kin share."""
 
-    def one(params, *args):
-        leaves, fill, names = _split(params, wrt)
-        number = _norm_dtype(leaves, dtype)
-        out, aux, pull, _ = _linearise(f, leaves, fill, args, number, outer, has_aux)
-        parts = sums(out, pull)
-        return (out, aux) if has_aux else out, _grouped(parts, names, per_leaf)
+    f: Callable[..., Any]
+    """Function of (params, *args)."""
+    pull_parts: Callable[[Any, Pull], list[Any]]
+    """Function from the output and its pullback to the part of each leaf."""
+    gram: bool
+    """Whether the parts are K x K products."""
+    per_leaf: Groups
+    """Groups of the leaves."""
+    wrt: Filter
+    """Leaves that count."""
+    dtype: DType
+    """Type of the sums."""
+    has_aux: bool
+    """Whether f returns (value, aux)."""
 
-    return _mapped(one, f, in_axes, batch_size)
+    def __call__(self, params: Any, *args: Any) -> tuple[Any, Any]:
+        leaves, fill, paths = split_leaves(params, self.wrt)
+        out, aux, pull, _ = linearise_at(
+            self.f, leaves, fill, args,
+            dtype=_norm_dtype(leaves, self.dtype), gram=self.gram, has_aux=self.has_aux,
+        )  # fmt: skip
+        parts = self.pull_parts(out, pull)
+        return (out, aux) if self.has_aux else out, _grouped(parts, paths, self.per_leaf)
 
 
-def _check_scalar(out) -> None:
-    if out.shape != ():
-        raise ValueError(
-            f"f must return a scalar, got shape {out.shape}; for several outputs use value_and_sq_grad_norms, "
-            "for a batch of examples give in_axes."
-        )
-
-
-def _check_vector(out) -> None:
+def _check_vector(out: Float[Array, "*out"]) -> None:
     if out.ndim != 1:
         raise ValueError(f"f must return a vector of outputs, got shape {out.shape}")
 
 
-def _grouped(parts: Sequence[Any], names: Sequence[str], per_leaf: Groups):
+def _grouped(
+    parts: Sequence[Float[Array, "*k"]], paths: Sequence[str], per_leaf: Groups
+) -> Float[Array, "*k"] | dict[str, Float[Array, "*k"]]:
+    """Return the sum of the leaves' parts, or the sums by group."""
     if per_leaf is False:
         return functools.reduce(jnp.add, parts)
     sums: dict[str, Any] = {}
-    for name, part in zip(names, parts, strict=True):
-        group = name if per_leaf is True else per_leaf(name)
+    for path, part in zip(paths, parts, strict=True):
+        group = path if per_leaf is True else per_leaf(path)
         sums[group] = sums[group] + part if group in sums else part
     return sums
 
 
-def _mapped(one, f, in_axes, batch_size):
-    """`one` for a batch, in chunks, compiled."""
+def _map_over_examples(
+    transform: _Transform, in_axes: InAxes, batch_size: int | None
+) -> Callable[..., tuple[Any, Any]]:
+    """Return the compiled transformation, mapped over examples in chunks if there are in_axes."""
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
-    if in_axes is None:
-        return _checked(jax.jit(one), f)
 
-    def run(params, *args):
+    def over_examples(params: Any, *args: Any) -> tuple[Any, Any]:
+        if in_axes is None:
+            return transform(params, *args)
         axes = [in_axes] * len(args) if isinstance(in_axes, int) else list(in_axes)
         if len(axes) != len(args) or all(axis is None for axis in axes):
             raise ValueError(
-                f"in_axes must have an entry for each of {len(args)} arguments, one of them an integer; got {in_axes}"
+                f"in_axes must have an entry for each of {len(args)} arguments, one of them an "
+                f"integer, got {in_axes}"
             )
         rows = {
             i: jax.tree.map(lambda a, axis=axis: jnp.moveaxis(jnp.asarray(a), axis, 0), args[i])
@@ -363,20 +263,18 @@ def _mapped(one, f, in_axes, batch_size):
                 f"args must have one length along in_axes {in_axes}, got {sorted(sizes)}"
             )
 
-        def row(values):
-            return one(params, *(values.get(i, arg) for i, arg in enumerate(args)))
+        def example(row: dict[int, Any]) -> tuple[Any, Any]:
+            return transform(params, *(row.get(i, arg) for i, arg in enumerate(args)))
 
         if batch_size is None or batch_size >= sizes.pop():
-            return jax.vmap(row)(rows)
-        return jax.lax.map(row, rows, batch_size=batch_size)
+            return jax.vmap(example)(rows)
+        return jax.lax.map(example, rows, batch_size=batch_size)
 
-    return _checked(jax.jit(run), f)
+    compiled = jax.jit(over_examples)
 
-
-def _checked(compiled, f):
-    @functools.wraps(f)
-    def call(params, *args):
+    @functools.wraps(transform.f)
+    def value_and_norm(params: Any, *args: Any) -> tuple[Any, Any]:
         check_leaves(params)
         return compiled(params, *args)
 
-    return call
+    return value_and_norm

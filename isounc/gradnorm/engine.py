@@ -1,12 +1,13 @@
-"""Exact squared gradient norms of a traced function: the plan, and the function that carries it out.
+"""Exact squared gradient norms of a traced function: the plan, and the function that follows it.
 
 Leaves of the parameters go one of four ways:
 
-    fast     every use has a rule (`isounc.gradnorm.rules`) and no two uses share an element: nothing is stored;
-    tied     several uses of one matrix (embedding and output head, turns of a recurrence): their factors are kept, and
-             cross terms come from Gram matrices of them;
-    formed   anything else: the gradient of that leaf is formed by ordinary differentiation, and its norm taken;
-    unused   the function does not depend on it.
+    fast     every use has a rule (`isounc.gradnorm.rules`), and no two uses share an element of the
+             leaf: nothing is stored;
+    tied     one matrix has several uses (embedding and output head, turns of a recurrence): their
+             factors are kept, and cross terms come from Gram matrices of them;
+    formed   anything else: ordinary differentiation forms the gradient of that leaf;
+    unused   the function does not depend on the leaf.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jax.extend import core as jex
+from jaxtyping import Array, Float, Shaped
 
-from isounc.gradnorm import rules as uses_
+from isounc.gradnorm import products
+from isounc.gradnorm.rules import Rule, rule_of
 from isounc.gradnorm.trace import (
     Item,
     Origin,
     Path,
     Status,
     apart,
+    aval_of,
     body_of,
     evaluate,
     scan_counts,
@@ -38,46 +43,52 @@ from isounc.gradnorm.trace import (
 )
 
 
-class Known(NamedTuple):
-    """A use whose norm is known without forming a gradient."""
+class RuledUse(NamedTuple):
+    """A use with a rule, which needs no gradient."""
 
     origin: Origin
-    """How the parameter that enters is a rearrangement of one leaf."""
-    rule: uses_.Rule
-    """How the norm is had."""
+    """Origin of the parameter that enters."""
+    rule: Rule
+    """Rule for its norm."""
     turns: tuple[int, ...]
-    """Lengths of the scans around it."""
+    """Lengths of the scans around the use, outermost first."""
 
     @property
-    def each(self) -> bool:
-        """Whether every turn of the scans has a slice of the leaf of its own."""
+    def has_own_slices(self) -> bool:
+        """Whether every turn of the scans uses another slice of the leaf."""
         return self.turns == self.origin.lengths
 
 
 class Use(NamedTuple):
-    """Where a parameter meets data."""
+    """A place where a parameter meets data."""
 
     path: Path
-    """Where in the jaxpr."""
+    """Place in the jaxpr."""
     primitive: str
     """Name of the equation's primitive."""
     leaves: frozenset[int]
-    """Leaves that enter."""
-    known: Known | None
-    """None where the gradient has to be formed."""
+    """Indices of the leaves that enter."""
+    ruled: RuledUse | None
+    """None if the gradient has to be formed."""
 
 
-def _rule_at(eqn, ins: Sequence[Item]) -> tuple[Origin, uses_.Rule] | None:
-    """Rule for an equation that one rearranged leaf enters, and that leaf's origin."""
-    tracked = [i for i, item in enumerate(ins) if item.status and item.status.leaves]
-    if len(tracked) == 1 and (origin := ins[tracked[0]].status.origin):  # pyright: ignore
-        rule = uses_.rule_of(eqn, tracked[0])
-        return rule and (origin, rule)
-    return None
+def _rule_at(eqn: jex.JaxprEqn, ins: Sequence[Item]) -> tuple[Origin, Rule] | None:
+    """Return the origin and the rule of an equation that one rearranged leaf enters, or None."""
+    tracked = [(i, item.status) for i, item in enumerate(ins) if item.status and item.status.leaves]
+    if len(tracked) != 1:
+        return None
+    [(position, status)] = tracked
+    rule = rule_of(eqn, position) if status.origin else None
+    return (status.origin, rule) if status.origin and rule else None
+
+
+def _leaves_of(items: Sequence[Item]) -> frozenset[int]:
+    """Return the indices of the leaves that enter any of the values."""
+    return frozenset().union(*(item.status.leaves for item in items if item.status))
 
 
 class _Analysis:
-    """Collects the uses; values are absent."""
+    """Visitor that collects the uses; all values are absent."""
 
     def __init__(self):
         self.uses: list[Use] = []
@@ -90,25 +101,23 @@ class _Analysis:
         return [None] * len(eqn.outvars)
 
     def use(self, eqn, ins, path):
-        leaves = frozenset().union(*(item.status.leaves for item in ins if item.status))
-        found = _rule_at(eqn, ins)
-        known = found and Known(*found, self.turns)
-        self.uses.append(Use(path, eqn.primitive.name, leaves, known))
+        match = _rule_at(eqn, ins)
+        ruled = match and RuledUse(*match, self.turns)
+        self.uses.append(Use(path, eqn.primitive.name, _leaves_of(ins), ruled))
         return [None] * len(eqn.outvars)
 
-    def whole(self, items: Sequence[Item], path: Path, what: str) -> None:
-        """Uses of parameters as they are, by something that is no equation."""
-        leaves = frozenset().union(*(item.status.leaves for item in items if item.status))
-        if leaves:
-            self.uses.append(Use(path, what, leaves, None))
+    def add_unruled(self, items: Sequence[Item], path: Path, name: str) -> None:
+        """Add a use by something that is no equation, such as the output."""
+        if leaves := _leaves_of(items):
+            self.uses.append(Use(path, name, leaves, None))
 
     def scan(self, eqn, ins, path):
         num_consts, num_carry = scan_counts(eqn)
-        self.whole(ins[num_consts : num_consts + num_carry], path, "scan's carry")
+        self.add_unruled(ins[num_consts : num_consts + num_carry], path, "scan's carry")
         args = [Item(status, None) for status in scan_statuses(eqn, ins)]
         outside, self.turns = self.turns, (*self.turns, eqn.params["length"])
         outs = walk(*body_of(eqn), args, (*path, "scan"), self)
-        self.whole(outs, path, "scan's output")
+        self.add_unruled(outs, path, "scan's output")
         self.turns = outside
         return [None] * len(eqn.outvars)
 
@@ -117,66 +126,73 @@ class _Analysis:
 
 
 class Plan(NamedTuple):
-    """What is done with each leaf and at each use."""
+    """Treatment of each leaf and of each use."""
 
-    kinds: tuple[str, ...]
-    """fast, tied, formed or unused, by leaf."""
-    at: dict[Path, Known]
-    """Uses of leaves that are fast or tied."""
+    ways: tuple[str, ...]
+    """fast, tied, formed or unused, for each leaf."""
+    ruled: dict[Path, RuledUse]
+    """Uses of the leaves that are fast or tied."""
     uses: tuple[Use, ...]
     """All uses."""
 
 
-def make_plan(closed, num_leaves: int, num_inputs: int, *, outer: bool = False) -> Plan:
+def _leaf_items(leaves: Sequence[Any], values: Sequence[Any]) -> list[Item]:
+    """Return the leaves as inputs of a walk."""
+    items = []
+    for i, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
+        origin = Origin(i, tuple((0, n) for n in leaf.shape), tuple(range(leaf.ndim)))
+        items.append(Item(Status(frozenset([i]), origin), value))
+    return items
+
+
+def make_plan(
+    closed: jex.ClosedJaxpr, num_leaves: int, num_inputs: int, *, gram: bool = False
+) -> Plan:
     """Analyse a jaxpr whose first inputs are the leaves.
 
-    ``outer`` asks for factors of every use, from which products of gradients come: leaves whose uses share no element
-    count as tied, the rest is formed.
+    With `gram` every use has to give factors, from which products of gradients come: leaves whose
+    uses share no element count as tied, and all others are formed.
     """
-    avals = closed.in_avals
-    leaves = [
-        Item(Status(frozenset([i]), Origin(i, tuple((0, n) for n in a.shape), tuple(range(a.ndim)))), None)
-        for i, a in enumerate(avals[:num_leaves])
-    ]  # fmt: skip
+    avals = closed.in_avals[:num_leaves]
+    inputs = [*_leaf_items(avals, [None] * num_leaves), *[Item(None, None)] * num_inputs]
     analysis = _Analysis()
-    outs = walk(
-        closed.jaxpr, closed.consts, [*leaves, *[Item(None, None)] * num_inputs], (), analysis
+    outs = walk(closed.jaxpr, closed.consts, inputs, (), analysis)
+    analysis.add_unruled(outs[:1], ("output",), "output")
+    ways = tuple(
+        _way([use for use in analysis.uses if i in use.leaves], aval.shape, gram)
+        for i, aval in enumerate(avals)
     )
-    analysis.whole(outs[:1], ("output",), "output")
-    kinds = []
-    for i, aval in enumerate(avals[:num_leaves]):
-        mine = [use for use in analysis.uses if i in use.leaves]
-        kinds.append(_kind(mine, aval.shape, outer))
-    at = {
-        use.path: use.known
+    ruled = {
+        use.path: use.ruled
         for use in analysis.uses
-        if use.known and all(kinds[leaf] in ("fast", "tied") for leaf in use.leaves)
+        if use.ruled and all(ways[leaf] in ("fast", "tied") for leaf in use.leaves)
     }
-    return Plan(tuple(kinds), at, tuple(analysis.uses))
+    return Plan(ways, ruled, tuple(analysis.uses))
 
 
-def _kind(mine: list[Use], shape: tuple[int, ...], outer: bool) -> str:
-    if not mine:
+def _way(uses: list[Use], shape: tuple[int, ...], gram: bool) -> str:
+    """Return the way of a leaf with these uses."""
+    if not uses:
         return "unused"
-    known = [use.known for use in mine if use.known]
-    if len(known) < len(mine):
+    ruled = [use.ruled for use in uses if use.ruled]
+    if len(ruled) < len(uses):
         return "formed"
-    alone = all(apart(a.origin, b.origin) for i, a in enumerate(known) for b in known[:i])
-    if alone and all(one.each for one in known):
-        return "tied" if outer else "fast"
-    return "tied" if not outer and _simple(known, shape) else "formed"
+    disjoint = all(apart(a.origin, b.origin) for i, a in enumerate(ruled) for b in ruled[:i])
+    if disjoint and all(use.has_own_slices for use in ruled):
+        return "tied" if gram else "fast"
+    return "tied" if not gram and _factors_are_cheaper(ruled, shape) else "formed"
 
 
-def _simple(mine: list[Known], shape: tuple[int, ...]) -> bool:
-    """Whether all uses have factors that are rows on the two axes of a whole matrix, and not too many of them."""
+def _factors_are_cheaper(uses: list[RuledUse], shape: tuple[int, ...]) -> bool:
+    """Whether all uses have factors on the axes of a whole matrix, and few enough rows of them."""
     if len(shape) != 2:
         return False
     whole = tuple((0, n) for n in shape)
     rows = 0
-    for origin, rule, turns in mine:
+    for origin, rule, turns in uses:
         if origin.box != whole or origin.axes is None or origin.lengths:
             return False
-        if not rule.is_simple(origin.axes):
+        if not rule.has_factors(origin.axes):
             return False
         rows += rule.num_rows * math.prod(turns)
     # Products of factors cost rows^2 (n + m), the formed gradient rows n m and its memory.
@@ -185,16 +201,15 @@ def _simple(mine: list[Known], shape: tuple[int, ...]) -> bool:
 
 @dataclass
 class _Evaluation:
-    """Computes, with the rules in place of the uses that the plan names."""
+    """Visitor that computes, with the rules in place of the uses that the plan names."""
 
     plan: Plan
-    totals: dict[Path, Any]
-    """Zeros whose cotangents become squared norms, at fast uses."""
-    taps: dict[Path, Any]
-    """Zeros added to the outputs of tied uses, a turn of the scans along leading axes; their cotangents are those of
-    the outputs."""
-    seen: dict[Path, Any]
-    """What tied uses multiply the parameter by."""
+    totals: dict[Path, Float[Array, "*turns"]]
+    """Zeros whose cotangents become the squared norms of fast uses."""
+    taps: dict[Path, Float[Array, "*turns_and_out"]]
+    """Zeros added to the outputs of tied uses, whose cotangents are those of the outputs."""
+    data: dict[Path, Shaped[Array, "*turns_and_data"]]
+    """Data that the parameter meets at tied uses, filled in by the walk."""
 
     def meets(self, eqn, ins):
         return _rule_at(eqn, ins) is not None
@@ -204,20 +219,19 @@ class _Evaluation:
 
     def use(self, eqn, ins, path):
         values = [item.value for item in ins]
-        known = self.plan.at.get(path)
-        if known is None:
+        if path not in self.plan.ruled:
             return evaluate(eqn, values)
-        rule = known.rule
+        rule = self.plan.ruled[path].rule
         if path in self.totals:
             return [rule.accumulate(values, self.totals[path])]
-        self.seen[path] = values[rule.data]
+        self.data[path] = values[rule.data]
         return [evaluate(eqn, values)[0] + self.taps[path]]
 
     def _inside(self, path: Path) -> tuple[dict[Path, Any], dict[Path, Any]]:
-        """Totals and taps of the uses inside of a scan or checkpoint."""
+        """Return the totals and taps of the uses inside a scan or checkpoint."""
         totals, taps = (
-            {p: t for p, t in of.items() if p[: len(path)] == path}
-            for of in (self.totals, self.taps)
+            {p: zeros for p, zeros in by_path.items() if p[: len(path)] == path}
+            for by_path in (self.totals, self.taps)
         )
         return totals, taps
 
@@ -228,14 +242,13 @@ class _Evaluation:
         consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
 
         def turn(carry, xs):
-            runs, (totals, taps) = xs
+            slices, (totals, taps) = xs
             inner = _Evaluation(self.plan, totals, taps, {})
-            args = map(Item, statuses, (*consts, *carry, *runs))
-            outs = walk(*body_of(eqn), list(args), (*path, "scan"), inner)
-            outs = [item.value for item in outs]
-            return outs[:num_carry], (outs[num_carry:], inner.seen)
+            args = list(map(Item, statuses, (*consts, *carry, *slices)))
+            outs = [item.value for item in walk(*body_of(eqn), args, (*path, "scan"), inner)]
+            return outs[:num_carry], (outs[num_carry:], inner.data)
 
-        carry, (ys, seen) = jax.lax.scan(
+        carry, (ys, data) = jax.lax.scan(
             turn,
             carry,
             (values[num_consts + num_carry :], self._inside((*path, "scan"))),
@@ -243,7 +256,7 @@ class _Evaluation:
             reverse=params["reverse"],
             unroll=params["unroll"],
         )
-        self.seen |= seen
+        self.data |= data
         return [*carry, *ys]
 
     def checkpoint(self, eqn, ins, path):
@@ -255,117 +268,135 @@ class _Evaluation:
             args = [Item(item.status, value) for item, value in zip(ins, values, strict=True)]
             outs = walk(*body_of(eqn), args, (*path, "checkpoint"), inner)
             statuses[:] = [item.status for item in outs]
-            return [item.value for item in outs], inner.seen
+            return [item.value for item in outs], inner.data
 
-        again = jax.checkpoint(
+        recomputed = jax.checkpoint(
             inside, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
-        values, seen = again([item.value for item in ins], self._inside((*path, "checkpoint")))
-        self.seen |= seen
+        values = [item.value for item in ins]
+        values, data = recomputed(values, self._inside((*path, "checkpoint")))
+        self.data |= data
         return list(map(Item, statuses, values))
 
 
-Pull = Callable[[Any], list[Float[Array, "..."]]]
+Pull = Callable[[Float[Array, "*out"]], list[Float[Array, "*k"]]]
+"""Function from a cotangent of the output to each leaf's squared gradient norm (), or from K
+cotangents to each leaf's products (K, K)."""
 
 
 def linearise(
-    f: Callable[..., Sequence[Array]],
-    leaves: Sequence[Array],
-    args: Sequence[Array],
-    dtype: Any,
+    f: Callable[..., Sequence[Any]],
+    leaves: Sequence[Any],
+    args: Sequence[Any],
+    dtype: np.dtype,
     *,
-    outer: bool = False,
-) -> tuple[Array, list[Array], Pull, Plan]:
-    """Outputs of f(leaves, args), and the function from a cotangent of the first to each leaf's squared gradient norm.
+    gram: bool = False,
+) -> tuple[Float[Array, "*out"], list[Any], Pull, Plan]:
+    """Evaluate f, and prepare the squared gradient norms of its first output.
 
-    With ``outer``, that function takes K cotangents (K, ...) and gives each leaf's K x K matrix of products.
+    Parameters
+    ----------
+    f
+        Function of (leaves, args) with a sequence of arrays as outputs.
+    leaves
+        Floating-point arrays by which the first output is differentiated.
+    args
+        Arrays that are data.
+    dtype
+        Type of the sums that make up the norms.
+    gram
+        Whether all products of K gradients are wanted, instead of one squared norm.
+
+    Returns
+    -------
+    tuple
+        The first output, the others, the function from its cotangents to norms, and the plan.
     """
-    # Inside of shard_map every device has examples, and so gradients, of its own; JAX would add up those of leaves that
-    # all devices share.
+    # Every device inside shard_map has its own examples, and so its own gradients; JAX would add up
+    # those of the leaves that all devices share.
     axes = frozenset().union(*map(varying, (*leaves, *args)))
     leaves = [vary(leaf, axes) for leaf in leaves]
     closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(leaves, list(args))
-    plan = make_plan(closed, len(leaves), len(args), outer=outer)
-    origins = {path: known.origin for path, known in plan.at.items()}
+    plan = make_plan(closed, len(leaves), len(args), gram=gram)
     taps, totals = {}, {}
-    for path, (origin, rule, turns) in plan.at.items():
-        if plan.kinds[origin.leaf] == "tied":
-            out = rule.eqn.outvars[0].aval
+    for path, (origin, rule, turns) in plan.ruled.items():
+        if plan.ways[origin.leaf] == "tied":
+            out = aval_of(rule.eqn.outvars[0])
             taps[path] = vary(jnp.zeros((*turns, *out.shape), out.dtype), axes)
         else:
             totals[path] = vary(jnp.zeros(turns, dtype), axes)
-    formed = {i: leaf for i, leaf in enumerate(leaves) if plan.kinds[i] == "formed"}
+    formed = {i: leaf for i, leaf in enumerate(leaves) if plan.ways[i] == "formed"}
 
     def rewritten(formed, totals, taps):
         evaluation = _Evaluation(plan, totals, taps, {})
-        items = [
-            Item(
-                Status(frozenset([i]), Origin(i, tuple((0, n) for n in leaf.shape), tuple(range(leaf.ndim)))),
-                formed.get(i, leaf),
-            )
-            for i, leaf in enumerate(leaves)
-        ]  # fmt: skip
-        items += [Item(None, arg) for arg in args]
-        out, *others = walk(closed.jaxpr, closed.consts, items, (), evaluation)
-        return out.value, (evaluation.seen, [other.value for other in others])
+        values = [formed.get(i, leaf) for i, leaf in enumerate(leaves)]
+        inputs = [*_leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
+        out, *others = walk(closed.jaxpr, closed.consts, inputs, (), evaluation)
+        return out.value, (evaluation.data, [other.value for other in others])
 
-    out, pullback, (seen, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
+    out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
 
-    def norms(cotangent):
-        by_leaf, by_total, by_tap = pullback(cotangent)
+    def norms(cotangent: Float[Array, "*out"]) -> list[Float[Array, ""]]:
+        gradients, total_cotangents, tap_cotangents = pullback(cotangent)
         result = [jnp.zeros((), dtype) for _ in leaves]
-        for i, gradient in by_leaf.items():
-            result[i] = uses_.sum_of_squares(gradient.astype(dtype))
-        for path, total in by_total.items():
-            result[origins[path].leaf] += origins[path].scale ** 2 * total.sum()
-        for i, kind in enumerate(plan.kinds):
-            if kind == "tied":
-                paths = [p for p in by_tap if origins[p].leaf == i]
-                result[i] = _tied(plan, paths, seen, by_tap, dtype)
+        for i, gradient in gradients.items():
+            result[i] = products.sum_of_squares(gradient.astype(dtype))
+        for path, total in total_cotangents.items():
+            origin = plan.ruled[path].origin
+            result[origin.leaf] += origin.scale**2 * total.sum()
+        for i, way in enumerate(plan.ways):
+            if way == "tied":
+                uses = [p for p in tap_cotangents if plan.ruled[p].origin.leaf == i]
+                result[i] = _tied_sq_norm(plan, uses, data, tap_cotangents, dtype)
         return result
 
-    def products(cotangents):
-        by_leaf, _, by_tap = jax.vmap(pullback)(cotangents)
+    def grams(cotangents: Float[Array, "K *out"]) -> list[Float[Array, "K K"]]:
+        gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
         k = cotangents.shape[0]
         result = [jnp.zeros((k, k), dtype) for _ in leaves]
         with jax.default_matmul_precision("highest"):
-            for i, gradient in by_leaf.items():
+            for i, gradient in gradients.items():
                 flat = gradient.reshape(k, -1).astype(dtype)
                 result[i] = flat @ flat.T
-        for path, g in by_tap.items():
-            origin, rule, turns = plan.at[path]
-            A = _one_axis(seen[path], 0, len(turns))
-            parts = jax.vmap(functools.partial(rule.gram, dtype=dtype), (0, 1))(
-                A, _one_axis(g, 1, len(turns))
-            )
-            result[origin.leaf] += origin.scale**2 * parts.sum(0)
+        for path, g in tap_cotangents.items():
+            origin, rule, turns = plan.ruled[path]
+            a, g = _merge_axes(data[path], 0, len(turns)), _merge_axes(g, 1, len(turns))
+            by_turn = jax.vmap(functools.partial(rule.gram, dtype=dtype), (0, 1))(a, g)
+            result[origin.leaf] += origin.scale**2 * by_turn.sum(0)
         return result
 
-    return out, others, products if outer else norms, plan
+    return out, others, grams if gram else norms, plan
 
 
-def _one_axis(values: Array, first: int, num: int) -> Array:
-    """`num` axes from `first` on as a single one."""
+def _merge_axes(values: Shaped[Array, "*shape"], first: int, num: int) -> Shaped[Array, "*merged"]:
+    """Merge `num` axes from `first` on into a single one, of length 1 if there are none."""
     return values.reshape(*values.shape[:first], -1, *values.shape[first + num :])
 
 
-def _tied(plan: Plan, paths, seen, by_tap, dtype) -> Float[Array, ""]:
-    """Squared norm of a sum of gradients, from the factors of each."""
+def _tied_sq_norm(
+    plan: Plan,
+    paths: Sequence[Path],
+    data: dict[Path, Shaped[Array, "*turns_and_data"]],
+    cotangents: dict[Path, Float[Array, "*turns_and_out"]],
+    dtype: np.dtype,
+) -> Float[Array, ""]:
+    """Return the squared norm of the sum of the gradients of several uses, from their factors."""
     total = jnp.zeros((), dtype)
-    before: list[tuple[float, dict[int, Any]]] = []
+    before: list[tuple[float, products.Factors]] = []
     for path in paths:
-        origin, rule, turns = plan.at[path]
-        axes = origin.axes or ()
-        sides = jax.vmap(functools.partial(rule.sides, axes=axes))(
-            *(_one_axis(of[path], 0, len(turns)) for of in (seen, by_tap))
+        origin, rule, turns = plan.ruled[path]
+        a, g = data[path], cotangents[path]
+        by_turn = jax.vmap(functools.partial(rule.factors, axes=origin.axes or ()))(
+            _merge_axes(a, 0, len(turns)), _merge_axes(g, 0, len(turns))
         )
-        sides = {axis: _one_axis(rows, 0, 2) for axis, rows in sides.items()}
+        factors = {axis: _merge_axes(rows, 0, 2) for axis, rows in by_turn.items()}
         if turns:
-            own = uses_.sides_product(sides, sides, dtype)
+            sq_norm = products.factors_product(factors, factors, dtype)
         else:
-            own = rule.sq_norm(rule.keep(seen[path], dtype), by_tap[path], dtype)
-        total += origin.scale**2 * own
+            sq_norm = rule.sq_norm(rule.residual(a, dtype), g, dtype)
+        total += origin.scale**2 * sq_norm
         for scale, others in before:
-            total += 2 * origin.scale * scale * uses_.sides_product(sides, others, dtype)
-        before.append((origin.scale, sides))
+            cross = products.factors_product(factors, others, dtype)
+            total += 2 * origin.scale * scale * cross
+        before.append((origin.scale, factors))
     return jnp.maximum(total, 0)

@@ -1,108 +1,111 @@
-"""Which values of a traced function depend on its parameters alone, and where those meet the data.
+"""A walk through a jaxpr that tells values of the parameters alone from values that data enter.
 
-A value that is only a rearrangement of one leaf (a cast, a transpose, a slice, a constant multiple) keeps its
-`Origin`: the norm of its cotangent is then the norm of the leaf's gradient. `walk` goes through a jaxpr once; what
-happens at each equation is the visitor's business, so that the analysis and the evaluation see the same values in the
-same order.
+A value that only rearranges one leaf (a cast, a transpose, a slice, a constant multiple) keeps its
+`Origin`: the norm of its cotangent is then the norm of the leaf's gradient. `walk` goes through a
+jaxpr once and leaves each equation to a visitor, so that the analysis and the evaluation see the
+same values in the same order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
 Path = tuple[int | str, ...]
-"""Where an equation stands: its index in each jaxpr from the outermost on, with a word at scans and checkpoints."""
+"""Place of an equation: its index in each jaxpr from the outermost on, with a word for each scan
+and checkpoint on the way."""
 
 
 class Origin(NamedTuple):
-    """How a value is a rearrangement of one leaf."""
+    """The leaf that a value rearranges, and how."""
 
     leaf: int
     """Index of the leaf."""
     box: tuple[tuple[int, int], ...]
-    """Start and stop along each axis of the leaf: outside of it the value has nothing of the leaf."""
+    """Start and stop along each axis of the leaf; the value has nothing of the leaf outside."""
     axes: tuple[int, ...] | None
     """The leaf's axis behind each axis of the value; None where a reshape has mixed them."""
     scale: float = 1.0
     """The constant that the leaf is multiplied by."""
     lengths: tuple[int, ...] = ()
-    """Lengths of the scans that run over leading axes of the leaf; other scans use the same value at every turn."""
+    """Lengths of the scans that run over leading axes of the leaf, outermost first; every turn of
+    any other scan uses the same value."""
 
 
 class Status(NamedTuple):
-    """A value that the data do not enter."""
+    """Dependence on the parameters of a value that data do not enter."""
 
     leaves: frozenset[int] = frozenset()
     """Leaves that it depends on; none for a constant."""
     origin: Origin | None = None
-    """Where it is a rearrangement of one leaf."""
+    """Its origin if it rearranges one leaf, else None."""
 
 
 class Item(NamedTuple):
     """A value on the way through a jaxpr."""
 
     status: Status | None
-    """None where data enter."""
+    """None if data enter the value."""
     value: Any
-    """The array; None while a function is only analysed."""
+    """The array, or None while a function is only analysed."""
 
 
+@runtime_checkable
 class Visitor(Protocol):
-    """What is done with the equations that `walk` meets."""
+    """Treatment of the equations that `walk` meets; `ins` are an equation's inputs in order."""
 
-    def meets(self, eqn, ins: Sequence[Item]) -> bool:
-        """Whether a parameter's meeting with constants alone counts as a use, as if they were data."""
+    def meets(self, eqn: jex.JaxprEqn, ins: Sequence[Item]) -> bool:
+        """Whether a parameter that meets constants alone counts as used, as if they were data."""
         ...
 
-    def plain(self, eqn, ins: Sequence[Item]) -> Sequence[Any]:
-        """Values of an equation in which parameters and data do not meet."""
+    def plain(self, eqn: jex.JaxprEqn, ins: Sequence[Item]) -> Sequence[Any]:
+        """Return the outputs of an equation in which parameters and data do not meet."""
         ...
 
-    def use(self, eqn, ins: Sequence[Item], path: Path) -> Sequence[Any]:
-        """Values of an equation in which they do."""
+    def use(self, eqn: jex.JaxprEqn, ins: Sequence[Item], path: Path) -> Sequence[Any]:
+        """Return the outputs of an equation in which parameters and data meet."""
         ...
 
-    def scan(self, eqn, ins: Sequence[Item], path: Path) -> Sequence[Any]:
-        """The same for a scan."""
+    def scan(self, eqn: jex.JaxprEqn, ins: Sequence[Item], path: Path) -> Sequence[Any]:
+        """Return the outputs of a scan in which parameters and data meet."""
         ...
 
-    def checkpoint(self, eqn, ins: Sequence[Item], path: Path) -> Sequence[Item]:
-        """The same for `jax.checkpoint`, whose outputs may still be parameters alone."""
+    def checkpoint(self, eqn: jex.JaxprEqn, ins: Sequence[Item], path: Path) -> Sequence[Item]:
+        """Return the outputs of a `jax.checkpoint`, some of which may be parameters alone."""
         ...
 
 
 INLINED = ("jit", "pjit", "closed_call", "core_call")
-"""Calls without a meaning of their own."""
+"""Primitives that only call a jaxpr."""
 CHECKPOINTS = ("remat2", "checkpoint", "remat")
-"""Names of `jax.checkpoint`'s primitive over the releases of JAX."""
+"""Names of the primitive of `jax.checkpoint` in the releases of JAX."""
 CONSTANT = Status()
 
 
 def walk(
     jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Item], path: Path, visitor: Visitor
 ) -> list[Item]:
-    """Go through a jaxpr and return its outputs.
+    """Go through a jaxpr with a visitor, and return its outputs.
 
     Raises
     ------
     NotImplementedError
-        Where parameters and data enter a while loop, which has no reverse mode.
+        If parameters and data enter a while loop, which has no reverse-mode derivative.
     """
     env = dict(zip(jaxpr.constvars, (Item(CONSTANT, c) for c in consts), strict=True))
     env |= dict(zip(jaxpr.invars, args, strict=True))
 
-    def read(var) -> Item:
+    def read(var: jex.Var | jex.Literal) -> Item:
         return Item(CONSTANT, var.val) if isinstance(var, jex.Literal) else env[var]
 
     for i, eqn in enumerate(jaxpr.eqns):
         ins = [read(v) for v in eqn.invars]
-        here = (*path, i)
+        eqn_path = (*path, i)
         name = eqn.primitive.name
         tracked = any(item.status is not None and item.status.leaves for item in ins)
         mixed = tracked and any(item.status is None for item in ins)
@@ -110,41 +113,46 @@ def walk(
             visitor.plain(eqn, ins)  # a print or a check
             continue
         if tracked and name in INLINED:
-            outs = walk(*body_of(eqn), ins, here, visitor)
+            outs = walk(*body_of(eqn), ins, eqn_path, visitor)
         elif not mixed and not (tracked and visitor.meets(eqn, ins)):
             statuses = _derive(eqn, ins)
             outs = map(Item, statuses, visitor.plain(eqn, ins))
         elif name in CHECKPOINTS:
-            outs = visitor.checkpoint(eqn, ins, here)
+            outs = visitor.checkpoint(eqn, ins, eqn_path)
         elif name == "while":
             raise NotImplementedError(
-                "f has a while loop that parameters and data enter; it has no gradient in reverse mode. "
-                "Use jax.lax.scan, or fori_loop with a fixed number of steps."
+                "f must not have a while loop that parameters and data enter: it has no "
+                "reverse-mode derivative. Use jax.lax.scan, or fori_loop with a fixed length."
             )
         elif name == "scan":
-            outs = [Item(None, value) for value in visitor.scan(eqn, ins, here)]
+            outs = [Item(None, value) for value in visitor.scan(eqn, ins, eqn_path)]
         else:
-            outs = [Item(None, value) for value in visitor.use(eqn, ins, here)]
+            outs = [Item(None, value) for value in visitor.use(eqn, ins, eqn_path)]
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def body_of(eqn) -> tuple[jex.Jaxpr, Sequence[Any]]:
-    """The jaxpr inside of an equation and its constants; JAX 0.12 holds those of scans open."""
+def aval_of(var: Any) -> Any:
+    """Return the shape and dtype of a variable, which JAX's type hints leave out."""
+    return var.aval
+
+
+def body_of(eqn: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]]:
+    """Return the jaxpr inside an equation and its constants; that of a scan is open in JAX 0.12."""
     inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
     return (inner.jaxpr, inner.consts) if isinstance(inner, jex.ClosedJaxpr) else (inner, ())
 
 
-def scan_counts(eqn) -> tuple[int, int]:
-    """Constants and carries among a scan's inputs, which come in this order before what it runs over."""
+def scan_counts(eqn: jex.JaxprEqn) -> tuple[int, int]:
+    """Count a scan's constants and carries, which come first among its inputs."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()  # since JAX 0.12
     return len(consts), len(carry)
 
 
-def scan_statuses(eqn, ins: Sequence[Item]) -> list[Status | None]:
-    """Statuses of a scan body's inputs: constants of the loop, its carry, and a slice of what it runs over."""
+def scan_statuses(eqn: jex.JaxprEqn, ins: Sequence[Item]) -> list[Status | None]:
+    """Return statuses of a scan body's inputs: constants, carries, a slice of what it runs over."""
     num_consts, num_carry = scan_counts(eqn)
     statuses: list[Status | None] = []
     for i, (status, _) in enumerate(ins):
@@ -157,6 +165,7 @@ def scan_statuses(eqn, ins: Sequence[Item]) -> list[Status | None]:
 
 
 def _scanned(origin: Origin | None, length: int) -> Origin | None:
+    """Return the origin of a turn's slice of a value that a scan runs over."""
     if origin is None or origin.axes is None:
         return None
     start, stop = origin.box[origin.axes[0]]
@@ -165,8 +174,8 @@ def _scanned(origin: Origin | None, length: int) -> Origin | None:
     return origin._replace(axes=origin.axes[1:], lengths=(*origin.lengths, length))
 
 
-def _derive(eqn, ins: Sequence[Item]) -> list[Status | None]:
-    """Statuses of the outputs of an equation whose inputs are all parameters, or all data."""
+def _derive(eqn: jex.JaxprEqn, ins: Sequence[Item]) -> list[Status | None]:
+    """Return statuses of the outputs of an equation in which parameters and data do not meet."""
     if any(item.status is None for item in ins):
         return [None] * len(eqn.outvars)
     leaves = frozenset().union(*(item.status.leaves for item in ins if item.status))
@@ -177,10 +186,11 @@ def _derive(eqn, ins: Sequence[Item]) -> list[Status | None]:
     return [Status(leaves, origin) for origin in origins]
 
 
-def _rearranged(eqn, ins: Sequence[Item], origin: Origin) -> list[Origin | None]:
+def _rearranged(eqn: jex.JaxprEqn, ins: Sequence[Item], origin: Origin) -> list[Origin | None]:
+    """Return origins of the outputs of an equation of constants and a value with an origin."""
     name, params = eqn.primitive.name, eqn.params
-    shapes = [v.aval.shape for v in eqn.invars]
-    out = eqn.outvars[0].aval
+    shapes = [aval_of(v).shape for v in eqn.invars]
+    out = aval_of(eqn.outvars[0])
     mixed = origin._replace(axes=None)
     if name in ("copy", "copy_p", "sharding_constraint", "name", "optimization_barrier"):
         return [origin] if len(eqn.outvars) == 1 else [None] * len(eqn.outvars)
@@ -189,12 +199,15 @@ def _rearranged(eqn, ins: Sequence[Item], origin: Origin) -> list[Origin | None]
     if name == "neg":
         return [origin._replace(scale=-origin.scale)]
     if name in ("mul", "div"):
-        at = 0 if ins[0].status and ins[0].status.leaves else 1
-        factor = eqn.invars[1 - at]
-        if not isinstance(factor, jex.Literal) or jnp.ndim(factor.val) or (name, at) == ("div", 1):
+        position = 0 if ins[0].status and ins[0].status.leaves else 1
+        factor = eqn.invars[1 - position]
+        if not isinstance(factor, jex.Literal) or jnp.ndim(factor.val):
             return [None]
-        by = float(factor.val)
-        return [origin._replace(scale=origin.scale * by if name == "mul" else origin.scale / by)]
+        if name == "mul":
+            return [origin._replace(scale=origin.scale * float(factor.val))]
+        if position == 1:  # a constant divided by the parameter
+            return [None]
+        return [origin._replace(scale=origin.scale / float(factor.val))]
     if name == "transpose":
         order = params["permutation"]
         axes = origin.axes and tuple(origin.axes[i] for i in order)
@@ -214,17 +227,18 @@ def _rearranged(eqn, ins: Sequence[Item], origin: Origin) -> list[Origin | None]
             return [mixed]
         return [_cut(origin, params["start_indices"], params["limit_indices"])]
     if name == "split":
-        start, found = 0, []
-        for size in params["sizes"]:
+        start, parts = 0, []
+        for size in map(int, params["sizes"]):  # NumPy integers
             low, high = [0] * len(shapes[0]), list(shapes[0])
             low[params["axis"]], high[params["axis"]] = start, start + size
-            found.append(_cut(origin, low, high))
+            parts.append(_cut(origin, low, high))
             start += size
-        return found
+        return parts
     return [None] * len(eqn.outvars)
 
 
 def _cut(origin: Origin, starts: Sequence[int], stops: Sequence[int]) -> Origin:
+    """Return the origin of a slice of the value."""
     if origin.axes is None:
         return origin  # still inside its box
     box = list(origin.box)
@@ -235,32 +249,32 @@ def _cut(origin: Origin, starts: Sequence[int], stops: Sequence[int]) -> Origin:
 
 
 def apart(a: Origin, b: Origin) -> bool:
-    """Whether two values share no element of their leaf."""
+    """Whether two values of one leaf share no element of it."""
     return any(x[1] <= y[0] or y[1] <= x[0] for x, y in zip(a.box, b.box, strict=True))
 
 
-def evaluate(eqn, values: Sequence[Any]) -> list[Any]:
-    """Values of one equation, with its own rules of differentiation (custom ones included)."""
+def evaluate(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Return the outputs of one equation, with its own (also custom) rules of differentiation."""
     inputs: dict[Any, Any] = {}
     for var, value in zip(eqn.invars, values, strict=True):
         if not isinstance(var, jex.Literal):
             inputs[var] = value
     wanted = [v for v in eqn.outvars if not isinstance(v, jex.DropVar)]
-    about = jex.DebugInfo("isounc.gradnorm", "", ("",) * len(inputs), ("",) * len(wanted))
-    one = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, about)
-    found = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*inputs.values()))
-    return [None if isinstance(v, jex.DropVar) else next(found) for v in eqn.outvars]
+    info = jex.DebugInfo("isounc.gradnorm", "", ("",) * len(inputs), ("",) * len(wanted))
+    jaxpr = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, info)
+    outs = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*inputs.values()))
+    return [None if isinstance(v, jex.DropVar) else next(outs) for v in eqn.outvars]
 
 
 def varying(value: Any) -> frozenset[str]:
-    """Axes of shard_map's mesh along which devices hold different values.
+    """Return the mesh axes of shard_map along which devices hold different values.
 
-    JAX documents no name for them: `test_examples_sharded_over_devices` is what this one depends on.
+    JAX documents no name for them; `test_examples_sharded_over_devices` fails if this one goes.
     """
     return jax.typeof(value).manual_axis_type.varying
 
 
 def vary(value: Any, axes: frozenset[str]) -> Any:
-    """The same value, as one that may differ along these axes."""
+    """Return the same value, as one that may differ between devices along these mesh axes."""
     missing = tuple(axes - varying(value))
     return jax.lax.pcast(value, missing, to="varying") if missing else value

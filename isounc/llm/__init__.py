@@ -1,20 +1,46 @@
-"""Language models: decoders, checkpoints, tokenizers and generation. Needs the extra ``isounc[llm]`` to load any."""
+"""Language models and the uncertainty of their answers; loading one needs `isounc[llm]`."""
 
+from isounc.llm.answers.answer import MeasuredAnswer, from_record, to_record
+from isounc.llm.answers.estimands import AnswerNorms, answer_norms
+from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, measure
+from isounc.llm.answers.question import Question
+from isounc.llm.answers.score_table import ScoreTable, make_score_table, score_answers
+from isounc.llm.answers.scores import Score, ScoreInfo
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Cache, Decoder
 from isounc.llm.model.generate import Generated, GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel, load_model
 from isounc.llm.model.tokens import Tokenizer
 
-__all__ = [
-    "Cache",
-    "Decoder",
-    "DecoderConfig",
-    "Generated",
-    "GenerationSettings",
+__all__ = [  # noqa: RUF022 (in the order of use)
+    # models
     "LanguageModel",
-    "Rotary",
-    "Tokenizer",
-    "generate",
     "load_model",
+    "Tokenizer",
+    "DecoderConfig",
+    "Rotary",
+    "Decoder",
+    "Cache",
+    # generation
+    "GenerationSettings",
+    "Generated",
+    "generate",
+    # answers
+    "AnswerNorms",
+    "answer_norms",
+    "Question",
+    "AskedQuestion",
+    "MeasureSettings",
+    "MeasuredAnswer",
+    "measure",
+    "to_record",
+    "from_record",
+    # scores
+    "Score",
+    "ScoreInfo",
+    "ScoreSettings",
+    "ScoreTable",
+    "make_score_table",
+    "score_answers",
 ]

@@ -36,7 +36,7 @@ class Exact(NamedTuple):
 
     regions: dict[str, Moments]
     """Predictive moments by region, float64."""
-    draws: Float[np.ndarray, "S P"]
+    draws: Float[np.ndarray, "T P"]
     """Independent draws of the parameters."""
     method: str
     """quadrature or closed form."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.references.exact import RELATIVE_ERROR_MAX
@@ -117,7 +118,7 @@ the averaged prediction, in {moments.mean.dtype}. Besides, {len(r.draws)} draws 
 {next(iter(r.values.values())).shape[1]} draws of each of {r.num_chains} chains of the
 predictions at a few locations of each region ({kept}).
 
-Rebuild it with another key and compare: `uv run experiments/reference_bank.py --check {r.name}`
+Rebuild it with another key and compare: `isounc references check {r.name}`
 
 {versions}; {device.get("kind", "unknown device")}; {r.versions.get("time", "")}. SHA-256 of the arrays:
 `{r.checksum or "not stored yet"}`
@@ -130,7 +131,7 @@ def _to_arviz(r: Exports) -> Any:
         import xarray
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ: install isounc[arviz], or arviz itself") from error
-    quantity = "f" if r.problem.likelihood == "gaussian" else "p"
+    quantity = LIKELIHOODS[r.problem.likelihood].quantity
     values = np.concatenate(tuple(r.values.values()), axis=2)
     theta = r.draws.reshape(r.num_chains, -1, r.model.num_params)
     x = np.concatenate([r.problem.regions[region][rows] for region, rows in r.locations.items()])

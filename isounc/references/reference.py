@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from isounc import densities
 from isounc.checks import check_count, check_name
 from isounc.models import Model
 from isounc.problems import Problem
@@ -67,11 +66,11 @@ class Reference(Exports):
     """Prior standard deviation; `Model.group_prior_sd` spreads it over the parameters."""
     regions: Mapping[str, Moments]
     """Predictive moments by region. ``_se`` are Monte Carlo standard errors, in exact entries numerical errors."""
-    draws: Float[np.ndarray, "S P"]
+    draws: Float[np.ndarray, "T P"]
     """Thinned parameter draws, chain-major, equally many from each chain; independent in exact entries."""
-    values: Mapping[str, Float[np.ndarray, "K S N M"]]
+    values: Mapping[str, Float[np.ndarray, "K S Q M"]]
     """Evenly spaced draws of the predictive quantity of each chain at a few locations (`locations`)."""
-    locations: Mapping[str, Int[np.ndarray, " N"]]
+    locations: Mapping[str, Int[np.ndarray, " Q"]]
     """Rows of each region that the locations of ``values`` are."""
     num_chains: int
     """K; exact entries deal their independent draws out to as many."""
@@ -205,7 +204,7 @@ def from_exact(
     values = {}
     for region, rows in locations.items():
         x = jnp.asarray(problem.regions[region][rows])
-        p = jax.vmap(lambda t, x=x: densities.predict(model, model.apply(t, x)))(theta)
+        p = jax.vmap(lambda t, x=x: model.predict(t, x))(theta)
         values[region] = np.asarray(p, np.float32).reshape(num_chains, -1, *p.shape[1:])
     return Reference(
         name=name,

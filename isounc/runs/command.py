@@ -1,44 +1,56 @@
-"""Command lines of the experiments: a preset sets the defaults that the other options override."""
+"""The command line of a study: a preset sets the defaults that the other options override."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import tyro
 
-
-def settings_of_run(settings: Any, leave_out: Collection[str]) -> dict[str, Any]:
-    """What a run folder keeps of the settings: all fields but those that change no number of the run."""
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in leave_out}
+from isounc.runs.settings import RunSettings
+from isounc.runs.study import Study, run_study
 
 
-def command(
-    presets: Mapping[str, Any], run: Callable[[Any], Any], *, description: str | None, parts: str
-) -> None:
-    """Read the settings, run, and end the process with one line for what the user can mend.
+def main(study: Study, arguments: Sequence[str] | None = None, *, program: str | None = None):
+    """Run a study with the settings of its command line, and end the process.
+
+    The status is 0, or 1 where the outcome is not as it should be.
 
     Parameters
     ----------
-    presets
-        Settings by the name that ``--preset`` takes; the first one is the default.
-    run
-        Called with the settings; the process ends with status 1 where it returns False.
-    description
-        Shown by ``--help``.
-    parts
-        What a run that is interrupted keeps, e.g. "cells".
+    arguments
+        Options; None means those of the process.
+    program
+        Name of the program in `--help`.
     """
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset")
-    default = presets.get(first.parse_known_args()[0].preset, next(iter(presets.values())))
+    end(lambda: run_study(study, settings_of(study, arguments, program=program)), kept=study.unit)
+
+
+def settings_of(
+    study: Study, arguments: Sequence[str] | None = None, *, program: str | None = None
+) -> RunSettings:
+    """Settings of a study from its command line."""
+    preset = argparse.ArgumentParser(add_help=False)
+    preset.add_argument("--preset")
+    chosen = preset.parse_known_args(arguments)[0].preset
+    default = study.presets.get(chosen, next(iter(study.presets.values())))
+    return tyro.cli(
+        type(default), default=default, description=study.description, args=arguments, prog=program
+    )
+
+
+def end(run: Callable[[], bool | None], *, kept: str):
+    """Call `run` and end the process: one line for an error that the user can mend.
+
+    Parameters
+    ----------
+    kept
+        What an interrupted run keeps, in the plural.
+    """
     try:
-        settings = tyro.cli(type(default), default=default, description=description)
-        sys.exit(1 if run(settings) is False else 0)
+        sys.exit(1 if run() is False else 0)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"Interrupted. Finished {parts} are kept: the same command goes on from here.")
+        sys.exit(f"Interrupted. Finished {kept} are kept: the same command goes on from here.")

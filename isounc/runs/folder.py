@@ -74,14 +74,17 @@ class RunFolder:
         The folder.
     settings
         The settings the run was started with, as stored.
+    study
+        Name of the study whose run it is; empty for a run that does not say.
     writable
         False after `RunFolder.load`: nothing is written, moved or locked into being.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, writable: bool):
+    def __init__(self, path: Path, settings: dict[str, Any], *, writable: bool, study: str = ""):
         self.path = path
         self.settings = settings
         self.writable = writable
+        self.study = study
 
     @classmethod
     def open(
@@ -89,6 +92,7 @@ class RunFolder:
         path: str | os.PathLike[str],
         settings: Mapping[str, Any],
         *,
+        study: str = "",
         identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str] = (),
     ) -> RunFolder:
         """Create a run folder, or resume the one that is there.
@@ -99,6 +103,8 @@ class RunFolder:
             The folder; parents are made.
         settings
             JSON-able settings, stored on creation and compared on resumption.
+        study
+            Name of the study whose run it is, stored on creation.
         identity
             What the comparison looks at: top-level keys to leave out (``("workers", "out")``), or a
             function from settings to the part that must agree.
@@ -131,28 +137,35 @@ class RunFolder:
             )
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
-                stored = _load_settings(path)
+                _, stored = _load_settings(path)
                 _check_same_run(path, stored, files.decode(wanted), identity)
             else:
                 stored = files.decode(wanted)
-                content = files.json_bytes({"settings": wanted})
+                content = files.json_bytes({"study": study, "settings": wanted})
                 files.write_atomic({path / "settings.json": content}, "settings.json")
             with files.explained(f"the folder {path / 'cells'}"):
                 (path / "cells").mkdir(exist_ok=True)
             if held:
                 files.remove_stale(path, path / "cells")
-        run = cls(path, stored, writable=True)
+        run = cls(path, stored, writable=True, study=study)
         for name in run._stems():  # now, not hours into the run
             run._refuse_newer(name)
         return run
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Open a run for reading only; ValueError if the path is no run or of a newer format."""
+    def load(cls, path: str | os.PathLike[str], *, writable: bool = False) -> RunFolder:
+        """Open a run that is there, for reading only unless `writable`.
+
+        Raises
+        ------
+        ValueError
+            If the path is no run or one of a newer format.
+        """
         path = Path(path).expanduser()
         if not (path / "settings.json").is_file():
             raise ValueError(f"{path} is no run folder: it has no settings.json")
-        return cls(path, _load_settings(path), writable=False)
+        study, settings = _load_settings(path)
+        return cls(path, settings, writable=writable, study=study)
 
     def write(self, record: Record) -> None:
         """Store a record, replacing one of the same name; equal arrays give equal npz bytes.
@@ -207,6 +220,15 @@ class RunFolder:
         message = f"record {name!r} of {self.path} is damaged ({reason}); {outcome}"
         warnings.warn(message, DamagedRecordWarning, stacklevel=2)
         return None
+
+    def require(self, name: str) -> Record:
+        """As `read`; ValueError where there is no such record."""
+        record = self.read(name)
+        if record is None:
+            raise ValueError(
+                f"{self.path} lacks the record {name!r}: give the command of the run again"
+            )
+        return record
 
     def has(self, name: str) -> bool:
         """Whether a record is there and verifies; a damaged one is treated as in `read`."""
@@ -377,7 +399,8 @@ class RunFolder:
         return f"cells/damaged/{stem}"
 
 
-def _load_settings(path: Path) -> dict[str, Any]:
+def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
+    """The study (empty for a run that does not say) and its settings."""
     try:
         payload = files.parse_json(
             (path / "settings.json").read_bytes(), f"{path / 'settings.json'}"
@@ -390,7 +413,7 @@ def _load_settings(path: Path) -> dict[str, Any]:
             f"{path / 'settings.json'} is not the settings file of a run ({error}); "
             "choose another --out, or restore the file"
         ) from error
-    return files.decode(settings)
+    return str(payload.get("study", "")), files.decode(settings)
 
 
 def _check_same_run(

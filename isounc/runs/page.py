@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
@@ -61,12 +61,6 @@ class Section(NamedTuple):
     """Figures that were drawn."""
     tables: tuple[Table, ...]
     """Tables that have rows."""
-
-
-def settings_table(settings: Mapping[str, Any], title: str) -> Table:
-    """Show nested settings or facts as names and values."""
-    rows = [(name, _value_text(value)) for name, value in _flat(settings)]
-    return Table(title, ("name", "value"), rows, "")
 
 
 def write_page(folder: Path, name: str, sections: Iterable[Section]) -> Path:
@@ -139,19 +133,3 @@ def _escaped(text: str) -> str:
         text = text.replace(character, "\\" + character)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(text.split())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _value_text(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, list | tuple):
-        return ", ".join(_value_text(item) for item in value) or "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,10 @@
-"""Reference posteriors by MCMC and SMC: settings, samplers, predictive moments, convergence checks, checkpoints."""
+"""Reference posteriors by MCMC and SMC, their predictive moments and convergence checks."""
 
-from isounc.sampling.gate import Gate, GateSettings
+from isounc.sampling.drivers import register_sampler
+from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments, Posterior
-from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
+from isounc.sampling.posterior import sample_posterior, sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 __all__ = [
     "Gate",
@@ -10,6 +12,7 @@ __all__ = [
     "Moments",
     "Posterior",
     "SamplerSettings",
+    "register_sampler",
     "sample_posterior",
     "sample_posteriors",
 ]

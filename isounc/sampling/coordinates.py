@@ -1,22 +1,25 @@
-"""Coordinates in which a posterior is sampled: maps theta = T(x) under which it is close to N(0, I).
+"""Coordinates in which a posterior is sampled: maps theta = T(x) that bring it close to N(0, I).
 
-The density of x is N(x; 0, I) exp(r(x)) up to a constant: every kind of coordinates knows T and the *remainder* r, the
-part that is not the standard normal. Kept apart, r stays small whatever the number of parameters, and float32 is enough
-for the differences of energy that decide about acceptance.
+The density of x is N(x; 0, I) exp(r(x)) up to a constant: every kind of coordinates knows T and the
+*remainder* r, the part that is not the standard normal. Kept apart, r stays small whatever the
+number of parameters, and float32 is enough for the differences of energy that decide about
+acceptance.
 
-``prior``      theta = sd x, r = log likelihood.
-``curvature``  theta = MAP + (prior precision + GGN)^(-1/2) x, the Laplace approximation, exact at rank n O.
-``readout``    the last layer V, given the hidden layers, is whitened by the posterior that it would have under Gaussian
-               pseudo-observations of the outputs; the hidden layers stay in prior coordinates. As the width grows the
-               posterior of x tends to N(0, I), whatever the data (Hron et al. 2022, "Wide Bayesian neural networks have
-               a simple weight posterior", which does this for regression).
+`prior`      theta = sd x, r = log likelihood.
+`curvature`  theta = MAP + (prior precision + GGN)^(-1/2) x, the Laplace approximation, exact at
+             rank n O.
+`readout`    the last layer V, given the hidden layers, is whitened by the posterior that it would
+             have under Gaussian pseudo-observations of the outputs; the hidden layers stay in prior
+             coordinates. As the width grows the posterior of x tends to N(0, I), whatever the data
+             (Hron et al. 2022, "Wide Bayesian neural networks have a simple weight posterior",
+             which does this for regression).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from isounc import covariance, densities
 from isounc.densities import Data
@@ -33,15 +36,29 @@ from isounc.models import Model
 from isounc.problems import Problem
 
 RANK_THRESHOLD = 0.1
-"""readout: pseudo-observations are kept in directions in which they tell at least this much more than the prior."""
+"""readout: pseudo-observations are kept in directions in which they tell at least this much more
+than the prior."""
 RANK_STEP = 8
-"""readout: their number is rounded up to a multiple of this, so that problems of one shape share a program."""
+"""readout: their number is rounded up to a multiple of this, so that problems of one shape share a
+program."""
 MAX_EXAMPLES = 2000
 """readout: most examples n for which the n x n kernel is factored."""
+SITE_STEPS = 40
+"""readout: steps of the damped iteration for the pseudo-observations, which by then has converged
+to 1e-6; the sampled posterior does not depend on it."""
+READOUT_PAYS = 1500.0
+"""auto: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it
+saves.
+
+Steps in prior coordinates shorten with its root. In effective draws per second readout gave 1.7 to
+2.5 times as many as prior at 6000 to 14,000 (the two regressions of results/samplers, widths 8 and
+32), about half as many at 500 (moons, n = 1000).
+"""
 
 
+@runtime_checkable
 class Coordinates(Protocol):
-    """A pytree of arrays: an argument of compiled functions, so that one program serves all problems of a shape."""
+    """A pytree of arrays, so that one program takes those of all problems of a shape."""
 
     def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
         """The parameters at x."""
@@ -52,28 +69,28 @@ class Coordinates(Protocol):
         ...
 
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
-        """Where a chain starts, from a draw of N(0, I): dispersed as the hidden layers' prior, not around a mode."""
+        """The start of a chain from a draw of N(0, I): dispersed, not around a mode."""
         ...
 
 
 class Prior(NamedTuple):
     """theta = sd x."""
 
-    def start(self, z):
+    def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
         """A draw of the prior."""
         return z
 
-    def theta(self, x, model, data):
+    def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
         """Whitened by the prior."""
         return data.prior_sd * x
 
-    def remainder(self, x, model, data):
+    def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """The log likelihood."""
         return densities.log_likelihood(model, data.prior_sd * x, data)
 
 
 class Curvature(NamedTuple):
-    """theta = sd (m + S x) with S = I - U diag(shrink) U^T the square root of (I + sd GGN sd)^-1, symmetric."""
+    """theta = sd (m + S x), S = I - U diag(shrink) U^T the symmetric root of (I + sd GGN sd)^-1."""
 
     mean: Float[Array, " P"]
     """m: the MAP in prior coordinates."""
@@ -82,16 +99,19 @@ class Curvature(NamedTuple):
     shrink: Float[Array, " R"]
     """1 - (1 + s^2)^-1/2 with s^2 its eigenvalues."""
 
-    def start(self, z):
-        """A draw of the prior: chains that all start around the MAP would agree without having seen another mode."""
+    def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
+        """A draw of the prior.
+
+        Chains that all start around the MAP would agree without having seen another mode.
+        """
         apart = z - self.mean
         return apart + self.basis @ (self.shrink / (1 - self.shrink) * (apart @ self.basis))
 
-    def theta(self, x, model, data):
+    def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
         """Whitened by the Laplace approximation at the MAP."""
         return data.prior_sd * (self.mean + x - self.basis @ (self.shrink * (x @ self.basis)))
 
-    def remainder(self, x, model, data):
+    def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """Log likelihood - |m + S x|^2 / 2 + |x|^2 / 2, without the parts that cancel."""
         along = x @ self.basis
         shrunk = x - self.basis @ (self.shrink * along)
@@ -101,57 +121,82 @@ class Curvature(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """x = (w, xi): hidden layers w in prior coordinates, read-out v_o = mu_o(w) + S_o(w) xi_o for each output o.
+    """x = (w, xi): hidden layers w in prior coordinates, read-out v_o = mu_o(w) + S_o(w) xi_o.
 
-    With Phi (n, F) the features in prior coordinates and pseudo-observations tau_o = R_o Phi v_o + N(0, I), put
-    G = R_o Phi and C C^T = I + G G^T (Cholesky, R x R). Then
+    For each output o, with Phi (n, F) the features in prior coordinates and pseudo-observations
+    tau_o = R_o Phi v_o + N(0, I), put G = R_o Phi and C C^T = I + G G^T (Cholesky, R x R). Then
 
         S = I - G^T C^-T (C + I)^-1 G,    mu = G^T C^-T C^-1 tau,
 
-    is a square root of the covariance (I + G^T G)^-1 and the mean of v given the pseudo-observations, and
+    is a square root of the covariance (I + G^T G)^-1 and the mean of v given the
+    pseudo-observations, and
 
         r = log p(y | f) + |tau - R f|^2 / 2 - |C^-1 tau|^2 / 2 - log det C,    f = Phi v:
 
-    the likelihood over the pseudo-likelihood, and the evidence of the hidden layers under the latter. Any R and tau
-    give the same posterior; good ones make r flat.
+    the likelihood over the pseudo-likelihood, and the evidence of the hidden layers under the
+    latter. Any R and tau give the same posterior; good ones make r flat.
     """
 
-    rows: Float[Array, "O R N"]
-    """R_o: directions of the outputs at the training examples, scaled by the square roots of precisions."""
+    directions: Float[Array, "O R N"]
+    """R_o: directions of the outputs at the training examples, times the roots of precisions."""
     target: Float[Array, "O R"]
     """tau_o."""
 
-    def start(self, z):
+    def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
         """Hidden layers from their prior, the read-out from its pseudo-posterior given them."""
         return z
 
-    def _readout(self, x, model, data):
+    def _readout(self, x: Float[Array, " P"], model: Model, data: Data) -> _Whitened:
         num_features = model.layer_sizes[-1][0] + 1
         num_hidden = model.num_params - num_features * model.out_features
         theta = data.prior_sd * x  # its hidden part; features() does not look at the rest
         xi = x[num_hidden:].reshape(num_features, -1).T
         sd = data.prior_sd[num_hidden:].reshape(num_features, -1)[:, 0]
         phi = model.features(theta, data.X) * sd[None]
-        return theta, phi, *jax.vmap(functools.partial(_whitened, phi))(self.rows, self.target, xi)
+        whiten = functools.partial(_whiten, phi)
+        return _Whitened(theta, phi, *jax.vmap(whiten)(self.directions, self.target, xi))
 
-    def theta(self, x, model, data):
+    def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
         """The hidden layers and the read-out that they whiten."""
-        theta, _, v, *_ = self._readout(x, model, data)
-        return theta.at[-v.size :].set(data.prior_sd[-v.size :] * v.T.ravel())
+        whitened = self._readout(x, model, data)
+        v = whitened.readout
+        return whitened.theta.at[-v.size :].set(data.prior_sd[-v.size :] * v.T.ravel())
 
-    def remainder(self, x, model, data):
+    def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """Likelihood over pseudo-likelihood, and the evidence of the pseudo-observations."""
-        _, phi, v, misfit, evidence = self._readout(x, model, data)
-        outputs = jnp.matmul(phi, v.T, precision=jax.lax.Precision.HIGHEST)
+        whitened = self._readout(x, model, data)
+        outputs = jnp.matmul(
+            whitened.features, whitened.readout.T, precision=jax.lax.Precision.HIGHEST
+        )
         log_likelihood = densities.log_likelihood_terms(model, outputs, data).sum()
-        return log_likelihood + (misfit + evidence).sum()
+        return log_likelihood + (whitened.misfit + whitened.evidence).sum()
 
 
-def _whitened(phi, rows, target, xi):
-    """Read-out of one output, |tau - R f|^2 / 2, and the log evidence of tau up to a constant."""
+class _Whitened(NamedTuple):
+    """The network at a point of `Readout` coordinates."""
+
+    theta: Float[Array, " P"]
+    """Parameters, of which the hidden part alone is right."""
+    features: Float[Array, "N F"]
+    """Phi, in prior coordinates of the read-out."""
+    readout: Float[Array, "O F"]
+    """v_o."""
+    misfit: Float[Array, " O"]
+    """|tau_o - R_o f_o|^2 / 2."""
+    evidence: Float[Array, " O"]
+    """Log evidence of tau_o up to a constant."""
+
+
+def _whiten(
+    phi: Float[Array, "N F"],
+    directions: Float[Array, "R N"],
+    target: Float[Array, " R"],
+    xi: Float[Array, " F"],
+) -> tuple[Float[Array, " F"], Float[Array, ""], Float[Array, ""]]:
+    """Read-out, misfit and evidence of one output, as in `_Whitened`."""
     with jax.default_matmul_precision("highest"):
-        g = rows @ phi
-        eye = jnp.eye(len(rows), dtype=g.dtype)
+        g = directions @ phi
+        eye = jnp.eye(len(directions), dtype=g.dtype)
         chol = jnp.linalg.cholesky(eye + g @ g.T)
         mean = solve_triangular(chol, target, lower=True)
         shift = solve_triangular(chol + eye, g @ xi, lower=True)
@@ -160,97 +205,164 @@ def _whitened(phi, rows, target, xi):
         return v, misfit, -0.5 * mean @ mean - jnp.log(jnp.diagonal(chol)).sum()
 
 
-Maker = Callable[..., Coordinates]
-"""(problems, data, model, prior_sd, keys) -> coordinates with a leading axis over the problems."""
-
-
 def prior(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
 ) -> Prior:
     """Prior coordinates: nothing to prepare."""
     return Prior()
 
 
 def curvature(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
 ) -> Curvature:
     """The Laplace approximation at the MAP of each problem."""
-    maps = fit_maps(problems, model, prior_sd=prior_sd, keys=keys)
+    maps = fit_maps(problems, model, prior_sd=prior_sd, keys=list(keys))
     theta = jnp.asarray(np.stack([m.theta for m in maps]), data.X.dtype)
     laplace = _laplace(theta, data, model=model)
     return Curvature(theta / data.prior_sd, laplace.basis, laplace.shrink)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _laplace(theta, data, *, model):
+def _laplace(
+    theta: Float[Array, "B P"], data: Data, *, model: Model
+) -> covariance.PriorPlusLowRank:
     return jax.vmap(functools.partial(covariance.gauss_newton, model))(theta, data)
 
 
 def readout(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
 ) -> Readout:
-    """Pseudo-observations from the variational Gaussian approximation of a Gaussian process with the prior's kernel."""
+    """Pseudo-observations for each problem and output.
+
+    They are those of the variational Gaussian approximation of a Gaussian process with the prior's
+    kernel (`_sites`).
+
+    Raises
+    ------
+    ValueError
+        For more than `MAX_EXAMPLES` examples, or a likelihood without such observations.
+    """
+    if not _has_sites(problems[0]):
+        raise ValueError(
+            "coordinates must be 'prior' or 'curvature' for likelihood "
+            f"{problems[0].likelihood!r}, got 'readout'"
+        )
     if len(problems[0].y) > MAX_EXAMPLES:
         raise ValueError(
-            f"coordinates 'readout' factor an n x n matrix and take at most {MAX_EXAMPLES} examples; "
-            f"got {len(problems[0].y)}; use 'prior'"
+            f"coordinates must be 'prior' or 'curvature' for more than {MAX_EXAMPLES} examples, "
+            f"whose n x n matrix 'readout' would factor, got 'readout' and {len(problems[0].y)}"
         )
-    found = _spectra(problems, _kernels(data, jnp.stack(list(keys)), model=model))
-    return _whitening(found, data)
+    return _whitening(_spectra(problems, _kernels(data, keys, model=model)), data)
 
 
-def _spectra(problems, kernels) -> list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """`_directions` of the pseudo-observations of each problem and output."""
-    found = []
+def auto(
+    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
+) -> Coordinates:
+    """Readout where the data determine the outputs sharply, prior elsewhere.
+
+    In prior coordinates a step is about as long as the narrowest direction of the posterior is
+    wide, (1 + lambda)^-1/2 with the largest eigenvalue lambda of the pseudo-observations.
+    """
+    if len(problems[0].y) > MAX_EXAMPLES or not _has_sites(problems[0]):
+        return Prior()
+    kernels = _kernels(data, keys, model=model)
+    # A label tells at most 1/4 about a logit: with few labels the sites need not be solved.
+    most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
+    if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
+        return Prior()
+    spectra = _spectra(problems, kernels)
+    largest = max(output.precision[0] for outputs in spectra for output in outputs)
+    return _whitening(spectra, data) if largest > READOUT_PAYS else Prior()
+
+
+Maker = Callable[[Sequence[Problem], Data, Model, float, Key[Array, " B"]], Coordinates]
+"""(problems, data, model, prior_sd, keys) -> coordinates with a leading axis over the problems."""
+
+COORDINATES: dict[str, Maker] = {
+    "auto": auto,
+    "prior": prior,
+    "curvature": curvature,
+    "readout": readout,
+}
+"""Makers of coordinates by name."""
+
+
+class _Spectrum(NamedTuple):
+    """Pseudo-observations of one output along the eigenvectors of sqrt(Lambda) K sqrt(Lambda)."""
+
+    precision: Float[np.ndarray, " N"]
+    """Eigenvalues, largest first: what each tells over what the prior does."""
+    directions: Float[np.ndarray, "N N"]
+    """R, a row for each."""
+    target: Float[np.ndarray, " N"]
+    """tau."""
+
+
+def _spectra(problems: Sequence[Problem], kernels: Float[Array, "B N N"]) -> list[list[_Spectrum]]:
+    """The spectrum of each problem and output."""
+    spectra = []
     for problem, kernel in zip(problems, np.asarray(kernels, float), strict=True):
         precision, target = _sites(problem, kernel)
         sites = zip(precision.T, target.T, strict=True)
-        found.append([_directions(kernel, *site) for site in sites])
-    return found
+        spectra.append([_spectrum(kernel, *site) for site in sites])
+    return spectra
 
 
-def _whitening(found, data: Data) -> Readout:
+def _spectrum(
+    kernel: Float[np.ndarray, "N N"],
+    precision: Float[np.ndarray, " N"],
+    target: Float[np.ndarray, " N"],
+) -> _Spectrum:
+    root = np.sqrt(precision)
+    values, vectors = scipy.linalg.eigh(root[:, None] * kernel * root)
+    vectors = vectors[:, ::-1].T
+    return _Spectrum(values[::-1], vectors * root, vectors @ (root * target))
+
+
+def _whitening(spectra: list[list[_Spectrum]], data: Data) -> Readout:
     """The directions that tell something, as many for each problem and output."""
-    told = max((values > RANK_THRESHOLD).sum() for one in found for values, *_ in one)
-    rank = int(np.clip(-(-told // RANK_STEP) * RANK_STEP, 1, data.X.shape[1]))
-    rows = np.array([[r[:rank] for _, r, _ in one] for one in found], data.X.dtype)
-    targets = np.array([[t[:rank] for _, _, t in one] for one in found], data.X.dtype)
-    return Readout(jnp.asarray(rows), jnp.asarray(targets))
+    most = max((o.precision > RANK_THRESHOLD).sum() for outputs in spectra for o in outputs)
+    rank = int(np.clip(-(-most // RANK_STEP) * RANK_STEP, 1, data.X.shape[1]))
+    directions = [[output.directions[:rank] for output in outputs] for outputs in spectra]
+    targets = [[output.target[:rank] for output in outputs] for outputs in spectra]
+    dtype = data.X.dtype
+    return Readout(jnp.asarray(np.array(directions, dtype)), jnp.asarray(np.array(targets, dtype)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_draws"))
-def _kernels(data: Data, keys: PRNGKeyArray, *, model: Model, num_draws: int = 128):
-    """E[Phi Phi^T] over the prior of the hidden layers, (B, n, n)."""
+def _kernels(
+    data: Data, keys: Key[Array, " B"], *, model: Model, num_draws: int = 128
+) -> Float[Array, "B N N"]:
+    """E[Phi Phi^T] over the prior of the hidden layers."""
 
-    def one(data, key):
-        def draw(key):
+    def kernel(data: Data, key: PRNGKeyArray) -> Float[Array, "N N"]:
+        def draw(key: PRNGKeyArray) -> Float[Array, "N N"]:
             theta = data.prior_sd * jax.random.normal(key, data.prior_sd.shape, data.X.dtype)
             phi = model.features(theta, data.X)
-            phi = (
-                phi * data.prior_sd[-phi.shape[1] * model.out_features :: model.out_features][None]
-            )
+            num_readout = phi.shape[1] * model.out_features
+            phi = phi * data.prior_sd[-num_readout :: model.out_features][None]
             return jnp.matmul(phi, phi.T, precision=jax.lax.Precision.HIGHEST)
 
         return jax.lax.map(draw, jax.random.split(key, num_draws), batch_size=8).mean(0)
 
-    return jax.vmap(one)(data, keys)
+    return jax.vmap(kernel)(data, keys)
 
 
-def _directions(kernel, precision, target):
-    """Eigenvalues of sqrt(Lambda) K sqrt(Lambda), largest first, and rows R and targets along its eigenvectors."""
-    root = np.sqrt(precision)
-    values, vectors = scipy.linalg.eigh(root[:, None] * kernel * root)
-    vectors = vectors[:, ::-1].T
-    return values[::-1], vectors * root, vectors @ (root * target)
+def _has_sites(problem: Problem) -> bool:
+    """Whether `_sites` knows the likelihood's curvature: Gaussian noise, or a link to classes."""
+    return problem.noise_sd is not None or problem.num_classes > 0
 
 
-def _sites(problem: Problem, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precisions and targets (n, O) of Gaussian pseudo-observations of the outputs.
+def _sites(
+    problem: Problem, kernel: Float[np.ndarray, "N N"]
+) -> tuple[Float[np.ndarray, "N O"], Float[np.ndarray, "N O"]]:
+    """Precisions Lambda and targets of Gaussian pseudo-observations of the outputs.
 
-    The variational Gaussian approximation q(f) = N(m, S) of a Gaussian process has precision E[-d2 log p / df2] and
-    target m + E[d log p / df] / precision in each example (Opper and Archambeau 2009); m and S follow from them, and a
-    damped iteration finds both. For a Gaussian likelihood they are 1 / noise variance and y. Classes are taken as
-    independent, which costs speed only.
+    The variational Gaussian approximation q(f) = N(m, S) of a Gaussian process has precision
+    E[-d2 log p / df2] and target m + E[d log p / df] / precision in each example (Opper and
+    Archambeau 2009); m and S follow from them, and a damped iteration finds both. For a Gaussian
+    likelihood they are 1 / noise variance and y. Classes are taken as independent, which costs
+    speed only.
     """
     n, outputs = len(problem.y), problem.num_outputs
     if problem.noise_sd is not None:
@@ -274,38 +386,3 @@ def _sites(problem: Problem, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray
         gradient = labels - p.mean(0)
         precision += 0.5 * (np.maximum((p * (1 - p)).mean(0), 1e-6) - precision)
     return precision, mean + gradient / precision
-
-
-SITE_STEPS = 40
-"""Damped by half, it has converged to 1e-6 by then; exactness does not depend on it."""
-
-READOUT_PAYS = 1500.0
-"""best: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it saves.
-
-Steps in prior coordinates shorten with its root. In effective draws per second readout gave 1.7 to 2.5 times as many as
-prior at 6000 to 14,000 (the two regressions of results/samplers, widths 8 and 32), about half as many at 500 (moons,
-n = 1000).
-"""
-
-
-def best(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Any
-) -> Coordinates:
-    """Readout where the data determine the outputs sharply, prior elsewhere.
-
-    In prior coordinates a step is about as long as the narrowest direction of the posterior is wide, (1 + lambda)^-1/2
-    with the largest eigenvalue lambda of the pseudo-observations.
-    """
-    if len(problems[0].y) > MAX_EXAMPLES:
-        return Prior()
-    kernels = _kernels(data, jnp.stack(list(keys)), model=model)
-    # A label tells at most 1/4 about a logit: with few labels the sites need not be solved to know the answer.
-    most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
-    if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
-        return Prior()
-    found = _spectra(problems, kernels)
-    largest = max(values[0] for one in found for values, *_ in one)
-    return _whitening(found, data) if largest > READOUT_PAYS else Prior()
-
-
-COORDINATES: dict[str, Maker] = {"prior": prior, "curvature": curvature, "readout": readout}

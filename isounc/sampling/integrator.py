@@ -1,11 +1,12 @@
-"""The Hamiltonian flow of hmc, nuts and chees: metric and integrator, with an energy error that float32 can hold.
+"""The Hamiltonian flow of hmc, nuts and chees, with an energy error that float32 can hold.
 
     H(x, p) = |x|^2 / 2 - r(x) + p^T M^-1 p / 2
 
-is integrated by a splitting: the Gaussian part x^T M x / 2 + p^T M^-1 p / 2 is a rotation and exact, what is left gives
-kicks to the momentum (Strang). Where r is flat the step size is limited by nothing, however many parameters there are
-(Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert spaces"). The energy error is added up kick by kick, since as a
-difference of two sums over P parameters it would drown in float32.
+is integrated by a splitting: the Gaussian part x^T M x / 2 + p^T M^-1 p / 2 is a rotation and
+exact, what is left gives kicks to the momentum (Strang). Where r is flat nothing limits the step
+size, however many parameters there are (Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert
+spaces"). The energy error is added up kick by kick, since as a difference of two sums over P
+parameters it would drown in float32.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from blackjax.mcmc import metrics
 from blackjax.mcmc.integrators import IntegratorState
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-Remainder = Callable[[jax.Array], jax.Array]
+Remainder = Callable[[Float[Array, " P"]], Float[Array, ""]]
 """r(x): log density minus log N(x; 0, I), up to a constant."""
 
 
@@ -33,7 +34,8 @@ class Metric(NamedTuple):
     eigenvalues: Float[Array, " R"]
     """lam."""
 
-    def _middle(self, y, power):
+    def _middle(self, y: Float[Array, " P"], power: int | float) -> Float[Array, " P"]:
+        """(I + U (diag(lam) - I) U^T)^power y."""
         return y + self.basis @ ((self.eigenvalues**power - 1) * (y @ self.basis))
 
     def velocity(self, p: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -44,13 +46,18 @@ class Metric(NamedTuple):
         """M x."""
         return self._middle(x / self.sd, -1) / self.sd
 
-    def momentum(self, key: PRNGKeyArray, x: Any) -> Float[Array, " P"]:
+    def momentum(self, key: PRNGKeyArray, x: Float[Array, " P"]) -> Float[Array, " P"]:
         """A draw from N(0, M)."""
         return self._middle(jax.random.normal(key, x.shape, x.dtype), -0.5) / self.sd
 
     def turning(
-        self, momentum_left, momentum_right, momentum_sum, position_left=None, position_right=None
-    ) -> Any:
+        self,
+        momentum_left: Float[Array, " P"],
+        momentum_right: Float[Array, " P"],
+        momentum_sum: Float[Array, " P"],
+        position_left: Float[Array, " P"] | None = None,
+        position_right: Float[Array, " P"] | None = None,
+    ) -> Bool[Array, ""]:
         """Whether the ends of a trajectory approach each other (nuts)."""
         between = momentum_sum - 0.5 * (momentum_left + momentum_right)
         left, right = self.velocity(momentum_left), self.velocity(momentum_right)
@@ -59,17 +66,20 @@ class Metric(NamedTuple):
 
 def splitting(
     remainder: Remainder, metric: Metric
-) -> Callable[[IntegratorState, Float[Array, ""]], IntegratorState]:
-    """Kick, rotation, kick; minus the energy error so far is in the place of BlackJAX's log density.
+) -> Callable[[IntegratorState, Float[Array, ""] | float], IntegratorState]:
+    """Kick, rotation, kick, as BlackJAX calls an integrator.
 
-    The gradient's place has (gradient of r, r): BlackJAX hands it from one step to the next and never looks.
+    Two places of BlackJAX's state hold something else: that of the log density minus the energy
+    error so far, that of the gradient (gradient of r, r). BlackJAX hands the latter from one step
+    to the next and never looks.
     """
     value_and_gradient = jax.value_and_grad(remainder)
 
-    def force(x, gradient):
-        return gradient - (x - metric.mass(x))  # minus the gradient of |x|^2/2 - x^T M x/2 - r
+    def force(x: Float[Array, " P"], gradient: Float[Array, " P"]) -> Float[Array, " P"]:
+        """Minus the gradient of |x|^2 / 2 - x^T M x / 2 - r."""
+        return gradient - (x - metric.mass(x))
 
-    def step(state: IntegratorState, step_size) -> IntegratorState:
+    def step(state: IntegratorState, step_size: Float[Array, ""] | float) -> IntegratorState:
         # Arrays, where BlackJAX allows any tree.
         x, p, minus_error, (gradient, r) = cast("tuple[jax.Array, jax.Array, Any, Any]", state)
         kick = 0.5 * step_size * force(x, gradient)
@@ -89,7 +99,7 @@ def splitting(
 
 
 def euclidean(metric: Metric) -> metrics.Metric:
-    """BlackJAX's view of a metric: without kinetic energy, which `splitting` has in its energy error."""
+    """BlackJAX's view of a metric, without kinetic energy: `splitting` has it in its error."""
 
     def kinetic_energy(momentum, position=None):
         return jnp.zeros((), momentum.dtype)
@@ -97,4 +107,6 @@ def euclidean(metric: Metric) -> metrics.Metric:
     def scale(position, element, *, inv, trans):
         raise NotImplementedError
 
-    return metrics.Metric(metric.momentum, kinetic_energy, metric.turning, scale)
+    # BlackJAX's annotations allow any tree.
+    blackjax_metric: Any = metrics.Metric
+    return blackjax_metric(metric.momentum, kinetic_energy, metric.turning, scale)

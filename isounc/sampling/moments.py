@@ -1,4 +1,7 @@
-"""What sampling leaves: blocks of draws, gathered into predictive moments and the gate's verdict. NumPy on the host."""
+"""Predictive moments, kept draws and the gate's verdict, from blocks of draws.
+
+NumPy on the host, one problem at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling import gate as diagnostics
+from isounc.sampling.gate import Gate, batch_means_se, gate
+from isounc.sampling.settings import GateSettings
 
 
 class Moments(NamedTuple):
@@ -34,69 +39,78 @@ class Moments(NamedTuple):
     expected_entropy_se: Float[np.ndarray, " N"]
     """Its Monte Carlo standard error (batch means)."""
     entropy: Float[np.ndarray, " N"]
-    """H of the averaged prediction, nats; it minus expected_entropy is the mutual information. Gaussian: NaN."""
+    """H of the averaged prediction, nats; NaN where it has no closed form. Less `expected_entropy`
+    it is the mutual information."""
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A sampled posterior: moments at every region's locations, kept draws, and the gate's verdict."""
+    """A sampled posterior: moments at every region's locations, kept draws, the gate's verdict."""
 
     model: Model
     """The model that was sampled."""
     regions: Mapping[str, Moments]
     """Predictive moments by region."""
-    gate: diagnostics.Gate
+    gate: Gate
     """The convergence checks, at the fixed locations of all regions together."""
-    draws: Float[np.ndarray, "S P"]
+    draws: Float[np.ndarray, "T P"]
     """Kept parameter draws, chain-major, equally many from each chain."""
-    values: Mapping[str, Float[np.ndarray, "K S N M"]] | None
-    """Every draw of the predictive quantity at the fixed locations, where asked for (keep_values)."""
-    locations: Mapping[str, np.ndarray]
+    values: Mapping[str, Float[np.ndarray, "K S Q M"]] | None
+    """Every draw of the predictive quantity at the fixed locations; None without `keep_values`."""
+    locations: Mapping[str, Int[np.ndarray, " Q"]]
     """Rows of each region that the fixed locations are."""
     num_chains: int
     """K."""
     num_draws: int
     """S, transitions of each chain after warm-up."""
     num_gradients: int
-    """Leapfrog steps after warm-up, over all chains."""
+    """Gradients after warm-up, over all chains."""
     step_size: Float[np.ndarray, " K"]
-    """Adapted step size of each chain (one for all), in the coordinates that were sampled."""
+    """Adapted step size of each chain, in the coordinates that were sampled."""
     acceptance: float
     """Mean acceptance probability after warm-up."""
     coordinates: str
-    """Coordinates that were sampled in: prior, curvature or readout."""
+    """Coordinates of the sampling: prior, curvature or readout."""
     stopped: str
     """Why sampling ended: the target was met or the budget was spent, with the numbers."""
 
 
 class Block(NamedTuple):
-    """What a block of draws leaves, with leading axes (problem B, chain K)."""
+    """A block of S draws of K chains.
 
-    shifted_mean: Float[Array, "B K N M"]
+    Drivers give blocks of all problems, whose fields have a leading axis B; `of_problem` takes one.
+    """
+
+    shifted_mean: Float[Array, "K N M"]
     """Block mean of p - shift."""
-    shifted_square: Float[Array, "B K N M"]
+    shifted_square: Float[Array, "K N M"]
     """Block mean of (p - shift)^2."""
-    aleatoric: Float[Array, "B K N M"]
+    aleatoric: Float[Array, "K N M"]
     """Block mean of the label variance."""
-    entropy: Float[Array, "B K N"]
+    entropy: Float[Array, "K N"]
     """Block mean of the label entropy."""
-    values: Float[Array, "B K S Q"]
+    values: Float[Array, "K S Q"]
     """Every draw of p at the fixed locations, flattened."""
-    draws: Float[Array, "B K S P"]
-    """Thinned parameter draws."""
-    energy: Float[Array, "B K S"]
+    draws: Float[Array, "K T P"]
+    """T thinned parameter draws."""
+    energy: Float[Array, "K S"]
     """Hamiltonian of each transition."""
-    divergent: Float[Array, "B K"]
+    divergent: Int[Array, " K"]
     """Number of divergent transitions."""
-    saturated: Float[Array, "B K"]
+    saturated: Int[Array, " K"]
     """Number of trajectories cut at their longest."""
-    acceptance: Float[Array, "B K"]
+    acceptance: Float[Array, " K"]
     """Mean acceptance probability."""
-    num_gradients: Float[Array, "B K"]
-    """Leapfrog steps."""
+    num_gradients: Int[Array, " K"]
+    """Gradients of r."""
 
 
-def fixed_locations(problem: Problem, per_region: int) -> dict[str, np.ndarray]:
+def of_problem(blocks: Sequence[Block], i: int) -> list[Block]:
+    """The blocks of the i-th problem."""
+    return [Block(*(field[i] for field in block)) for block in blocks]
+
+
+def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarray, " Q"]]:
     """Evenly spaced rows of each region, the same for every problem of a shape."""
     return {
         name: np.unique(np.linspace(0, len(x) - 1, per_region).round().astype(int))
@@ -104,7 +118,9 @@ def fixed_locations(problem: Problem, per_region: int) -> dict[str, np.ndarray]:
     }
 
 
-def flat_locations(problem: Problem, locations: Mapping[str, np.ndarray]) -> np.ndarray:
+def flat_locations(
+    problem: Problem, locations: Mapping[str, Int[np.ndarray, " Q"]]
+) -> Int[np.ndarray, " total"]:
     """The fixed locations as rows of all regions one after the other."""
     starts = np.cumsum([0, *(len(x) for x in problem.regions.values())])
     return np.concatenate(
@@ -112,42 +128,28 @@ def flat_locations(problem: Problem, locations: Mapping[str, np.ndarray]) -> np.
     )
 
 
-def gate_of(
-    blocks: Sequence[Block], i: int, bounds: diagnostics.GateSettings, *, has_energy: bool = True
-) -> diagnostics.Gate:
-    """The gate of the i-th problem over all its draws so far."""
-    energy = np.concatenate([b.energy[i] for b in blocks], axis=1)
-    return diagnostics.gate(
-        np.concatenate([b.values[i] for b in blocks], axis=1),
+def judge(blocks: Sequence[Block], bounds: GateSettings, *, has_energy: bool = True) -> Gate:
+    """The gate over all draws of a problem so far."""
+    energy = np.concatenate([b.energy for b in blocks], axis=1)
+    return gate(
+        np.concatenate([b.values for b in blocks], axis=1),
         energy=energy if has_energy else None,
-        num_divergent=int(sum(b.divergent[i].sum() for b in blocks)),
-        num_saturated=int(sum(b.saturated[i].sum() for b in blocks)),
+        num_divergent=int(sum(b.divergent.sum() for b in blocks)),
+        num_saturated=int(sum(b.saturated.sum() for b in blocks)),
         num_transitions=energy.size,
         settings=bounds,
     )
 
 
-def collect(
-    problem: Problem,
-    model: Model,
-    blocks: Sequence[Block],
-    i: int,
-    *,
-    shift: Float[np.ndarray, "N M"],
-    step_size: Float[np.ndarray, " K"],
-    gate: diagnostics.Gate,
-    stopped: str,
-    coordinates: str,
-    locations: Mapping[str, np.ndarray],
-    num_kept: int,
-    keep_values: bool,
-) -> Posterior:
-    """The posterior of the i-th problem from all blocks of draws."""
+def predictive_moments(
+    problem: Problem, model: Model, blocks: Sequence[Block], shift: Float[np.ndarray, "N M"]
+) -> dict[str, Moments]:
+    """Moments at every region's locations from block means about `shift`."""
 
-    def over_blocks(name):
-        return np.stack([getattr(b, name)[i] for b in blocks], axis=1).astype(float)
+    def over_blocks(name: str) -> np.ndarray:
+        return np.stack([getattr(b, name) for b in blocks], axis=1).astype(float)
 
-    moments = diagnostics.batch_means_se(
+    moments = batch_means_se(
         over_blocks("shifted_mean"), over_blocks("shifted_square"), shift=shift
     )
     aleatoric, aleatoric_se = _mean_and_se(over_blocks("aleatoric"))
@@ -161,53 +163,37 @@ def collect(
         aleatoric_se=aleatoric_se,
         expected_entropy=expected_entropy,
         expected_entropy_se=expected_entropy_se,
-        entropy=_entropy(model, moments.mean),
+        entropy=LIKELIHOODS[model.likelihood].predictive_entropy(moments.mean),
     )
     regions, start = {}, 0
     for name, x in problem.regions.items():
         regions[name] = Moments(*(a[start : start + len(x)] for a in everywhere))
         start += len(x)
+    return regions
 
-    per_chain = np.concatenate([b.draws[i] for b in blocks], axis=1)
-    kept = min(per_chain.shape[1], max(1, num_kept // per_chain.shape[0]))
-    rows = np.linspace(0, per_chain.shape[1] - 1, kept).round().astype(int)
-    values = None
-    if keep_values:
-        everything = np.concatenate([b.values[i] for b in blocks], axis=1)
-        sizes = [rows_.size * problem.num_columns for rows_ in locations.values()]
-        values = {
-            name: part.reshape(*part.shape[:2], -1, problem.num_columns)
-            for name, part in zip(
-                locations, np.split(everything, np.cumsum(sizes)[:-1], axis=2), strict=True
-            )
-        }
-    return Posterior(
-        model=model,
-        regions=regions,
-        gate=gate,
-        draws=per_chain[:, rows].reshape(-1, per_chain.shape[-1]),
-        values=values,
-        locations=locations,
-        num_chains=per_chain.shape[0],
-        num_draws=sum(b.energy.shape[2] for b in blocks),
-        num_gradients=int(sum(b.num_gradients[i].sum() for b in blocks)),
-        step_size=step_size,
-        acceptance=float(np.mean([b.acceptance[i].mean() for b in blocks])),
-        coordinates=coordinates,
-        stopped=stopped,
-    )
+
+def kept_draws(blocks: Sequence[Block], num_kept: int) -> Float[np.ndarray, "T P"]:
+    """Evenly spaced parameter draws of each chain, at most `num_kept` in all, chain-major."""
+    draws = np.concatenate([b.draws for b in blocks], axis=1)
+    per_chain = min(draws.shape[1], max(1, num_kept // draws.shape[0]))
+    chosen = np.linspace(0, draws.shape[1] - 1, per_chain).round().astype(int)
+    return draws[:, chosen].reshape(-1, draws.shape[-1])
+
+
+def kept_values(
+    problem: Problem, blocks: Sequence[Block], locations: Mapping[str, Int[np.ndarray, " Q"]]
+) -> dict[str, Float[np.ndarray, "K S Q M"]]:
+    """Every draw of the predictive quantity at the fixed locations of each region."""
+    values = np.concatenate([b.values for b in blocks], axis=1)
+    sizes = [rows.size * problem.num_columns for rows in locations.values()]
+    parts = np.split(values, np.cumsum(sizes)[:-1], axis=2)
+    return {
+        name: part.reshape(*part.shape[:2], -1, problem.num_columns)
+        for name, part in zip(locations, parts, strict=True)
+    }
 
 
 def _mean_and_se(batches: Float[np.ndarray, "K B *N"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean over chains and batches, and its standard error from their spread."""
     count = batches.shape[0] * batches.shape[1]
     return batches.mean((0, 1)), batches.std((0, 1), ddof=1) / np.sqrt(count)
-
-
-def _entropy(model: Model, mean: np.ndarray) -> np.ndarray:
-    """Entropy of the averaged prediction; a mixture of Gaussians has none in closed form."""
-    if model.likelihood == "gaussian":
-        return np.full(len(mean), np.nan)
-    p = np.concatenate([1 - mean, mean], axis=1) if model.likelihood == "bernoulli" else mean
-    p = np.clip(p, 0, 1)
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)

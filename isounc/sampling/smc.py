@@ -4,24 +4,27 @@ Particles are taken from N(0, I), of which they are exact draws, to the posterio
 
     pi_lambda(x)  proportional to  N(x; 0, I) exp(lambda r(x)),    lambda from 0 to 1,
 
-with the remainder r of `isounc.sampling.coordinates` (annealing, Neal 2001; SMC samplers, Del Moral, Doucet and Jasra
-2006). At each temperature (Buchholz, Chopin and Jacob 2021)
+with the remainder r of `isounc.sampling.coordinates` (annealing, Neal 2001; SMC samplers, Del
+Moral, Doucet and Jasra 2006). At each temperature (Buchholz, Chopin and Jacob 2021)
 
-1. the next lambda' is the one for which the weights w_i = exp((lambda' - lambda) r(x_i)) have the effective sample size
-   (sum w)^2 / sum w^2 = ``tempering_ess`` S, or 1 if that keeps more;
-2. S particles are drawn by these weights (systematic resampling), which is how modes get their mass;
-3. ``num_mutations`` transitions of the sampler ``hmc`` with lambda' r in r's place move them, so that copies part. The
-   metric has the variances of the particles; the step size goes with the acceptance of the transition before (Fearnhead
-   and Taylor 2013).
+1. the next lambda' is the one for which the weights w_i = exp((lambda' - lambda) r(x_i)) have the
+   effective sample size (sum w)^2 / sum w^2 = `tempering_ess` S, or 1 if that keeps more;
+2. S particles are drawn by these weights (systematic resampling), which is how modes get their
+   mass;
+3. `num_mutations` transitions of the sampler `hmc` with lambda' r in r's place move them, so that
+   copies part. The metric has the variances of the particles; the step size goes with the
+   acceptance of the transition before (Fearnhead and Taylor 2013).
 
-K runs of S particles each know nothing of each other: R-hat and ESS between them show whether they agree about the mass
-of each mode. Within a run the particles stay in the order in which resampling leaves them, descendants of one ancestor
-side by side, so that what they share shows as autocorrelation and between batches (after Chan and Lai 2013).
+K runs of S particles each know nothing of each other: R-hat and ESS between them show whether they
+agree about the mass of each mode. Within a run the particles stay in the order in which resampling
+leaves them, descendants of one ancestor side by side, so that what they share shows as
+autocorrelation and between batches (after Chan and Lai 2013).
 
-The coordinates have to be wide: in those of the Laplace approximation all particles would start around one mode, and
-``curvature`` is refused. Means over the particles of a run have a bias of order 1/S, which more rounds do not make
-smaller, and a mode that not one particle of any run has found is in no diagnostic. The particles of all runs are in
-memory at once, each with its gradient: 8 B K S P bytes in float32, and twice that while they are resampled.
+The coordinates have to be wide: in those of the Laplace approximation all particles would start
+around one mode, and `curvature` is refused. Means over the particles of a run have a bias of order
+1/S, which more rounds do not make smaller, and a mode that not one particle of any run has found is
+in no diagnostic. The particles of all runs are in memory at once, each with its gradient: 8 B K S P
+bytes in float32, and twice that while they are resampled.
 """
 
 from __future__ import annotations
@@ -29,102 +32,116 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from blackjax.smc import ess, resampling, solver
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from isounc.densities import Data
 from isounc.models import Model
-from isounc.sampling import chains as sampling
-from isounc.sampling.chains import Drawn, Run, fetch, observed
+from isounc.sampling.adaptation import MAX_STEP, PRIOR_WEIGHT, start_tuning
 from isounc.sampling.coordinates import Coordinates
-from isounc.sampling.kernels import (
-    MAX_STEP,
-    PRIOR_WEIGHT,
-    SAMPLERS,
-    Chains,
-    start_chains,
-    start_tuning,
-)
+from isounc.sampling.kernels import HMC, ChainState, StepInfo, start_chains
 from isounc.sampling.moments import Block
-
-NAME = "tempered_smc"
-"""As `SamplerSettings.sampler` has it."""
+from isounc.sampling.run import (
+    DrawnBlocks,
+    Forecast,
+    MomentSums,
+    Run,
+    fetch,
+    observe,
+    on_one_cpu,
+    one_by_one,
+    randomness,
+    spread,
+    thinning,
+)
+from isounc.sampling.settings import SamplerSettings
 
 LEAST = -1e30
 """Remainder of a particle whose own is not finite: it has no descendants."""
-
 GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
+TEMPERATURES = 8
+"""Number of temperatures that forecasts assume: that of xor at width 2."""
+CPU_WORK, WORK = 2**20, 2**28
+"""Examples times parameters, over all particles that are moved together: a CPU's cache holds the
+first, a device's memory the second."""
 
 
 class Particles(NamedTuple):
-    """Where one run of S particles stands; compiled programs have the axes (problem B, run K) before these."""
+    """The S particles of one run; compiled programs have the axes (problem B, run K) before."""
 
-    chains: Chains
-    """Particles as the chains of a transition have them, with r itself (not lambda r) and its gradient."""
+    chains: ChainState
+    """Particles as the chains of a transition, with r itself (not lambda r) and its gradient."""
     temperature: Float[Array, ""]
     """lambda."""
     step_size: Float[Array, ""]
-    """Of the next transition."""
+    """Step size of the next transition."""
     divergent: Bool[Array, " S"]
-    """Whether the last transition of each diverged (those before had a step size that was still on its way)."""
+    """Whether the last transition of each diverged; before it the step size was on its way."""
     acceptance: Float[Array, " S"]
-    """Its acceptance probability."""
+    """Acceptance probability of the last transition."""
     num_gradients: Int[Array, ""]
     """Gradients of r for each particle so far."""
 
 
-def num_particles(settings: Any) -> int:
-    """S: ``num_draws`` rounded up to whole blocks."""
+def num_particles(settings: SamplerSettings) -> int:
+    """S: `num_draws` rounded up to whole blocks."""
     return settings.block * math.ceil(settings.num_draws / settings.block)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "together"))
-def begin(
-    coordinates: Coordinates, data: Data, keys: PRNGKeyArray,
-    *, model: Model, settings: Any, together: int,
+def start(
+    coordinates: Coordinates, data: Data, keys: Key[Array, " B"],
+    *, model: Model, settings: SamplerSettings, together: int,
 ) -> Particles:  # fmt: skip
     """Draws of N(0, I). There no step is too long: the flow is a rotation."""
     count, dtype = num_particles(settings), data.X.dtype
 
-    def one(coordinates, data, key):
+    def start_run(coordinates: Coordinates, data: Data, key: PRNGKeyArray) -> Particles:
+        def start_part(x: Float[Array, "T P"]) -> ChainState:
+            return start_chains(x, lambda x: coordinates.remainder(x, model, data))
+
         x = jax.random.normal(key, (count, model.num_params), dtype)
-        parts = jax.lax.map(
-            lambda x: start_chains(x, lambda x: coordinates.remainder(x, model, data)),
-            x.reshape(-1, together, model.num_params),
-        )
-        chains = jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), parts)
+        parts = jax.lax.map(start_part, x.reshape(-1, together, model.num_params))
         return Particles(
-            chains, jnp.zeros((), dtype), jnp.full((), MAX_STEP, dtype), jnp.zeros(count, bool),
-            jnp.ones(count, dtype), jnp.ones((), jnp.int32),
-        )  # fmt: skip
-
-    def runs(coordinates, data, key):
-        return jax.vmap(functools.partial(one, coordinates, data))(
-            jax.random.split(key, settings.chains)
+            chains=jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), parts),
+            temperature=jnp.zeros((), dtype),
+            step_size=jnp.full((), MAX_STEP, dtype),
+            divergent=jnp.zeros(count, bool),
+            acceptance=jnp.ones(count, dtype),
+            num_gradients=jnp.ones((), jnp.int32),
         )
 
-    return jax.vmap(runs)(coordinates, data, keys)
+    def start_problem(coordinates: Coordinates, data: Data, key: PRNGKeyArray) -> Particles:
+        keys = jax.random.split(key, settings.chains)
+        return jax.vmap(functools.partial(start_run, coordinates, data))(keys)
+
+    return jax.vmap(start_problem)(coordinates, data, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "serial", "together"))
 def temper(
-    particles: Particles, coordinates: Coordinates, data: Data, keys: PRNGKeyArray,
-    u: Float[Array, " T"], *, model: Model, settings: Any, serial: bool, together: int,
+    particles: Particles, coordinates: Coordinates, data: Data, keys: Key[Array, " B"],
+    u: Float[Array, " T"],
+    *, model: Model, settings: SamplerSettings, serial: bool, together: int,
 ) -> Particles:  # fmt: skip
-    """One temperature of all runs; of those that are at lambda = 1, a further move of the particles.
+    """One temperature of all runs; those that are at lambda = 1 have their particles moved again.
 
-    ``together`` particles of a run are moved at a time. BlackJAX's own kernel for all this is not used: it finds the
-    next lambda from particles that it has neither weighted nor moved yet, and moves them under the lambda before.
+    `together` particles of a run are moved at a time, T times one after the other. BlackJAX's own
+    kernel for all this is not used: it finds the next lambda from particles that it has neither
+    weighted nor moved yet, and moves them under the lambda before.
     """
-    over = sampling.one_by_one if serial else jax.vmap
-    hmc, count = SAMPLERS["hmc"], num_particles(settings)
+    over = one_by_one if serial else jax.vmap
+    hmc, count = HMC(), num_particles(settings)
 
-    def one(coordinates, data, particles, key):
+    def temper_run(
+        coordinates: Coordinates, data: Data, particles: Particles, key: PRNGKeyArray
+    ) -> Particles:
         chains, temperature = particles.chains, particles.temperature
         key_resample, *move_keys = jax.random.split(key, 1 + len(u))
         # BlackJAX takes a NaN for the best of all particles: it is the worst.
@@ -134,27 +151,27 @@ def temper(
             lambda r: r, r, settings.tempering_ess, 1 - temperature, solver.dichotomy
         )
         weights = jax.nn.softmax(increment * r)
-        chosen = resampling.systematic(key_resample, weights, count)
+        ancestors = resampling.systematic(key_resample, weights, count)
         # Where lambda was 1 all weights are equal, but for rounding.
-        chosen = jnp.where(increment > 0, chosen, jnp.arange(count))
+        ancestors = jnp.where(increment > 0, ancestors, jnp.arange(count))
         temperature = jnp.asarray(temperature + increment, chains.x.dtype)
 
-        def tempered(x):
+        def tempered(x: Float[Array, " P"]) -> Float[Array, ""]:
             return temperature * coordinates.remainder(x, model, data)
 
-        chains = jax.tree.map(lambda a: a[chosen], chains)
-        tuning = start_tuning(model.num_params, chains.x.dtype, hmc, settings)
+        chains = jax.tree.map(lambda a: a[ancestors], chains)
+        tuning = start_tuning(model.num_params, chains.x.dtype, settings)
         if settings.metric == "diagonal":
             squares = ((chains.x - chains.x.mean(0)[None]) ** 2).sum(0)
             sd = jnp.sqrt((squares + PRIOR_WEIGHT) / (count + PRIOR_WEIGHT))
             tuning = tuning._replace(metric=tuning.metric._replace(sd=sd))
 
-        def transition(carry, xs):
+        def transition(carry: tuple[ChainState, Array], xs: tuple[PRNGKeyArray, Array]):
             chains, step_size = carry
             key, u = xs
             tuned = tuning._replace(step_size=step_size)
 
-            def move(xs):
+            def move(xs: tuple[PRNGKeyArray, ChainState]) -> tuple[ChainState, StepInfo]:
                 return hmc.transition(xs[0], xs[1], tuned, u, tempered, settings)[:2]
 
             parts = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), chains)
@@ -175,77 +192,99 @@ def temper(
         chains = chains._replace(
             remainder=chains.remainder / temperature, gradient=chains.gradient / temperature
         )
-        divergent = divergent[-1] | ~jnp.isfinite(chains.remainder)
         return Particles(
-            chains, temperature, step_size, divergent, acceptance[-1],
-            particles.num_gradients + num_gradients.sum(dtype=jnp.int32),
-        )  # fmt: skip
+            chains=chains,
+            temperature=temperature,
+            step_size=step_size,
+            divergent=divergent[-1] | ~jnp.isfinite(chains.remainder),
+            acceptance=acceptance[-1],
+            num_gradients=particles.num_gradients + num_gradients.sum(dtype=jnp.int32),
+        )
 
-    def runs(coordinates, data, particles, key):
+    def temper_problem(
+        coordinates: Coordinates, data: Data, particles: Particles, key: PRNGKeyArray
+    ) -> Particles:
         keys = jax.random.split(key, settings.chains)
-        return over(functools.partial(one, coordinates, data))(particles, keys)
+        return over(functools.partial(temper_run, coordinates, data))(particles, keys)
 
-    return over(runs)(coordinates, data, particles, keys)
+    return over(temper_problem)(coordinates, data, particles, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def center(particles: Particles, coordinates: Coordinates, data: Data, X, *, model: Model):
-    """About what moments are accumulated: mean predictions of a few particles."""
+def center(
+    particles: Particles, coordinates: Coordinates, data: Data, X: Float[Array, "B N D"],
+    *, model: Model,
+) -> Float[Array, "B N M"]:  # fmt: skip
+    """Mean predictions of a few particles: moments are accumulated about them."""
 
-    def one(coordinates, data, X, x):
-        def predict(x):
+    def center_problem(
+        coordinates: Coordinates, data: Data, X: Float[Array, "N D"], x: Float[Array, "K S P"]
+    ) -> Float[Array, "N M"]:
+        def predict(x: Float[Array, " P"]) -> Float[Array, "N M"]:
             theta = coordinates.theta(x, model, data)
-            return observed(theta, jnp.zeros((), X.dtype), X, model, data)[1]
+            return observe(theta, jnp.zeros((), X.dtype), X, model, data)[1]
 
-        some = x[:, :: max(1, x.shape[1] // 8)].reshape(-1, x.shape[2])
-        return jax.lax.map(predict, some).mean(0)
+        few = x[:, :: max(1, x.shape[1] // 8)].reshape(-1, x.shape[2])
+        return jax.lax.map(predict, few).mean(0)
 
-    return jax.vmap(one)(coordinates, data, X, particles.chains.x)
+    return jax.vmap(center_problem)(coordinates, data, X, particles.chains.x)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
-def observe(
-    particles: Particles, coordinates: Coordinates, data: Data, X, rows, shift, first,
-    *, model: Model, settings: Any,
+def collect_block(
+    particles: Particles, coordinates: Coordinates, data: Data, X: Float[Array, "B N D"],
+    fixed: Int[Array, " Q"], shift: Float[Array, "B N M"], first: int | Int[Array, ""],
+    *, model: Model, settings: SamplerSettings,
 ) -> Block:  # fmt: skip
-    """What `sampling.block` makes, of the particles from ``first`` on: one of each run at a time, as memory allows."""
+    """A block of the particles from `first` on, like those of `isounc.sampling.chains.draw_block`.
+
+    One particle of each run predicts at a time, so that memory suffices.
+    """
     length = settings.block
-    keep_every = sampling.thinning(settings, length)
-    some: Any = jax.tree.map(
+    keep_every = thinning(settings)
+    in_block: Any = jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, first, length, axis=2),
         (particles.chains.x, particles.divergent, particles.acceptance),
     )
 
-    def one(coordinates, data, X, shift, x):
-        def theta(x):
+    def collect_problem(
+        coordinates: Coordinates, data: Data, X: Float[Array, "N D"], shift: Float[Array, "N M"],
+        x: Float[Array, "K S P"],
+    ):  # fmt: skip
+        def theta(x: Float[Array, " P"]) -> Float[Array, " P"]:
             return coordinates.theta(x, model, data)
 
-        def add(sums, x):
-            new, p = jax.vmap(lambda x: observed(theta(x), shift, X, model, data))(x)
-            return jax.tree.map(jnp.add, sums, new), p[:, rows].reshape(len(x), -1)
+        def predict(x: Float[Array, " P"]) -> tuple[MomentSums, Float[Array, "N M"]]:
+            return observe(theta(x), shift, X, model, data)
 
-        shapes = jax.eval_shape(
-            jax.vmap(lambda x: observed(theta(x), shift, X, model, data)[0]), x[:, 0]
-        )
+        def add(sums: MomentSums, x: Float[Array, "K P"]):
+            added, p = jax.vmap(predict)(x)
+            return jax.tree.map(jnp.add, sums, added), p[:, fixed].reshape(len(x), -1)
+
+        shapes = jax.eval_shape(jax.vmap(lambda x: predict(x)[0]), x[:, 0])
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         sums, values = jax.lax.scan(add, sums, jnp.moveaxis(x, 1, 0))
         draws = jax.vmap(jax.vmap(theta))(x[:, keep_every - 1 :: keep_every])
         means: Any = jax.tree.map(lambda s: s / length, sums)
         return means, jnp.moveaxis(values, 0, 1), draws
 
-    x, divergent, acceptance = some
-    (mean, square, aleatoric, entropy), values, draws = jax.vmap(one)(
+    x, divergent, acceptance = in_block
+    (mean, square, aleatoric, entropy), values, draws = jax.vmap(collect_problem)(
         coordinates, data, X, shift, x
     )
-    no_energy, none = jnp.full(x.shape[:3], jnp.nan, x.dtype), jnp.zeros(x.shape[:2], jnp.int32)
     return Block(
-        mean, square, aleatoric, entropy, values, draws, no_energy, divergent.sum(2), none,
-        acceptance.mean(2), length * particles.num_gradients,
-    )  # fmt: skip
-
-
-CPU_WORK, WORK = 2**20, 2**28
-"""So many examples times parameters, over all particles that are moved at the same time: a cache, a device's memory."""
+        shifted_mean=mean,
+        shifted_square=square,
+        aleatoric=aleatoric,
+        entropy=entropy,
+        values=values,
+        draws=draws,
+        energy=jnp.full(x.shape[:3], jnp.nan, x.dtype),
+        divergent=divergent.sum(2),
+        saturated=jnp.zeros(x.shape[:2], jnp.int32),
+        acceptance=acceptance.mean(2),
+        num_gradients=length * particles.num_gradients,
+    )
 
 
 def _together(run: Run, serial: bool) -> int:
@@ -256,66 +295,90 @@ def _together(run: Run, serial: bool) -> int:
     return next(k for k in range(max(1, min(count, int(most))), 0, -1) if count % k == 0)
 
 
-def draw(run: Run) -> Iterator[Drawn]:
-    """Round after round of K runs, each of fresh particles; a chain has those of one run of each round in turn.
+@dataclass(frozen=True)
+class SMCDriver:
+    """Rounds of K runs, each of fresh particles; a chain has one run of each round in turn."""
 
-    A checkpoint has whole rounds: one that was killed is done again, from its keys.
-    """
-    settings, data, X, saved = run.settings, run.data, run.X, run.saved
-    fixed = {"model": run.model, "settings": settings}
-    size = num_particles(settings)
-    total = size * math.ceil(settings.max_draws / size)
-    starts = range(0, size, settings.block)
+    has_energy: bool = False
+    """Particles have no Hamiltonian that goes from draw to draw."""
 
-    def see(particles, shift, first):
-        return observe(particles, run.coordinates, data, X, run.rows, shift, first, **fixed)
+    def blocks_per_round(self, settings: SamplerSettings) -> int:
+        """Those of all S particles of a run."""
+        return num_particles(settings) // settings.block
 
-    number, found, shift = -1, [], jnp.zeros(())
-    if saved:
-        start = functools.partial(begin, **fixed, together=size)
-        like = jax.eval_shape(start, run.coordinates, data, run.run_keys)
-        shift = jax.eval_shape(
-            functools.partial(center, model=run.model), like, run.coordinates, data, X
+    def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:
+        """Transitions of all particles at all temperatures; in memory are particles and gradients.
+
+        Both are there twice while they are resampled.
+        """
+        return Forecast(
+            num_transitions=TEMPERATURES * settings.num_mutations * settings.num_draws,
+            num_floats=4 * settings.num_draws * settings.chains * num_params,
         )
-        blocks = [jax.eval_shape(see, like, shift, first) for first in starts]
-        number, (shift, step_size), found = saved.load((shift, like.step_size), blocks, 0)
-        yield from (Drawn(blocks, shift, step_size, stored=True) for blocks in found)
-    while True:
-        number += 1
-        particles = _sample(run, number, size * number, total)
-        if number == 0:
-            shift = center(particles, run.coordinates, data, X, model=run.model)
-        blocks = [fetch(see(particles, shift, first)) for first in starts]
-        if saved:
-            saved.save(number, fetch((shift, particles.step_size)), blocks)
-        run.report("sampling", size * (number + 1), total)
-        yield Drawn(blocks, shift, particles.step_size)
+
+    def draw(self, run: Run) -> Iterator[DrawnBlocks]:
+        """Round after round; a checkpoint has whole ones, and a killed one is done again."""
+        settings, data, X, checkpoint = run.settings, run.data, run.X, run.checkpoint
+        static: dict[str, Any] = {"model": run.model, "settings": settings}
+        size = num_particles(settings)
+        total = size * math.ceil(settings.max_draws / size)
+        starts = range(0, size, settings.block)
+
+        def collect(particles: Any, shift: Any, first: int | Int[Array, ""]) -> Block:
+            return collect_block(
+                particles, run.coordinates, data, X, run.fixed, shift, first, **static
+            )
+
+        number, shift = -1, jnp.zeros(())
+        if checkpoint:
+            start_shape = functools.partial(start, **static, together=size)
+            like = jax.eval_shape(start_shape, run.coordinates, data, run.run_keys)
+            center_shape = functools.partial(center, model=run.model)
+            shift = jax.eval_shape(center_shape, like, run.coordinates, data, X)
+            blocks = [jax.eval_shape(collect, like, shift, first) for first in starts]
+            number, (shift, step_size), rounds = checkpoint.load((shift, like.step_size), blocks, 0)
+            for blocks in rounds:
+                yield DrawnBlocks(blocks, shift, step_size, stored=True)
+        while True:
+            number += 1
+            particles = _sample_round(run, number, size * number, total)
+            if number == 0:
+                shift = center(particles, run.coordinates, data, X, model=run.model)
+            blocks = [fetch(collect(particles, shift, first)) for first in starts]
+            if checkpoint:
+                checkpoint.save(number, fetch((shift, particles.step_size)), blocks)
+            run.report("sampling", size * (number + 1), total)
+            yield DrawnBlocks(blocks, shift, particles.step_size)
 
 
-def _sample(run: Run, number: int, done: int, total: int) -> Particles:
+def _sample_round(run: Run, number: int, done: int, total: int) -> Particles:
     """The particles of a round, at lambda = 1."""
-    fixed = {"model": run.model, "settings": run.settings}
-    serial = sampling.on_one_cpu()
+    static: dict[str, Any] = {"model": run.model, "settings": run.settings}
+    serial = on_one_cpu()
     together = _together(run, serial)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(run.run_keys)
-    start_keys, _ = sampling.randomness(keys, 0, 1, run.X.dtype)
-    particles = sampling.spread(
-        begin(run.coordinates, run.data, start_keys[:, 0], **fixed, together=together)
+    start_keys, _ = randomness(keys, 0, 1, run.X.dtype)
+    particles = spread(
+        start(run.coordinates, run.data, start_keys[:, 0], **static, together=together)
     )
     step, reached = 0, 0.0
     while reached < 1:
         if not jnp.isfinite(particles.chains.remainder).any(-1).all():
             raise ValueError(
-                f"the log likelihood is not finite at any particle of a run, at lambda {reached:.3g}"
+                "the log likelihood must be finite at some particle of each run, got none at "
+                f"lambda {reached:.3g}"
             )
         step += 1
-        step_keys, u = sampling.randomness(keys, step, run.settings.num_mutations, run.X.dtype)
+        step_keys, u = randomness(keys, step, run.settings.num_mutations, run.X.dtype)
         particles = temper(
             particles, run.coordinates, run.data, step_keys[:, 0], u,
-            **fixed, serial=serial, together=together,
+            **static, serial=serial, together=together,
         )  # fmt: skip
         before, reached = reached, float(fetch(particles.temperature).min())
         if not reached > before:
-            raise ValueError(f"tempering stays at lambda {before:.3g}; lower tempering_ess")
+            raise ValueError(
+                "tempering_ess must be low enough for lambda to rise, got "
+                f"{run.settings.tempering_ess} at lambda {before:.3g}"
+            )
         run.report(f"tempering (lambda {reached:.2g})", done, total)
     return particles

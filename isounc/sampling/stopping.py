@@ -1,18 +1,18 @@
-"""When sampling stops, and what is told until then."""
+"""When sampling stops, and what is reported until then."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 
-from isounc.sampling.chains import Drawn
 from isounc.sampling.gate import Gate
+from isounc.sampling.run import DrawnBlocks
+from isounc.sampling.settings import SamplerSettings
 
-TELL_EVERY = 5.0
-"""Least number of seconds between reports of R-hat and ESS while it samples."""
+REPORT_EVERY = 5.0
+"""Least number of seconds between reports of R-hat and ESS."""
 
 
 class Pace:
@@ -22,26 +22,26 @@ class Pace:
         self._begun = self._due = math.nan
         self._blocks = 0
 
-    def count(self, drawn: Drawn) -> None:
-        """Blocks have come."""
+    def count(self, drawn: DrawnBlocks) -> None:
+        """Take note of blocks that have come."""
         now = time.monotonic()
         if drawn.stored:
             return
         if math.isnan(self._begun):
-            # Of the time of the first an unknown part was compilation: it starts the clock.
+            # An unknown part of the first block's time was compilation: it starts the clock.
             self._begun = self._due = now
         else:
             self._blocks += len(drawn.blocks)
 
     def is_due(self) -> bool:
-        """Whether it is time to tell how it goes."""
+        """Whether it is time for a report."""
         return time.monotonic() >= self._due
 
-    def told(self) -> None:
-        """It was told."""
-        # R-hat is worked out from all draws: with many of them the telling must not become the work.
+    def reported(self) -> None:
+        """Take note of a report."""
+        # R-hat is worked out from all draws: with many of them reports must not become the work.
         now = time.monotonic()
-        self._due = now + max(TELL_EVERY, 0.1 * (now - self._begun))
+        self._due = now + max(REPORT_EVERY, 0.1 * (now - self._begun))
 
     def left(self, blocks: int, until: str) -> list[str]:
         """The time that so many blocks will take, in words; none before that is known."""
@@ -51,8 +51,8 @@ class Pace:
         return [f"{seconds:.0f} s {until}"]
 
 
-def more(gate: Gate, settings: Any) -> float:
-    """By how much the draws should be multiplied: 1 where the targets are met, between 1.2 and 2 elsewhere."""
+def growth(gate: Gate, settings: SamplerSettings) -> float:
+    """By how much to multiply the draws: 1 where the targets are met, else between 1.2 and 2."""
     precise = gate.var_mcse_median is not None and gate.var_mcse_median <= settings.target_var_se
     if gate.passed and precise:
         return 1.0
@@ -64,22 +64,22 @@ def more(gate: Gate, settings: Any) -> float:
     return float(np.clip(1.1 * short, 1.2 if gate.rhat_max is None or short > 1 else 1.5, 2.0))
 
 
-def words(gate: Gate) -> str:
-    """R-hat and the smaller least ESS."""
+def describe(gate: Gate) -> str:
+    """R-hat and the smaller least ESS, in words."""
 
-    def shown(value, form):
+    def shown(value: float | None, form: str) -> str:
         return "?" if value is None else format(value, form)
 
     ess = min((e for e in (gate.ess_bulk_min, gate.ess_var_min) if e is not None), default=None)
     return f"R-hat {shown(gate.rhat_max, '.3f')}, ESS {shown(ess, '.0f')}"
 
 
-def stopped(gate: Gate, num_blocks: int, settings: Any) -> str:
+def why_stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
     """Why sampling ended, in words."""
     error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
     target = f"{settings.target_var_se:.1%}"
     precision = f"standard error of the variance {error}, target {target}"
-    if more(gate, settings) <= 1:
+    if growth(gate, settings) <= 1:
         return f"target met: gate passed, {precision}"
-    failed = "gate passed" if gate.passed else "gate failed"
-    return f"budget of {num_blocks * settings.block} draws a chain spent: {failed}, {precision}"
+    verdict = "gate passed" if gate.passed else "gate failed"
+    return f"budget of {num_blocks * settings.block} draws a chain spent: {verdict}, {precision}"

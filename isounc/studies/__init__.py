@@ -1,1 +1,35 @@
-"""Studies: one folder each, all of the same few files (settings, cell, tables, figures, report)."""
+"""Studies: one folder each, all of the same few files (settings, cell, tables, figures, report).
+
+The module `study` of each folder has its `STUDY`, which `load` returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from isounc.checks import check_choice
+
+if TYPE_CHECKING:
+    from isounc.runs.study import Study
+
+STUDIES = {
+    "scaling": "How well do the estimates track MCMC variance as the network grows?",
+    "agreement": "Does the sampler find the same posteriors as NumPyro's NUTS?",
+    "calibration": "Is the sampler right? Simulation-based calibration and Geweke's test.",
+    "bank": "Make, check and install the bank of reference posteriors.",
+    "qa": "Which uncertainty of a language model tells its wrong answers?",
+}
+"""Names of the studies, with a line for `isounc --help`."""
+
+
+def load(name: str) -> Study:
+    """A study by its name; importing it takes a second or two.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    check_choice("study", name, STUDIES)
+    return importlib.import_module(f"isounc.studies.{name}.study").STUDY

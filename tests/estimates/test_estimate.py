@@ -1,7 +1,6 @@
 """Estimates against gradients by hand, exact posteriors, loops, quadrature and invariances."""
 
 import functools
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,19 +14,25 @@ from isounc import densities
 from isounc.estimates import estimate as estimates
 from isounc.estimates import estimators
 from isounc.estimates.estimate import estimate, estimate_all, layer_rms
-from isounc.estimates.estimators import Estimate, Evidence, Linearised
+from isounc.estimates.estimators import (
+    ESTIMATORS,
+    Estimate,
+    Evidence,
+    Linearised,
+    estimator_names,
+    register_estimator,
+)
 from isounc.estimates.isotropic import isotropic
 from isounc.models import Model, make_model
 from isounc.problems import Problem
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "exact"
+from tests.exact import load_exact
 
 BINARY = Model(2, 1, "bernoulli", width=3)
 CLASSES = Model(2, 3, "categorical", width=3, parameterisation="fan_in")
 REGRESSION = Model(2, 1, "gaussian", width=3)
 MODELS = pytest.mark.parametrize("model", [BINARY, CLASSES, REGRESSION], ids=lambda m: m.likelihood)
 PRIOR_SD, NOISE_SD = 1.4, 0.3
-LINEARISED = tuple(n for n, rule in estimates.ESTIMATORS.items() if type(rule) is Linearised)
+LINEARISED = tuple(n for n in estimator_names("map") if type(ESTIMATORS[n]) is Linearised)
 
 
 def problem_of(model, n=9, seed=0):
@@ -70,7 +75,7 @@ def all_of(model, case, names=LINEARISED, *, hessian=True, **settings):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _gradients(theta, X, *, model):
-    return jax.jacrev(lambda t: densities.predict(model, model.apply(t, X)))(theta)
+    return jax.jacrev(lambda t: model.predict(t, X))(theta)
 
 
 def gradients(model, theta, X):
@@ -234,16 +239,9 @@ def test_laplace_is_exact_for_the_linear_gaussian_model(with_hessian, double):
     np.testing.assert_allclose(got.total[:, 0], f_var + 0.16, rtol=1e-10 if double else 1e-4)
 
 
-def shared(name):
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the exact reference {path} is not there; the tests' own references ran")
-    return np.load(path, allow_pickle=False)
-
-
 @pytest.mark.parametrize("name", ["logistic_2d", "softmax_1d"])
-def test_shared_classification_references(name, x64):
-    ref = shared(f"{name}.npz")
+def test_exact_classification_references(name, x64):
+    ref = load_exact(f"{name}.npz")
     problem = Problem.from_arrays(ref["X"], ref["y"])
     model = Model(
         problem.num_features, problem.num_outputs, problem.likelihood, depth=0,
@@ -267,21 +265,21 @@ def test_shared_classification_references(name, x64):
         np.testing.assert_allclose(laplace.epistemic, expected, rtol=1e-6)
 
 
-def test_shared_linear_gaussian_reference(x64):
-    ref = shared("linear_gaussian.npz")
-    phi, phi_q = ref["d1_Phi"], ref["d1_Phi_q"]
+def test_exact_linear_gaussian_reference(x64):
+    ref = load_exact("linear_gaussian.npz")
+    phi, phi_q = ref["Phi"], ref["Phi_q"]
     # One feature is the constant: the model's bias takes its place, which the prior covers as well.
     [constant] = np.flatnonzero((phi == 1).all(0))
     order = [*np.delete(np.arange(4), constant), constant]
     X, Xq = phi[:, order[:-1]], phi_q[:, order[:-1]]
-    problem = Problem.from_arrays(X, ref["d1_y"], noise_sd=float(ref["noise_sd"]))
+    problem = Problem.from_arrays(X, ref["y"], noise_sd=float(ref["noise_sd"]))
     model = Model(3, 1, "gaussian", depth=0, parameterisation="standard")
-    theta, prior_sd = ref["d1_theta_mean"][order], float(ref["prior_sd"])
+    theta, prior_sd = ref["theta_mean"][order], float(ref["prior_sd"])
     got = estimates.laplace(model, Xq, theta, problem=problem, prior_sd=prior_sd)
-    np.testing.assert_allclose(got.prob[:, 0], ref["d1_f_mean"], rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(got.epistemic[:, 0], ref["d1_f_var"], rtol=1e-8)
+    np.testing.assert_allclose(got.prob[:, 0], ref["f_mean"], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(got.epistemic[:, 0], ref["f_var"], rtol=1e-8)
     got = isotropic(model, Xq, theta, noise_sd=problem.noise_sd)
-    np.testing.assert_allclose(got.epistemic[:, 0], ref["d1_iso_norm2"], rtol=1e-10)
+    np.testing.assert_allclose(got.epistemic[:, 0], ref["iso_norm2"], rtol=1e-10)
 
 
 # The link.
@@ -555,7 +553,7 @@ def test_by_region_splits_concatenated_locations():
 
 
 def test_a_users_estimator_works_like_the_others(monkeypatch):
-    registry = dict(estimates.ESTIMATORS)
+    registry = dict(ESTIMATORS)
     for module in (estimates, estimators):
         monkeypatch.setattr(module, "ESTIMATORS", registry)
     case = setting(BINARY)
@@ -563,7 +561,7 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     def half_prior(model, theta, evidence, num_chains):
         return cov.Diagonal(0.5 * evidence.data.prior_sd)
 
-    estimates.register_estimator("half_prior", Linearised(half_prior, ("data",)))
+    register_estimator("half_prior", Linearised(half_prior, needs=("data",)))
     given = dict(problem=problem_of(BINARY), prior_sd=PRIOR_SD)
     got = estimate("half_prior", BINARY, case.X, case.theta, **given)
     expected = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=PRIOR_SD)
@@ -571,9 +569,13 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     with pytest.raises(ValueError, match=r"half_prior.*needs"):
         estimate("half_prior", BINARY, case.X, case.theta)
     for taken in ("half_prior", "isotropic", "posterior_averaged"):
-        with pytest.raises(ValueError, match=f"{taken}.*is taken.*overwrite"):
-            estimates.register_estimator(taken, Linearised(half_prior))
-    estimates.register_estimator("half_prior", estimates.ESTIMATORS["isotropic"], overwrite=True)
+        with pytest.raises(ValueError, match=f"{taken}.*is already registered.*overwrite=True"):
+            register_estimator(taken, Linearised(half_prior))
+    with pytest.raises(ValueError, match="estimator must be an Estimator, got <function"):
+        register_estimator("other", half_prior)
+    with pytest.raises(ValueError, match=r"needs must be one of data, .*did you mean 'draws'"):
+        Linearised(half_prior, needs=("drawn",))
+    register_estimator("half_prior", ESTIMATORS["isotropic"], overwrite=True)
     again = estimate("half_prior", BINARY, case.X, case.theta, **given)
     np.testing.assert_allclose(again.epistemic * PRIOR_SD**2 / 4, got.epistemic, rtol=1e-5)
 

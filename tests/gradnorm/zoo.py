@@ -139,7 +139,7 @@ def nested_scan(p, x):
 
 
 def encoder(p, ids):
-    """Masked-token log probability, every position seeing all others, with embedding and head tied."""
+    """Masked-token log probability; positions see all others, embedding and head are tied."""
     x = p["embed"][ids] + p["position"]
     q, k, v = (x @ p[name] for name in ("q", "k", "v"))
     x = x + jax.nn.softmax(q @ k.T / 3) @ v

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import sys
@@ -23,25 +22,20 @@ from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian, logistic_by_quadrature
 from isounc.runs import files
+from isounc.runs.folder import RunFolder
+from isounc.runs.study import run_study
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.settings import SamplerSettings
+from isounc.studies.bank import cell
+from isounc.studies.bank.install import check_again, install
+from isounc.studies.bank.settings import Settings
+from isounc.studies.bank.study import STUDY
+from tests.exact import load_exact
 
 ROOT = Path(__file__).resolve().parents[2]
-EXACT = ROOT.parent / "shared" / "exact"
 PRIOR_SD = 1.5
 ENTRIES = {entry.name: entry for entry in references.list()}
 NAMES = list(ENTRIES)
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    path = ROOT / "experiments" / "reference_bank.py"
-    spec = importlib.util.spec_from_file_location("reference_bank", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reference_bank"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["reference_bank"]
 
 
 def rms(z):
@@ -127,12 +121,8 @@ def test_quadrature_over_three_parameters_agrees_with_importance_sampling(parame
         assert wide.any() and np.abs(q.var(0) / moments.var[:, 0] - 1)[wide].max() < 0.3
 
 
-def test_quadrature_agrees_with_the_shared_reference():
-    path = EXACT / "logistic_2d.npz"
-    if not path.exists():
-        pytest.skip(f"needs the exact reference {path.name}, which is not in {EXACT}")
-    with np.load(path, allow_pickle=False) as archive:
-        truth = dict(archive)
+def test_quadrature_agrees_with_an_independent_one():
+    truth = load_exact("logistic_2d.npz")
     problem = Problem.from_arrays(truth["X"], truth["y"], regions={"q": truth["Xq"]})
     model = make_model(problem, depth=0, parameterisation="standard")
     exact = logistic_by_quadrature(
@@ -216,20 +206,21 @@ def test_a_grid_that_is_too_coarse_fails_with_its_error(one_input):
 
 
 @pytest.fixture(scope="module")
-def settings(experiment, tmp_path_factory):
+def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
-    sampler = SamplerSettings(num_warmup=100, num_draws=400, max_draws=400, block=50, num_kept=64)
-    return experiment.Settings(
-        problems=("linear_regression",), widths=(3,), logistic=(), n=12, sampler=sampler, cache="",
-        out=str(folder / "run"), bank=str(folder / "bank"),
+    sampling = SamplerSettings(num_warmup=100, num_draws=400, max_draws=400, block=50, num_kept=64)
+    return Settings(
+        problems=("linear_regression",), widths=(3,), logistic=(), n=12, sampling=sampling,
+        cache="", out=str(folder / "run"),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def bank(experiment, settings):
-    assert experiment.build(settings)
-    assert experiment.install(settings)
-    return Path(settings.bank)
+def bank(settings):
+    assert run_study(STUDY, settings)
+    folder = Path(settings.out).parent / "bank"
+    install(settings.out, folder)
+    return folder
 
 
 SAMPLED, GAUSSIAN = "linear_regression-ntk-w3-v1", "linear_regression-gaussian-v1"
@@ -241,45 +232,47 @@ def loaded(name, bank):
         return references.load(name, bank)
 
 
-def test_the_experiment_resumes_and_installs(experiment, settings, bank, capsys, monkeypatch):
+def test_the_study_resumes_and_installs(settings, bank, monkeypatch):
     assert [entry.name for entry in references.list(bank)] == [GAUSSIAN, SAMPLED]
     page = (bank / "README.md").read_text(encoding="utf-8")
     assert f"`{SAMPLED}` | hmc | 10 |" in page and "closed form" in page
-    monkeypatch.setattr(experiment, "make", None)  # nothing is made again
-    assert experiment.build(settings)
-    assert experiment.install(settings), "the same content may be installed twice"
+    monkeypatch.setattr(cell, "make", None)  # nothing is made again
+    assert run_study(STUDY, settings)
+    install(settings.out, bank)  # the same content may be installed twice
+    folder = RunFolder.load(settings.out)
+    assert folder.results["name"].tolist() == [GAUSSIAN, SAMPLED]
+    assert (folder.path / "figures" / "checks.png").exists()
     other = dataclasses.replace(settings, n=13)
     with pytest.raises(ValueError, match=r"n: 12 in the folder, 13 asked for"):
-        experiment.build(other)
+        run_study(STUDY, other)
     with pytest.raises(ValueError, match=r"parameterisations must be one of.*'ntk'"):
-        experiment.validate(dataclasses.replace(settings, parameterisations=("nkt",)))
+        run_study(STUDY, dataclasses.replace(settings, parameterisations=("nkt",)))
 
 
-def test_an_unfinished_run_is_not_installed(experiment, settings, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_not_installed(settings, tmp_path, monkeypatch):
     calls = []
 
     def stop(*arguments):
         calls.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "make", stop)
-    other = dataclasses.replace(settings, out=str(tmp_path / "run"), bank=str(tmp_path / "bank"))
+    monkeypatch.setattr(cell, "make", stop)
+    other = dataclasses.replace(settings, out=str(tmp_path / "run"))
     with pytest.raises(KeyboardInterrupt):
-        experiment.build(other)
-    with pytest.raises(ValueError, match="run is not finished: run the same command without"):
-        experiment.install(other)
+        run_study(STUDY, other)
+    with pytest.raises(ValueError, match="run is not finished: give the command"):
+        install(other.out, tmp_path / "bank")
     assert len(calls) == 1 and not (tmp_path / "bank").exists()
 
 
-def test_settings_of_another_version_are_read(experiment, capsys):
+def test_settings_of_another_version_are_read(capsys):
     stored = dataclasses.asdict(SamplerSettings(num_chains=3)) | {"forgotten": 1}
-    assert experiment.sampler_settings(stored) == SamplerSettings(num_chains=3)
+    assert cell.sampler_settings(stored) == SamplerSettings(num_chains=3)
     assert "forgotten" in capsys.readouterr().out
 
 
-def test_check_makes_it_again_and_compares(experiment, settings, bank, capsys):
-    names = (GAUSSIAN, SAMPLED)
-    assert experiment.check(dataclasses.replace(settings, check=names))
+def test_check_makes_it_again_and_compares(bank, capsys):
+    assert check_again((GAUSSIAN, SAMPLED), bank)
     printed = capsys.readouterr().out
     assert printed.count("agrees") == 2 and "rms z mean" in printed and SAMPLED in printed
     # A reference whose variances are three times as large is seen.
@@ -287,7 +280,7 @@ def test_check_makes_it_again_and_compares(experiment, settings, bank, capsys):
     wrong = bank.parent / "wrong"
     regions = {k: m._replace(var=3 * m.var) for k, m in reference.regions.items()}
     references.save(dataclasses.replace(reference, regions=regions), wrong)
-    assert not experiment.check(dataclasses.replace(settings, check=(SAMPLED,), bank=str(wrong)))
+    assert not check_again((SAMPLED,), wrong)
 
 
 def test_round_trip(bank, tmp_path):
@@ -398,7 +391,7 @@ def test_the_card_says_how_it_was_made_and_what_was_checked(bank):
     for text in (
         f"# {SAMPLED}", "4 chains", "100 transitions of warm-up", "P = 10", "12 training examples",
         f"{gate.rhat_max:.4f} | below 1.01", f"{gate.ess_bulk_min:.0f} | 1000 or more",
-        "layer0/kernel 2", f"--check {SAMPLED}", "blackjax 1.", reference.checksum, "float32",
+        "layer0/kernel 2", f"references check {SAMPLED}", "blackjax 1.", reference.checksum, "float32",
         "FAILED" if gate.reasons else "Passed",
     ):  # fmt: skip
         assert text in card, text
@@ -501,7 +494,7 @@ def test_errors_of_both_sides_count():
 def test_what_cannot_be_compared():
     reference, draws = gaussian_case(num_draws=50)
     for other, message in (
-        ({"c": draws}, "a region of other must be one of a, b; got 'c'"),
+        ({"c": draws}, "a region of other must be one of a, b, got 'c'"),
         ({}, "must have regions"),
         ({"a": draws[0]}, r"draws \(chains, draws, 30, 1\); got shape \(50, 30, 1\)"),
         ({"a": draws[:, :, :9]}, "must hold 30 locations and 1 columns"),

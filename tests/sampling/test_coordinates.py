@@ -15,6 +15,7 @@ from isounc.sampling import coordinates
 from isounc.sampling.coordinates import COORDINATES, Prior, Readout
 
 PRIOR_SD = 1.5
+KEYS = jax.random.split(jax.random.key(0), 1)
 
 
 def setting(likelihood, depth, *, n=9, noise_sd=0.3):
@@ -34,7 +35,7 @@ def setting(likelihood, depth, *, n=9, noise_sd=0.3):
 def made(kind, problem, model):
     """Coordinates and data of one problem."""
     data = stack_data([problem], model, PRIOR_SD)
-    found = COORDINATES[kind]([problem], data, model, PRIOR_SD, [jax.random.key(0)])
+    found = COORDINATES[kind]([problem], data, model, PRIOR_SD, KEYS)
     return jax.tree.map(lambda a: a[0], (found, data))
 
 
@@ -79,7 +80,7 @@ def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
     monkeypatch.setattr(coordinates, "RANK_STEP", 100)
     problem, model = setting("gaussian", 0)
     found, data = made("readout", problem, model)
-    assert isinstance(found, Readout) and found.rows.shape == (1, 9, 9)
+    assert isinstance(found, Readout) and found.directions.shape == (1, 9, 9)
     points = np.random.default_rng(2).standard_normal((5, model.num_params))
     rest = np.array([found.remainder(jnp.asarray(x), model, data) for x in points])
     np.testing.assert_allclose(rest, rest[0], atol=1e-8)
@@ -105,7 +106,7 @@ def test_readout_is_chosen_where_the_data_are_sharp():
     for noise_sd in (0.01, 3.0):
         problem, model = setting("gaussian", 1, noise_sd=noise_sd)
         data = stack_data([problem], model, PRIOR_SD)
-        found = coordinates.best([problem], data, model, PRIOR_SD, [jax.random.key(0)])
+        found = coordinates.auto([problem], data, model, PRIOR_SD, KEYS)
         kinds[noise_sd] = type(found)
     assert kinds == {0.01: Readout, 3.0: Prior}
 
@@ -114,14 +115,14 @@ def test_readout_is_chosen_where_the_data_are_sharp():
 def test_labels_that_tell_little_need_no_sites(n, prior_sd, monkeypatch):
     problem, model = setting("bernoulli", 1, n=n)
     data = stack_data([problem], model, prior_sd)
-    args = ([problem], data, model, prior_sd, [jax.random.key(0)])
-    kernels = coordinates._kernels(data, jnp.stack(args[-1]), model=model)
+    args = ([problem], data, model, prior_sd, KEYS)
+    kernels = coordinates._kernels(data, args[-1], model=model)
     spectra = coordinates._spectra([problem], kernels)
-    sharp = spectra[0][0][0][0] > coordinates.READOUT_PAYS
+    sharp = spectra[0][0].precision[0] > coordinates.READOUT_PAYS
     assert sharp == (n == 300)
     if not sharp:
         monkeypatch.setattr(coordinates, "_sites", None)
-    assert isinstance(coordinates.best(*args), Readout if sharp else Prior)
+    assert isinstance(coordinates.auto(*args), Readout if sharp else Prior)
 
 
 def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
@@ -129,8 +130,6 @@ def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
     problem = make_problem("moons", n=30, seed=0)
     model = make_model(problem, width=2)
     data = stack_data([problem], model, PRIOR_SD)
-    with pytest.raises(ValueError, match="at most 20 examples; got 30; use 'prior'"):
-        coordinates.readout([problem], data, model, PRIOR_SD, [jax.random.key(0)])
-    assert isinstance(
-        coordinates.best([problem], data, model, PRIOR_SD, [jax.random.key(0)]), Prior
-    )
+    with pytest.raises(ValueError, match=r"for more than 20 examples.* got 'readout' and 30"):
+        coordinates.readout([problem], data, model, PRIOR_SD, KEYS)
+    assert isinstance(coordinates.auto([problem], data, model, PRIOR_SD, KEYS), Prior)

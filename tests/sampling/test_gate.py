@@ -11,7 +11,8 @@ import pytest
 from scipy.signal import lfilter
 
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import GateSettings, batch_means_se, ebfmi, gate
+from isounc.sampling.gate import batch_means_se, ebfmi, gate
+from isounc.sampling.settings import GateSettings
 
 K, S, Q = 4, 1000, 12
 
@@ -159,41 +160,24 @@ def test_a_verdict_is_strict_json(energy, value):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_transitions": 0}, "num_transitions must be 1 or more; got 0"),
-        ({"num_divergent": -1}, "num_divergent must be between 0 and 4000; got -1"),
-        ({"num_saturated": 4001}, "num_saturated must be between 0 and 4000; got 4001"),
-        ({"energy": np.zeros((S, K))}, "a row for each of the 4 chains; got 1000"),
+        ({"num_transitions": 0}, "num_transitions must be 1 or more, got 0"),
+        ({"num_divergent": -1}, "num_divergent must be between 0 and 4000, got -1"),
+        ({"num_saturated": 4001}, "num_saturated must be between 0 and 4000, got 4001"),
+        ({"energy": np.zeros((S, K))}, "a row for each of the 4 chains, got 1000"),
         ({"energy": np.zeros(S)}, r"energy must be \(chains, draws\)"),
     ],
 )
-def test_impossible_arguments_are_refused(draws, energy, changed, message):
+def test_impossible_arguments_are_refused(unchecked, draws, energy, changed, message):
     with pytest.raises(ValueError, match=message):
         judge(draws, **{"energy": energy} | changed)
-
-
-@pytest.mark.parametrize(
-    "bound",
-    [
-        {"ess_min": 0},
-        {"rhat_max": 1.0},
-        {"ebfmi_min": -0.1},
-        {"divergence_rate_max": 1.5},
-        {"saturated_max": -1},
-        {"ess_min": float("nan")},
-    ],
-)
-def test_senseless_bounds_are_refused(bound):
-    (name,) = bound
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        GateSettings(**bound)
 
 
 def test_ebfmi_is_its_formula(energy):
     for chain, fraction in zip(energy, ebfmi(energy), strict=True):
         steps = sum((chain[t] - chain[t - 1]) ** 2 for t in range(1, S))
         assert fraction == pytest.approx(steps / sum((e - chain.mean()) ** 2 for e in chain))
-    assert ebfmi([[1.0, 1.0], [0.0, 2.0]])[1] == 2.0
-    assert np.isnan(ebfmi([[1.0, 1.0], [0.0, 2.0]])[0])
+    assert ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[1] == 2.0
+    assert np.isnan(ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[0])
 
 
 def batches(x, size, shift):
@@ -234,6 +218,6 @@ def test_a_shift_saves_float32_batch_means():
 @pytest.mark.parametrize(
     ("first", "second"), [((4, 10, 3), (4, 10, 2)), ((1, 1, 3), (1, 1, 3)), ((4,), (4,))]
 )
-def test_batch_means_of_a_wrong_shape_are_refused(first, second):
+def test_batch_means_of_a_wrong_shape_are_refused(unchecked, first, second):
     with pytest.raises(ValueError, match="batch_means and batch_square_means must both be"):
         batch_means_se(np.zeros(first), np.zeros(second))

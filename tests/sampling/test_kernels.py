@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from blackjax.mcmc.integrators import IntegratorState
 
+from isounc.sampling.adaptation import count_draws, end_window, start_tuning
 from isounc.sampling.integrator import Metric, splitting
-from isounc.sampling.kernels import SAMPLERS, count_draws, end_window, start_chains, start_tuning
-from isounc.sampling.posterior import SamplerSettings
+from isounc.sampling.kernels import SAMPLERS, start_chains
+from isounc.sampling.settings import SamplerSettings
 
 KEY = jax.random.key(3)
 SD = np.array([1.0, 2.0, 3.0])
@@ -127,7 +128,8 @@ def transitions(sampler, remainder, step_size, sd, **changes):
     settings = SamplerSettings(sampler=sampler, trajectory_length=1.2, **changes)
     kernel = SAMPLERS[sampler]
     x = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0]), (500, 3))
-    tuning = start_tuning(3, x.dtype, kernel, settings)
+    extra = kernel.begin(3, settings)
+    tuning = start_tuning(3, x.dtype, settings, extra=extra)
     metric = tuning.metric._replace(sd=jnp.asarray(sd, x.dtype))
     tuning = tuning._replace(metric=metric, step_size=jnp.asarray(step_size, x.dtype))
     chains = start_chains(x, remainder)
@@ -181,7 +183,7 @@ def test_the_metric_is_found_from_draws(kind):
     cov = mixing @ mixing.T
     draws = jnp.asarray(rng.standard_normal((4000, 6)) @ mixing.T, jnp.float32)
     settings = SamplerSettings(metric=kind, metric_rank=2)
-    tuning = start_tuning(6, jnp.float32, SAMPLERS["hmc"], settings)
+    tuning = start_tuning(6, jnp.float32, settings)
     for some in jnp.split(draws, 100):
         tuning = count_draws(tuning, some)
     # Gradients of r = |x|^2 / 2 - x^T cov^-1 x / 2.

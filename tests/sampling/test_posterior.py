@@ -7,7 +7,6 @@ fixed, so a test that passes once passes always on one machine; the bounds leave
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import re
 import socket
@@ -20,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import chains, smc, stopping
+from isounc.sampling import chains, run, stopping
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.kernels import SAMPLERS
-from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
+from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.posterior import sample_posterior, sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
+from tests.exact import load_exact
+from tests.exact.accept import score
 
-EXACT = Path(__file__).resolve().parents[3] / "shared" / "exact"
 slow = pytest.mark.skipif(
     os.environ.get("ISOUNC_SLOW") != "1", reason="takes a minute or more: set ISOUNC_SLOW=1"
 )
@@ -38,20 +37,6 @@ PRIOR_SD = 1.5
 EVERYWHERE = 1000  # locations_per_region: more than any region here has
 # A batch of 250 draws, 32 batches in all: their standard error is itself known to an eighth.
 SETTINGS = SamplerSettings(num_draws=2000, max_draws=2000, locations_per_region=EVERYWHERE)
-
-
-def exact(name):
-    if not (EXACT / name).exists():
-        pytest.skip(f"needs the exact reference {name}, which is not in {EXACT}")
-    with np.load(EXACT / name, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def score(name, p):
-    spec = importlib.util.spec_from_file_location("accept", EXACT / "accept.py")
-    accept = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(accept)
-    return accept.score(EXACT / name, p)
 
 
 def assert_agree(z, rms=2.5, largest=5.0):
@@ -127,7 +112,7 @@ def by_quadrature(problem):
     return truth
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, smc.NAME])
+@pytest.mark.parametrize("sampler", DRIVERS)
 def test_logistic_regression_agrees_with_quadrature(runs, problem, sampler):
     posterior = runs(sampler=sampler, num_chains=16 if sampler == "chees" else 4)
     for name, (mean, var, aleatoric, expected_entropy) in by_quadrature(problem).items():
@@ -190,10 +175,10 @@ def test_streamed_moments_are_those_of_the_kept_values(runs, problem, sampler):
 def test_kept_draws_are_those_that_made_the_values(runs, problem, model):
     posterior = runs()
     assert posterior.draws.shape == (1000, 2)
-    outputs = jax.vmap(lambda t: model.apply(t, jnp.asarray(problem.regions["near"])))(
+    p = jax.vmap(lambda t: model.predict(t, jnp.asarray(problem.regions["near"])))(
         jnp.asarray(posterior.draws)
     )
-    p = np.asarray(densities.predict(model, outputs)).reshape(4, 250, -1)
+    p = np.asarray(p).reshape(4, 250, -1)
     values = posterior.values["near"][..., 0]
     for chain in range(4):
         # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which blocks of 250 make 5,
@@ -246,7 +231,7 @@ def test_float64_agrees_with_float32(problem, model, runs, x64):
 
 def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
     calls = []
-    bounds = GateSettings(ess_min=700, rhat_max=1.1)
+    bounds = GateSettings(ess_min=700.0, rhat_max=1.1)
     settings = SamplerSettings(
         num_draws=200, max_draws=1500, block=100, gate=bounds, target_var_se=1.0
     )
@@ -271,7 +256,7 @@ def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
 
 
 def test_r_hat_and_time_left_are_told_while_it_samples(problem, model, monkeypatch):
-    monkeypatch.setattr(stopping, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(stopping, "REPORT_EVERY", 0.0)
     told = []
     settings = SamplerSettings(num_draws=300, max_draws=300, block=100)
     sample_posterior(
@@ -297,18 +282,18 @@ def test_time_left_is_that_of_blocks_that_were_sampled(monkeypatch):
         (5, 1, False),
     ):
         clock[0] += seconds
-        pace.count(chains.Drawn([None] * blocks, None, None, stored))  # pyright: ignore
+        pace.count(run.DrawnBlocks([None] * blocks, None, None, stored))  # pyright: ignore
         if stored or seconds == 40:
             assert pace.left(10, "to 9 draws") == []
     assert pace.left(10, "to 9 draws") == ["40 s to 9 draws"]
     assert pace.is_due()
-    pace.told()
+    pace.reported()
     assert not pace.is_due()
 
 
 def test_draws_grow_until_the_variance_is_known_well_enough(problem, model):
     settings = SamplerSettings(
-        num_draws=200, max_draws=4000, block=200, gate=GateSettings(ess_min=100, rhat_max=1.1)
+        num_draws=200, max_draws=4000, block=200, gate=GateSettings(ess_min=100.0, rhat_max=1.1)
     )
     posterior = sample_posterior(problem, model, prior_sd=PRIOR_SD, key=KEY, settings=settings)
     assert posterior.stopped.startswith("target met") and 600 <= posterior.num_draws < 4000
@@ -364,7 +349,7 @@ def test_bayesian_linear_regression_has_its_closed_form():
     ("name", "depth"), [("logistic_2d.npz", 0), ("softmax_1d.npz", 0), ("mlp_1_1_1.npz", 1)]
 )
 def test_exact_references(name, depth):
-    reference = exact(name)
+    reference = load_exact(name)
     problem = Problem.from_arrays(reference["X"], reference["y"], regions={"q": reference["Xq"]})
     model = make_model(problem, width=1, depth=depth, parameterisation="standard")
     posterior = sample_posterior(
@@ -372,8 +357,8 @@ def test_exact_references(name, depth):
         num_draws=2000, locations_per_region=EVERYWHERE, keep_values=True,
     )  # fmt: skip
     assert posterior.gate.passed, posterior.gate.reasons
-    result = score(name, posterior.values["q"])
-    assert result["PASS"], result
+    result = score(reference, posterior.values["q"])
+    assert result["passed"], result
     moments = posterior.regions["q"]
     assert_agree((moments.mean - reference["p_mean"].reshape(moments.mean.shape)) / moments.mean_se)
     p = np.asarray(posterior.values["q"], float)
@@ -385,8 +370,8 @@ def test_exact_references(name, depth):
 
 @slow
 @pytest.mark.parametrize("name", ["fbm_2_10_1", "fbm_4_8_3"])
-def test_published_references(name):
-    reference = exact(f"published/{name}.npz")
+def test_published_references(name, shared):
+    reference = np.load(shared(f"exact/published/{name}.npz"), allow_pickle=False)
     problem = Problem.from_arrays(reference["X"], reference["y"], regions={"q": reference["Xq"]})
     width = int(name.split("_")[2])
     model = make_model(problem, width=width, parameterisation="standard")
@@ -394,13 +379,13 @@ def test_published_references(name):
         problem, model, prior_sd=float(reference["prior_sd"]), key=jax.random.key(0),
         num_draws=8000, locations_per_region=EVERYWHERE, keep_values=True,
     )  # fmt: skip
-    result = score(f"published/{name}.npz", posterior.values["q"])
-    assert result["PASS"], result
+    result = score(reference, posterior.values["q"])
+    assert result["passed"], result
 
 
 @slow
-def test_german_credit():
-    reference = exact("published/german_credit.npz")
+def test_german_credit(shared):
+    reference = np.load(shared("exact/published/german_credit.npz"), allow_pickle=False)
     problem = Problem.from_arrays(reference["X_std"], reference["y"].astype(int))
     model = make_model(problem, depth=0, parameterisation="standard")
     posterior = sample_posterior(
@@ -457,7 +442,7 @@ def test_numpyro_samples_the_same_posterior():
 
 
 def test_settings_or_keywords_but_not_both(problem, model):
-    with pytest.raises(ValueError, match=r"not both; got both \(num_draws\)"):
+    with pytest.raises(ValueError, match=r"as a whole or by keyword, got both \(num_draws\)"):
         sample_posterior(
             problem, model, prior_sd=1.0, key=KEY, settings=SamplerSettings(), num_draws=10
         )
@@ -475,42 +460,6 @@ def test_a_model_of_another_problem_is_refused(problem):
     other = make_model(make_problem("xor"), width=2)
     with pytest.raises(ValueError, match=r"model does not fit problem 'user'.*make_model"):
         sample_posterior(problem, other, prior_sd=1.0, key=KEY)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"sampler": "nutz"},
-            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc; got 'nutz'; did you mean 'nuts'",
-        ),
-        ({"num_draws": 2000, "max_draws": 500}, r"max_draws must be at least num_draws \(2000\)"),
-        ({"num_chains": 1}, "num_chains must be an integer of at least 2"),
-        ({"num_chains": 2.5}, "num_chains must be an integer of at least 2"),
-        ({"num_draws": 0}, "num_draws must be an integer of at least 4"),
-        ({"block": 1}, "block must be"),
-        ({"num_kept": 0}, "num_kept must be"),
-        ({"target_acceptance": 1.0}, "target_acceptance must be between 0 and 1"),
-        ({"trajectory_length": 0.0}, "trajectory_length must be a positive"),
-        ({"max_integration_steps": 0}, "max_integration_steps must be an integer of at least 1"),
-        ({"target_var_se": 0.0}, "target_var_se must be a positive"),
-        ({"tempering_ess": 1.0}, "tempering_ess must be above 0 and at most 0.99"),
-        ({"num_mutations": 0}, "num_mutations must be an integer of at least 1"),
-        (
-            {"sampler": "tempered_smc", "metric": "low_rank"},
-            "sampler 'tempered_smc' does not take metric 'low_rank'; leave the default",
-        ),
-        (
-            {"sampler": "tempered_smc", "coordinates": "curvature"},
-            "sampler 'tempered_smc' does not take coordinates 'curvature'",
-        ),
-        ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank; got 'dense'"),
-        ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        SamplerSettings(**changes)
 
 
 SHARDED = """

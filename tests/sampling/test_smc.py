@@ -15,8 +15,8 @@ from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import smc
 from isounc.sampling.coordinates import COORDINATES, Prior
-from isounc.sampling.gate import GateSettings
-from isounc.sampling.posterior import SamplerSettings, sample_posterior, sample_posteriors
+from isounc.sampling.posterior import sample_posterior, sample_posteriors
+from isounc.sampling.settings import GateSettings, SamplerSettings
 
 KEY = jax.random.key(3)
 PRIOR_SD, NOISE_SD = 2.0, 0.25
@@ -112,7 +112,7 @@ def particles(bump):
     model = bump_model(bump)
     data = stack_data([bump, bump], model, PRIOR_SD)
     keys = jax.random.split(KEY)
-    begun = smc.begin(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
+    begun = smc.start(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
 
     def temper(particles, serial=True, together=400):
         return smc.temper(
@@ -165,7 +165,9 @@ class Lost(NamedTuple):
 
 def test_no_likelihood_at_all_ends_in_a_clear_error(bump, monkeypatch):
     monkeypatch.setitem(COORDINATES, "prior", lambda *args: Lost())
-    with pytest.raises(ValueError, match="not finite at any particle of a run, at lambda 0"):
+    with pytest.raises(
+        ValueError, match="finite at some particle of each run, got none at lambda 0"
+    ):
         sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from isounc.llm.answers.question import Question
 from isounc.llm.answers.text import first_answer, normalise, token_f1
-from isounc.studies.qa.questions import Question
 
 NO_COMMENT = "I have no comment."
 """Counted among the correct answers of every TruthfulQA question, as the authors' script does for generations."""

@@ -1,13 +1,14 @@
-"""What a language model does with questions: its answers, and everything that scores are later made of.
+"""Ask a language model questions, and measure its answers.
 
-For each question: the prompt; the answer (generated greedily, or the most probable of the given choices); the answer's
-probabilities and exact gradient norms; sampled answers; how the model judges its own answer (P(True) with and without
-the samples in the prompt, a stated percentage). Scores (`isounc.llm.answers.scores`) are functions of what is kept
-here: a new score needs no model.
+For each question the model writes an answer (greedily) or takes the most probable of the given
+choices. Then follow the answer's probabilities and exact gradient norms, sampled answers, and how
+the model judges its own answer: P(True) with and without the samples in the prompt, and a stated
+percentage.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,35 +16,16 @@ from typing import Any, Literal
 import numpy as np
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.llm.answers import prompts
-from isounc.llm.answers.estimands import (
-    ESTIMANDS,
-    SCALINGS,
-    AnswerNorms,
-    answer_log_probs,
-    answer_norms,
-)
+from isounc.llm.answers.answer import MeasuredAnswer, Sample
+from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS, AnswerNorms, answer_norms
 from isounc.llm.answers.judging import Judgement, judge_generated, mc1, mc2
 from isounc.llm.answers.packing import pack
+from isounc.llm.answers.prompts import Prompt
+from isounc.llm.answers.question import Question
+from isounc.llm.answers.self_assessment import assess, check_fits_context
 from isounc.llm.answers.text import first_answer
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel
-from isounc.studies.qa.questions import Question
-
-Measured = dict[str, Any]
-"""One question's numbers and texts, as JSON can hold them; what is undefined is None, with a word under ``reasons``.
-
-    id, benchmark, question, prompt_version, answer      texts
-    correct, judgement                                   whether the answer is right, and by which rule
-    num_prompt_tokens, num_tokens                        lengths
-    log_odds[estimand]                                   log p - log(1 - p)
-    log_sq_norms[estimand][scaling]                      log ||grad log p||^2 under each of `SCALINGS`
-    token_log_probs, token_entropies                     of the answer's tokens, nats
-    choice_log_probs                                     of the given choices, as sequences
-    samples[i]                                           text, log_prob, num_tokens of other answers
-    p_true, p_true_ideas                                 log probabilities of both options: true, false
-    confidence, confidence_text                          the stated confidence in [0, 1], and what the model wrote
-"""
 
 
 @dataclass(frozen=True)
@@ -53,13 +35,13 @@ class MeasureSettings:
     estimands: tuple[str, ...] = ESTIMANDS
     """Probabilities of an answer: sequence, length_normalised, mean_token, first_token, choice."""
     scalings: tuple[str, ...] = SCALINGS
-    """Sums of the squared gradient: all, layer_scaled, last_layer."""
+    """Weights of the squared gradient's entries: all, layer_scaled, last_layer."""
     max_new_tokens: int = 48
-    """Most tokens of a generated answer; short answers take at most 24."""
+    """Largest number of tokens of a generated answer; short answers have at most 24."""
     num_samples: int = 10
-    """Other answers, sampled at ``sample_temperature``; 0 leaves out every score that needs them."""
+    """Other answers, sampled at `sample_temperature`; 0 leaves out every score that needs them."""
     sample_temperature: float = 1.0
-    """Temperature of the samples (the answer itself is the most probable one, token by token)."""
+    """Temperature of the samples. The answer itself takes the most probable token each time."""
     self_assessment: bool = True
     """Ask the model whether its answer is true, and for a percentage."""
     num_ideas: int = 5
@@ -67,7 +49,7 @@ class MeasureSettings:
     batch_size: int = 8
     """Questions at a time, which bounds memory."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
 
     def __post_init__(self):
         for value in self.estimands:
@@ -82,27 +64,27 @@ class MeasureSettings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """A question as the model is given it."""
 
     question: Question
     """The question."""
-    prompt: prompts.Prompt
-    """What the model continues."""
+    prompt: Prompt
+    """The text that the model continues."""
     form: Literal["generated", "mc1", "mc2"]
-    """Whether it writes its answer, or takes one of the question's choices, and how that is judged."""
+    """Whether it writes its answer, or takes one of the choices, and how that is judged."""
     judged: bool = True
-    """False for a question whose answer is not known: ``correct`` is then None."""
+    """False for a question whose right answer is not known."""
 
 
 def measure(
     model: LanguageModel,
-    asked: Sequence[Asked],
+    asked: Sequence[AskedQuestion],
     settings: MeasureSettings | None = None,
     *,
-    tell: Callable[[str], None] = lambda what: None,
-) -> list[Measured]:
-    """Ask a model, and measure its answers.
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[MeasuredAnswer]:
+    """Ask a model questions, and measure its answers.
 
     Parameters
     ----------
@@ -112,93 +94,119 @@ def measure(
         Questions of one form; they are worked on together.
     settings
         None is `MeasureSettings()`.
-    tell
+    on_step
         Called with the name of each step.
 
     Raises
     ------
     ValueError
-        Questions of several forms, prompts longer than the model's context, logits that are not finite.
+        The questions have several forms, a prompt is longer than the model's context, or logits
+        are not finite.
     """
     settings = settings or MeasureSettings()
-    forms = {one.form for one in asked}
+    forms = {question.form for question in asked}
     if len(forms) != 1:
-        raise ValueError(f"asked must hold questions of one form; got {sorted(forms) or 'none'}")
-    tokenizer = model.tokenizer
+        raise ValueError(f"asked must hold questions of one form, got {sorted(forms) or 'none'}")
     check_lengths(model, asked, settings)
-    ids = [tokenizer.encode(one.prompt.text) for one in asked]
-    generated = forms == {"generated"}
-    if generated:
-        tell("answers")
-        answers = _written(model, asked, ids, settings)
-        choices = [[text] for text, _ in answers]
-        encoded = [[tokens] for _, tokens in answers]
+    prompt_ids = [model.tokenizer.encode(question.prompt.text) for question in asked]
+    is_generated = forms == {"generated"}
+    if is_generated:
+        on_step("answers")
+        generated = _generated_answers(model, asked, prompt_ids, settings)
+        texts = [[text] for text, _ in generated]
+        tokens = [[ids] for _, ids in generated]
     else:
-        choices = [list(one.question.choices) for one in asked]
-        encoded = [_encoded_choices(model, one) for one in asked]
-    found: list[Measured] = [_start(one, own) for one, own in zip(asked, ids, strict=True)]
-    tell("gradient norms")
-    there = [i for i, answers in enumerate(encoded) if all(answers)]
-    rows = [pack(ids[i], encoded[i]) for i in there]
-    if rows:
+        texts = [list(question.question.choices) for question in asked]
+        tokens = [_choice_tokens(model, question) for question in asked]
+    on_step("gradient norms")
+    answers = [_empty(*pair) for pair in zip(asked, prompt_ids, strict=True)]
+    nonempty = [i for i, ids in enumerate(tokens) if all(ids)]
+    if nonempty:
         norms = answer_norms(
-            model.decoder, rows, estimands=settings.estimands, scalings=settings.scalings,
+            model.decoder, [pack(prompt_ids[i], tokens[i]) for i in nonempty],
+            estimands=settings.estimands, scalings=settings.scalings,
             batch_size=settings.batch_size,
         )  # fmt: skip
-        for j, i in enumerate(there):
-            found[i] |= _numbers(norms, j, choices[i], not generated)
-    for i, one in enumerate(asked):
-        if i not in there:
-            found[i] |= {"answer": "", "num_tokens": 0, "reasons": ["the answer is empty"]}
-        judgement = _judged(one, found[i]) if one.judged else None
-        found[i] |= {
-            "correct": judgement and judgement.correct,
-            "judgement": judgement and judgement._asdict(),
-        }
+        for n, i in enumerate(nonempty):
+            answers[i] = _with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
+    answers = [_judged(*pair) for pair in zip(asked, answers, strict=True)]
     if settings.num_samples:
-        tell("samples")
-        _add_samples(model, found, ids, settings, asked)
+        on_step("samples")
+        samples = _samples(model, asked, prompt_ids, settings)
+        answers = [
+            dataclasses.replace(answer, samples=drawn)
+            for answer, drawn in zip(answers, samples, strict=True)
+        ]
     if settings.self_assessment:
-        tell("self-assessment")
-        _add_self_assessment(model, found, settings)
-    return found
+        on_step("self-assessment")
+        assessments = assess(
+            model, answers, num_ideas=settings.num_ideas, batch_size=settings.batch_size
+        )
+        answers = [
+            dataclasses.replace(answer, self_assessment=assessment)
+            for answer, assessment in zip(answers, assessments, strict=True)
+        ]
+    return answers
 
 
-def _start(one: Asked, ids: Sequence[int]) -> Measured:
-    return {
-        "id": one.question.id,
-        "benchmark": one.question.benchmark,
-        "question": one.question.question,
-        "prompt_version": one.prompt.version,
-        "num_prompt_tokens": len(ids),
-        "reasons": [],
-    }
+def check_lengths(
+    model: LanguageModel, asked: Sequence[AskedQuestion], settings: MeasureSettings
+) -> None:
+    """Refuse questions that a model cannot be asked, before it is asked any.
+
+    Raises
+    ------
+    ValueError
+        A prompt with its answer is longer than the model's context, or has tokens that are not in
+        the model's vocabulary.
+    """
+    for question in asked:
+        prompt_ids = model.tokenizer.encode(question.prompt.text)
+        if max(prompt_ids, default=0) >= model.config.vocab_size:
+            raise ValueError(
+                f"prompts must hold token ids below {model.config.vocab_size} of {model.name}, got "
+                f"{max(prompt_ids)} for question {question.question.id}"
+            )
+        if question.form == "generated":
+            longest = _generation([question], settings).max_new_tokens
+        else:
+            longest = max(map(len, _choice_tokens(model, question)), default=0)
+        check_fits_context(
+            model, "a prompt with its answer", question.question.id, len(prompt_ids) + longest,
+            "give fewer examples",
+        )  # fmt: skip
 
 
-def _stops(asked: Sequence[Asked], settings: MeasureSettings, **changes: Any) -> GenerationSettings:
-    """Answers end with their line."""
-    short = all(one.question.aliases for one in asked)
-    most = min(24, settings.max_new_tokens) if short else settings.max_new_tokens
+def _generation(
+    asked: Sequence[AskedQuestion], settings: MeasureSettings, **changes: Any
+) -> GenerationSettings:
+    """Settings under which answers end with their line."""
+    are_short = all(question.question.aliases for question in asked)
+    most = min(24, settings.max_new_tokens) if are_short else settings.max_new_tokens
     return GenerationSettings(
         **{"max_new_tokens": most, "stop": ("\n",), "batch_size": settings.batch_size,
            "seed": settings.seed, **changes}
     )  # fmt: skip
 
 
-def _written(model, asked, ids, settings) -> list[tuple[str, list[int]]]:
+def _generated_answers(
+    model: LanguageModel,
+    asked: Sequence[AskedQuestion],
+    prompt_ids: Sequence[Sequence[int]],
+    settings: MeasureSettings,
+) -> list[tuple[str, list[int]]]:
     """Text and tokens of the answers that the model writes, without what stopped them."""
-    out = generate(model, ids, _stops(asked, settings, temperature=0.0))
-    texts = [first_answer(own[0]) for own in out.text]
-    tokens = [
-        out.tokens[i, 0, : out.text_lengths[i, 0]].tolist() if text else []
-        for i, text in enumerate(texts)
-    ]
-    tokens = [_up_to(model, *pair) for pair in zip(texts, tokens, strict=True)]
-    return list(zip(texts, tokens, strict=True))
+    generated = generate(model, prompt_ids, _generation(asked, settings, temperature=0.0))
+    answers = []
+    for i, (continuation,) in enumerate(generated.text):
+        text = first_answer(continuation)
+        tokens = generated.tokens[i, 0, : generated.text_lengths[i, 0]].tolist() if text else []
+        answers.append((text, _tokens_of_text(model, text, tokens)))
+    return answers
 
 
-def _up_to(model: LanguageModel, text: str, tokens: list[int]) -> list[int]:
-    """The tokens that an answer takes: a next question may follow in its line, which is not part of it."""
+def _tokens_of_text(model: LanguageModel, text: str, tokens: list[int]) -> list[int]:
+    """The first tokens that hold an answer: another question may follow on its line."""
     decode = model.tokenizer.decode
     if decode(tokens).rstrip().endswith(text):
         return tokens
@@ -206,130 +214,88 @@ def _up_to(model: LanguageModel, text: str, tokens: list[int]) -> list[int]:
     return tokens[: next(ends, len(tokens))]
 
 
-def _encoded_choices(model: LanguageModel, one: Asked) -> list[list[int]]:
-    return [model.tokenizer.continuation(one.prompt.text, f" {c}") for c in one.question.choices]
+def _choice_tokens(model: LanguageModel, question: AskedQuestion) -> list[list[int]]:
+    prompt = question.prompt.text
+    return [model.tokenizer.continuation(prompt, f" {c}") for c in question.question.choices]
 
 
-def check_lengths(model: LanguageModel, asked: Sequence[Asked], settings: MeasureSettings) -> None:
-    """Refuse questions that a model cannot be asked, before any is.
-
-    Raises
-    ------
-    ValueError
-        A prompt that is longer than the model's context, with its answer, or has tokens that the model has not.
-    """
-    for one in asked:
-        ids = model.tokenizer.encode(one.prompt.text)
-        if max(ids, default=0) >= model.config.vocab_size:
-            raise ValueError(
-                f"prompts must hold tokens that {model.name} has; that of {one.question.id} has number {max(ids)} of "
-                f"{model.config.vocab_size}"
-            )
-        longest = len(ids)
-        if one.form == "generated":
-            longest += _stops([one], settings).max_new_tokens
-        else:
-            longest += max(map(len, _encoded_choices(model, one)), default=0)
-        _check_length(model, one.question.id, longest, "prompt and answer", "Give fewer examples.")
+def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
+    return MeasuredAnswer(
+        id=asked.question.id,
+        benchmark=asked.question.benchmark,
+        question=asked.question.question,
+        prompt_version=asked.prompt.version,
+        num_prompt_tokens=len(prompt_ids),
+        text="",
+        num_tokens=0,
+        log_odds={},
+        log_sq_norms={},
+        token_log_probs=(),
+        token_entropies=(),
+        choice_log_probs=None,
+        reasons=("the answer is empty",),
+    )
 
 
-def _check_length(model: LanguageModel, which: str, length: int, what: str, remedy: str) -> None:
-    if length > model.context_length:
-        raise ValueError(
-            f"{what} must fit the context of {model.context_length} tokens of {model.name}; those of {which} have "
-            f"{length}. {remedy}"
-        )
-
-
-def _numbers(norms: AnswerNorms, j: int, choices: Sequence[str], given: bool) -> Measured:
-    """Probabilities and norms of one answer."""
-    chosen = int(norms.chosen[j])
-    return {
-        "answer": choices[chosen],
-        "num_tokens": len(norms.token_log_probs[j]),
-        "log_odds": {e: _real(v[j]) for e, v in norms.log_odds.items()},
-        "log_sq_norms": {
-            e: {s: _real(v[j]) for s, v in by.items()} for e, by in norms.log_sq_norms.items()
+def _with_norms(
+    answer: MeasuredAnswer, norms: AnswerNorms, n: int, texts: Sequence[str], *, are_choices: bool
+) -> MeasuredAnswer:
+    """The answer with the n-th of the probabilities and norms; `texts` are what was to choose from."""
+    return dataclasses.replace(
+        answer,
+        text=texts[int(norms.chosen[n])],
+        num_tokens=len(norms.token_log_probs[n]),
+        log_odds={e: _real(values[n]) for e, values in norms.log_odds.items()},
+        log_sq_norms={
+            e: {s: _real(values[n]) for s, values in by_scaling.items()}
+            for e, by_scaling in norms.log_sq_norms.items()
         },
-        "token_log_probs": norms.token_log_probs[j].tolist(),
-        "token_entropies": norms.token_entropies[j].tolist(),
-        "choice_log_probs": norms.log_probs[j].tolist() if given else None,
-    }
+        token_log_probs=tuple(norms.token_log_probs[n].tolist()),
+        token_entropies=tuple(norms.token_entropies[n].tolist()),
+        choice_log_probs=tuple(norms.log_probs[n].tolist()) if are_choices else None,
+        reasons=(),
+    )
 
 
 def _real(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _judged(one: Asked, found: Measured) -> Judgement:
-    if one.form == "generated":
-        return judge_generated(one.question, found["answer"])
-    judge = {"mc1": mc1, "mc2": mc2}[one.form]
-    return judge(np.array(found["choice_log_probs"]), np.array(one.question.labels))
+def _judged(asked: AskedQuestion, answer: MeasuredAnswer) -> MeasuredAnswer:
+    if not asked.judged:
+        return answer
+    judgement = _judgement(asked, answer)
+    return dataclasses.replace(answer, correct=judgement.correct, judgement=judgement)
 
 
-def _add_samples(model, found, ids, settings, asked) -> None:
-    out = generate(
+def _judgement(asked: AskedQuestion, answer: MeasuredAnswer) -> Judgement:
+    if asked.form == "generated":
+        return judge_generated(asked.question, answer.text)
+    judge = {"mc1": mc1, "mc2": mc2}[asked.form]
+    return judge(np.array(answer.choice_log_probs), np.array(asked.question.labels))
+
+
+def _samples(
+    model: LanguageModel,
+    asked: Sequence[AskedQuestion],
+    prompt_ids: Sequence[Sequence[int]],
+    settings: MeasureSettings,
+) -> list[tuple[Sample, ...]]:
+    """Sampled answers to each question."""
+    drawn = generate(
         model,
-        ids,
-        _stops(asked, settings, num_samples=settings.num_samples,
-               temperature=settings.sample_temperature),
+        prompt_ids,
+        _generation(asked, settings, num_samples=settings.num_samples,
+                    temperature=settings.sample_temperature),
     )  # fmt: skip
-    for i, own in enumerate(found):
-        own["samples"] = [
-            {
-                "text": first_answer(text),
-                "log_prob": float(out.log_probs[i, k, : out.lengths[i, k]].sum()),
-                "num_tokens": int(out.lengths[i, k]),
-            }
-            for k, text in enumerate(out.text[i])
-        ]
-
-
-def _add_self_assessment(model, found: Sequence[Measured], settings: MeasureSettings) -> None:
-    """P(True) from the probabilities of its two options, and a percentage that the model writes."""
-    there = [own for own in found if own["answer"]]
-    for own in found:
-        own |= {"p_true": None, "p_true_ideas": None, "confidence": None, "confidence_text": ""}
-    if not there:
-        return
-    for key in ("p_true", "p_true_ideas"):
-        mine = there
-        if key == "p_true_ideas":
-            mine = [own for own in there if any(s["text"] for s in own.get("samples", ()))]
-        texts = [
-            prompts.p_true(own["question"], own["answer"], _ideas(own, key, settings))
-            for own in mine
-        ]
-        rows = [
-            pack(
-                model.tokenizer.encode(prompt.text),
-                [model.tokenizer.continuation(prompt.text, option) for option in prompt.options],
+    return [
+        tuple(
+            Sample(
+                first_answer(text),
+                float(drawn.log_probs[i, k, : drawn.lengths[i, k]].sum()),
+                int(drawn.lengths[i, k]),
             )
-            for prompt in texts
-        ]
-        for own, row in zip(mine, rows, strict=True):
-            _check_length(
-                model, own["id"], row.tokens.size + 1, f"the prompt of {key} and its option",
-                "Ask for fewer ideas (num_ideas), or for no self-assessment.",
-            )  # fmt: skip
-        if rows:
-            totals = answer_log_probs(model.decoder, rows, batch_size=settings.batch_size)
-            for own, (true, false) in zip(mine, totals, strict=True):
-                own[key] = {"true": float(true), "false": float(false)}
-    asked = [prompts.confidence(own["question"], own["answer"]).text for own in there]
-    out = generate(
-        model,
-        asked,
-        GenerationSettings(
-            temperature=0.0, max_new_tokens=8, stop=("\n",), batch_size=settings.batch_size
-        ),
-    )
-    for own, (text,) in zip(there, out.text, strict=True):
-        own |= {"confidence": prompts.read_confidence(text), "confidence_text": text.strip()}
-
-
-def _ideas(own: Measured, key: str, settings: MeasureSettings) -> Sequence[str]:
-    if key == "p_true":
-        return ()
-    return [s["text"] for s in own["samples"] if s["text"]][: settings.num_ideas]
+            for k, text in enumerate(texts)
+        )
+        for i, texts in enumerate(drawn.text)
+    ]

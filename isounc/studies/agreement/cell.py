@@ -1,317 +1,47 @@
-"""isounc's sampler against NumPyro's NUTS: the same posterior, written twice and sampled by two programs.
-
-The network is written here again as a NumPyro model, from its definition: priors by `numpyro.sample`, a forward pass
-of its own, NumPyro's likelihoods and the link. Nothing of `isounc.densities` or of `isounc.models`' forward pass is
-used, so that an error in isounc's density or predictions shows as disagreement, as one in its sampler does.
-
-Axes: K chains, S draws per chain, N locations of a region, M columns of the predictive quantity.
-"""
+"""A cell of the agreement study: one posterior, sampled by isounc or by NumPyro."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-import time
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+import zlib
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import numpyro
-import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
-from numpyro import handlers, infer
 
-from isounc.checks import check_count, check_real
-from isounc.models import Model
-from isounc.problems import Problem
+from isounc.models import make_model
+from isounc.problems import make_problem
+from isounc.runs.compute import Say
+from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.sampling.chains import Progress
-from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import Gate, GateSettings, gate
-from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings, sample_posterior
+from isounc.studies.agreement.settings import Settings
+from isounc.studies.agreement.sides import isounc_side, numpyro_side
 
-FAULTS: dict[str, Callable[[float], float]] = {
-    "none": lambda prior_sd: prior_sd,
-    "prior": lambda prior_sd: 1.1 * prior_sd,
-}
-"""Faults that can be planted in what isounc is given, as controls: prior sd -> prior sd. `prior`: a tenth too wide."""
-
-_ACTIVATIONS = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "silu": jax.nn.silu,
-}
+LOCATIONS = {"num_test": 64, "num_far": 64, "grid_size": 8}
+"""At most as many locations a region as isounc keeps every draw of, so that both sides have the same ones."""
 
 
-@dataclass(frozen=True)
-class NutsSettings:
-    """How NumPyro samples; what is not here is NumPyro's default (target acceptance .8, diagonal metric, depth 10)."""
-
-    num_chains: int = 4
-    """K, vectorised, each from its own draw of the prior."""
-    num_warmup: int = 500
-    """Warm-up transitions of a chain."""
-    num_draws: int = 500
-    """Transitions of a chain after warm-up before the gate is first tried, and between two tries."""
-    max_draws: int = 1500
-    """While the gate or the precision fails, S grows up to this, rounded up to a multiple of num_draws."""
-    target_var_se: float = 0.04
-    """Precision, as in `SamplerSettings`: standard error of the predictive variance over the variance, median."""
-
-    def __post_init__(self):
-        for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_draws", 4)):
-            check_count(name, getattr(self, name), least)
-        check_count("max_draws", self.max_draws, self.num_draws)
-        check_real("target_var_se", self.target_var_se, positive=True)
+def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
+    """Sample the posterior of each cell."""
+    return [_sample(cell, settings, say) for cell in batch.cells]
 
 
-class Totals(NamedTuple):
-    """Two numbers of a region with their Monte Carlo errors, each the mean of one number a draw."""
-
-    level: float
-    """Mean over the locations of the predictive mean of the first column."""
-    level_se: float
-    """Its standard error."""
-    var_sum: float
-    """Sum of the predictive variances over locations and columns."""
-    var_sum_se: float
-    """Its standard error."""
-
-
-class Side(NamedTuple):
-    """What one of the two programs says of a posterior."""
-
-    regions: dict[str, Moments]
-    """Predictive moments by region (NumPyro: mean and variance only, the others NaN)."""
-    totals: dict[str, Totals]
-    """Totals by region."""
-    gate: Gate
-    """Convergence checks at all locations."""
-    num_draws: int
-    """S."""
-    num_gradients: int
-    """Integration steps after warm-up, over all chains."""
-    seconds: float
-    """Wall time of everything, compilation included."""
-
-    def to_record(self, name: str) -> Record:
-        """A record of a run folder."""
-        arrays = {
-            f"{region}/{field}": array
-            for region, moments in self.regions.items()
-            for field, array in moments._asdict().items()
-        }
-        meta = {
-            "totals": {region: totals._asdict() for region, totals in self.totals.items()},
-            "gate": self.gate._asdict() | {"reasons": list(self.gate.reasons)},
-            **{key: getattr(self, key) for key in ("num_draws", "num_gradients", "seconds")},
-        }
-        return Record(name, meta, arrays)
-
-    @classmethod
-    def from_record(cls, record: Record) -> Side:
-        """What `to_record` wrote."""
-        meta = dict(record.meta)
-        totals = {region: Totals(**numbers) for region, numbers in meta.pop("totals").items()}
-        found = meta.pop("gate")
-        regions = {
-            region: Moments(*(record.arrays[f"{region}/{field}"] for field in Moments._fields))
-            for region in totals
-        }
-        return cls(regions, totals, Gate(**found | {"reasons": tuple(found["reasons"])}), **meta)
-
-
-def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:
-    """Outputs (N, O) of an MLP whose parameters are NumPyro sites `kernel0`, `bias0`, `kernel1`, ...
-
-    Layer l computes h W_l / c + b_l with W_l ~ N(0, s^2), b_l ~ N(0, prior_sd^2), and (s, c) = (prior_sd, sqrt(fan_in))
-    under `ntk`, (prior_sd / sqrt(fan_in), 1) under `fan_in`, (prior_sd, 1) under `standard`.
-    """
-    sizes = [model.in_features, *[model.width] * model.depth, model.out_features]
-    hidden = X
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        root = math.sqrt(fan_in)
-        kernel_sd = prior_sd / root if model.parameterisation == "fan_in" else prior_sd
-        kernel: Any = numpyro.sample(
-            f"kernel{i}", dist.Normal(0.0, kernel_sd).expand([fan_in, fan_out]).to_event(2)
-        )
-        bias: Any = numpyro.sample(
-            f"bias{i}", dist.Normal(0.0, prior_sd).expand([fan_out]).to_event(1)
-        )
-        # Full precision, or the two programs differ in TF32 on a GPU.
-        hidden = jnp.matmul(hidden, kernel, precision=jax.lax.Precision.HIGHEST)
-        hidden = hidden / (root if model.parameterisation == "ntk" else 1.0) + bias[None, :]
-        hidden = _ACTIVATIONS[model.activation](hidden) if i < model.depth else hidden
-    return hidden
-
-
-def posterior_model(
-    X: Float[Array, "n D"], y: Shaped[Array, " n"], noise_sd: Any, prior_sd: Any, *, model: Model
-) -> None:
-    """The NumPyro model of `network` and its labels: Bernoulli, Categorical or Normal(f, noise_sd)."""
-    outputs = network(X, prior_sd, model=model)
-    if model.likelihood == "bernoulli":
-        numpyro.sample("y", dist.BernoulliLogits(outputs[:, 0]), obs=y)
-    elif model.likelihood == "categorical":
-        numpyro.sample("y", dist.CategoricalLogits(outputs), obs=y)
+def _sample(cell, settings: Settings, say: Say) -> Record:
+    problem = make_problem(cell.pair.problem, n=settings.n, seed=settings.seed, **LOCATIONS)
+    model = make_model(
+        problem,
+        width=cell.pair.width,
+        depth=settings.depth,
+        activation=settings.activation,
+        parameterisation=settings.parameterisation,
+    )
+    # The key depends on what is sampled, not on where it stands in the run.
+    key = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(cell.name.encode()))
+    shared = {
+        "prior_sd": settings.prior_sd,
+        "key": key,
+        "progress": lambda what, done, total: say(f"{what} {done}/{total}"),
+    }
+    if cell.side == "numpyro":
+        bounds = settings.sampling.gate
+        side = numpyro_side(problem, model, settings=settings.numpyro, bounds=bounds, **shared)
     else:
-        numpyro.sample("y", dist.Normal(outputs[:, 0], noise_sd), obs=y)
-
-
-def training_data(problem: Problem) -> tuple[Array, Array, Array]:
-    """X, y and noise sd (1 where there is none) as `posterior_model` takes them."""
-    real = problem.likelihood == "gaussian"
-    y = jnp.asarray(problem.y, jnp.result_type(float) if real else jnp.int32)
-    return jnp.asarray(problem.X, jnp.result_type(float)), y, jnp.asarray(problem.noise_sd or 1.0)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def predict(
-    samples: Mapping[str, Float[Array, "K S ..."]], X: Float[Array, "N D"], *, model: Model
-) -> Float[Array, "K S N M"]:
-    """p(y=1|x), the class probabilities or f(x), of every draw of the sites."""
-
-    def one(theta):
-        f: Any = handlers.substitute(functools.partial(network, model=model), data=theta)(X, 1.0)
-        if model.likelihood == "bernoulli":
-            return 1 / (1 + jnp.exp(-f))
-        if model.likelihood == "categorical":
-            odds = jnp.exp(f - f.max(axis=1, keepdims=True))
-            return odds / odds.sum(axis=1, keepdims=True)
-        return f
-
-    # Under vmap all draws' hidden layers would lie in memory at once.
-    flat = {name: draws.reshape(-1, *draws.shape[2:]) for name, draws in samples.items()}
-    values = jax.lax.map(one, flat, batch_size=64)
-    return values.reshape(*next(iter(samples.values())).shape[:2], *values.shape[1:])
-
-
-@functools.lru_cache(maxsize=4)
-def _mcmc(model: Model, num_warmup: int, num_draws: int, num_chains: int) -> infer.MCMC:
-    """One program for all problems of a shape: the data are arguments of it."""
-    kernel = infer.NUTS(
-        functools.partial(posterior_model, model=model), init_strategy=infer.init_to_sample
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There are not enough devices")
-        return infer.MCMC(
-            kernel, num_warmup=num_warmup, num_samples=num_draws, num_chains=num_chains,
-            chain_method="vectorized", progress_bar=False, jit_model_args=True,
-        )  # fmt: skip
-
-
-def numpyro_side(
-    problem: Problem,
-    model: Model,
-    *,
-    prior_sd: float,
-    key: PRNGKeyArray,
-    settings: NutsSettings,
-    bounds: GateSettings,
-    progress: Progress = lambda *_: None,
-) -> Side:
-    """Sample with NumPyro's NUTS until gate and precision are met or the draws run out.
-
-    Trajectories that end at NUTS's step limit are counted in the gate but do not fail it: a NUTS trajectory that is cut
-    short leaves the posterior invariant and only mixes more slowly, which R-hat and ESS see.
-    """
-    started = time.perf_counter()
-    data = *training_data(problem), jnp.asarray(prior_sd)
-    X = jnp.asarray(np.concatenate(list(problem.regions.values())), data[0].dtype)
-    mcmc = _mcmc(model, settings.num_warmup, settings.num_draws, settings.num_chains)
-    mcmc.post_warmup_state = None
-    bounds = replace(bounds, saturated_max=settings.num_chains * 2 * settings.max_draws)
-    fields = ("num_steps", "diverging", "energy")
-    values, extra = [], {name: [] for name in fields}
-    while True:
-        progress("numpyro", len(values) * settings.num_draws, settings.max_draws)
-        mcmc.run(key, *data, extra_fields=fields)
-        values.append(np.asarray(predict(mcmc.get_samples(group_by_chain=True), X, model=model)))
-        seen = mcmc.get_extra_fields(group_by_chain=True)
-        for name in fields:
-            extra[name].append(np.asarray(seen[name]))
-        # Goes on where it stands, with the step size and metric of the warm-up.
-        mcmc.post_warmup_state = mcmc.last_state
-        key = jax.random.fold_in(key, 1)
-        p = np.concatenate(values, axis=1)
-        steps, diverging, energy = (np.concatenate(extra[name], axis=1) for name in fields)
-        found = gate(
-            p, energy=energy, num_divergent=int(diverging.sum()),
-            num_saturated=int((steps >= 2**10 - 1).sum()), num_transitions=steps.size,
-            settings=bounds,
-        )  # fmt: skip
-        error = found.var_mcse_median
-        precise = error is not None and error <= settings.target_var_se
-        if (found.passed and precise) or len(values) * settings.num_draws >= settings.max_draws:
-            break
-    by_region = split(p, problem)
-    return Side(
-        {region: _moments(draws) for region, draws in by_region.items()},
-        {region: totals(draws) for region, draws in by_region.items()},
-        found,
-        num_draws=p.shape[1],
-        num_gradients=int(steps.sum()),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def isounc_side(
-    problem: Problem,
-    model: Model,
-    *,
-    prior_sd: float,
-    key: PRNGKeyArray,
-    settings: SamplerSettings,
-    fault: str = "none",
-    progress: Progress = lambda *_: None,
-) -> Side:
-    """Sample with `sample_posterior`; moments and their errors are the ones that it returns (batch means)."""
-    started = time.perf_counter()
-    found = sample_posterior(
-        problem, model, prior_sd=FAULTS[fault](prior_sd), key=key, settings=settings,
-        keep_values=True, progress=progress,
-    )  # fmt: skip
-    assert found.values is not None
-    return Side(
-        dict(found.regions),
-        {region: totals(draws) for region, draws in found.values.items()},
-        found.gate,
-        num_draws=found.num_draws,
-        num_gradients=found.num_gradients,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def split(values: Float[np.ndarray, "K S Q M"], problem: Problem) -> dict[str, np.ndarray]:
-    """Draws at all locations, one region after the other, as draws by region."""
-    ends = np.cumsum([len(X) for X in problem.regions.values()])
-    return dict(zip(problem.regions, np.split(values, ends[:-1], axis=2), strict=True))
-
-
-def totals(values: Float[np.ndarray, "K S N M"]) -> Totals:
-    """Level and summed variance of a region.
-
-    Of draw t: a_t = mean_n p_tn0 and b_t = sum_nm (p_tnm - mean p_nm)^2. Their means are the two totals; their standard
-    errors are those of means of correlated draws. That mean p is itself estimated changes the second one's error in
-    second order only.
-    """
-    p = np.asarray(values, float)
-    squares = ((p - p.mean(axis=(0, 1))) ** 2).sum(axis=(2, 3))
-    found = diagnose(np.stack([p[..., 0].mean(axis=2), squares], axis=2))
-    (level, var_sum), (level_se, var_sum_se) = found.mean.tolist(), found.mean_se.tolist()
-    return Totals(level, level_se, var_sum, var_sum_se)
-
-
-def _moments(values: Float[np.ndarray, "K S N M"]) -> Moments:
-    found = diagnose(values)
-    known = {name: getattr(found, name) for name in ("mean", "mean_se", "var", "var_se")}
-    columns = {name: np.full(found.mean.shape, np.nan) for name in ("aleatoric", "aleatoric_se")}
-    rows = ("expected_entropy", "expected_entropy_se", "entropy")
-    return Moments(**known, **columns, **{name: np.full(len(found.mean), np.nan) for name in rows})
+        side = isounc_side(problem, model, settings=settings.sampling, fault=cell.control, **shared)
+    return side.to_record(cell.name)

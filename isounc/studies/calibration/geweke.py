@@ -9,7 +9,7 @@ y. Its moments are held against those of direct draws of (theta, y). Test functi
 the transitions and before the redraw: after it, a sampler that ignores data could not be seen.
 
 It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than
-`isounc.studies.calibration.cell`.
+`isounc.studies.calibration.sbc`.
 
 Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators", JASA 99(467).
 """
@@ -31,11 +31,12 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.sampling.adaptation import start_tuning
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
-from isounc.sampling.kernels import SAMPLERS, start_chains, start_tuning
-from isounc.sampling.posterior import SamplerSettings
-from isounc.studies.calibration.cell import (
+from isounc.sampling.kernels import SAMPLERS, start_chains
+from isounc.sampling.settings import SamplerSettings
+from isounc.studies.calibration.sbc import (
     FAULTS,
     draw_joint,
     draw_labels,
@@ -113,7 +114,8 @@ def _transition(
         return Prior().remainder(x, model, data)
 
     chains = start_chains((theta / data.prior_sd)[None], remainder)
-    tuning = start_tuning(theta.size, theta.dtype, sampler, settings)
+    extra = sampler.begin(theta.size, settings)
+    tuning = start_tuning(theta.size, theta.dtype, settings, extra=extra)
     # Half a step less than asked for, so that rounding cannot make it one more; u = 1/2 is every sampler's mean length.
     tuning = tuning._replace(step_size=step_size, trajectory_length=(num_steps - 0.5) * step_size)
     chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)  # pyright: ignore
@@ -193,7 +195,7 @@ def geweke(
         Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
         another distribution invariant.
     fault
-        One of `isounc.studies.calibration.cell.FAULTS`, planted in what the transitions are given.
+        One of `isounc.studies.calibration.sbc.FAULTS`, planted in what the transitions are given.
 
     Raises
     ------

@@ -1,217 +1,161 @@
-"""From the records of a calibration run to verdicts, tables and figures.
-
-A verdict is PASS where a quantity's p-value, corrected for how many there are in its family (Holm), is at least the
-level. A family is one test of one sampler: all quantities of all cases. Each control, in which a fault was planted, is
-a family of its own.
-"""
+"""Views of a run of the calibration study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 from scipy import stats
 
-from isounc.runs import style
+from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
-from isounc.statistics import holm
+from isounc.runs.page import FigureFile, Section
+from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import table_of_rows
 from isounc.studies.calibration.figures import Scores, geweke_figure, rank_figure
-from isounc.studies.calibration.uniformity import judge
-
-Rows = list[dict[str, Any]]
-
-SBC_COLUMNS = tuple(
-    "sampler case control quantity num_replications num_failed_gate num_few_draws ess_min ess_median "
-    "difference p_value p_adjusted p_chi_square p_gate_passed verdict".split()
-)
-GEWEKE_COLUMNS = tuple(
-    "sampler case control moment chain_mean chain_se direct_mean direct_se ess z p_value p_adjusted "
-    "num_chains acceptance verdict".split()
-)
-GATE_COLUMNS = tuple("sampler case control replication rhat_max ess_bulk_min reasons".split())
-SUMMARY_COLUMNS = tuple(
-    "sampler case control num_replications num_failed_gate num_few_draws sbc_p_adjusted sbc "
-    "geweke_p_adjusted geweke expected".split()
+from isounc.studies.calibration.settings import Settings, jobs_of
+from isounc.studies.calibration.tables import (
+    GATE_COLUMNS,
+    GEWEKE_COLUMNS,
+    SBC_COLUMNS,
+    SUMMARY_COLUMNS,
+    Findings,
+    gather,
+    rows_of,
 )
 
 
-class Job(NamedTuple):
-    """One sampler on one case, with a planted fault or none."""
+def make_report(folder: RunFolder, settings: Settings) -> Report:
+    """Tables, figures and sections of a run of the calibration study.
 
-    sampler: str
-    """Name of the sampler."""
-    case: str
-    """Name of the case."""
-    control: str
-    """Name of the planted fault, or `none`."""
-
-    @property
-    def name(self) -> str:
-        """Part of a record's name."""
-        return "-".join(self)
-
-    @property
-    def title(self) -> str:
-        """What people read."""
-        planted = "" if self.control == "none" else f", planted fault: {self.control}"
-        return f"{self.case} ({self.sampler}{planted})"
-
-    @property
-    def family(self) -> tuple[str, ...]:
-        """Jobs whose p-values are corrected together."""
-        return (self.sampler,) if self.control == "none" else tuple(self)
-
-
-class Findings(NamedTuple):
-    """What the records of a run say."""
-
-    sbc: Rows
-    """A row for each test quantity of each job, `SBC_COLUMNS`."""
-    geweke: Rows
-    """A row for each moment of each job, `GEWEKE_COLUMNS`."""
-    gates: Rows
-    """A row for each replication whose reference failed its gate (it is ranked all the same), `GATE_COLUMNS`."""
-    summary: Rows
-    """A row for each job, `SUMMARY_COLUMNS`."""
-    ranks: dict[Job, Int[np.ndarray, "R Q"]]
-    """Ranks of each job."""
-
-
-def gather(
-    folder: RunFolder, jobs: Sequence[Job], *, num_ranked: int, num_bins: int, level: float
-) -> Findings:
-    """Judge the ranks and moments of every job.
-
-    Parameters
-    ----------
-    folder
-        With the records `sbc-<job>-<batch>` and `geweke-<job>` of every job.
-    num_ranked, num_bins
-        As in `isounc.studies.calibration.uniformity.judge`.
-    level
-        Chance of one or more false alarms in a family.
+    Raises
+    ------
+    ValueError
+        If the run lacks a record.
     """
-    found = Findings([], [], [], [], {})
-    for job in jobs:
-        _gather_ranks(found, folder, job, num_ranked, num_bins)
-        record = folder.read(f"geweke-{job.name}")
-        assert record is not None
-        for i, moment in enumerate(record.meta["moments"]):
-            row = {name: float(array[i]) for name, array in record.arrays.items()}
-            row |= {name: record.meta[name] for name in ("acceptance", "num_chains")}
-            row["moment"] = moment
-            found.geweke.append(job._asdict() | row)
-    for rows in (found.sbc, found.geweke):
-        _add_verdicts(rows, level)
-    for job in jobs:
-        sbc, geweke = rows_of(found.sbc, job), rows_of(found.geweke, job)
-        line = {name: sbc[0][name] for name in ("num_replications", "num_failed_gate")}
-        line["num_few_draws"] = max(row["num_few_draws"] for row in sbc)
-        for test, rows in (("sbc", sbc), ("geweke", geweke)):
-            line[f"{test}_p_adjusted"] = min(row["p_adjusted"] for row in rows)
-            line[test] = "PASS" if all(row["verdict"] == "PASS" for row in rows) else "FAIL"
-        line["expected"] = "PASS" if job.control == "none" else "FAIL"
-        found.summary.append(job._asdict() | line)
-    return found
+    findings = gather(
+        folder,
+        jobs_of(settings),
+        num_ranked=settings.num_ranked,
+        num_bins=settings.num_bins,
+        level=settings.level,
+    )
+    tables = {
+        "results.csv": TableFile(SBC_COLUMNS, findings.sbc),
+        "geweke.csv": TableFile(GEWEKE_COLUMNS, findings.geweke),
+        "gates.csv": TableFile(GATE_COLUMNS, findings.gates),
+        "summary.csv": TableFile(SUMMARY_COLUMNS, findings.summary),
+    }
+    return Report(
+        tables=tables,
+        plots=plots(findings, settings),
+        sections=functools.partial(_sections, tables),
+        text=summary_text(findings) + "\n\np-values are corrected for their number (Holm).",
+        checks=findings.summary,
+    )
 
 
-def rows_of(rows: Rows, job: Job) -> Rows:
-    """The rows of one job."""
-    return [row for row in rows if (row["sampler"], row["case"], row["control"]) == job]
-
-
-def _gather_ranks(
-    found: Findings, folder: RunFolder, job: Job, num_ranked: int, num_bins: int
-) -> None:
-    records = [r for r in folder.records() if r.name.startswith(f"sbc-{job.name}-")]
-    ranks, ess = (np.concatenate([r.arrays[name] for r in records]) for name in ("ranks", "ess"))
-    gates = [gate for r in records for gate in r.meta["gates"]]
-    passed = np.array([gate["passed"] for gate in gates])
-    found.ranks[job] = ranks
-    for i, gate in enumerate(gates):
-        if not gate["passed"]:
-            row = {name: gate[name] for name in ("rhat_max", "ess_bulk_min")}
-            row |= {"replication": i, "reasons": "; ".join(gate["reasons"])}
-            found.gates.append(job._asdict() | row)
-    judgements = judge(
-        ranks, records[0].meta["quantities"],
-        num_ranked=num_ranked, num_bins=num_bins, passed=passed,
-    )  # fmt: skip
-    for judgement, column in zip(judgements, ess.T, strict=True):
-        row = {
-            "num_replications": len(ranks),
-            "num_failed_gate": int((~passed).sum()),
-            # A NaN, of draws that never move, counts as too few.
-            "num_few_draws": int((~(column >= 2 * num_ranked)).sum()),
-            "ess_min": float(column.min()),
-            "ess_median": float(np.median(column)),
-        }
-        found.sbc.append(job._asdict() | judgement._asdict() | row)
-
-
-def _add_verdicts(rows: Rows, level: float) -> None:
-    families: dict[tuple, Rows] = {}
-    for row in rows:
-        job = Job(row["sampler"], row["case"], row["control"])
-        families.setdefault(job.family, []).append(row)
-    for family in families.values():
-        for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):
-            row |= {"p_adjusted": float(p), "verdict": "PASS" if p >= level else "FAIL"}
-
-
-def write_tables(folder: RunFolder, found: Findings) -> None:
-    """Write sbc.csv, geweke.csv, gates.csv and summary.csv."""
-    folder.write_table("sbc.csv", found.sbc, SBC_COLUMNS)
-    folder.write_table("geweke.csv", found.geweke, GEWEKE_COLUMNS)
-    folder.write_table("gates.csv", found.gates, GATE_COLUMNS)
-    folder.write_table("summary.csv", found.summary, SUMMARY_COLUMNS)
-
-
-def write_figures(
-    folder: RunFolder, found: Findings, *, num_ranked: int, num_bins: int, level: float
-) -> None:
-    """Draw the ranks of each job and the z-scores of each sampler into the folder `figures`."""
-    for job, ranks in found.ranks.items():
-        rows = rows_of(found.sbc, job)
-        failed = f"{rows[0]['num_failed_gate']} of {len(ranks)} references failed the gate"
-        figure = rank_figure(
-            ranks,
-            [row["quantity"] for row in rows],
-            num_ranked=num_ranked,
-            num_bins=num_bins,
-            p_adjusted=[row["p_adjusted"] for row in rows],
-            passed=[row["verdict"] == "PASS" for row in rows],
-            level=level,
-            title=f"Ranks of the truth among {num_ranked} draws, {job.title}: {failed}, all are ranked",
+def plots(findings: Findings, settings: Settings) -> list[Plot]:
+    """The ranks of each job, and the z-scores of each sampler."""
+    ranked = [
+        Plot(
+            f"sbc-{job.name}",
+            "ranks",
+            f"Ranks of the truth among posterior draws, {job.title}.",
+            functools.partial(_rank_figure, findings, job, settings),
         )
-        style.save(figure, folder.path / "figures" / f"sbc-{job.name}")
-    for sampler in dict.fromkeys(job.sampler for job in found.ranks):
-        tests, bounds = [], []
-        for job in (job for job in found.ranks if job.sampler == sampler):
-            rows = rows_of(found.geweke, job)
-            passed = [row["verdict"] == "PASS" for row in rows]
-            z = np.array([row["z"] for row in rows])
-            tests.append(Scores(job.title, [row["moment"] for row in rows], z, passed))
-            together = [other for other in found.ranks if other.family == job.family]
-            size = sum(len(rows_of(found.geweke, other)) for other in together)
-            bounds.append(float(stats.t.isf(level / 2 / size, rows[0]["num_chains"] - 1)))
-        figure = geweke_figure(
-            tests,
-            bounds=bounds,
-            title=f"Geweke's joint-distribution test of {sampler}: "
-            "z = (chains − direct draws) / standard error",
+        for job in findings.ranks
+    ]
+    tested = [
+        Plot(
+            f"geweke-{sampler}",
+            "geweke",
+            f"z-scores of Geweke's joint-distribution test of {sampler}.",
+            functools.partial(_geweke_figure, findings, sampler, settings.level),
         )
-        style.save(figure, folder.path / "figures" / f"geweke-{sampler}")
+        for sampler in dict.fromkeys(job.sampler for job in findings.ranks)
+    ]
+    return ranked + tested
 
 
-def summary_text(found: Findings) -> str:
+def _rank_figure(findings, job, settings):
+    rows, ranks = rows_of(findings.sbc, job), findings.ranks[job]
+    failed = f"{rows[0]['num_failed_gate']} of {len(ranks)} references failed the gate"
+    return rank_figure(
+        ranks,
+        [row["quantity"] for row in rows],
+        num_ranked=settings.num_ranked,
+        num_bins=settings.num_bins,
+        p_adjusted=[row["p_adjusted"] for row in rows],
+        passed=[row["verdict"] == "PASS" for row in rows],
+        level=settings.level,
+        title=f"Ranks of the truth among {settings.num_ranked} draws, {job.title}: {failed}, all "
+        "are ranked",
+    )
+
+
+def _geweke_figure(findings, sampler, level):
+    tests, bounds = [], []
+    for job in (job for job in findings.ranks if job.sampler == sampler):
+        rows = rows_of(findings.geweke, job)
+        passed = [row["verdict"] == "PASS" for row in rows]
+        z = np.array([row["z"] for row in rows])
+        tests.append(Scores(job.title, [row["moment"] for row in rows], z, passed))
+        together = [other for other in findings.ranks if other.family == job.family]
+        size = sum(len(rows_of(findings.geweke, other)) for other in together)
+        bounds.append(float(stats.t.isf(level / 2 / size, rows[0]["num_chains"] - 1)))
+    return geweke_figure(
+        tests,
+        bounds=bounds,
+        title=f"Geweke's joint-distribution test of {sampler}: "
+        "z = (chains − direct draws) / standard error",
+    )
+
+
+def _sections(tables: dict[str, TableFile], drawn: Sequence[FigureFile]) -> list[Section]:
+    def figures(kind: str) -> tuple[FigureFile, ...]:
+        return tuple(figure for figure in drawn if figure.kind == kind)
+
+    def table(name: str, title: str, note: str = ""):
+        return table_of_rows(title, tables[name].columns, tables[name].rows, note)
+
+    note = (
+        "p-values are corrected for their number (Holm). A control has a planted fault, which must "
+        "be found."
+    )
+    return [
+        Section("summary", "Summary", (), (), (table("summary.csv", "Verdicts", note),)),
+        Section(
+            "sbc",
+            "Simulation-based calibration",
+            (),
+            figures("ranks"),
+            (table("results.csv", "Test quantities"),),
+        ),
+        Section(
+            "geweke",
+            "Geweke's test",
+            (),
+            figures("geweke"),
+            (table("geweke.csv", "Moments"),),
+        ),
+        Section(
+            "gates",
+            "Failed gates",
+            ("Replications whose reference failed its gate; they are ranked all the same.",),
+            (),
+            (table("gates.csv", "Failed gates"),),
+        ),
+    ]
+
+
+def summary_text(findings: Findings) -> str:
     """The summary as lines for a terminal."""
     lines = [
         f"{'':<32}{'failed gate':>14}{'SBC, smallest p':>20}{'Geweke, smallest p':>20}{'expected':>10}"
     ]
-    for row in found.summary:
+    for row in findings.summary:
         control = "" if row["control"] == "none" else f", {row['control']}"
         gates = f"{row['num_failed_gate']} of {row['num_replications']}"
         lines.append(

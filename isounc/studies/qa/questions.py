@@ -21,40 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isounc.checks import check_choice, check_count
+from isounc.llm.answers.question import Question
 from isounc.llm.answers.text import contains_words, normalise
 from isounc.studies.qa.files import ORIGINS, Table, read_table
 
 ID_DIGITS = 10
 """Hexadecimal digits of a question's id."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question and what is accepted as its answer; fields that its benchmark does not use are empty."""
-
-    id: str
-    """``<benchmark>-<digits>``, the digits from the normalised text of the question: the same in every version and
-    order of the file, and in all benchmarks that ask it; may be part of a file name."""
-    benchmark: str
-    """Key of `BENCHMARKS`."""
-    question: str
-    """The question as it is asked."""
-    choices: tuple[str, ...] = ()
-    """Multiple choice: the choices in the order in which they are shown, shuffled for each question."""
-    labels: tuple[int, ...] = ()
-    """1 for a true choice, 0 for a false one; as long as ``choices``."""
-    aliases: tuple[str, ...] = ()
-    """Short answers: all that are accepted, in no order."""
-    correct: tuple[str, ...] = ()
-    """TruthfulQA's generation form: the correct reference answers."""
-    incorrect: tuple[str, ...] = ()
-    """Incorrect reference answers; for short answers the false answers that are left after the rules (0 or 1, or more
-    where a question was repeated)."""
-    best: str = ""
-    """The answer to show where one has to be shown: TruthfulQA's best answer, the true choice of mc1, or the alias of
-    `shown_alias`; "" in mc2."""
-    category: str = ""
-    """TruthfulQA's category, where the file has one."""
 
 
 class Provenance(NamedTuple):

@@ -1,45 +1,45 @@
-"""Tables, figures and the report of `experiments/qa.py`, from the records of a run alone.
+"""Tables, figures and the report on a run of question answering, from its records alone.
 
 results.csv         every score by itself: AUROC for a wrong answer, AURC, PRR, with intervals
-tests.csv           every score against the best baseline, and against P(True), corrected for their number
+summary.csv         the same of the scores of the headline
+tests.csv           every score against the best baseline, and against P(True), corrected for their
+                    number
 correlations.csv    Spearman between the scores of the headline
 gains.csv           what the isotropic scores add to all baselines together
-transfer.csv        fitted on all models but one, tested on that one (where there are several models)
+transfer.csv        fitted on all models but one, tested on that one (if there are several models)
 answers.csv         every question with its answer and whether it is right
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from isounc.llm.answers.entailment import Same
-from isounc.llm.answers.scores import ScoreSettings, score_table
+from isounc.llm.answers.answer import MeasuredAnswer, from_record
+from isounc.llm.answers.entailment import load_entailment
+from isounc.llm.answers.score_table import score_answers
+from isounc.llm.answers.scores import Score
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import Section, settings_table, write_page
+from isounc.runs.page import FigureFile, Section
+from isounc.runs.study import Report, TableFile
 from isounc.studies.qa import figures
-from isounc.studies.qa.combination import (
-    GAIN_COLUMNS,
-    NORMALISATIONS,
-    TRANSFER_COLUMNS,
-    auroc_gain,
-    transfer,
-)
+from isounc.studies.qa.cell import ORDER
 from isounc.studies.qa.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
     TEST_COLUMNS,
     BootstrapSettings,
-    Scores,
     correlations,
-    evaluate,
+    evaluate_scores,
     paired_tests,
 )
+from isounc.studies.qa.gains import GAIN_COLUMNS, auroc_gain
+from isounc.studies.qa.scored_answers import ScoredAnswers
+from isounc.studies.qa.settings import Settings, headline_estimand
 from isounc.studies.qa.tables import (
-    Part,
     accuracy_table,
     auroc_table,
     comparison_table,
@@ -49,178 +49,183 @@ from isounc.studies.qa.tables import (
     interval,
     transfer_table,
 )
-from isounc.studies.qa.tasks import FORMS
+from isounc.studies.qa.tasks import record_name
+from isounc.studies.qa.transfer import NORMALISATIONS, TRANSFER_COLUMNS, transfer
 
-WHERE = ("model", "benchmark")
+KEY = ("model", "benchmark")
+"""Columns that say whose answers a row is about."""
 ANSWER_COLUMNS = (
     *("model", "benchmark", "id", "question", "answer", "correct", "rule", "score"),
     *("num_prompt_tokens", "num_tokens"),
 )
+"""Columns of answers.csv."""
+COLUMNS = {
+    "results": (*KEY, *EVALUATION_COLUMNS),
+    "summary": (*KEY, *EVALUATION_COLUMNS),
+    "tests": (*KEY, *TEST_COLUMNS),
+    "correlations": (*KEY, *CORRELATION_COLUMNS),
+    "gains": (*KEY, *GAIN_COLUMNS),
+    "transfer": ("benchmark", *TRANSFER_COLUMNS),
+    "answers": ANSWER_COLUMNS,
+}
+"""Columns of each table, by the name of its file."""
+
+Rows = list[dict[str, Any]]
+"""Rows of a table."""
 
 
-def headline_estimand(benchmark: str, main_estimand: str) -> str:
-    """The estimand that a benchmark's headline is about; auto is choice where there are choices."""
-    if main_estimand != "auto":
-        return main_estimand
-    return "length_normalised" if FORMS[benchmark] == "generated" else "choice"
+def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] = ()) -> Report:
+    """Tables, figures and sections of a run of the question-answering study.
 
-
-def make(
-    folder: RunFolder,
-    names: Mapping[tuple[str, str], Sequence[str]],
-    *,
-    scores: ScoreSettings,
-    bootstrap: BootstrapSettings,
-    main_estimand: str = "auto",
-    same: Same | None = None,
-) -> str:
-    """Write the tables, figures and report of a run; a summary for the terminal.
+    They cover every model and benchmark of the run, in the order in which questions were asked.
 
     Parameters
     ----------
-    folder
-        The run.
-    names
-        Records by model and benchmark.
-    scores, bootstrap
-        How they are scored and compared.
-    main_estimand
-        Estimand of the headline; auto is choice where a benchmark gives choices, else length_normalised.
-    same
-        Whether two answers mean the same (`isounc.llm.answers.entailment`), for semantic entropy by entailment.
+    more
+        Scores of your own.
     """
-    parts = []
-    for (model, benchmark), own in names.items():
-        measured = [record.meta for record in map(folder.read, own) if record is not None]
-        if not measured:
-            continue
-        estimand = headline_estimand(benchmark, main_estimand)
-        table = score_table(measured, scores, same=same)
-        parts.append(Part(model, benchmark, estimand, measured, table))
-    tables = _tables(parts, bootstrap)
-    for name, (rows, columns) in tables.items():
-        folder.write_table(f"{name}.csv", rows, columns)
-    rows = {name: found for name, (found, _) in tables.items()}
-    with warnings.catch_warnings():
-        # Few questions give intervals whose bars touch; that is what they show.
-        warnings.simplefilter("ignore", UserWarning)
-        drawn = figures.draw(folder.path / "figures", parts, rows["results"])
-    write_page(folder.path, folder.path.resolve().name, _sections(folder, parts, rows, drawn))
-    return _summary(parts, rows)
+    same = load_entailment(settings.nli) if settings.nli else None
+    info, own_scores, scored = folder.read_info(), tuple(more), []
+    for model in info.get("models", {}):
+        for benchmark in info.get("questions", {}):
+            ids = folder.require(f"{ORDER}{benchmark}").meta["ids"]
+            names = [record_name(model, question) for question in ids]
+            records = [record for record in map(folder.read, names) if record is not None]
+            if records:
+                answers = [from_record(record.meta) for record in records]
+                estimand = headline_estimand(benchmark, settings.main_estimand)
+                table = score_answers(answers, settings.scores, same=same, more=own_scores)
+                scored.append(ScoredAnswers(model, benchmark, estimand, answers, table))
+    rows = make_tables(scored, settings.bootstrap)
+    return Report(
+        tables={f"{name}.csv": TableFile(COLUMNS[name], rows[name]) for name in COLUMNS},
+        plots=figures.plots(scored, rows["results"]),
+        sections=functools.partial(_sections, scored, rows),
+        text=_summary(scored, rows["results"]),
+        checks={"questions": sum(len(answers.answers) for answers in scored)},
+    )
 
 
-def _tables(parts: Sequence[Part], bootstrap: BootstrapSettings) -> dict[str, tuple[list, tuple]]:
-    found: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("results", "tests", "correlations", "gains", "transfer", "answers")
-    }
-    for part in parts:
-        found["results"] += [part.where | row for row in evaluate(part.scores, settings=bootstrap)]
-        for against in (part.compared, "p_true"):
-            if against and (against != "p_true" or "p_true" in part.scores.uncertainty):
-                rows = paired_tests(part.scores, against, settings=bootstrap)
-                found["tests"] += [part.where | row for row in rows]
-        chosen = Scores(
-            {name: part.scores.uncertainty[name] for name in part.headline},
-            part.scores.wrong, part.scores.reasons,
-        )  # fmt: skip
-        found["correlations"] += [
-            part.where | row for row in correlations(chosen, settings=bootstrap)
-        ]
-        own = [
-            n
-            for n in (f"epistemic/{part.estimand}", f"aleatoric/{part.estimand}")
-            if n in part.headline
-        ]
-        if part.compared:
-            for extra in ([name] for name in own):
-                row = auroc_gain(
-                    part.scores, baselines=part.compared, extra=extra, bootstrap=bootstrap
-                )
-                found["gains"].append(part.where | row)
-        for one in part.measured:
-            row = {name: one.get(name) for name in ANSWER_COLUMNS if name in one}
-            row |= {"rule": one["judgement"]["rule"], "score": one["judgement"]["score"]}
-            found["answers"].append(row | part.where)
-    for benchmark in dict.fromkeys(part.benchmark for part in parts):
-        same = [part for part in parts if part.benchmark == benchmark]
-        if len(same) > 1:
-            found["transfer"] += _transferred(benchmark, same, bootstrap)
-    columns = {
-        "results": (*WHERE, *EVALUATION_COLUMNS),
-        "tests": (*WHERE, *TEST_COLUMNS),
-        "correlations": (*WHERE, *CORRELATION_COLUMNS),
-        "gains": (*WHERE, *GAIN_COLUMNS),
-        "transfer": ("benchmark", *TRANSFER_COLUMNS),
-        "answers": ANSWER_COLUMNS,
-    }
-    return {name: (rows, columns[name]) for name, rows in found.items()}
+def make_tables(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -> dict[str, Rows]:
+    """Rows of every table in `COLUMNS`."""
+    tables: dict[str, Rows] = {name: [] for name in COLUMNS}
+    for answers in scored:
+        table, key = answers.table, answers.key
+        headline = table.only(answers.headline)
+        rows = {
+            "results": evaluate_scores(table, settings=bootstrap),
+            "tests": _tests(answers, bootstrap),
+            "correlations": correlations(headline, settings=bootstrap),
+            "gains": _gains(answers, bootstrap),
+            "answers": [_answer_row(answer) for answer in answers.answers],
+        }
+        rows["summary"] = [row for row in rows["results"] if row["score"] in answers.headline]
+        for name, new in rows.items():
+            tables[name] += [key | row for row in new]
+    for benchmark in dict.fromkeys(answers.benchmark for answers in scored):
+        of_benchmark = [answers for answers in scored if answers.benchmark == benchmark]
+        if len(of_benchmark) > 1:
+            rows = _transfer(of_benchmark, bootstrap)
+            tables["transfer"] += [{"benchmark": benchmark} | row for row in rows]
+    return tables
 
 
-def _transferred(benchmark: str, same: Sequence[Part], bootstrap: BootstrapSettings) -> list[dict]:
-    """With raw and layer-scaled norms, each raw and normalised within models."""
-    by_model = {part.model: part.scores for part in same}
-    estimand, rows = same[0].estimand, []
-    for kind in ("epistemic", "epistemic_layer_scaled"):
-        features = [f"{kind}/{estimand}", f"aleatoric/{estimand}"]
-        columns = [scores.uncertainty.get(n) for scores in by_model.values() for n in features]
-        if any(column is None for column in columns):
-            continue
-        infinite = any(np.isinf(column).any() for column in columns if column is not None)
-        for normalise in NORMALISATIONS:
-            if infinite and normalise != "rank":
-                rows.append(
-                    dict.fromkeys(TRANSFER_COLUMNS)
-                    | {"benchmark": benchmark, "features": " ".join(features), "normalise": normalise}
-                    | {"reason": "a score is infinite"}
-                )  # fmt: skip
-                continue
-            found = transfer(by_model, features, normalise=normalise, bootstrap=bootstrap)
-            rows += [{"benchmark": benchmark} | row for row in found]
+def _tests(answers: ScoredAnswers, bootstrap: BootstrapSettings) -> Rows:
+    """Every score against the best of all baselines, and against P(True)."""
+    rows = []
+    if answers.compared:
+        rows += paired_tests(answers.table, answers.compared, settings=bootstrap)
+    if (p_true := answers.table.find("p_true")) is not None:
+        rows += paired_tests(answers.table, p_true, settings=bootstrap)
     return rows
 
 
-def _sections(folder: RunFolder, parts, rows, drawn) -> list[Section]:
-    def of(kind: str):
+def _gains(answers: ScoredAnswers, bootstrap: BootstrapSettings) -> Rows:
+    if not answers.compared:
+        return []
+    names = [answers.table.find(f, answers.estimand) for f in ("epistemic", "aleatoric")]
+    return [
+        auroc_gain(answers.table, baselines=answers.compared, extra=[name], bootstrap=bootstrap)
+        for name in names
+        if name is not None
+    ]
+
+
+def _answer_row(answer: MeasuredAnswer) -> dict[str, Any]:
+    judgement = answer.judgement
+    return {
+        "id": answer.id,
+        "question": answer.question,
+        "answer": answer.text,
+        "correct": answer.correct,
+        "rule": None if judgement is None else judgement.rule,
+        "score": None if judgement is None else judgement.score,
+        "num_prompt_tokens": answer.num_prompt_tokens,
+        "num_tokens": answer.num_tokens,
+    }
+
+
+def _transfer(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -> Rows:
+    """With raw and layer-scaled norms, each raw and normalised within models."""
+    by_model = {answers.model: answers.table for answers in scored}
+    estimand, rows = scored[0].estimand, []
+    for family in ("epistemic", "epistemic_layer_scaled"):
+        names = [scored[0].table.find(f, estimand) for f in (family, "aleatoric")]
+        features = [name for name in names if name is not None]
+        tables = list(by_model.values())
+        if None in names or any(n not in t.uncertainty for t in tables for n in features):
+            continue
+        infinite = any(np.isinf(t.uncertainty[n]).any() for t in tables for n in features)
+        for normalise in NORMALISATIONS:
+            if infinite and normalise != "rank":
+                row: dict[str, Any] = dict.fromkeys(TRANSFER_COLUMNS)
+                row |= {"features": " ".join(features), "normalise": normalise}
+                rows.append(row | {"reason": "a score is infinite"})
+            else:
+                rows += transfer(by_model, features, normalise=normalise, bootstrap=bootstrap)
+    return rows
+
+
+def _sections(
+    scored: Sequence[ScoredAnswers],
+    tables: Mapping[str, Rows],
+    drawn: Sequence[FigureFile],
+) -> list[Section]:
+    def of_kind(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind)
 
-    info = folder.read_info()
     return [
         Section(
             "summary", "Which uncertainty predicts a wrong answer?",
             (
                 "AUROC of each score for the event that the answer is wrong. Estimands and rules were fixed before the "
-                "first result (see the settings and experiments/qa.py).",
+                "first result (see `isounc qa --help` and the settings).",
             ),
-            of("auroc"), (auroc_table(parts, rows["results"]), accuracy_table(parts)),
+            of_kind("auroc"), (auroc_table(scored, tables["results"]), accuracy_table(scored)),
         ),
         Section("tests", "Against the baselines", (), (),
-                (comparison_table(parts, rows["tests"]), gain_table(rows["gains"]))),
-        Section("curves", "ROC and risk-coverage", (), of("curves"), ()),
-        Section("answers", "Scores of right and wrong answers", (), of("distributions"), ()),
+                (comparison_table(scored, tables["tests"]), gain_table(tables["gains"]))),
+        Section("curves", "ROC and risk-coverage", (), of_kind("curves"), ()),
+        Section("answers", "Scores of right and wrong answers", (), of_kind("distributions"), ()),
         Section("estimands", "Which probability is meant decides the result", (), (),
-                tuple(estimand_table(part, rows["results"]) for part in parts)),
+                tuple(estimand_table(answers, tables["results"]) for answers in scored)),
         Section("correlations", "Between the scores", (), (),
-                (correlation_table(parts, rows["correlations"]),)),
+                (correlation_table(scored, tables["correlations"]),)),
         *(
-            [Section("transfer", "Fitted on all models but one", (), (), (transfer_table(rows["transfer"]),))]
-            if rows["transfer"] else []
+            [Section("transfer", "Fitted on all models but one", (), (),
+                     (transfer_table(tables["transfer"]),))]
+            if tables["transfer"] else []
         ),
-        Section("settings", "Settings and environment", (), (),
-                (settings_table(folder.settings, "Settings"), settings_table(info, "Environment and questions"))),
     ]  # fmt: skip
 
 
-def _summary(parts: Sequence[Part], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _summary(scored: Sequence[ScoredAnswers], results: Rows) -> str:
     lines = []
-    for part in parts:
-        lines.append(
-            f"{part.model}, {part.benchmark}: {len(part.measured)} questions, "
-            f"{1 - part.scores.wrong.mean():.1%} right"
-        )
-        for row in rows["results"]:
-            if {"model": row["model"], "benchmark": row["benchmark"]} != part.where:
-                continue
-            if row["score"] in part.headline:
-                more = f"  ({row['reason']})" if row["reason"] else ""
-                lines.append(f"  {row['score']:<34} AUROC {interval(row, 'auroc')}{more}")
+    for answers in scored:
+        right = 1 - answers.table.wrong.mean()
+        lines.append(f"{answers.title}: {len(answers.answers)} questions, {right:.1%} right")
+        for row in answers.rows_of(results):
+            if row["score"] in answers.headline:
+                why = f"  ({row['reason']})" if row["reason"] else ""
+                lines.append(f"  {row['score']:<34} AUROC {interval(row, 'auroc')}{why}")
     return "\n".join(lines)

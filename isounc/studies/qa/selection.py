@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from isounc.checks import check_count
-from isounc.studies.qa.questions import Question, generator
+from isounc.llm.answers.question import Question
+from isounc.studies.qa.questions import generator
 
 
 class Selection(NamedTuple):

@@ -1,102 +1,45 @@
-"""What `isounc.studies.qa.report` shows: a model's answers with their scores, and tables of them."""
+"""Tables of a report on question answering."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from isounc.llm.answers.measure import Measured
-from isounc.llm.answers.scores import baselines, same_words
+from isounc.llm.answers.baseline_scores import baseline_scores, same_words
+from isounc.llm.answers.scores import ScoreInfo
 from isounc.runs.page import Table
-from isounc.studies.qa.evaluation import Scores
-from isounc.studies.scaling.paper import TABLE2
+from isounc.studies.qa.paper import TABLE2
+from isounc.studies.qa.scored_answers import HEADLINE_FAMILIES, ScoredAnswers
 
-KINDS = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
-"""Isotropic scores of the headline, for its estimand."""
-BASELINES = tuple(score.name for score in baselines(same_words))
-MOST_UNDEFINED = 0.05
-"""A baseline that is undefined at a larger share of the questions is in the tables, but not among those of which the
-best is taken: a test uses the questions where all of them are defined."""
+Row = Mapping[str, Any]
+"""A row of one of the tables of `isounc.studies.qa.evaluation`, with its model and benchmark."""
 
 
-class Part(NamedTuple):
-    """A model's answers to one benchmark."""
-
-    model: str
-    """Its name."""
-    benchmark: str
-    """Its name."""
-    estimand: str
-    """The one of the headline."""
-    measured: list[Measured]
-    """Answers."""
-    scores: Scores
-    """Their scores."""
-
-    @property
-    def where(self) -> dict[str, str]:
-        """Columns that say which this is."""
-        return {"model": self.model, "benchmark": self.benchmark}
-
-    @property
-    def headline(self) -> list[str]:
-        """Scores of the headline that are defined here."""
-        wanted = [*(f"{kind}/{self.estimand}" for kind in KINDS), *BASELINES]
-        return [name for name in wanted if name in self.scores.uncertainty]
-
-    @property
-    def compared(self) -> list[str]:
-        """Baselines of which the best is taken."""
-        return [
-            name
-            for name in BASELINES
-            if name in self.scores.uncertainty
-            and np.isnan(self.scores.uncertainty[name]).mean() <= MOST_UNDEFINED
-        ]
-
-
-def interval(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
-    """Value and interval of a statistic in a row of `isounc.studies.qa.evaluation`."""
+def interval(row: Row, name: str, form: str = "{:.2f}") -> str:
+    """Value and interval of a statistic in a row."""
     if row[name] is None:
         return "undefined"
+    value = form.format(row[name])
     if row[f"{name}_low"] is None:
-        return f"{form.format(row[name])} (no interval)"
-    return " ".join(
-        [
-            form.format(row[name]),
-            "[" + ", ".join(form.format(row[f"{name}_{end}"]) for end in ("low", "high")) + "]",
-        ]
-    )
+        return f"{value} (no interval)"
+    low, high = (form.format(row[f"{name}_{end}"]) for end in ("low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
-def _paper(score: str, benchmark: str) -> str:
-    """The paper's AUROC, where it has one."""
-    kind = score.split("/")[0]
-    values = TABLE2.get("triviaqa" if benchmark == "triviaqa" else "truthfulqa", {})
-    if benchmark not in ("triviaqa", "truthfulqa") or kind not in values:
-        return ""
-    mean, sd = values[kind]
-    return f" (paper {mean:.2f} ± {sd:.2f})"
-
-
-def auroc_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Table 2: scores of the headline by benchmark."""
-    wanted = [*KINDS, *BASELINES]
-    by = {(r["model"], r["benchmark"], r["score"]): r for r in rows}
-    lines = []
-    for kind in wanted:
-        cells = []
-        for part in parts:
-            name = f"{kind}/{part.estimand}" if kind in KINDS else kind
-            row = by.get((part.model, part.benchmark, name))
-            cells.append(
-                "" if row is None else interval(row, "auroc") + _paper(name, part.benchmark)
-            )
-        if any(cells):
-            lines.append((kind, *cells))
-    heads = tuple(f"{p.model}, {p.benchmark} ({p.estimand})" for p in parts)
+def auroc_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Table:
+    """AUROC of the headline's scores, a column for each model and benchmark (Table 2)."""
+    columns = [_headline_cells(answers, rows) for answers in scored]
+    # Baselines in the order that they have of their own, whichever of them the first column lacks.
+    families = [*HEADLINE_FAMILIES, *(score.family for score in baseline_scores(same_words))]
+    families += [family for column in columns for family in column]
+    lines = [
+        (family, *(column.get(family, "") for column in columns))
+        for family in dict.fromkeys(families)
+        if any(family in column for column in columns)
+    ]
+    heads = tuple(f"{answers.title} ({answers.estimand})" for answers in scored)
     return Table(
         "AUROC for a wrong answer (Table 2)", ("score", *heads), lines,
         "Mean and 95% bootstrap interval over questions; .5 is chance. In brackets the estimand of the isotropic "
@@ -104,44 +47,55 @@ def auroc_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Tab
     )  # fmt: skip
 
 
-def estimand_table(part: Part, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _headline_cells(answers: ScoredAnswers, rows: Sequence[Row]) -> dict[str, str]:
+    """AUROC by family, beside that of the paper."""
+    by_score = {row["score"]: row for row in answers.rows_of(rows)}
+    cells = {}
+    for name in answers.headline:
+        if name in by_score:
+            score = answers.table.scores[name]
+            cells[score.family] = interval(by_score[name], "auroc") + _paper(score, answers)
+    return cells
+
+
+def _paper(score: ScoreInfo, answers: ScoredAnswers) -> str:
+    """The paper's AUROC, where it has one."""
+    values = TABLE2.get(answers.benchmark, {})
+    if score.family not in values:
+        return ""
+    mean, sd = values[score.family]
+    return f" (paper {mean:.2f} ± {sd:.2f})"
+
+
+def estimand_table(answers: ScoredAnswers, rows: Sequence[Row]) -> Table:
     """AUROC of the isotropic scores, a column for each estimand."""
-    own = {
-        r["score"]: r for r in rows if (r["model"], r["benchmark"]) == (part.model, part.benchmark)
-    }
-    kinds = list(dict.fromkeys(name.split("/")[0] for name in own if "/" in name))
-    estimands = list(dict.fromkeys(name.split("/")[1] for name in own if "/" in name))
-    lines = [
-        (
-            kind,
-            *(
-                interval(own[f"{kind}/{e}"], "auroc") if f"{kind}/{e}" in own else ""
-                for e in estimands
-            ),
-        )
-        for kind in kinds
-    ]
-    return Table(
-        f"{part.model}, {part.benchmark}: isotropic scores by estimand",
-        ("score", *estimands),
-        lines,
-        "",
-    )
+    cells: dict[str, dict[str, str]] = {}
+    for row in answers.rows_of(rows):
+        score = answers.table.scores[row["score"]]
+        if score.estimand is not None:
+            cells.setdefault(score.family, {})[score.estimand] = interval(row, "auroc")
+    estimands = list(dict.fromkeys(estimand for line in cells.values() for estimand in line))
+    lines = [(family, *(line.get(e, "") for e in estimands)) for family, line in cells.items()]
+    title = f"{answers.title}: isotropic scores by estimand"
+    return Table(title, ("score", *estimands), lines, "")
 
 
-def comparison_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
+def comparison_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Table:
     """Tests of the headline's isotropic scores against the baselines."""
-    headline = {(p.model, p.benchmark): set(p.headline) for p in parts}
-    lines = [
-        (
-            f"{r['model']}, {r['benchmark']}", r["score"],
-            f"best baseline ({r['best']})" if r["alternative"] == "greater" else r["against"],
-            interval(r, "gain", "{:+.3f}"), f"{r['p_adjusted']:.3g}", r["alternative"],
-        )
-        for r in rows
-        if r["score"] in headline[(r["model"], r["benchmark"])] and r["p_adjusted"] is not None
-        and "/" in r["score"]
-    ]  # fmt: skip
+    lines = []
+    for answers in scored:
+        compared = {n for n in answers.headline if not answers.table.scores[n].is_baseline}
+        for row in answers.rows_of(rows):
+            if row["score"] not in compared or row["p_adjusted"] is None:
+                continue
+            best = row["alternative"] == "greater"
+            against = f"best baseline ({row['best']})" if best else row["against"]
+            lines.append(
+                (
+                    answers.title, row["score"], against, interval(row, "gain", "{:+.3f}"),
+                    f"{row['p_adjusted']:.3g}", row["alternative"],
+                )
+            )  # fmt: skip
     return Table(
         "AUROC against baselines", ("answers", "score", "against", "gain", "p, corrected", "alternative"), lines,
         "The best baseline is chosen anew in every resample. p-values are corrected over all scores and estimands of a "
@@ -149,16 +103,15 @@ def comparison_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -
     )  # fmt: skip
 
 
-def gain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def gain_table(rows: Sequence[Row]) -> Table:
     """AUROC of all baselines together, and what a score adds to it."""
     lines = [
         (
-            f"{r['model']}, {r['benchmark']}", r["extra"],
-            "undefined" if r["auroc_without"] is None else f"{r['auroc_without']:.3f}",
-            interval(r, "gain", "{:+.3f}"),
-            r["reason"] or "",
+            f"{row['model']}, {row['benchmark']}", row["extra"],
+            "undefined" if row["auroc_without"] is None else f"{row['auroc_without']:.3f}",
+            interval(row, "gain", "{:+.3f}"), row["reason"] or "",
         )
-        for r in rows
+        for row in rows
     ]  # fmt: skip
     return Table(
         "What a score adds to all baselines together",
@@ -167,33 +120,31 @@ def gain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )  # fmt: skip
 
 
-def correlation_table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]]) -> Table:
+def correlation_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Table:
     """Spearman of the headline's epistemic score with the others."""
     lines = []
-    for part in parts:
-        name = f"epistemic/{part.estimand}"
-        for r in rows:
-            if (r["model"], r["benchmark"]) != (part.model, part.benchmark):
-                continue
-            if name in (r["score"], r["other"]) and r["spearman"] is not None:
-                other = r["other"] if r["score"] == name else r["score"]
-                lines.append(
-                    (f"{part.model}, {part.benchmark}", name, other, interval(r, "spearman"))
-                )
+    for answers in scored:
+        name = answers.table.find("epistemic", answers.estimand)
+        if name is None:
+            continue
+        for row in answers.rows_of(rows):
+            if name in (row["score"], row["other"]) and row["spearman"] is not None:
+                other = row["other"] if row["score"] == name else row["score"]
+                lines.append((answers.title, name, other, interval(row, "spearman")))
     return Table(
         "Is epistemic a signal of its own? Spearman with the other scores",
         ("answers", "score", "other", "Spearman"), lines, "All turned so that higher is more uncertain.",
     )  # fmt: skip
 
 
-def transfer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """AUROC on the answers of a model that a logistic regression has not seen."""
+def transfer_table(rows: Sequence[Row]) -> Table:
+    """AUROC on the answers of a model that a logistic regression was not fitted on."""
     lines = [
         (
-            r["benchmark"], r["left_out"] or "", r["features"], r["normalise"],
-            interval(r, "auroc"), r["reason"] or "",
+            row["benchmark"], row["left_out"] or "", row["features"], row["normalise"],
+            interval(row, "auroc"), row["reason"] or "",
         )
-        for r in rows
+        for row in rows
     ]  # fmt: skip
     return Table(
         "Leave one model out", ("benchmark", "left out", "scores", "normalised", "AUROC", "reason"), lines,
@@ -202,33 +153,30 @@ def transfer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )  # fmt: skip
 
 
-def accuracy_table(parts: Sequence[Part]) -> Table:
+def accuracy_table(scored: Sequence[ScoredAnswers]) -> Table:
     """How many answers are right, and how that was judged."""
-    lines = []
-    for part in parts:
-        rule = part.measured[0]["judgement"]
-        empty = sum(not one["answer"] for one in part.measured)
-        mass = [
-            np.logaddexp(one["p_true"]["true"], one["p_true"]["false"])
-            for one in part.measured
-            if one.get("p_true")
-        ]
-        # Of a single best choice; a sum over true choices (mc2) has no such level.
-        guess = [
-            1 / len(one["choice_log_probs"])
-            for one in part.measured
-            if rule["rule"] == "mc1" and one.get("choice_log_probs")
-        ]
-        lines.append(
-            (
-                f"{part.model}, {part.benchmark}", str(len(part.measured)),
-                f"{1 - part.scores.wrong.mean():.3f}", f"{np.mean(guess):.3f}" if guess else "",
-                rule["rule"] + (" (a proxy)" if rule["proxy"] else ""), str(empty),
-                f"{np.exp(np.median(mass)):.2g}" if mass else "",
-            )
-        )  # fmt: skip
     return Table(
         "Answers",
         ("answers", "questions", "right", "by guessing", "judged by", "empty answers", "P(True): mass on both options"),
-        lines, "The last column is the median over questions; P(True) is the share of the mass that is on True.",
+        [_accuracy_line(answers) for answers in scored],
+        "The last column is the median over questions; P(True) is the share of the mass that is on True.",
+    )  # fmt: skip
+
+
+def _accuracy_line(scored: ScoredAnswers) -> tuple[str, ...]:
+    rule, is_proxy, masses, guesses = "", False, [], []
+    for answer in scored.answers:
+        if answer.judgement is not None:
+            rule, is_proxy = answer.judgement.rule, answer.judgement.proxy
+        options = answer.self_assessment and answer.self_assessment.p_true
+        if options:
+            masses.append(np.logaddexp(options.true, options.false))
+        # Guessing is for a single best choice; a sum over true choices (mc2) has no such level.
+        if rule == "mc1" and answer.choice_log_probs:
+            guesses.append(1 / len(answer.choice_log_probs))
+    return (
+        scored.title, str(len(scored.answers)), f"{1 - scored.table.wrong.mean():.3f}",
+        f"{np.mean(guesses):.3f}" if guesses else "", rule + (" (a proxy)" if is_proxy else ""),
+        str(sum(not answer.text for answer in scored.answers)),
+        f"{np.exp(np.median(masses)):.2g}" if masses else "",
     )  # fmt: skip

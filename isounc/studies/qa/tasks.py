@@ -1,4 +1,4 @@
-"""Benchmarks as a model is asked them: which questions, in which prompt, and how an answer is given and judged."""
+"""A benchmark as a task: which questions are asked, in which prompt, and how answers are judged."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from isounc.checks import check_choice
-from isounc.llm.answers.measure import Asked
+from isounc.llm.answers.measure import AskedQuestion
 from isounc.llm.answers.prompts import Prompt, short_answer, truthful
+from isounc.llm.answers.question import Question
 from isounc.studies.qa.files import ORIGINS
-from isounc.studies.qa.questions import (
-    BENCHMARKS,
-    Question,
-    QuestionSet,
-    generator,
-    load_questions,
-)
+from isounc.studies.qa.questions import BENCHMARKS, QuestionSet, generator, load_questions
 from isounc.studies.qa.selection import make_statements, select
-
-__all__ = ["FORMS", "Asked", "AskedSet", "make_questions", "record_name"]
 
 PAIRS = "_pairs"
 FORMS: dict[str, Literal["generated", "mc1", "mc2"]] = {
@@ -32,23 +25,24 @@ FORMS: dict[str, Literal["generated", "mc1", "mc2"]] = {
     "triviaqa_pairs": "mc1",
     "natural_questions_pairs": "mc1",
 }
-"""How the answers of each benchmark are given: written, or taken from choices (and judged as mc1 or mc2)."""
+"""How the answers of each benchmark are given: written, or taken from choices (and judged as mc1
+or mc2)."""
 
 
-class AskedSet(NamedTuple):
+class Task(NamedTuple):
     """The questions of one benchmark as they are asked."""
 
     benchmark: str
-    """Its name."""
-    asked: tuple[Asked, ...]
+    """Name of the benchmark."""
+    asked: tuple[AskedQuestion, ...]
     """Questions with their prompts, in random order; fewer questions are the first of more."""
     provenance: dict[str, Any]
     """File, digest, rows read and dropped."""
 
 
-def make_questions(
+def make_task(
     benchmark: str, data: str, *, num_questions: int, num_examples: int = 5, seed: int = 0
-) -> AskedSet:
+) -> Task:
     """Questions of a benchmark with their prompts.
 
     Parameters
@@ -56,25 +50,25 @@ def make_questions(
     benchmark
         Key of `FORMS`.
     data
-        Folder with the files of `isounc.studies.qa.files.ORIGINS`, or ``"hub"``.
+        Folder with the files of `isounc.studies.qa.files.ORIGINS`, or `hub`.
     num_questions
-        How many; all where there are fewer.
+        Number of questions; all of them if there are fewer.
     num_examples
-        Shown before a short answer. TruthfulQA's own sentences come after the project's five, choices after none.
+        Examples shown before a short answer. TruthfulQA's own sentences come after the project's
+        five examples, choices after none.
     seed
-        Of the selection and of the order of choices.
+        Seed of the selection and of the order of choices.
 
     Raises
     ------
     ValueError
-        An unknown benchmark, or a file that lacks or cannot be used.
+        The benchmark is unknown, or its file is missing or cannot be used.
     """
     check_choice("benchmark", benchmark, FORMS)
     base = benchmark.removesuffix(PAIRS)
-    name = ORIGINS[BENCHMARKS[base][0]].file
-    loaded = load_questions(
-        base, data if data == "hub" else Path(data).expanduser() / name, seed=seed
-    )
+    file = ORIGINS[BENCHMARKS[base][0]].file
+    source = data if data == "hub" else Path(data).expanduser() / file
+    loaded = load_questions(base, source, seed=seed)
     provenance = loaded.provenance._asdict()
     questions = list(loaded.questions)
     if benchmark.endswith(PAIRS):
@@ -84,40 +78,41 @@ def make_questions(
     count = min(num_questions, len(questions) - shots)
     if count < 1:
         raise ValueError(
-            f"{name} must have more than the {shots} questions that are shown as examples; it has {len(questions)}"
+            f"{file} must have more than the {shots} questions that are shown as examples, got "
+            f"{len(questions)}"
         )
-    chosen = select(questions, count, num_examples=shots, seed=seed)
-    examples = [(q.question, q.best) for q in chosen.examples]
+    selection = select(questions, count, num_examples=shots, seed=seed)
+    examples = [(q.question, q.best) for q in selection.examples]
 
     def prompt(question: Question) -> Prompt:
         if base.startswith("truthfulqa"):
             return truthful(question.question) if written else truthful(question.question, ())
         return short_answer(question.question, examples)
 
-    asked = tuple(Asked(q, prompt(q), FORMS[benchmark]) for q in chosen.evaluated)
-    return AskedSet(benchmark, asked, provenance | {"asked": len(asked)})
+    asked = tuple(AskedQuestion(q, prompt(q), FORMS[benchmark]) for q in selection.evaluated)
+    return Task(benchmark, asked, provenance | {"asked": len(asked)})
 
 
 def _pairs(loaded: QuestionSet, seed: int) -> tuple[list[Question], dict[str, int]]:
     """Each question with one true and one false answer as its choices, in random order."""
     statements, dropped = make_statements(loaded.questions, seed=seed)
     by_id = {q.id: q for q in loaded.questions}
-    found = []
+    questions = []
     for true, false in zip(statements[::2], statements[1::2], strict=True):
         both = [true, false]
         if generator(seed, f"{true.question_id}/order").random() < 0.5:
             both.reverse()
-        found.append(
+        questions.append(
             dataclasses.replace(
                 by_id[true.question_id], id=f"{true.question_id}{PAIRS}",
                 benchmark=f"{loaded.benchmark}{PAIRS}", aliases=(), incorrect=(),
-                choices=tuple(one.answer for one in both),
-                labels=tuple(one.label for one in both),
+                choices=tuple(statement.answer for statement in both),
+                labels=tuple(statement.label for statement in both),
             )
         )  # fmt: skip
-    return found, dropped
+    return questions, dropped
 
 
-def record_name(model: str, asked: Asked) -> str:
-    """Name of a question's record in the run folder."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}={asked.question.id}"
+def record_name(model: str, question_id: str) -> str:
+    """Name of the record of a question to a model."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}={question_id}"

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isounc.estimates.estimators import Estimate
+from isounc.estimates.estimators import ESTIMATORS, Estimate
+from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
 from isounc.problems import Problem
 from isounc.sampling.moments import Moments
@@ -27,20 +28,13 @@ TEXT_COLUMNS = (
     *("class", "reason", "gate"),
 )
 """Columns of text: class "1" is a label, not a number."""
-CORRECTED = ("isotropic", "link_aware", "laplace")
-"""Estimators whose corrected aleatoric part is compared too."""
-PER_CLASS = ("isotropic", "link_aware")
-"""Estimators compared class by class, beside the trace and the predicted class."""
 
 
 def quantities(point: str, estimator: str) -> tuple[str, ...]:
-    """What of an estimate is compared."""
-    if estimator == "posterior_averaged":
-        return ("epistemic", "aleatoric")
-    if estimator == "isotropic":
-        return ("epistemic", "aleatoric", "aleatoric_corrected", "total")
-    corrected = estimator in CORRECTED and point != "draw"
-    return ("epistemic", "aleatoric_corrected") if corrected else ("epistemic",)
+    """Fields of an estimate that are compared with the reference."""
+    fields = ESTIMATORS[estimator].quantities
+    # At single draws only the estimator that stands for the point has its aleatoric part compared.
+    return fields if point != "draw" or "aleatoric" in fields else ("epistemic",)
 
 
 def _reference(moments: Moments, quantity: str) -> np.ndarray:
@@ -71,7 +65,7 @@ def compared(
             "se": class_views(one.prob, moments.var_se, likelihood),
         }
         for name in view["estimate"]:
-            if likelihood == "categorical" and name.isdigit() and not per_class:
+            if not per_class and "trace" in view["estimate"] and name not in ("trace", "predicted"):
                 continue
             found.setdefault(name, []).append(
                 compare(
@@ -114,7 +108,7 @@ def predictive_row(
     row: dict[str, Any] = {
         "estimator": "prediction",
         "quantity": "predictive",
-        "class": "f" if likelihood == "gaussian" else "all",
+        "class": "all" if problem.num_classes else LIKELIHOODS[likelihood].quantity,
         "n_points": len(y),
         "nll": float(
             np.mean(
@@ -129,10 +123,10 @@ def predictive_row(
             y,
             likelihood=likelihood,
             noise_sd=problem.noise_sd,
-            p_var=moments.var if likelihood == "gaussian" else None,
+            p_var=moments.var,
         ),
     }
-    if likelihood != "gaussian":
+    if problem.num_classes:
         row["ece"] = float(np.mean([expected_calibration_error(p, y) for p in predictions]))
         row["mcmc_ece"] = expected_calibration_error(moments.mean, y)
     return row

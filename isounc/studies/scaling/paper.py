@@ -1,6 +1,6 @@
-"""The numbers that this project is compared with: Tables 1 and 2 of the paper.
+"""The numbers that this project is compared with: Table 1 of the paper.
 
-Source: Grünefeld, Frellsen, Hardmeier 2026, arXiv 2603.29466v1, Tables 1 and 2. They were transcribed at
+Source: Grünefeld, Frellsen, Hardmeier 2026, arXiv 2603.29466v1, Table 1. They were transcribed at
 second hand: check against the paper before quoting them. What Table 1 leaves open is the width of
 the networks, the region where the correlations are taken, and the prior.
 """
@@ -38,19 +38,6 @@ TABLE1: Mapping[str, Mapping[str, Correlations]] = {
 }
 """By this project's names of the problems; GN: squared gradient norm, LA: Laplace gᵀH⁻¹g (both
 epistemic), aleatoric: p(1-p)."""
-
-TABLE2: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "triviaqa": {
-        "p_true": (0.69, 0.06), "semantic_entropy": (0.55, 0.03), "naive_entropy": (0.52, 0.04),
-        "aleatoric": (0.60, 0.04), "epistemic": (0.52, 0.07), "total_sum": (0.61, 0.05),
-    },
-    "truthfulqa": {
-        "p_true": (0.55, 0.06), "semantic_entropy": (0.54, 0.08), "naive_entropy": (0.51, 0.08),
-        "aleatoric": (0.60, 0.09), "epistemic": (0.55, 0.07), "total_sum": (0.63, 0.08),
-    },
-}  # fmt: skip
-"""AUROC for whether an answer is right: mean and standard deviation over 300 bootstrap runs of four language models,
-by this project's names of the scores (total_sum: epistemic + aleatoric)."""
 
 _ROWS = {"isotropic": "GN", "laplace": "LA"}
 

@@ -1,25 +1,21 @@
-"""The report of a run: one self-contained HTML page and a Markdown file, from the folder alone.
-
-    python -m isounc.studies.scaling.report RUN
-
-draws the figures anew and writes `report.html` and `report.md` into RUN (`isounc.runs.page`).
-"""
+"""Views of a run of the scaling study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
+import pandas as pd
 
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section, settings_table, write_page
-from isounc.studies.scaling.figures import draw_figures
+from isounc.runs.page import FigureFile, Section
+from isounc.runs.study import Report, TableFile
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
+from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.settings import Settings, seed_batches
+from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 from isounc.studies.scaling.tables import (
     aleatoric_table,
     cost_table,
@@ -33,25 +29,41 @@ from isounc.studies.scaling.tables import (
     undefined_table,
 )
 
-__all__ = ["main", "make_report", "summary_table"]
 
+def make_report(folder: RunFolder, settings: Settings) -> Report:
+    """Tables, figures and sections of a run of the scaling study.
 
-def make_report(run: RunFolder | Results) -> Path:
-    """Draw the figures and write `report.html` and `report.md`; the path of the page.
-
-    Parts that the run does not have are left out, and the report says which and why.
+    Rows come from the records. A folder without records, such as a committed one, is reported on
+    from its `results.csv`.
 
     Raises
     ------
     ValueError
         If the run's results cannot be read.
-    OSError
-        If a file cannot be written.
     """
-    results = Results.of(run)
-    sections = _sections(results, draw_figures(results))
-    name = results.run.path.resolve().name
-    return write_page(results.run.path, name, sections)
+    names = [cell.name for cells in seed_batches(settings) for cell in cells]
+    place = {name: i for i, name in enumerate(names)}
+    records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
+    if records:
+        rows = pd.DataFrame([row for record in records for row in record.meta["rows"]])
+        source = f"{len(records)} records"
+        if not place.keys() <= {record.name for record in records}:
+            source += f" of {len(place)}, since the run did not finish"
+        results = Results(folder, rows, {record.name: record.meta for record in records}, source)
+        tables = {
+            "results.csv": TableFile(RESULT_COLUMNS, rows),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows)),
+        }
+    else:
+        results, tables = Results.of(folder), {}
+    passed = sum(cell.passed for cell in results.cells)
+    return Report(
+        tables=tables,
+        plots=plots(results),
+        sections=functools.partial(_sections, results),
+        text=f"{summary_table(results)}\n{passed} of {len(results.cells)} cells passed the gate.",
+        checks={"cells": len(results.cells), "passed_gate": passed},
+    )
 
 
 def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
@@ -59,9 +71,6 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
     headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]
-    info = results.run.read_info()
-    skipped = [f"{figure.name}: {figure.reason}" for figure in drawn if not figure.paths]
-    about = settings_table({"rows from": results.source, "not drawn": skipped}, "This report")
     sections = [
         Section("summary", "Summary", _overview(results), headline, (paper_table(results),)),
         Section(
@@ -89,15 +98,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
              "point estimate passed its checks.",),
             (), (gate_table(results), point_table(results), undefined_table(results)),
         ),
-        Section(
-            "settings", "Settings and environment", (), (),
-            (
-                settings_table(results.run.settings, "Settings"),
-                settings_table(info, "Environment and checks"),
-                cost_table(results),
-                about,
-            ),
-        ),
+        Section("cost", "Cost", (), (), (cost_table(results),)),
     ]  # fmt: skip
     kept = [s._replace(tables=tuple(t for t in s.tables if t.rows)) for s in sections]
     return [s for s in kept if s.figures or s.tables or s.key == "summary"]
@@ -122,33 +123,3 @@ def _overview(results: Results) -> tuple[str, ...]:
     else:
         lines.append("There are no records, so no gate results, maps or scatter plots.")
     return tuple(lines)
-
-
-@dataclass(frozen=True)
-class _Command:
-    """Draw the figures of a run anew and write its report.
-
-    Needs the run folder alone: RUN/figures, RUN/report.html (one self-contained file) and
-    RUN/report.md are written; nothing is computed and no record is changed.
-    """
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run folder: it holds settings.json, as experiments/scaling.py writes it."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 0, or 2 with one line on standard error if RUN cannot be used."""
-    command = tyro.cli(_Command, args=arguments, prog="python -m isounc.studies.scaling.report")
-    try:
-        results = Results.of(RunFolder.load(command.run))
-        page = make_report(results)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(summary_table(results))
-    print(f"Report: {page}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator_names
 from isounc.runs.folder import RunFolder
 from isounc.statistics import Trend, trend
 from isounc.studies.scaling.comparisons import TEXT_COLUMNS
@@ -21,23 +22,16 @@ if TYPE_CHECKING:
     import pandas
 
 REGIONS = ("test", "grid", "far")
-POINTS = ("map", "trained", "draw", "posterior")
-ESTIMATORS = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "laplace_diagonal"),
-    *("oracle", "oracle_within_chain", "oracle_diagonal", "posterior_averaged"),
-)
 _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
 )
-_MAIN_CLASSES = ("trace", "f", "1")
 _TYPES = {
     **{"width": int, "depth": int, "prior_sd": float, "seed": int},
     **dict.fromkeys(TEXT_COLUMNS, object),
     **dict.fromkeys([*STATISTICS, "attenuation"], float),
 }
 """Columns of result rows that are read, and their NumPy types (in which small frames are fast)."""
-_HOUSE_ORDER = {"region": REGIONS, "point": POINTS, "estimator": ESTIMATORS}
 _CURVE = ("setup", "region", "point", "quantity", "estimator")
 """Columns that tell curves apart."""
 
@@ -123,13 +117,13 @@ class Results:
         self.cells = sorted(cells, key=lambda cell: (place[cell.setup], cell.width, cell.seed))
         self._labels = {setup: self._name(setup, "{} ({})", "{} {}", ", ") for setup in self.setups}
         rows = self._arranged(rows)
-        classes = rows.groupby("setup", observed=True)["class"].agg(set)
+        predictive = rows["quantity"] == "predictive"  # which is of all classes
+        classes = rows[~predictive].groupby("setup", observed=True)["class"].agg(set)
         self._main_class = {
-            label: next((name for name in _MAIN_CLASSES if name in names), "1")
-            for label, names in classes.items()
+            label: "trace" if "trace" in names else min(names) for label, names in classes.items()
         }
         is_main = rows["class"] == rows["setup"].astype(object).map(self._main_class)
-        self.rows = rows[is_main | (rows["quantity"] == "predictive")]
+        self.rows = rows[is_main | predictive]
         curves = self._arranged(summarise(self.rows))
         self.curves = curves.sort_values(["setup", "width"], kind="stable")
         self._rows, self._curves = (
@@ -168,7 +162,15 @@ class Results:
 
         Empty cells are left out.
         """
-        return ordered(self.rows[column].dropna().unique(), _HOUSE_ORDER.get(column, ()))
+        return ordered(self.rows[column].dropna().unique(), _house_order().get(column, ()))
+
+    def shown(self, view: str) -> list[str]:
+        """Estimators of the rows that belong into a view, those not registered here among them."""
+        return [
+            name
+            for name in self.values("estimator")
+            if view in getattr(ESTIMATORS.get(name), "views", Estimator.views)
+        ]
 
     def widths(self, setup: Setup) -> list[int]:
         """Widths of a setup in rows or records, ascending."""
@@ -184,7 +186,7 @@ class Results:
         return re.sub(r"[^A-Za-z0-9_.-]", "-", self._name(setup, "{}_{}", "{}-{}", "_"))
 
     def main_class(self, setup: Setup) -> str:
-        """The class view that stands for a setup: the trace, the function value or class 1."""
+        """The class view that stands for a setup: the trace, or its only one."""
         return self._main_class.get(self._labels[setup], "1")
 
     def select(
@@ -242,7 +244,7 @@ class Results:
 
         setups = frame[list(Setup._fields)].itertuples(index=False, name=None)
         frame = frame.assign(setup=[self._labels[Setup(*values)] for values in setups])
-        orders = {"setup": list(self._labels.values()), **_HOUSE_ORDER}
+        orders = {"setup": list(self._labels.values()), **_house_order()}
         return frame.assign(**{
             column: pd.Categorical(
                 frame[column], ordered(frame[column].dropna().unique(), order), ordered=True
@@ -251,10 +253,20 @@ class Results:
         })  # fmt: skip
 
 
+def point_of(estimator: str, point: str) -> str:
+    """The point of an estimator's rows where those at `point` are asked for."""
+    known = ESTIMATORS.get(estimator)
+    return "posterior" if known is not None and known.points == ("posterior",) else point
+
+
 def ordered(names: Iterable[Any], known: Iterable[Any]) -> list[Any]:
     """Known names first and in their own order, then the others in the order given."""
     names, known = list(names), list(known)
     return [name for name in known if name in names] + [n for n in names if n not in known]
+
+
+def _house_order() -> dict[str, Iterable[str]]:
+    return {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
 
 
 def _setup(row: Mapping[str, Any]) -> Setup:

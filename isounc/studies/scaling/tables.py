@@ -17,11 +17,8 @@ from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
 from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
-from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered
+from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered, point_of
 
-LEVEL_ESTIMATORS = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "oracle", "posterior_averaged"),
-)
 _SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
 
 
@@ -158,15 +155,15 @@ def point_table(results: Results) -> Table:
 def level_table(results: Results) -> Table:
     """The factor sigma^2 that makes an estimate's sum equal the reference's."""
     region = _main_region(results)
-    estimators = [e for e in LEVEL_ESTIMATORS if e in results.values("estimator")]
+    estimators = results.shown("levels")
     curves = results.curves
     curves = curves[(curves["region"] == region) & (curves["quantity"] == "epistemic")]
-    curves = curves[curves["point"].isin(["map", "posterior"])]
+    points = {name: point_of(name, "map") for name in estimators}
+    curves = curves[curves["point"] == curves["estimator"].astype(object).map(points)]
     rows = []
     for (setup, width), group in curves.groupby(["setup", "width"], observed=True):
         cells = {r["estimator"]: _interval(r, "slope", "{:.3g}") for r in group.to_dict("records")}
-        if set(estimators) & cells.keys():
-            rows.append((setup, str(width), *(cells.get(e, "-") for e in estimators)))
+        rows.append((setup, str(width), *(cells.get(name, "-") for name in estimators)))
     return Table(
         "Level of the estimates",
         ("problem", "width", *estimators),

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import tyro
 from numpyro.infer.util import log_density as numpyro_log_density
 
 from isounc import densities
 from isounc.models import make_model
 from isounc.problems import make_problem
 from isounc.references import zscores
-from isounc.runs.command import command
+from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
-from isounc.sampling.gate import Gate, GateSettings
+from isounc.runs.settings import stored_settings
+from isounc.runs.study import report_run, run_study
+from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import SamplerSettings
-from isounc.studies.agreement import cell as agreement
-from isounc.studies.agreement import report
-from isounc.studies.agreement.cell import NutsSettings, Side, Totals, isounc_side, numpyro_side
+from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.studies.agreement import cell, report, tables
+from isounc.studies.agreement import sides as agreement
+from isounc.studies.agreement.settings import Cell, Pair, Settings
+from isounc.studies.agreement.sides import NutsSettings, Side, Totals, isounc_side, numpyro_side
+from isounc.studies.agreement.study import STUDY
 
 PRIOR_SD = 1.5
 PROBLEMS = {"bernoulli": "xor", "categorical": "clusters3", "gaussian": "nonlinear_regression"}
@@ -70,7 +70,7 @@ def test_the_numpyro_model_has_the_same_density_and_predictions(
         drawn = {name: value[None, None] for name, value in values.items()}
         np.testing.assert_allclose(
             agreement.predict(drawn, X, model=model)[0, 0],
-            densities.predict(model, model.apply(theta, X)),
+            model.predict(theta, X),
             atol=1e-10,
         )
 
@@ -82,7 +82,7 @@ def test_activations_are_the_same(x64, activation):
     theta = model.sample_prior(jax.random.key(0), PRIOR_SD)
     drawn = {name: value[None, None] for name, value in sites(model, theta).items()}
     X = problem.regions["far"]
-    ours = densities.predict(model, model.apply(theta, X))
+    ours = model.predict(theta, X)
     np.testing.assert_allclose(agreement.predict(drawn, X, model=model)[0, 0], ours, atol=1e-10)
 
 
@@ -179,14 +179,11 @@ def made_up(rng, *, shift=0.0, factor=1.0, passed=True):
 def made_up_sides(seed, change=lambda i: {}, num_cells=20):
     """Sides of many cells by cell; `change(i)` gives isounc's side of the i-th its settings."""
     rng = np.random.default_rng(seed)
-    return {
-        report.Cell("xor", i + 1): (made_up(rng, **change(i)), made_up(rng))
-        for i in range(num_cells)
-    }
+    return {Pair("xor", i + 1): (made_up(rng, **change(i)), made_up(rng)) for i in range(num_cells)}
 
 
 def judged(*args, **settings):
-    return report.judge({"none": made_up_sides(*args, **settings)}, level=0.01)
+    return tables.judge({"none": made_up_sides(*args, **settings)}, level=0.01)
 
 
 def test_right_sides_agree_and_false_alarms_are_as_rare_as_stated():
@@ -217,21 +214,30 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
 
     sides = made_up_sides(0, change)
     folder = RunFolder.open(tmp_path / "run", {})
-    for cell, (ours, theirs) in sides.items():
-        folder.write(theirs.to_record(report.record_name("numpyro", cell)))
-        folder.write(ours.to_record(report.record_name("isounc", cell)))
-    found = report.gather(folder, list(sides), (), level=0.01)
+    for pair, (ours, theirs) in sides.items():
+        folder.write(theirs.to_record(Cell(pair, "numpyro", "none").name))
+        folder.write(ours.to_record(Cell(pair, "isounc", "none").name))
+    settings = Settings(
+        problems=tuple(dict.fromkeys(pair.problem for pair in sides)),
+        widths=tuple(dict.fromkeys(pair.width for pair in sides)), controls=(),
+    )  # fmt: skip
+    assert report_run(STUDY, restudied(folder, settings))
+    found = tables.judge(report.read_sides(folder, settings), level=0.01)
     line = found.summary[0]
     assert (line["num_cells"], line["num_compared"], line["verdict"]) == (20, 19, "AGREES")
     assert found.cells[0]["outcome"] == "not compared: isounc failed"
     assert found.cells[0]["mean_z_max"] > 50 and "rms" in found.cells[0]["bounds"]
     assert "not compared: isounc failed" in report.summary_text(found)
-    report.write_tables(folder, found)
-    rows = folder.read_table("agreement.csv")
+    rows = folder.results
     assert len(rows) == 20 and rows["isounc_reasons"][0] == "R-hat is 1.2"
     assert rows["p_adjusted"].isna()[0] and rows["p_adjusted"][1] > 0.005
-    report.write_figures(folder, found, level=0.01)
     assert (folder.path / "figures" / "agreement.png").stat().st_size > 10_000
+    assert "not compared: isounc failed" in (folder.path / "report.html").read_text()
+
+
+def restudied(folder, settings):
+    """The folder as a run with these settings."""
+    return RunFolder(folder.path, stored_settings(settings), writable=True, study="agreement")
 
 
 def test_nothing_compared_is_no_agreement():
@@ -255,30 +261,18 @@ def test_a_side_comes_back_from_its_record(sampled, tmp_path):
 # The command.
 
 
-@pytest.fixture(scope="module")
-def experiment():
-    path = Path(__file__).parents[3] / "experiments" / "agreement.py"
-    spec = importlib.util.spec_from_file_location("agreement_experiment", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and tyro look its types up
-    spec.loader.exec_module(module)
-    return module
-
-
-def tiny(experiment, out, **changes):
+def tiny(out, **changes):
     settings = {
-        "problems": ("linear",), "widths": (3,), "n": 20, "isounc": SAMPLING, "numpyro": NUTS,
+        "problems": ("linear",), "widths": (3,), "n": 20, "sampling": SAMPLING, "numpyro": NUTS,
         "cache": "", "out": str(out),
     }  # fmt: skip
-    return experiment.Settings(**settings | changes)
+    return Settings(**settings | changes)
 
 
-def test_a_killed_run_goes_on_and_finds_the_planted_fault(
-    experiment, tmp_path, monkeypatch, capsys
-):
+def test_a_killed_run_goes_on_and_finds_the_planted_fault(tmp_path, monkeypatch, capsys):
     # A fault that shows at this size; the one of the command, a tenth, needs a full run.
     monkeypatch.setitem(agreement.FAULTS, "prior", lambda prior_sd: 2 * prior_sd)
-    right, calls = experiment.isounc_side, []
+    right, calls = cell.isounc_side, []
 
     def dies_at_the_second(*args, **settings):
         calls.append(settings["fault"])
@@ -286,21 +280,21 @@ def test_a_killed_run_goes_on_and_finds_the_planted_fault(
             raise KeyboardInterrupt
         return right(*args, **settings)
 
-    monkeypatch.setattr(experiment, "isounc_side", dies_at_the_second)
-    settings = tiny(experiment, tmp_path / "run")
+    monkeypatch.setattr(cell, "isounc_side", dies_at_the_second)
+    settings = tiny(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings)
+        run_study(STUDY, settings)
     assert RunFolder.load(tmp_path / "run").names() == [
         "isounc-linear-w3-none",
         "numpyro-linear-w3",
     ]
-    assert experiment.run(settings), "the planted fault is found"
+    assert run_study(STUDY, settings), "the planted fault is found"
     out = tmp_path / "run"
     assert calls == ["none", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
     summary = folder.summary[["control", "num_compared", "verdict"]]
     assert summary.to_numpy().tolist() == [["none", 1, "AGREES"], ["prior", 1, "DISAGREES"]]
-    cells = folder.read_table("agreement.csv")
+    cells = folder.results
     assert cells["outcome"].tolist() == ["agrees", "disagrees"]
     assert cells["var_ratio"][1] > 1.1, "a wider prior gives wider predictions"
     assert len(folder.read_table("regions.csv")) == 6
@@ -309,7 +303,7 @@ def test_a_killed_run_goes_on_and_finds_the_planted_fault(
     }  # fmt: skip
     assert "planted fault prior: DISAGREES" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prior_sd"):
-        experiment.run(dataclasses.replace(settings, prior_sd=1.0))
+        run_study(STUDY, dataclasses.replace(settings, prior_sd=1.0))
 
 
 @pytest.mark.parametrize(
@@ -324,14 +318,14 @@ def test_a_killed_run_goes_on_and_finds_the_planted_fault(
         ({"prior_sd": -1.0}, "prior_sd must be a positive"),
         ({"level": 0.0}, "level must be between 0 and 1"),
         (
-            {"isounc": SamplerSettings(locations_per_region=8)},
-            "isounc.locations_per_region must be an integer of at least 64",
+            {"sampling": SamplerSettings(locations_per_region=8)},
+            "sampling.locations_per_region must be an integer of at least 64",
         ),
     ],
 )
-def test_bad_settings_are_refused(experiment, tmp_path, changes, message):
+def test_bad_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        experiment.run(tiny(experiment, tmp_path / "run", **changes))
+        run_study(STUDY, tiny(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -340,17 +334,16 @@ def test_too_few_draws_are_refused():
         NutsSettings(num_draws=1000, max_draws=500)
 
 
-def test_bad_arguments_end_in_one_line(experiment, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["agreement.py", "--problems", "xorr", "--cache", ""])
+def test_bad_arguments_end_in_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        command(experiment.PRESETS, experiment.run, description=None, parts="posteriors")
+        main(STUDY, ["--problems", "xorr", "--cache", ""])
     assert str(ended.value.code).startswith("error: problems must be one of")
 
 
-def test_help_teaches_the_settings(experiment, capsys):
+def test_help_teaches_the_settings(capsys):
     with pytest.raises(SystemExit) as ended:
-        tyro.cli(experiment.Settings, description=experiment.__doc__, args=["--help"])
+        main(STUDY, ["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for word in ("--problems", "--controls", "--numpyro.num-draws", "NUTS", "not compared"):

@@ -7,24 +7,31 @@ level of 1e-3 so that another machine's rounding is no false alarm.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import tyro
 
 from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem
+from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
-from isounc.sampling.posterior import SamplerSettings
+from isounc.runs.study import run_study
+from isounc.sampling.settings import SamplerSettings
 from isounc.statistics import holm
 from isounc.studies.calibration import cell, uniformity
-from isounc.studies.calibration.cell import draw_replications, quantity_names, rank, rank_batch
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
+from isounc.studies.calibration.sbc import (
+    draw_replications,
+    quantities,
+    quantity_names,
+    query_points,
+    rank,
+    rank_batch,
+)
+from isounc.studies.calibration.settings import Settings
+from isounc.studies.calibration.study import STUDY
 from isounc.studies.calibration.uniformity import (
     ecdf_band,
     ecdf_difference,
@@ -173,9 +180,7 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
     keys = list(jax.random.split(KEY, 400))
     drawn = draw_replications(keys, problem, model, prior_sd=PRIOR_SD)
     assert drawn.theta.shape == (400, model.num_params)
-    p = jax.jit(jax.vmap(lambda t: densities.predict(model, model.apply(t, problem.X))))(
-        drawn.theta
-    )
+    p = jax.jit(jax.vmap(lambda t: model.predict(t, problem.X)))(drawn.theta)
     y = np.stack([q.y for q in drawn.problems])
     if likelihood == "gaussian":
         residual = (y - np.asarray(p)[..., 0]) / 0.5
@@ -196,13 +201,13 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
 def test_quantities_are_named_in_order():
     problem, model = make_case("categorical", 2, 1)
     data = densities.make_data(problem, model, PRIOR_SD)
-    query = cell.query_points(problem)
+    query = query_points(problem)
 
     @jax.jit
     def compute(key):
         theta = model.sample_prior(key, PRIOR_SD)
-        p, p_data = (densities.predict(model, model.apply(theta, x)) for x in (query, data.X))
-        return cell.quantities(model, theta, data, query), p, p_data
+        p, p_data = (model.predict(theta, x) for x in (query, data.X))
+        return quantities(model, theta, data, query), p, p_data
 
     values, p, p_data = jax.device_get(compute(KEY))
     assert quantity_names(problem) == (
@@ -271,30 +276,18 @@ def test_geweke_refuses_what_it_cannot_run():
 # The experiment.
 
 
-@pytest.fixture(scope="module")
-def experiment():
-    path = Path(__file__).parents[3] / "experiments" / "calibration.py"
-    spec = importlib.util.spec_from_file_location("calibration_experiment", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and tyro look its types up
-    spec.loader.exec_module(module)
-    return module
-
-
-def tiny(experiment, out, **changes):
+def tiny(out, **changes):
     settings = {
         "cases": ("logistic",), "controls": ("prior",), "n": 12, "num_replications": 40,
         "batch": BATCH, "num_ranked": NUM_RANKED, "num_bins": 8, "sampling": SAMPLING,
         "geweke": GewekeSettings(num_chains=16, num_iterations=200, num_direct=4000),
         "cache": "", "out": str(out),
     }  # fmt: skip
-    return experiment.Settings(**settings | changes)
+    return Settings(**settings | changes)
 
 
-def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
-    experiment, tmp_path, monkeypatch, capsys
-):
-    right, calls = experiment.rank_batch, []
+def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeypatch, capsys):
+    right, calls = cell.rank_batch, []
 
     def dies_at_the_third(*args, **settings):
         calls.append(settings["fault"])
@@ -302,16 +295,17 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
             raise KeyboardInterrupt
         return right(*args, **settings)
 
-    monkeypatch.setattr(experiment, "rank_batch", dies_at_the_third)
-    settings = tiny(experiment, tmp_path / "run")
+    monkeypatch.setattr(cell, "rank_batch", dies_at_the_third)
+    settings = tiny(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings)
+        run_study(STUDY, settings)
     assert RunFolder.load(tmp_path / "run").names() == [
         "geweke-hmc-logistic-none",
         "sbc-hmc-logistic-none-0000",
         "sbc-hmc-logistic-none-0001",
     ]
-    out = experiment.run(settings)
+    out = tmp_path / "run"
+    assert run_study(STUDY, settings)
     assert calls == ["none", "none", "prior", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
     summary = folder.summary
@@ -319,8 +313,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
         ["none", "PASS", "PASS"],
         ["prior", "FAIL", "FAIL"],
     ]
-    sbc = folder.read_table("sbc.csv")
-    assert len(sbc) == 12 and set(sbc["num_replications"]) == {40}
+    assert len(folder.results) == 12 and set(folder.results["num_replications"]) == {40}
     assert len(folder.read_table("geweke.csv")) == 24
     # 400 draws a chain are too few for the gate's R-hat: every failure is listed, all 40 are ranked.
     gates = folder.read_table("gates.csv")
@@ -332,7 +325,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
     }  # fmt: skip
     assert "logistic hmc, prior" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prior_sd"):
-        experiment.run(dataclasses.replace(settings, prior_sd=1.0))
+        run_study(STUDY, dataclasses.replace(settings, prior_sd=1.0))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +333,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
     [
         ({"cases": ("logistik",)}, "cases must be one of .*did you mean 'logistic'"),
         ({"cases": ()}, "cases must have at least one value"),
-        ({"sampler": ("nutz",)}, "sampler must be one of .*did you mean 'nuts'"),
+        ({"samplers": ("nutz",)}, "samplers must be one of .*did you mean 'nuts'"),
         ({"controls": ("none",)}, "controls must be one of"),
         ({"n": 3}, "n must be an integer of at least 4"),
         ({"num_ranked": 401}, "num_ranked must be"),
@@ -350,18 +343,18 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(
         ({"batch": 0}, "batch must be"),
     ],
 )
-def test_bad_settings_are_refused(experiment, tmp_path, changes, message):
+def test_bad_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        experiment.run(tiny(experiment, tmp_path / "run", **changes))
+        run_study(STUDY, tiny(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_help_teaches_the_settings(experiment, capsys):
+def test_help_teaches_the_settings(capsys):
     with pytest.raises(SystemExit) as ended:
-        tyro.cli(experiment.Settings, description=experiment.__doc__, args=["--help"])
+        main(STUDY, ["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for word in ("--sampler", "--controls", "--num-replications", "Geweke", "logistic"):
+    for word in ("--samplers", "--controls", "--num-replications", "Geweke", "logistic"):
         assert word in shown
 
 

@@ -1,11 +1,9 @@
 """The question-answering experiment end to end, in small: a tiny model, files in the authors' forms, resume, errors."""
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,16 +14,28 @@ import tokenizers
 from isounc.llm import load_model
 from isounc.llm.answers import measure as measure_module
 from isounc.llm.answers import prompts
-from isounc.llm.answers.measure import MeasureSettings, _up_to, measure
-from isounc.llm.answers.scores import ScoreSettings, score_table
+from isounc.llm.answers.answer import from_record, to_record
+from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.measure import (
+    AskedQuestion,
+    MeasureSettings,
+    _tokens_of_text,
+    measure,
+)
+from isounc.llm.answers.question import Question
+from isounc.llm.answers.score_table import score_answers
+from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.model.config import from_huggingface
+from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
-from isounc.studies.qa import figures, tasks
-from isounc.studies.qa.evaluation import BootstrapSettings, evaluate
-from isounc.studies.qa.questions import Question
-from isounc.studies.qa.tables import Part, auroc_table
+from isounc.runs.study import report_run, run_study
+from isounc.studies.qa import ask, cell, figures, report, tasks
+from isounc.studies.qa.evaluation import BootstrapSettings, evaluate_scores
+from isounc.studies.qa.scored_answers import ScoredAnswers
+from isounc.studies.qa.settings import Settings
+from isounc.studies.qa.study import STUDY
+from isounc.studies.qa.tables import auroc_table
 
-ROOT = Path(__file__).parents[3]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257, "hidden_size": 16,
     "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -82,24 +92,9 @@ def data(tmp_path_factory):
     return path
 
 
-def script(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def experiment():
-    yield script(ROOT / "experiments" / "qa.py")
-    del sys.modules["qa"]
-
-
-@pytest.fixture(scope="module")
-def settings(experiment, checkpoint, data):
-    return experiment.Settings(
+def settings(checkpoint, data):
+    return Settings(
         models=(str(checkpoint),), benchmarks=("truthfulqa_mc1", "triviaqa"), data=str(data),
         num_questions=10, num_examples=1, chunk=5, cache="",
         measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5),
@@ -107,8 +102,14 @@ def settings(experiment, checkpoint, data):
     )  # fmt: skip
 
 
+def answers_of(out):
+    """Records of the model's answers, by name."""
+    records = RunFolder.load(out).records()
+    return {r.name: r.meta for r in records if not r.name.startswith(cell.ORDER)}
+
+
 @pytest.fixture(scope="module")
-def finished(experiment, settings, tmp_path_factory):
+def finished(settings, tmp_path_factory):
     """A run that was interrupted after its first records, and then gone on with and given more to do."""
     out = tmp_path_factory.mktemp("qa") / "run"
     mine = dataclasses.replace(settings, out=str(out))
@@ -121,20 +122,20 @@ def finished(experiment, settings, tmp_path_factory):
         return measure(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "measure", interrupted)
+        patch.setattr(cell, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(
-                dataclasses.replace(mine, benchmarks=mine.benchmarks[:1], num_questions=7)
+            run_study(
+                STUDY, dataclasses.replace(mine, benchmarks=mine.benchmarks[:1], num_questions=7)
             )
-    first = {n: RunFolder.load(out).read(n).meta for n in RunFolder.load(out).names()}
+    first = answers_of(out)
     assert len(first) == 5
-    experiment.run(mine)
+    run_study(STUDY, mine)
     return out, first
 
 
 def test_a_run_goes_on_where_it_was(finished):
     out, first = finished
-    records = {record.name: record.meta for record in RunFolder.load(out).records()}
+    records = answers_of(out)
     assert len(records) == 20
     for name, meta in first.items():
         assert records[name] == meta
@@ -170,12 +171,38 @@ def test_tables_figures_and_report(finished):
     assert info["models"]["tiny"]["sha256"] and info["questions"]["triviaqa"]["rows_read"] == 12
 
 
+def test_records_hold_answers_and_nothing_else(finished):
+    out, _ = finished
+    for meta in answers_of(out).values():
+        assert json.dumps(to_record(from_record(meta))) == json.dumps(meta)
+
+
+def test_a_score_from_outside_stands_in_every_table(finished, tmp_path):
+    """A baseline is compared with the isotropic scores, and has its line in the report."""
+    out, _ = finished
+    shutil.copytree(out, tmp_path / "run")
+    folder = RunFolder.load(tmp_path / "run", writable=True)
+    tokens = Score(
+        family="prompt_length",
+        is_baseline=True,
+        values=score_of_each(lambda answer: answer.num_prompt_tokens),
+    )
+    mine = functools.partial(report.make_report, more=[tokens])
+    assert report_run(dataclasses.replace(STUDY, report=mine), folder)
+    for file in ("results.csv", "tests.csv", "correlations.csv"):
+        assert "prompt_length" in (folder.path / file).read_text(), file
+    assert any(
+        line.startswith("| prompt\\_length |")
+        for line in (folder.path / "report.md").read_text().splitlines()
+    )
+
+
 def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
     """Choices, P(True) and samples of one question, each from a plain forward pass."""
     out, _ = finished
     model = load_model(checkpoint)
-    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=10).asked[0]
-    meta = RunFolder.load(out).read(tasks.record_name("tiny", asked)).meta
+    asked = tasks.make_task("truthfulqa_mc1", str(data), num_questions=10).asked[0]
+    meta = RunFolder.load(out).read(tasks.record_name("tiny", asked.question.id)).meta
 
     def log_prob(prompt, answer):
         ids = model.tokenizer.encode(prompt) + model.tokenizer.encode(answer, special=False)
@@ -204,7 +231,7 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
 
 
 def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
-    asked = tasks.make_questions("triviaqa_pairs", str(data), num_questions=12).asked
+    asked = tasks.make_task("triviaqa_pairs", str(data), num_questions=12).asked
     assert len(asked) == 12
     for one in asked:
         a, b = (
@@ -218,7 +245,7 @@ def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
 
 
 def test_examples_are_not_evaluated(data):
-    found = tasks.make_questions("triviaqa", str(data), num_questions=100, num_examples=3)
+    found = tasks.make_task("triviaqa", str(data), num_questions=100, num_examples=3)
     assert len(found.asked) == 9
     head = found.asked[0].prompt.text.rsplit("Q:", 1)[0]
     assert head.count("Q:") == 3
@@ -240,32 +267,30 @@ def test_examples_are_not_evaluated(data):
         ),
     ],
 )
-def test_bad_settings(experiment, settings, tmp_path, changes, words):
+def test_bad_settings(settings, tmp_path, changes, words):
     with pytest.raises((ValueError, OSError)) as error:
-        experiment.run(dataclasses.replace(settings, out=str(tmp_path / "run"), **changes))
+        run_study(STUDY, dataclasses.replace(settings, out=str(tmp_path / "run"), **changes))
     for word in words:
         assert word in str(error.value)
 
 
-def test_a_model_of_the_same_name_is_refused(experiment, settings, finished, checkpoint, tmp_path):
+def test_a_model_of_the_same_name_is_refused(settings, finished, checkpoint, tmp_path):
     """Its answers would be taken for those of the first."""
     out, _ = finished
-    with pytest.raises(ValueError, match=r"different names.*tiny is there twice"):
-        experiment.run(dataclasses.replace(settings, models=(str(checkpoint),) * 2, out=str(out)))
+    with pytest.raises(ValueError, match=r"different names.*got tiny twice"):
+        run_study(STUDY, dataclasses.replace(settings, models=(str(checkpoint),) * 2, out=str(out)))
     other = another(checkpoint, tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"models must be those .*tiny had sha256"):
-        experiment.run(dataclasses.replace(settings, models=(str(other),), out=str(out)))
+        run_study(STUDY, dataclasses.replace(settings, models=(str(other),), out=str(out)))
 
 
-def test_a_question_file_that_has_changed_is_refused(
-    experiment, settings, finished, data, tmp_path
-):
+def test_a_question_file_that_has_changed_is_refused(settings, finished, data, tmp_path):
     out, _ = finished
     for file in ("truthfulqa_mc.json", "triviaqa.csv"):
         text = (data / file).read_text()
         (tmp_path / file).write_text(text + "Who?,me,you\n" if file == "triviaqa.csv" else text)
     with pytest.raises(ValueError, match=r"questions must be those .*triviaqa had sha256"):
-        experiment.run(dataclasses.replace(settings, data=str(tmp_path), out=str(out)))
+        run_study(STUDY, dataclasses.replace(settings, data=str(tmp_path), out=str(out)))
 
 
 def another(checkpoint, path):
@@ -279,7 +304,7 @@ def another(checkpoint, path):
     return path
 
 
-def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, tmp_path):
+def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     """Choices judged by mass, pairs and written sentences; the tables where no sample was drawn; transfer."""
     lines = [
         f"Adversarial,Law,What is {a} + {b}?,{a + b},{a + b}; {a + b}.0,{a + b + 1}; nothing,there"
@@ -298,14 +323,14 @@ def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, 
         out=str(out), num_questions=8,
         measure=MeasureSettings(num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False),
     )  # fmt: skip
-    experiment.run(mine)
+    run_study(STUDY, mine)
     folder = RunFolder.load(out)
     rules = {}
-    for record in folder.records():
-        judgement = record.meta["judgement"]
-        rules[record.meta["benchmark"]] = judgement["rule"], judgement["proxy"]
-        if record.meta["benchmark"] == "truthfulqa_mc2":
-            assert record.meta["correct"] == (judgement["score"] > 0.5)
+    for meta in answers_of(out).values():
+        judgement = meta["judgement"]
+        rules[meta["benchmark"]] = judgement["rule"], judgement["proxy"]
+        if meta["benchmark"] == "truthfulqa_mc2":
+            assert meta["correct"] == (judgement["score"] > 0.5)
     assert rules["truthfulqa_mc2"] == ("mc2", False) and rules["truthfulqa"][1]
     assert rules["natural_questions"] == ("exact_match", False)
     assert rules["natural_questions_pairs"] == ("mc1", False)
@@ -320,41 +345,41 @@ def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, 
     assert "Leave one model out" in (out / "report.html").read_text()
 
 
-def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
+def test_a_report_of_hardly_any_right_answers(settings, finished):
     """Most resamples have no right answer at all: a value, but no interval."""
     out, _ = finished
     folder = RunFolder.load(out)
-    names = [n for n in folder.names() if "truthfulqa_mc1" in n]
-    measured = [folder.read(name).meta for name in names]
-    for one, right in zip(measured, [True, *[False] * 9], strict=True):
-        one["correct"] = right
-    table = score_table(measured, settings.scores)
-    rows = [
-        {"model": "m", "benchmark": "b"} | r for r in evaluate(table, settings=settings.bootstrap)
+    names = [n for n in answers_of(out) if "truthfulqa_mc1" in n]
+    answers = [
+        dataclasses.replace(from_record(folder.read(name).meta), correct=i == 0)
+        for i, name in enumerate(names)
     ]
-    assert any(r["auroc"] is not None and r["auroc_low"] is None for r in rows)
-    part = Part("m", "b", "choice", measured, table)
-    assert "(no interval)" in str(auroc_table([part], rows).rows)
-    figures.draw(out / "few", [part], rows)
+    table = score_answers(answers, settings.scores)
+    scored = ScoredAnswers("m", "b", "choice", answers, table)
+    rows = [scored.key | row for row in evaluate_scores(table, settings=settings.bootstrap)]
+    assert any(row["auroc"] is not None and row["auroc_low"] is None for row in rows)
+    assert "(no interval)" in str(auroc_table([scored], rows).rows)
+    assert all(f.paths for f in draw_plots(figures.plots([scored], rows), out / "few"))
 
 
 def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
     """The others of its batch are measured all the same."""
     model = load_model(checkpoint)
-    asked = tasks.make_questions("triviaqa", str(data), num_questions=4, num_examples=1).asked
+    asked = tasks.make_task("triviaqa", str(data), num_questions=4, num_examples=1).asked
     settings = MeasureSettings(num_samples=1, max_new_tokens=2, batch_size=4)
     tokens = model.tokenizer.encode(" 4")
     written = [(" 4".strip(), tokens)] * 4
-    monkeypatch.setattr(measure_module, "_written", lambda *_: [("", []), *written[1:]])
+    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: [("", []), *written[1:]])
     first, *others = measure(model, asked, settings)
-    assert first["answer"] == "" and first["correct"] is False
-    assert first["reasons"] == ["the answer is empty"] and first["p_true"] is None
-    monkeypatch.setattr(measure_module, "_written", lambda *_: written)
+    assert first.text == "" and first.correct is False
+    assert first.reasons == ("the answer is empty",) and first.self_assessment.p_true is None
+    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: written)
     _, *same = measure(model, asked, settings)
     for one, other in zip(others, same, strict=True):
-        assert one["log_odds"]["sequence"] == pytest.approx(other["log_odds"]["sequence"], rel=1e-4)
-        assert one["p_true"]["true"] == pytest.approx(other["p_true"]["true"], rel=1e-4)
-    table = score_table([first, *others], ScoreSettings())
+        assert one.log_odds["sequence"] == pytest.approx(other.log_odds["sequence"], rel=1e-4)
+        true, right = (answer.self_assessment.p_true.true for answer in (one, other))
+        assert true == pytest.approx(right, rel=1e-4)
+    table = score_answers([first, *others], ScoreSettings())
     for values in (table.uncertainty["epistemic/sequence"], table.uncertainty["p_true"]):
         assert np.isnan(values).tolist() == [True, False, False, False]
     assert table.wrong[0]
@@ -363,26 +388,26 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatc
 @pytest.mark.parametrize("choices", [(), ("4", "22", "none")])
 def test_asking_one_question(checkpoint, capsys, choices):
     """Every printed number is that of `measure`, and the answer's tokens are its text."""
-    ask = script(ROOT / "examples" / "ask.py")
     settings = ask.Ask(
         "What is 2 + 2?", str(checkpoint), choices, "none", max_new_tokens=3, cache=""
     )
-    ask.main(settings)
+    ask.answer_question(settings)
     lines = capsys.readouterr().out.splitlines()
-    asked = tasks.Asked(
+    asked = AskedQuestion(
         Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),
         "mc1" if choices else "generated", judged=False,
     )  # fmt: skip
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
     (found,) = measure(load_model(checkpoint), [asked], ours)
-    if not found["answer"]:
+    if not found.text:
         assert "A: (nothing)" in lines
         return
     (shown,) = (line for line in lines if line.startswith("A:"))
-    assert shown.removeprefix("A:").strip() == found["answer"]
-    assert not choices or found["answer"] in choices
+    assert shown.removeprefix("A:").strip() == found.text
+    assert not choices or found.text in choices
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[1:2] != []}
-    odds = found["log_odds"]["sequence"]
+    odds = found.log_odds["sequence"]
+    assert odds is not None
     p = 1 / (1 + np.exp(-odds))
     assert float(rows["sequence"][0]) == pytest.approx(np.log(p), abs=0.006)
     assert float(rows["sequence"][1]) == pytest.approx(p * (1 - p), rel=6e-3)
@@ -393,19 +418,19 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
     """What follows in its line is neither judged nor measured."""
     model = load_model(checkpoint)
     tokens = model.tokenizer.encode(" 4. Q: What is 5?")
-    assert model.tokenizer.decode(_up_to(model, "4.", tokens)) == " 4."
-    assert _up_to(model, "4. Q: What is 5?", tokens) == tokens
+    assert model.tokenizer.decode(_tokens_of_text(model, "4.", tokens)) == " 4."
+    assert _tokens_of_text(model, "4. Q: What is 5?", tokens) == tokens
 
 
 def test_a_prompt_beyond_the_context(checkpoint, data):
     model = dataclasses.replace(load_model(checkpoint), context_length=20)
     for benchmark in ("truthfulqa_mc1", "triviaqa"):
-        asked = tasks.make_questions(benchmark, str(data), num_questions=1).asked
-        with pytest.raises(ValueError, match=r"context of 20 tokens.*those of .*-"):
+        asked = tasks.make_task(benchmark, str(data), num_questions=1).asked
+        with pytest.raises(ValueError, match=r"context of 20 tokens.*for question .*-"):
             measure(model, asked)
     # The question fits, but not the one about its answer.
-    asked = tasks.make_questions("truthfulqa_mc1", str(data), num_questions=1).asked
+    asked = tasks.make_task("truthfulqa_mc1", str(data), num_questions=1).asked
     longest = len(model.tokenizer.encode(asked[0].prompt.text)) + 12
     model = dataclasses.replace(model, context_length=longest)
-    with pytest.raises(ValueError, match=r"prompt of p_true .*those of truthfulqa"):
+    with pytest.raises(ValueError, match=r"prompt of p_true .*for question truthfulqa"):
         measure(model, asked, MeasureSettings(num_samples=0))

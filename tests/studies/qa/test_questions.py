@@ -1,4 +1,4 @@
-"""Questions: planted traps, counts in the published files, judging by hand, prompts that say what they are."""
+"""Questions: planted traps, and counts in the published files."""
 
 from __future__ import annotations
 
@@ -6,28 +6,21 @@ import csv
 import json
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from isounc.checks import check_name
 from isounc.llm.answers import judging, prompts
-from isounc.llm.answers.text import contains_words, first_answer, normalise, token_f1
 from isounc.studies.qa.files import ORIGINS, read_table
 from isounc.studies.qa.questions import (
     BENCHMARKS,
-    Question,
     load_questions,
     question_id,
     shown_alias,
     why_not_false,
 )
-from isounc.studies.qa.selection import make_statements, select
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+from isounc.studies.qa.selection import make_statements
 
 
 def write_csv(path, header, rows, **kwargs):
@@ -60,74 +53,6 @@ def mc_file(tmp_path, rows):
     path = tmp_path / "truthfulqa_mc.json"
     path.write_text("[" + ",\n".join(items) + "]", encoding="utf-8")
     return path
-
-
-# Text
-
-
-@pytest.mark.parametrize(
-    ("text", "form"),
-    [
-        ("The  Beatles.", "beatles"),
-        ("F.L.A.", "fla"),
-        ("São_Paulo", "sao paulo"),
-        ("İsrail", "israil"),
-        ("\u2018Ziggy\u2019\u2014Stardust", "ziggystardust"),
-        ("a\tb\nc", "b c"),
-        ("A", "a"),
-        ("The The", "the the"),
-        ("A+", "a+"),
-        ("$100", "$100"),
-        ("Ⓐ", "a"),
-        ("--- !", ""),
-        ("", ""),
-        ("Theatre", "theatre"),
-    ],
-)
-def test_normal_form(text, form):
-    assert normalise(text) == form
-
-
-@settings(max_examples=50)
-@given(st.text(alphabet=st.characters(max_codepoint=127)))
-def test_short_cut_for_ascii_changes_nothing(text):
-    # A letter outside ASCII makes the general rule run.
-    assert normalise(text + " é").removesuffix("e").strip() in (
-        normalise(text),
-        _without_articles(text),
-    )
-    assert normalise(normalise(text)) == normalise(text)
-
-
-def _without_articles(text):
-    """With another word in the text, one of nothing but articles loses them."""
-    return "" if set(normalise(text).split()) <= {"a", "an", "the"} else normalise(text)
-
-
-@pytest.mark.parametrize(
-    ("generated", "answer"),
-    [
-        (" Paris\nQ: Where is Rome?", "Paris"),
-        ("\n\n Answer: Paris.", "Paris."),
-        ("A: 1066 Question: next", "1066"),
-        ("  \n", ""),
-        ("A Tale of Two Cities", "A Tale of Two Cities"),
-    ],
-)
-def test_first_answer(generated, answer):
-    assert first_answer(generated) == answer
-
-
-def test_token_f1_counts_repeated_words():
-    # 2 in common (sun once, shines once) of 3 and 3.
-    assert token_f1("sun sun shines", "the sun always shines") == pytest.approx(2 * 2 / 6)
-    assert token_f1("", "sun") == token_f1("...", "") == 0
-    assert contains_words("river clyde", "clyde")
-    assert not contains_words("clydesdale", "clyde")
-    assert not contains_words("clyde", "")
-
-
-# Files that cannot be used
 
 
 @pytest.mark.parametrize(
@@ -183,9 +108,6 @@ def test_unknown_benchmark_and_seed(tmp_path):
         load_questions("trivaqa", tmp_path)
     with pytest.raises(ValueError, match="seed must be"):
         load_questions("triviaqa", tmp_path, seed=-1)
-
-
-# Planted traps
 
 
 def test_false_answers_that_may_be_true_are_dropped(tmp_path):
@@ -397,172 +319,16 @@ def test_hub_rows_become_those_of_the_files(monkeypatch):
         load_questions("truthfulqa", "hub")
 
 
-# Selection
-
-
-def many_questions(n):
-    return tuple(
-        Question(question_id("triviaqa", f"question {i}"), "triviaqa", f"question {i}", best=f"{i}",
-                 aliases=(f"{i}",), incorrect=(f"not {i}", f"never {i}"))
-        for i in range(n)
-    )  # fmt: skip
-
-
-def test_selections_are_nested_and_examples_disjoint():
-    questions = many_questions(60)
-    small, large = (select(questions, n, num_examples=5, seed=1) for n in (10, 55))
-    assert large.evaluated[:10] == small.evaluated
-    assert large.examples == small.examples and len(small.examples) == 5
-    assert not set(large.evaluated) & set(large.examples)
-    assert select(questions[::-1], 10, num_examples=5, seed=1) == small
-    assert select(questions, 10, seed=2).evaluated != small.evaluated
-    assert select(questions, 60).examples == ()
-    # Without the question in third place the others keep their order.
-    fewer = tuple(q for q in questions if q != small.evaluated[2])
-    assert select(fewer, 9, seed=1).evaluated == small.evaluated[:2] + small.evaluated[3:]
-    with pytest.raises(ValueError, match=r"at most 60.*got 56 \+ 5"):
-        select(questions, 56, num_examples=5)
-
-
-def test_statements_are_balanced_and_seeded():
-    questions = many_questions(40)
-    made = make_statements(questions, seed=0)
-    assert [s.label for s in made.statements] == [1, 0] * 40
-    assert all(s.answer == s.question.split()[1] for s in made.statements if s.label)
-    assert {s.answer.split()[0] for s in made.statements if not s.label} == {"not", "never"}
-    assert made == make_statements(questions, seed=0)
-    assert made.statements != make_statements(questions, seed=1).statements
-    assert make_statements(questions[5:6]).statements == made.statements[10:12]
-    assert len({s.id for s in made.statements}) == 80
-
-
-# Judging
-
-
-def test_exact_match():
-    aliases = ["The Beatles", "Fab Four", "--"]
-    right = judging.exact_match("beatles!", aliases)
-    assert (right.correct, right.matched, right.proxy, right.score) == (
-        True,
-        "The Beatles",
-        False,
-        1,
+@pytest.fixture
+def published(shared):
+    """Questions of a benchmark by its name, from the published file."""
+    return lambda benchmark: load_questions(
+        benchmark, shared(f"data/{ORIGINS[BENCHMARKS[benchmark][0]].file}")
     )
-    longer = judging.exact_match("It was the Beatles", aliases)
-    assert (longer.correct, longer.matched) == (False, "")
-    assert longer.score == pytest.approx(2 / 4)
-    assert not judging.exact_match("", aliases).correct
-    assert not judging.exact_match("four", ["4"]).correct
-    with pytest.raises(ValueError, match="aliases must hold an answer"):
-        judging.exact_match("x", ["--"])
 
 
-def test_reference_overlap_by_hand():
-    correct, incorrect = ["Nothing happens"], ["You get sick", "You die"]
-    judged = judging.reference_overlap("nothing happens to you", correct, incorrect)
-    # 2 * 2 / (4 + 2) against 2 * 1 / (4 + 2) for "You die".
-    assert judged.score == pytest.approx(4 / 6 - 2 / 6)
-    assert (judged.correct, judged.proxy, judged.matched) == (True, True, "Nothing happens")
-    assert (
-        judging.reference_overlap("You get very sick", correct, incorrect).matched == "You get sick"
-    )
-    tie = judging.reference_overlap("happens sick", ["it happens"], ["sick it"])
-    assert (tie.score, tie.correct) == (0, False)
-    for nothing in ("", "zebra"):
-        found = judging.reference_overlap(nothing, correct, incorrect)
-        assert (found.correct, found.matched) == (False, "")
-    assert judging.reference_overlap("I have no comment.", correct, incorrect).correct
-    assert (
-        judging.reference_overlap("I have no comment", ["I  have no comment"], ["x"]).matched
-        == "I  have no comment"
-    )
-    with pytest.raises(ValueError, match="incorrect must hold"):
-        judging.reference_overlap("x", correct, [])
-
-
-def test_mc1_and_mc2_by_hand():
-    labels = [0, 1, 0]
-    assert judging.mc1([-3.0, -1.0, -2.0], labels) == (True, "mc1", False, 1.0, "")
-    assert judging.mc1([-1.0, -1.0, -2.0], labels)[0] is False
-    assert judging.mc1([-np.inf] * 3, labels)[0] is False
-    probabilities = np.array([0.1, 0.2, 0.3])
-    found = judging.mc2(np.log(probabilities) - 2000, [1, 1, 0])
-    assert found.score == pytest.approx(0.5) and found.rule == "mc2"
-    assert judging.mc2(np.log([0.1, 0.21, 0.3]), [1, 1, 0]).correct
-    assert not judging.mc2([0.0, 0.0], [1, 0]).correct
-    for call, message in [
-        (lambda: judging.mc1([1, 2, 3], [1, 1, 0]), "exactly one"),
-        (lambda: judging.mc1([1, np.nan], [1, 0]), "below infinity"),
-        (lambda: judging.mc1([1, 2], [1, 0, 0]), "shape"),
-        (lambda: judging.mc2([1, 2], [1, 1]), "with a 0 among them"),
-        (lambda: judging.mc2([1, 2], [0, 0]), "true choice"),
-        (lambda: judging.mc2([-np.inf] * 2, [0, 1]), "all are -inf"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
-def test_generations_are_judged_as_the_benchmark_does():
-    short = Question("t-1", "triviaqa", "Who?", aliases=("Ann",))
-    assert judging.judge_generated(short, " Ann.\nQ: Where?\nA: Rome").correct
-    long = Question(
-        "t-2", "truthfulqa", "Why?", correct=("Because it rains",), incorrect=("Magic",)
-    )
-    assert judging.judge_generated(long, " Because of rains\nQ:").proxy
-    with pytest.raises(ValueError, match="mc1 or mc2"):
-        judging.judge_generated(
-            Question("t-3", "truthfulqa_mc1", "?", choices=("a",), labels=(1,)), "a"
-        )
-
-
-# Prompts
-
-
-def test_prompts_hold_what_they_are_given():
-    prompt = prompts.short_answer("Who\nwas it?", [("Where?", "Rome")])
-    assert prompt.text.endswith("Q: Where?\nA: Rome\n\nQ: Who was it?\nA:")
-    assert prompt.version == "short_answer-1-1shot" and prompt.options == ()
-    assert prompts.truthful("Why?").version == "truthful-1-5shot"
-    assert prompts.truthful("Why?", ()).text.count("Q:") == 1
-
-    plain, ideas = (
-        prompts.p_true("Who?", "Ann"),
-        prompts.p_true("Who?", "Ann", ["Bob", " ", "Carl"]),
-    )
-    assert plain.options == ideas.options == (" A", " B")
-    assert plain.version != ideas.version
-    lines = ideas.text.splitlines()
-    assert [line for line in lines if line not in plain.text] == [
-        "Some other answers that came up: Bob", "Some other answers that came up: Carl",
-    ]  # fmt: skip
-    assert not any(p.text != p.text.rstrip() for p in (prompt, plain, ideas))
-    with pytest.raises(ValueError, match="hold text"):
-        prompts.p_true("Who?", " ")
-
-
-@pytest.mark.parametrize(
-    ("generated", "value"),
-    [
-        (" 90%", 0.9), ("about 85 percent, as", 0.85), ("\n\n70", 0.7), ("0.9", 0.9), (".25", 0.25),
-        ("0.5%", 0.005), ("100", 1.0), ("0%", 0.0), ("150%", None), ("-5", None), ("high\n90", None), ("", None),
-    ],
-)  # fmt: skip
-def test_stated_confidence(generated, value):
-    assert prompts.read_confidence(generated) == (None if value is None else pytest.approx(value))
-
-
-# The published files
-
-
-def shared(benchmark):
-    path = SHARED / ORIGINS[BENCHMARKS[benchmark][0]].file
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the published files are no part of the project")
-    return load_questions(benchmark, path)
-
-
-def test_published_triviaqa():
-    loaded = shared("triviaqa")
+def test_published_triviaqa(published):
+    loaded = published("triviaqa")
     found = loaded.provenance
     assert found.rows_read == 3610 and found.rows_dropped == {"question repeated": 316}
     assert found.answers_dropped["false answer equals an alias"] == 1385
@@ -574,8 +340,8 @@ def test_published_triviaqa():
     assert len({q.id for q in loaded.questions}) == len(loaded) == 3610 - 316
 
 
-def test_published_natural_questions():
-    loaded = shared("natural_questions")
+def test_published_natural_questions(published):
+    loaded = published("natural_questions")
     assert loaded.provenance.rows_dropped == {"no alias left": 2}
     assert loaded.provenance.answers_dropped["false answer equals an alias"] == 253
     made = make_statements(loaded.questions)
@@ -584,8 +350,8 @@ def test_published_natural_questions():
     )
 
 
-def test_published_truthfulqa():
-    one, two, text = (shared(name) for name in ("truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa"))
+def test_published_truthfulqa(published):
+    one, two, text = map(published, ("truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa"))
     assert len(one) == len(two) == len(text) == 817
     assert text.provenance.answers_dropped["answer both true and false"] == 2
     assert all(sum(q.labels) == 1 for q in one.questions)

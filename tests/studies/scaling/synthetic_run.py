@@ -53,8 +53,8 @@ def write_run(
     grid_size=21,
     **settings,
 ) -> RunFolder:
-    given = {"problems": problems, "widths": widths, "seeds": len(seeds), "out": "somewhere"}
-    run = RunFolder.open(path, {**given, **settings})
+    given = {"problems": problems, "widths": widths, "num_seeds": max(seeds) + 1}
+    run = RunFolder.open(path, {**given, **settings}, study="scaling")
     rows = []
     for problem in problems:
         for width in widths:

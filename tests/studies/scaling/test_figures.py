@@ -10,16 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from isounc.estimates.estimators import ESTIMATORS
+from isounc.runs.figures import draw_plots
 from isounc.runs.folder import Record, RunFolder
-from isounc.runs.style import NothingToDraw, estimator_look, save
+from isounc.runs.style import NothingToDraw, save
 from isounc.statistics import compare
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
-from isounc.studies.scaling.figures import draw_figures, make_figures
+from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.looks import estimator_look
 from isounc.studies.scaling.figures.maps import uncertainty_maps
 from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.paper import TABLE1, paper_value
-from isounc.studies.scaling.results import ESTIMATORS, Results
+from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.summary import summarise
 from tests.studies.scaling.synthetic_run import CONSTANT, FAILED, write_run
 
@@ -468,12 +471,17 @@ def test_shown_cell_is_the_widest_that_passed(results):
     assert shown.name == cell("rings3", 32, 2)
 
 
+def files_of(results):
+    drawn = draw_plots(plots(results), results.run.path / "figures")
+    return [path for figure in drawn for path in figure.paths]
+
+
 def test_every_figure_is_written_as_png_and_svg(tmp_path):
     run = write_run(
         tmp_path / "run", problems=("xor",), widths=(2, 32), seeds=(0, 1),
         regions=("grid",), points=("map", "posterior"), grid_size=5,
     )  # fmt: skip
-    paths = make_figures(RunFolder.load(run.path))
+    paths = files_of(Results.of(RunFolder.load(run.path)))
     names = ["scaling", "scaling_grid_map", "error_budget_grid", "maps_xor", "scatter_xor"]
     assert [p.name for p in paths] == [f"{n}.{end}" for n in names for end in ("png", "svg")]
     assert sorted(p.name for p in (run.path / "figures").iterdir()) == sorted(p.name for p in paths)
@@ -491,7 +499,8 @@ def test_skipped_figures_have_a_reason(tmp_path):
         regions=("test",),
     )  # fmt: skip
     metas = {record.name: record.meta for record in run.records()}
-    figures = draw_figures(Results(run, table(run).iloc[:0], metas, "no rows"))
+    results = Results(run, table(run).iloc[:0], metas, "no rows")
+    figures = draw_plots(plots(results), run.path / "figures")
     assert [(d.name, d.kind, len(d.paths)) for d in figures] == [
         ("maps_wine", "maps", 0),
         ("scatter_wine", "scatter", 2),
@@ -525,7 +534,7 @@ def test_unfinished_run_is_drawn_from_its_records(run, tmp_path):
 
 def test_run_without_regions_records_or_anything(run, tmp_path):
     empty = RunFolder.open(tmp_path / "empty", {})
-    assert make_figures(empty) == []
+    assert files_of(Results.of(empty)) == []
     with pytest.raises(NothingToDraw, match="no result rows"):
         scaling_headline(empty)
     with pytest.raises(NothingToDraw, match="no records"):
@@ -533,7 +542,7 @@ def test_run_without_regions_records_or_anything(run, tmp_path):
     only_table = RunFolder.open(tmp_path / "table", {})
     rows = table(run).query("region == 'far' and point == 'map'")
     only_table.write_table("results.csv", rows, RESULT_COLUMNS)
-    names = [path.stem for path in make_figures(only_table)]
+    names = [path.stem for path in files_of(Results.of(only_table))]
     assert names[::2] == ["scaling", "scaling_far_map", "error_budget_far"]
 
 
@@ -563,7 +572,7 @@ def test_table_without_a_column_is_refused(tmp_path):
     run = RunFolder.open(tmp_path / "run", {})
     run.write_table("results.csv", [{"problem": "xor", "width": 2}], ("problem", "width"))
     with pytest.raises(ValueError, match=r"results.csv .* lacks the columns \['depth'"):
-        make_figures(run)
+        Results.of(run)
 
 
 def test_colours_and_markers_tell_estimators_apart():

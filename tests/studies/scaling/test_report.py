@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from isounc.__main__ import main
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, settings_table
+from isounc.runs.page import FigureFile
+from isounc.runs.study import report_run
+from isounc.runs.tables import settings_table
 from isounc.statistics import trend
 from isounc.studies.scaling import report, tables
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.study import STUDY
 from isounc.studies.scaling.summary import summarise
 from tests.studies.scaling.synthetic_run import HOSTILE, write_run
 
@@ -34,14 +38,14 @@ def results(run):
     return Results.of(run)
 
 
-def quick_figures(results):
+def quick_figures(plots, folder):
     """In place of figures that take a second each: as many as a section must cope with."""
     drawn = []
     for name, kind in (
         *(("scaling", "scaling"), ("scaling_test_map", "scaling"), ("scaling_far_map", "scaling")),
         *(("error_budget_test", "budget"), ("maps_xor", "maps"), ("scatter_xor", "scatter")),
     ):
-        path = results.run.path / "figures" / f"{name}.png"
+        path = folder / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\x89PNG " + name.encode())
         drawn.append(
@@ -52,8 +56,9 @@ def quick_figures(results):
 
 def page_of(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_figures", quick_figures)
-        return report.make_report(run)
+        patch.setattr("isounc.runs.study.draw_plots", quick_figures)
+        report_run(STUDY, RunFolder.load(run.path, writable=True))
+    return run.path / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +180,7 @@ def test_report_changes_no_record(tmp_path):
     run = write_run(tmp_path / "run", problems=("xor",), widths=(2,), seeds=(0,), grid_size=5)
 
     def content():
-        outputs = ("report.html", "report.md")
+        outputs = ("report.html", "report.md", "summary.csv", "info.json")
         return {
             path: path.read_bytes()
             for path in run.path.rglob("*")
@@ -339,7 +344,7 @@ def test_summary_table_fits_a_terminal(run, results):
 
 def test_empty_run_has_a_report_that_says_so(tmp_path):
     run = RunFolder.open(tmp_path / "run", {"widths": [2]})
-    text = report.make_report(run).read_text(encoding="utf-8")
+    text = page_of(run).read_text(encoding="utf-8")
     assert "holds no results yet" in text
     assert "Settings" in text
     assert "no result rows" in report.summary_table(run)
@@ -364,7 +369,9 @@ def test_command_draws_writes_and_prints(tmp_path, capsys):
         tmp_path / "run", problems=("nonlinear_regression",), widths=(2, 8), seeds=(0, 1),
         regions=("grid",), points=("map",), grid_size=5,
     )  # fmt: skip
-    assert report.main([str(run.path)]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run.path)])
+    assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "beside the paper" in printed
     assert "report.html" in printed
@@ -373,21 +380,3 @@ def test_command_draws_writes_and_prints(tmp_path, capsys):
     files = [path.read_bytes() for path in (run.path / "figures").glob("*.png")]
     assert len(images) == len(files) == 5
     assert {base64.b64decode(image.split(",")[1]) for image in images} == set(files)
-
-
-def test_command_refuses_what_is_no_run(tmp_path, capsys):
-    for path in (tmp_path, tmp_path / "missing"):
-        assert report.main([str(path)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert "no run folder" in error
-        assert error.count("\n") == 1
-
-
-def test_command_explains_itself(capsys):
-    with pytest.raises(SystemExit) as stop:
-        report.main(["--help"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    assert "RUN" in printed
-    assert "settings.json" in printed

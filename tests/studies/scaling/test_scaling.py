@@ -17,12 +17,12 @@ from isounc.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 TINY = (
-    "--problems", "xor", "moons", "--widths", "3", "--num-seeds", "2", "--evaluation.n", "24",
-    "--evaluation.sampler.num-draws", "40", "--evaluation.sampler.max-draws", "40",
-    "--evaluation.sampler.block", "20", "--evaluation.sampler.num-warmup", "40",
-    "--evaluation.sampler.num-kept", "16", "--evaluation.train.epochs", "5",
-    "--evaluation.map.num-restarts", "2", "--evaluation.num-point-draws", "2",
-    "--evaluation.num-averaged-draws", "4", "--workers", "1",
+    "--problems", "xor", "moons", "--widths", "3", "--num-seeds", "2", "--n", "24",
+    "--sampling.num-draws", "40", "--sampling.max-draws", "40",
+    "--sampling.block", "20", "--sampling.num-warmup", "40",
+    "--sampling.num-kept", "16", "--train.epochs", "5",
+    "--map.num-restarts", "2", "--num-point-draws", "2",
+    "--num-averaged-draws", "4", "--workers", "1",
 )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_other_settings_are_refused(finished):
         (("--widths", "0"), ("width", "0")),
         (("--activations", "tahn"), ("tahn", "'tanh'")),
         (("--prior-sds", "-1"), ("prior_sd", "-1")),
-        (("--evaluation.sampler.sampler", "nutz"), ("nutz", "'nuts'")),
+        (("--sampling.sampler", "nutz"), ("nutz", "'nuts'")),
     ],
 )
 def test_bad_settings_give_one_clear_error(tmp_path, monkeypatch, capsys, options, words):
@@ -184,11 +184,11 @@ def test_dry_run_computes_nothing(tmp_path):
 
 def test_help_names_the_settings(tmp_path):
     done = start(tmp_path / "run", "--help")
-    for word in ("--preset", "--widths", "--prior-sds", "--evaluation.sampler.num-draws", "Hidden"):
+    for word in ("--preset", "--widths", "--prior-sds", "--sampling.num-draws", "Hidden"):
         assert word in done.stdout
 
 
 def test_settings_are_stored(finished):
     stored = json.loads((finished[0] / "settings.json").read_text())["settings"]
-    assert stored["widths"] == [3] and stored["evaluation"]["n"] == 24
+    assert stored["widths"] == [3] and stored["n"] == 24
     assert "workers" not in stored

@@ -1,4 +1,4 @@
-"""Figures of a run: scaling curves and the error budget; `make_figures` draws all there are.
+"""Figures of a run: scaling curves and the error budget; `plots` lists all there are.
 
 Everything is drawn from a run folder alone. Lines and bars are means over the seeds that passed
 the gate of their reference, with the interval of `isounc.studies.scaling.summary`; a seed that failed is a hollow
@@ -7,66 +7,33 @@ marker of its own and in no mean. What is undefined leaves a gap, and the panel 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile
-from isounc.runs.style import POINT_WORDS, NothingToDraw, save
+from isounc.runs.figures import Plot
+from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
 from isounc.studies.scaling.figures.maps import uncertainty_maps
 from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.results import Results
 
 __all__ = [
-    "draw_figures",
     "error_budget",
-    "make_figures",
+    "plots",
     "scaling_curves",
     "scaling_headline",
     "scatter",
     "uncertainty_maps",
 ]
 
-_log = logging.getLogger(__name__)
 
-
-def make_figures(run: RunFolder | Results) -> list[Path]:
-    """Draw everything that a run has into its folder `figures`; the files written, in order.
-
-    What cannot be drawn is skipped; `draw_figures` says why (and so does the log).
-
-    Raises
-    ------
-    ValueError
-        If the run's results cannot be read.
-    OSError
-        If a figure cannot be written.
-    """
-    return [path for drawn in draw_figures(run) for path in drawn.paths]
-
-
-def draw_figures(run: RunFolder | Results) -> list[FigureFile]:
-    """As `make_figures`, with captions, and with reasons for what was skipped."""
-    results = Results.of(run)
-    folder = results.run.path / "figures"
-    done = []
-    for name, kind, caption, draw in _plan(results):
-        try:
-            paths = tuple(save(draw(), folder / name))
-        except NothingToDraw as error:
-            _log.info("figure %s skipped: %s", name, error)
-            done.append(FigureFile(name, kind, caption, (), str(error)))
-        else:
-            done.append(FigureFile(name, kind, caption, paths, ""))
-    return done
+def plots(results: Results) -> list[Plot]:
+    """Every figure that a run may have."""
+    return [Plot(*parts) for parts in _plan(results)]
 
 
 def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure]]]:
-    """Name, kind, caption and drawing function of every figure that a run may have."""
     if len(results.rows):
         regions = results.values("region")
         points = [p for p in results.values("point") if p != "posterior"]

@@ -1,0 +1,100 @@
+"""What a model says about its own answers: P(True), and a percentage that it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from isounc.llm.answers import prompts
+from isounc.llm.answers.answer import MeasuredAnswer, OptionLogProbs, SelfAssessment
+from isounc.llm.answers.estimands import answer_log_probs
+from isounc.llm.answers.packing import pack
+from isounc.llm.model.generate import GenerationSettings, generate
+from isounc.llm.model.load import LanguageModel
+
+
+def assess(
+    model: LanguageModel, answers: Sequence[MeasuredAnswer], *, num_ideas: int, batch_size: int
+) -> list[SelfAssessment]:
+    """Ask a model whether its answers are true.
+
+    Parameters
+    ----------
+    model
+        The model that gave the answers.
+    answers
+        Answers with their samples, if there are any. Nothing is asked about an empty answer.
+    num_ideas
+        Samples that the second form of P(True) shows; it is undefined without any.
+    batch_size
+        Questions at a time.
+
+    Raises
+    ------
+    ValueError
+        A prompt is longer than the model's context.
+
+    Source: Kadavath et al. 2022 (arXiv 2207.05221) for P(True), Tian et al. 2023 (arXiv 2305.14975)
+    for the percentage.
+    """
+    assessments = [SelfAssessment()] * len(answers)
+    written = [i for i, answer in enumerate(answers) if answer.text]
+    if not written:
+        return assessments
+    for field in ("p_true", "p_true_ideas"):
+        ideas = {
+            i: _ideas(answers[i], num_ideas) if field == "p_true_ideas" else [] for i in written
+        }
+        judged = [i for i in written if field == "p_true" or ideas[i]]
+        options = _p_true(model, [answers[i] for i in judged], [ideas[i] for i in judged], field,
+                          batch_size=batch_size)  # fmt: skip
+        for i, log_probs in zip(judged, options, strict=True):
+            assessments[i] = dataclasses.replace(assessments[i], **{field: log_probs})
+    asked = [prompts.confidence(answers[i].question, answers[i].text).text for i in written]
+    settings = GenerationSettings(
+        temperature=0.0, max_new_tokens=8, stop=("\n",), batch_size=batch_size
+    )
+    for i, (text,) in zip(written, generate(model, asked, settings).text, strict=True):
+        assessments[i] = dataclasses.replace(
+            assessments[i],
+            confidence=prompts.read_confidence(text),
+            confidence_text=text.strip(),
+        )
+    return assessments
+
+
+def check_fits_context(
+    model: LanguageModel, argument: str, question_id: str, length: int, remedy: str
+) -> None:
+    """Raise a ValueError if a prompt and its continuation are longer than the model's context."""
+    if length > model.context_length:
+        raise ValueError(
+            f"{argument} must fit the context of {model.context_length} tokens of {model.name}, "
+            f"got {length} tokens for question {question_id}; {remedy}"
+        )
+
+
+def _ideas(answer: MeasuredAnswer, num_ideas: int) -> list[str]:
+    return [sample.text for sample in answer.samples or () if sample.text][:num_ideas]
+
+
+def _p_true(
+    model: LanguageModel,
+    answers: Sequence[MeasuredAnswer],
+    ideas: Sequence[Sequence[str]],
+    field: str,
+    *,
+    batch_size: int,
+) -> list[OptionLogProbs]:
+    """Log probabilities of both options of P(True) for each answer, in one batch of prompts."""
+    packed = []
+    for answer, shown in zip(answers, ideas, strict=True):
+        prompt = prompts.p_true(answer.question, answer.text, shown)
+        options = [model.tokenizer.continuation(prompt.text, option) for option in prompt.options]
+        packed.append(pack(model.tokenizer.encode(prompt.text), options))
+        check_fits_context(
+            model, f"the prompt of {field} and its option", answer.id, packed[-1].tokens.size + 1,
+            "ask for fewer ideas (num_ideas), or for no self-assessment",
+        )  # fmt: skip
+    totals = answer_log_probs(model.decoder, packed, batch_size=batch_size)
+    return [OptionLogProbs(float(true), float(false)) for true, false in totals]

@@ -1,0 +1,123 @@
+"""Settings that every study has under the same names, and settings that are read back from a run.
+
+A study adds its own fields in a subclass. Every field becomes an option of its command line, in
+which the docstring below the field is the help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import jax
+
+from isounc.checks import check_choice, check_count
+from isounc.runs.executors import EXECUTORS
+
+MOST_WORKERS = 8
+"""Most worker processes that `workers=0` starts."""
+
+OF_THE_MACHINE = ("out", "executor", "workers", "cache", "dry_run")
+"""Settings that change no number. A run does not store them, and they may differ on resumption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of a run that every study has."""
+
+    preset: Literal["quick", "standard", "paper"] = "quick"
+    """Defaults of all other settings: quick takes minutes, paper is the committed evidence."""
+    out: str = ""
+    """Run folder; empty means runs/STUDY-PRESET."""
+    executor: str = "auto"
+    """Where cells are computed: serial (in this process), processes (worker processes), or auto:
+    what the study prefers on CPU, and serial on GPU and TPU."""
+    workers: int = 0
+    """Number of worker processes; 0 means one for each CPU core, at most 8."""
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Device that computes; auto is JAX's choice."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the computation."""
+    cache: str = "~/.cache/isounc/jax"
+    """Folder of compiled programs, which later runs reuse; empty means none."""
+    dry_run: bool = False
+    """List the cells with a forecast of time and memory, and stop."""
+
+
+S = TypeVar("S", bound=RunSettings)
+
+
+def check_run_settings(settings: RunSettings) -> None:
+    """Refuse shared settings that cannot be used.
+
+    Raises
+    ------
+    ValueError
+        For an unknown executor or a negative number of workers.
+    """
+    check_choice("executor", settings.executor, ("auto", *EXECUTORS))
+    check_count("workers", settings.workers, 0)
+
+
+def use_device(device: str) -> None:
+    """Let JAX compute on `device`; `auto` leaves the choice to JAX."""
+    if device != "auto":
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+
+
+def executor_and_workers(settings: RunSettings, preferred: str, num_groups: int) -> tuple[str, int]:
+    """The executor by name and its number of workers, for a plan of `num_groups` groups.
+
+    Parameters
+    ----------
+    preferred
+        The executor that `auto` means on CPU.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    name = settings.executor
+    if name == "auto":
+        name = preferred if on_cpu else "serial"
+    if name == "serial":
+        return name, 1
+    workers = settings.workers or (min(MOST_WORKERS, os.cpu_count() or 1) if on_cpu else 1)
+    return name, max(1, min(workers, num_groups))
+
+
+def stored_settings(settings: RunSettings, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """The settings that a run folder stores: all but those of the machine and `leave_out`."""
+    omitted = {*OF_THE_MACHINE, *leave_out}
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in omitted}
+
+
+def restored_settings(default: S, stored: Mapping[str, Any]) -> S:
+    """The settings that a run folder stored, with the rest as in `default`.
+
+    Names that this version does not have are left out, so that older runs can be read.
+    """
+    return _restored(default, stored)
+
+
+def _restored(default: Any, stored: Mapping[str, Any]) -> Any:
+    kinds = typing.get_type_hints(type(default))
+    values = {}
+    for field in dataclasses.fields(default):
+        if field.name not in stored:
+            continue
+        value, before = stored[field.name], getattr(default, field.name)
+        if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
+            value = _restored(before, value)
+        elif _is_tuple(kinds[field.name]) and isinstance(value, list):
+            value = tuple(value)
+        values[field.name] = value
+    return dataclasses.replace(default, **values)
+
+
+def _is_tuple(kind: Any) -> bool:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(map(_is_tuple, typing.get_args(kind)))
+    return (typing.get_origin(kind) or kind) is tuple

@@ -1,0 +1,216 @@
+"""A study, and what every study has in common: it is planned, computed, resumed and reported on.
+
+A study says what its cells are, how a batch of them becomes records, and how records become
+tables, figures and a page. This module does the rest in the same way for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+
+from isounc.runs import process
+from isounc.runs.compute import Say, compute_group
+from isounc.runs.executors import Batch, Group, run_groups
+from isounc.runs.figures import Plot, draw_plots
+from isounc.runs.folder import Record, RunFolder
+from isounc.runs.page import FigureFile, Section, write_page
+from isounc.runs.provenance import provenance
+from isounc.runs.settings import (
+    S,
+    check_run_settings,
+    executor_and_workers,
+    restored_settings,
+    stored_settings,
+    use_device,
+)
+from isounc.runs.tables import environment_section
+
+if TYPE_CHECKING:
+    import pandas
+
+COMPILE_SECONDS = 14.0
+"""Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
+INTERPRETER_MEBIBYTES = 600
+"""Memory of a worker before it computes anything, for forecasts."""
+WORKER_MEBIBYTES = 800
+"""Above this a worker process drops its programs after a group: two workers stay below 2 GiB."""
+MEMORY_SHARE = 0.25
+"""Share of the machine's memory above which a run in one process drops its programs."""
+
+
+class TableFile(NamedTuple):
+    """A table of a run as a CSV file."""
+
+    columns: Sequence[str]
+    """Headings."""
+    rows: pandas.DataFrame | Sequence[Mapping[str, Any]]
+    """Rows; a missing key is an empty cell."""
+
+
+class Report(NamedTuple):
+    """Views of the records of a run."""
+
+    tables: Mapping[str, TableFile]
+    """Tables by file name; every study has `results.csv` and `summary.csv`."""
+    plots: Sequence[Plot]
+    """Figures."""
+    sections: Callable[[Sequence[FigureFile]], list[Section]]
+    """Sections of the page, from the figures that were drawn."""
+    text: str
+    """Conclusion for the terminal."""
+    checks: Any
+    """Conclusion for `info.json`."""
+    passed: bool = True
+    """Whether the outcome is as it should be; the exit status says so."""
+
+
+def _no_preparation(settings: Any, folder: RunFolder) -> None:
+    """Most studies need nothing but their settings."""
+
+
+@dataclass(frozen=True)
+class Study(Generic[S]):
+    """An experiment: settings, cells, a function from cells to records, and views of the records."""
+
+    name: str
+    """Name on the command line."""
+    description: str
+    """Text of `--help`: the question, the protocol, examples."""
+    presets: Mapping[str, S]
+    """Settings by the name that `--preset` takes: quick, standard, paper."""
+    unit: str
+    """What a cell is called, in the plural."""
+    check: Callable[[S], None]
+    """Refuses settings that cannot be run, with a ValueError, before anything is computed."""
+    plan: Callable[[S], Sequence[Group]]
+    """The cells, in batches and groups."""
+    evaluate: Callable[[Batch, S, Say], Iterable[Record]]
+    """The records of a batch. It lives in a module of its own, which worker processes import."""
+    report: Callable[[RunFolder, S], Report]
+    """Views of the records, from the run folder alone."""
+    prepare: Callable[[S, RunFolder], None] = _no_preparation
+    """Called once before anything is computed, with the opened run folder."""
+    executor: str = "serial"
+    """The executor that `auto` means on CPU."""
+    views: tuple[str, ...] = ()
+    """Settings that change tables and figures but no record, so that they may differ on resumption."""
+    separable: bool = False
+    """Whether the cells of a batch may be evaluated without those whose records are there already.
+    Where numbers depend on what is computed together, they may not."""
+    growing: tuple[str, ...] = ()
+    """Settings that add records to a run and change none, so that they may differ on resumption."""
+
+
+def run_study(study: Study[S], settings: S) -> bool:
+    """Compute what a run lacks, write its tables, figures and page, and print its conclusion.
+
+    Returns
+    -------
+    bool
+        Whether the outcome is as it should be (`Report.passed`).
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be run, or a run folder of another run.
+    OSError
+        If the run folder cannot be written; records that are there are kept.
+    """
+    check_run_settings(settings)
+    study.check(settings)
+    process.use_compilation_cache(settings.cache)
+    use_device(settings.device)
+    groups = study.plan(settings)
+    executor, workers = executor_and_workers(settings, study.executor, len(groups))
+    if settings.dry_run:
+        print(forecast(groups, study.unit, workers))
+        return True
+
+    started = time.perf_counter()
+    out = settings.out or f"runs/{study.name}-{settings.preset}"
+    stored = stored_settings(settings, (*study.views, *study.growing))
+    folder = RunFolder.open(out, stored, study=study.name)
+    study.prepare(settings, folder)
+    share = MEMORY_SHARE * process.machine_mebibytes()
+    work = functools.partial(
+        compute_group,
+        evaluate=study.evaluate,
+        separable=study.separable,
+        settings=settings,
+        open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
+        most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
+    )
+    sessions = run_groups(groups, work, executor=executor, workers=workers)
+    open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
+    folder.write_info(provenance() | {"views": open_settings})
+    report, page = _write_report(study, folder, settings)
+    seconds = time.perf_counter() - started
+    compiled, cached = (sum(getattr(s, name) for s in sessions) for name in ("compiled", "cached"))
+    peak = max([process.peak_mebibytes(), *(s.peak_mebibytes for s in sessions)])
+    folder.write_info(
+        {
+            "last_session": {
+                "executor": executor,
+                "workers": workers,
+                "seconds": round(seconds, 1),
+                "compiled": compiled,
+                "compilation_cache_hits": cached,
+                "compilation_seconds": round(sum(s.compilation_seconds for s in sessions), 1),
+                "peak_mebibytes": round(peak, 1),
+            }
+        }
+    )
+    print(
+        f"\n{report.text}\n\n{seconds / 60:.1f} minutes, {compiled} programs compiled, {cached} "
+        f"taken from the cache, {peak:.0f} MiB in the largest process.\nReport: {page}"
+    )
+    return report.passed
+
+
+def report_run(study: Study[S], folder: RunFolder) -> bool:
+    """Write the tables, figures and page of a run anew, and print its conclusion."""
+    preset = folder.settings.get("preset", next(iter(study.presets)))
+    default = study.presets.get(preset, next(iter(study.presets.values())))
+    stored = {**folder.settings, **folder.read_info().get("views", {})}
+    report, page = _write_report(study, folder, restored_settings(default, stored))
+    print(f"{report.text}\nReport: {page}")
+    return report.passed
+
+
+def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
+    """The cells of a plan with a forecast of time and memory, as text."""
+    batches = [batch for group in groups for batch in group]
+    lines = [f"{'batch':<40}{unit:>14}{'seconds':>9}{'MiB':>7}"]
+    lines += [
+        f"{batch.label:<40}{len(batch.cells):>14}{batch.seconds:>9.1f}{batch.mebibytes:>7.0f}"
+        for batch in batches
+    ]
+    compiling = COMPILE_SECONDS * len(groups)
+    computing = sum(batch.seconds for batch in batches)
+    memory = INTERPRETER_MEBIBYTES + max((batch.mebibytes for batch in batches), default=0)
+    lines.append(
+        f"\n{sum(len(batch.cells) for batch in batches)} {unit} in {len(batches)} batches and "
+        f"{len(groups)} shapes; about {(compiling + computing) / workers / 60:.0f} minutes on "
+        f"{workers} worker(s) ({compiling / workers / 60:.1f} of them for compilation, none where "
+        f"the cache has the programs); about {memory:.0f} MiB per worker.\n"
+        "The forecast is for CPU cores of a small server. A posterior that mixes slowly takes up "
+        "to max_draws / num_draws times as long."
+    )
+    return "\n".join(lines)
+
+
+def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
+    report = study.report(folder, settings)
+    for name, table in report.tables.items():
+        folder.write_table(name, table.rows, table.columns)
+    folder.write_info({"checks": report.checks})
+    print("Figures and page ...", flush=True)
+    drawn = draw_plots(report.plots, folder.path / "figures")
+    sections = [*report.sections(drawn), environment_section(folder, drawn)]
+    page = write_page(folder.path, folder.path.resolve().name, sections)
+    return report, page

@@ -1,0 +1,60 @@
+"""Tables that every report has: the settings of the run and what computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, Table
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Section:
+    """The last section of every page: settings, what computed the run, and what was not drawn."""
+    skipped = [f"{figure.name}: {figure.reason}" for figure in drawn if not figure.paths]
+    tables = (
+        settings_table(folder.settings, "Settings"),
+        settings_table(folder.read_info(), "Environment and checks"),
+        settings_table({"not drawn": skipped}, "This report"),
+    )
+    return Section("settings", "Settings and environment", (), (), tables)
+
+
+def table_of_rows(
+    title: str,
+    columns: Sequence[str],
+    rows: pandas.DataFrame | Sequence[Mapping[str, Any]],
+    note: str = "",
+) -> Table:
+    """The rows of a CSV table as texts."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, dtype=object).reindex(columns=list(columns))
+    cells = frame.where(frame.notna(), None).to_numpy()
+    texts = [tuple(_plain(value, ".4g") for value in row) for row in cells]
+    return Table(title, tuple(columns), texts, note)
+
+
+def settings_table(settings: Mapping[str, Any], title: str) -> Table:
+    """Nested settings or facts as names and values."""
+    rows = [(name, _plain(value)) for name, value in _flat(settings)]
+    return Table(title, ("name", "value"), rows, "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: Any, form: str = "g") -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or "-"
+    return format(value, form) if isinstance(value, float) else str(value)

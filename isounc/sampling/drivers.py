@@ -1,0 +1,32 @@
+"""Samplers by name: the driver of each, and how another one is added."""
+
+from __future__ import annotations
+
+from isounc.checks import check_name
+from isounc.sampling.chains import ChainDriver
+from isounc.sampling.kernels import SAMPLERS, Sampler
+from isounc.sampling.run import Driver
+from isounc.sampling.settings import SAMPLER_NAMES
+from isounc.sampling.smc import SMCDriver
+
+DRIVERS: dict[str, Driver] = {
+    **{name: ChainDriver(sampler) for name, sampler in SAMPLERS.items()},
+    "tempered_smc": SMCDriver(),
+}
+"""Drivers by the sampler's name."""
+
+
+def register_sampler(name: str, sampler: Sampler) -> None:
+    """Make a sampler known, so that `SamplerSettings` and the experiments take its name.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or is no name.
+    """
+    check_name("name", name)
+    if name in SAMPLER_NAMES:
+        raise ValueError(f"name must be one that no sampler has, got {name!r}")
+    SAMPLERS[name] = sampler
+    DRIVERS[name] = ChainDriver(sampler)
+    SAMPLER_NAMES.append(name)

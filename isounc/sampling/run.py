@@ -1,0 +1,180 @@
+"""A run of sampling, the blocks that are drawn, and the `Driver` that draws them.
+
+There are two drivers, chains (`isounc.sampling.chains`) and tempered particles
+(`isounc.sampling.smc`). They share the functions of this module: contributions to the moments,
+random numbers by step, and the use of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from isounc.densities import Data
+from isounc.likelihoods import LIKELIHOODS
+from isounc.models import Model
+from isounc.sampling.checkpoint import Checkpoint
+from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.moments import Block
+from isounc.sampling.settings import SamplerSettings
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is, and how far it may go."""
+
+MomentSums = tuple[
+    Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N"]
+]
+"""Contributions of draws to `shifted_mean`, `shifted_square`, `aleatoric`, `entropy` of `Block`."""
+
+
+class Run(NamedTuple):
+    """Everything that a driver needs to sample the problems."""
+
+    coordinates: Coordinates
+    """Coordinates of each problem."""
+    data: Data
+    """Data of each problem, stacked."""
+    X: Float[Array, "B N D"]
+    """Locations of each problem, all regions one after the other."""
+    fixed: Int[Array, " Q"]
+    """Rows of X where every value is kept."""
+    start_keys: Key[Array, " B"]
+    """A key of each problem for where chains begin."""
+    run_keys: Key[Array, " B"]
+    """Another for all that follows."""
+    model: Model
+    """The model of all problems."""
+    settings: SamplerSettings
+    """How they are sampled."""
+    checkpoint: Checkpoint | None
+    """Storage of the run, if it is to be stored."""
+    report: Progress
+    """Called with the progress."""
+
+
+class DrawnBlocks(NamedTuple):
+    """Blocks of draws, and what else the result needs."""
+
+    blocks: list[Block]
+    """One or more, on the host."""
+    shift: Float[Array, "B N M"]
+    """Their moments are about this; the same for all blocks of a run."""
+    step_size: Float[Array, "B K"]
+    """Step size of each chain."""
+    stored: bool = False
+    """Whether they come from a checkpoint."""
+
+
+class Forecast(NamedTuple):
+    """Rough cost of a problem; only schedules depend on it."""
+
+    num_transitions: int
+    """Transitions one after the other, warm-up included; each moves a state of all K chains."""
+    num_floats: int
+    """Numbers in memory at once, besides the draws, which every driver keeps."""
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """A way of drawing blocks until the gate is content or the budget spent."""
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether E-BFMI applies."""
+        ...
+
+    def blocks_per_round(self, settings: SamplerSettings) -> int:
+        """Blocks that come together: budgets and checkpoints consist of whole rounds."""
+        ...
+
+    def draw(self, run: Run) -> Iterator[DrawnBlocks]:
+        """Yield round after round without end; those of the checkpoint come first."""
+        ...
+
+    def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:
+        """Cost of `num_draws` draws of one problem with P parameters."""
+        ...
+
+
+def observe(
+    theta: Float[Array, " P"],
+    shift: Float[Array, "N M"] | Float[Array, ""],
+    X: Float[Array, "N D"],
+    model: Model,
+    data: Data,
+) -> tuple[MomentSums, Float[Array, "N M"]]:
+    """Contribution of a draw to the moments about `shift` at X, and its predictions there."""
+    outputs, likelihood = model.apply(theta, X), LIKELIHOODS[model.likelihood]
+    p = likelihood.predict(outputs)
+    sums = (
+        p - shift,
+        (p - shift) ** 2,
+        likelihood.label_variance(outputs, data.noise_sd),
+        likelihood.label_entropy(outputs, data.noise_sd),
+    )
+    return sums, p
+
+
+def thinning(settings: SamplerSettings) -> int:
+    """Every how many draws theta is kept; it divides the length of a block."""
+    keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
+    return next(k for k in range(keep_every, 0, -1) if settings.block % k == 0)
+
+
+def randomness(
+    keys: Key[Array, " B"], step: int, length: int, dtype: DTypeLike
+) -> tuple[Key[Array, "B S"], Float[Array, " S"]]:
+    """Keys of a step's transitions, and the uniform numbers that all chains share in each.
+
+    The numbers jitter trajectory lengths. They are the same for all chains, since a vmapped loop
+    waits for the longest, and depend on no state, so that each chain is a valid Markov chain.
+    """
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), length))(keys)
+    # NumPy's generator: a JAX key for the jitter could be a user's key or one derived from it.
+    u = np.random.default_rng((_JITTER_SEED, step)).random(length)
+    return keys, jnp.asarray(u, dtype)
+
+
+_JITTER_SEED = 20260329
+
+
+def on_one_cpu() -> bool:
+    """Whether nothing is gained by doing things at the same time."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` over the first axis, one after the other."""
+    return lambda *args: jax.lax.map(lambda xs: function(*xs), args)
+
+
+def spread(tree: Any) -> Any:
+    """Arrays (B, K, ...) over the devices of all hosts, if their number divides that of chains."""
+    devices = jax.devices()
+    if len(devices) == 1 or jax.tree.leaves(tree)[0].shape[1] % len(devices):
+        return tree
+    mesh = jax.sharding.Mesh(np.array(devices), ("chains",))
+    return jax.device_put(
+        tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "chains"))
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of all hosts on this one."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def gather(leaf):
+        # An array that every host has whole must not be joined: it would come back once a host.
+        if getattr(leaf, "is_fully_addressable", True):
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gather, tree)

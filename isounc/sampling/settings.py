@@ -1,0 +1,149 @@
+"""Settings of sampling: sampler, coordinates, budget, precision, and the bounds of the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+
+from isounc.checks import check_choice, check_count, check_real
+
+SAMPLER_NAMES = ["hmc", "nuts", "chees", "adjusted_mclmc", "tempered_smc"]
+"""Samplers; `isounc.sampling.register_sampler` adds to them."""
+COORDINATE_NAMES = ("auto", "prior", "curvature", "readout")
+"""Coordinates (`isounc.sampling.coordinates`); `auto` chooses readout or prior."""
+METRIC_NAMES = ("identity", "diagonal", "low_rank")
+"""Metrics that warm-up adapts."""
+UNSUITED = {"tempered_smc": {"metric": "low_rank", "coordinates": "curvature"}}
+"""By sampler, the value of other settings that it cannot work with."""
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """The bounds of the gate."""
+
+    ess_min: float = 1000.0
+    """Least bulk ESS of p and of (p - mean)^2 at any location."""
+    rhat_max: float = 1.01
+    """R-hat is below this at every location."""
+    ebfmi_min: float = 0.3
+    """E-BFMI is above this in every chain."""
+    divergence_rate_max: float = 0.001
+    """The share of divergent transitions is below this (or zero)."""
+    saturated_max: int = 0
+    """Most trajectories that may end at the sampler's step limit."""
+
+    def __post_init__(self) -> None:
+        for name, bound, holds in (
+            ("ess_min", "positive", self.ess_min > 0),
+            ("rhat_max", "above 1", self.rhat_max > 1),
+            ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
+            ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
+            ("saturated_max", "0 or more", self.saturated_max >= 0),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {bound}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How a posterior is sampled."""
+
+    sampler: str = "hmc"
+    """hmc (trajectories of jittered length), nuts, chees (adapts that length over many chains: 16
+    or more), adjusted_mclmc, or tempered_smc for modes that do not mix (a chain is a run of
+    num_draws particles, without warm-up)."""
+    coordinates: str = "auto"
+    """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers),
+    or auto: readout where the data determine the outputs sharply, prior elsewhere."""
+    metric: str = "diagonal"
+    """identity, diagonal or low_rank (plus diagonal), adapted during warm-up."""
+    metric_rank: int = 16
+    """low_rank: its rank."""
+    num_chains: int = 4
+    """K, each from its own draw of the prior (readout: of the hidden layers' prior)."""
+    chains_per_device: int = 0
+    """If not 0, K is this many for each device, whatever num_chains says."""
+    num_warmup: int = 300
+    """Warm-up transitions of a chain; rounded up to four equal windows."""
+    num_draws: int = 1000
+    """S, transitions of a chain after warm-up before the gate is first tried; rounded up to whole
+    blocks."""
+    max_draws: int = 1000
+    """While the gate or the precision fails, S grows up to this, rounded up to whole blocks
+    (tempered_smc: to whole rounds of num_draws)."""
+    target_var_se: float = 0.03
+    """Precision: standard error of the predictive variance over the variance, median over the fixed
+    locations."""
+    trajectory_length: float = 1.6
+    """Mean integration time of a transition (chees: before adaptation). A quarter period of
+    N(0, I) is pi / 2, after which its draws are independent."""
+    max_integration_steps: int = 128
+    """Most integration steps of a trajectory."""
+    max_tree_depth: int = 10
+    """nuts: trajectories of at most 2^this integration steps."""
+    num_mutations: int = 10
+    """tempered_smc: transitions of each particle at each temperature."""
+    tempering_ess: float = 0.5
+    """tempered_smc: share of the particles that stays effective from one temperature to the next;
+    more is slower."""
+    target_acceptance: float = 0.8
+    """Acceptance that the step size is adapted to."""
+    block: int = 250
+    """Draws between returns to the host; also the length of the batches behind streamed standard
+    errors."""
+    num_kept: int = 1000
+    """Thinned parameter draws that are kept, over all chains."""
+    locations_per_region: int = 64
+    """Fixed locations of each region where function values are kept for R-hat and ESS."""
+    gate: GateSettings = field(default_factory=GateSettings)
+    """Bounds of the convergence checks."""
+
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        check_choice("coordinates", self.coordinates, COORDINATE_NAMES)
+        check_choice("metric", self.metric, METRIC_NAMES)
+        for name, least in (
+            ("num_chains", 2),
+            ("chains_per_device", 0),
+            ("num_warmup", 20),
+            ("num_draws", 4),
+            ("metric_rank", 1),
+            ("max_integration_steps", 1),
+            ("max_tree_depth", 1),
+            ("num_mutations", 1),
+            ("max_draws", 4),
+            ("block", 2),
+            ("num_kept", 2),
+            ("locations_per_region", 1),
+        ):
+            check_count(name, getattr(self, name), least)
+        for name in ("trajectory_length", "target_var_se"):
+            check_real(name, getattr(self, name), positive=True)
+        if not 0 < self.target_acceptance < 1:
+            raise ValueError(
+                f"target_acceptance must be between 0 and 1, got {self.target_acceptance}"
+            )
+        if not 0 < self.tempering_ess <= 0.99:
+            # Above it, float32 cannot tell a temperature from the next.
+            raise ValueError(
+                f"tempering_ess must be above 0 and at most 0.99, got {self.tempering_ess}"
+            )
+        choices = {"coordinates": COORDINATE_NAMES, "metric": METRIC_NAMES}
+        for name, unsuited in UNSUITED.get(self.sampler, {}).items():
+            if getattr(self, name) == unsuited:
+                suited = ", ".join(choice for choice in choices[name] if choice != unsuited)
+                raise ValueError(
+                    f"{name} must be one of {suited} for sampler {self.sampler!r}, got {unsuited!r}"
+                )
+        if self.max_draws < self.num_draws:
+            raise ValueError(
+                f"max_draws must be at least num_draws ({self.num_draws}), got {self.max_draws}"
+            )
+
+    @property
+    def chains(self) -> int:
+        """K on the devices that JAX sees."""
+        if not self.chains_per_device:
+            return self.num_chains
+        return max(2, self.chains_per_device * jax.device_count())

@@ -1,0 +1,1 @@
+"""The bank of reference posteriors: made, checked and installed."""

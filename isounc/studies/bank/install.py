@@ -1,0 +1,94 @@
+"""What is done with finished references: they are installed into a bank, or made again and compared."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from isounc import references
+from isounc.references import Reference
+from isounc.references.bank import bank_page
+from isounc.runs.files import write_atomic
+from isounc.runs.folder import RunFolder
+from isounc.studies.bank.cell import make
+
+BANK = Path(references.__file__).parent / "data"
+"""The bank that comes with isounc."""
+MAX_BYTES = 20_000_000
+"""Most that a bank may take on disk."""
+
+
+def read(folder: RunFolder, name: str) -> Reference:
+    """A reference from the record of a run.
+
+    Raises
+    ------
+    ValueError
+        If the run lacks it.
+    """
+    record = folder.require(name)
+    return references.from_record(name, record.meta["reference"], record.arrays)
+
+
+def verdict(reference: Reference) -> str:
+    """Whether a reference passed its checks, in words."""
+    return "passed" if reference.passed else f"FAILED: {'; '.join(reference.reasons)}"
+
+
+def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False) -> str:
+    """Copy the references of a finished run into a bank, write its page, and return the page.
+
+    Parameters
+    ----------
+    run
+        A run folder of the bank study.
+    bank
+        The folder of the bank.
+    overwrite
+        Whether to replace references of the same name and other content.
+
+    Raises
+    ------
+    ValueError
+        If the run is not finished, a reference is there already, or the bank becomes too large.
+    """
+    folder, bank = RunFolder.load(run), Path(bank)
+    if "checks" not in folder.read_info():
+        raise ValueError(f"{folder.path} is not finished: give the command of the run again first")
+    for name in folder.names():
+        references.save(read(folder, name), bank, overwrite=overwrite)
+    num_bytes = sum(path.stat().st_size for path in bank.iterdir())
+    page = bank_page(references.list(bank), num_bytes=num_bytes)
+    write_atomic({bank / "README.md": page.encode()}, "the bank's page")
+    if num_bytes > MAX_BYTES:
+        raise ValueError(
+            f"thinning must leave a bank of at most {MAX_BYTES / 1e6:g} MB, got "
+            f"{num_bytes / 1e6:.1f} MB"
+        )
+    return page
+
+
+def check_again(names: Sequence[str], bank: str | Path = BANK) -> bool:
+    """Make references again with the next key, compare them with the bank, and print the outcome.
+
+    Returns
+    -------
+    bool
+        Whether all agree within their errors.
+    """
+    agreed = True
+    for name in names:
+        with warnings.catch_warnings():
+            # The verdict on both is printed below.
+            warnings.simplefilter("ignore", references.FailedReferenceWarning)
+            stored = references.load(name, bank)
+        recipe = dict(stored.settings) | {"key": stored.settings["key"] + 1}
+        with tqdm(desc=name, bar_format="{desc}{postfix}") as bar:
+            again = make(name, recipe, bar.set_postfix_str)
+        agreement = references.compare(stored, again)
+        print(f"\n{name}\nstored: {verdict(stored)}\nagain: {verdict(again)}\n{agreement}")
+        agreed &= agreement.agrees
+    return agreed

@@ -1,0 +1,142 @@
+"""Settings of the bank study, and its cells: what to make, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from isounc.checks import check_choice, check_count, check_real
+from isounc.models import ACTIVATIONS, PARAMETERISATIONS
+from isounc.problems import PROBLEMS
+from isounc.references import Thinning
+from isounc.runs.executors import Batch, Group
+from isounc.runs.settings import RunSettings
+from isounc.sampling.settings import SamplerSettings
+from isounc.studies.scaling.paper import TABLE1
+
+# Batches of 500 draws are far longer than the autocorrelation of a posterior that passes the gate, and there are at
+# least 32 of them: their standard errors are known to an eighth. Steps are shorter than by default: a bank is made
+# once, and what is narrow in a posterior must not be missed.
+SAMPLING = SamplerSettings(
+    num_warmup=1000,
+    num_draws=4000,
+    max_draws=32000,
+    target_acceptance=0.9,
+    block=500,
+    num_kept=Thinning.max_draws,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Settings of the bank; every one that changes a number is stored with each reference."""
+
+    problems: tuple[str, ...] = ("xor", "linear_regression")
+    """Problems whose posteriors are sampled."""
+    widths: tuple[int, ...] = (8,)
+    """Hidden units per layer."""
+    parameterisations: tuple[str, ...] = ("ntk",)
+    """ntk, fan_in or standard."""
+    logistic: tuple[str, ...] = ("linear",)
+    """Binary problems with two inputs whose logistic regression is worked out by quadrature."""
+    gaussian: tuple[str, ...] = ("linear_regression",)
+    """Regression problems whose Bayesian linear regression is worked out in closed form."""
+    depth: int = 1
+    """Hidden layers."""
+    activation: str = "tanh"
+    """tanh, relu, gelu or silu."""
+    prior_sd: float = 2.0
+    """Prior standard deviation."""
+    n: int = 100
+    """Training examples."""
+    seed: int = 0
+    """Of the problems."""
+    version: int = 1
+    """The v of the names: raise it where anything that is stored changes."""
+    key: int = 0
+    """Of the sampler's randomness, together with the name."""
+    sampling: SamplerSettings = SAMPLING
+    """How posteriors are sampled."""
+    thinning: Thinning = field(default_factory=Thinning)
+    """How much of each is kept."""
+
+
+PRESETS = {
+    "quick": Settings(sampling=dataclasses.replace(SAMPLING, max_draws=8000)),
+    "standard": Settings(preset="standard", problems=tuple(TABLE1), widths=(8, 64)),
+    "paper": Settings(
+        preset="paper",
+        problems=tuple(TABLE1),
+        widths=(8, 64, 256),
+        parameterisations=("ntk", "fan_in"),
+    ),
+}
+
+
+class Cell(NamedTuple):
+    """A reference to make."""
+
+    name: str
+    """Name in the bank, and of the record."""
+    recipe: dict[str, Any]
+    """The settings that are stored with the reference and from which it can be made again."""
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot be run.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known, or a number out of its range.
+    """
+    check_choice("activation", settings.activation, ACTIVATIONS)
+    for value in settings.parameterisations:
+        check_choice("parameterisations", value, PARAMETERISATIONS)
+    for argument in ("problems", "logistic", "gaussian"):
+        for value in getattr(settings, argument):
+            check_choice(argument, value, PROBLEMS)
+    check_real("prior_sd", settings.prior_sd, positive=True)
+    for argument, least in (("depth", 0), ("n", 2), ("seed", 0), ("version", 1), ("key", 0)):
+        check_count(argument, getattr(settings, argument), least)
+    for width in settings.widths:
+        check_count("widths", width, 1)
+
+
+def recipes(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What to make, by name: the settings that are stored with a reference and from which `make` makes it."""
+    shared = {
+        "prior_sd": settings.prior_sd,
+        "n": settings.n,
+        "seed": settings.seed,
+        "activation": settings.activation,
+        "key": settings.key,
+        "thinning": dataclasses.asdict(settings.thinning),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for kind, problems in (("logistic", settings.logistic), ("gaussian", settings.gaussian)):
+        for problem in problems:
+            found[f"{problem}-{kind}-v{settings.version}"] = shared | {
+                "kind": kind, "problem": problem, "width": 1, "depth": 0, "parameterisation": "standard",
+            }  # fmt: skip
+    # One shape after the other, so that its program is compiled once and then reused.
+    cells = itertools.product(settings.widths, settings.parameterisations, settings.problems)
+    for width, parameterisation, problem in cells:
+        name = f"{problem}-{parameterisation}-w{width}"
+        name += "" if settings.depth == 1 else f"-d{settings.depth}"
+        found[f"{name}-v{settings.version}"] = shared | {
+            "kind": "sampled", "problem": problem, "width": width, "depth": settings.depth,
+            "parameterisation": parameterisation, "sampler": dataclasses.asdict(settings.sampling),
+        }  # fmt: skip
+    return found
+
+
+def plan(settings: Settings) -> list[Group]:
+    """Each reference as a batch; those of one shape as a group, whose program is compiled once."""
+    groups: dict[tuple, list[Batch]] = {}
+    for name, recipe in recipes(settings).items():
+        shape = tuple(recipe[k] for k in ("kind", "width", "parameterisation"))
+        groups.setdefault(shape, []).append(Batch(name, (Cell(name, recipe),)))
+    return [tuple(group) for group in groups.values()]

@@ -1,0 +1,185 @@
+"""Settings of the calibration study, and its cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from isounc.checks import check_choice, check_count, check_real
+from isounc.runs.executors import Batch, Group
+from isounc.runs.settings import RunSettings
+from isounc.sampling.kernels import SAMPLERS
+from isounc.sampling.settings import SamplerSettings
+from isounc.studies.calibration.geweke import GewekeSettings
+from isounc.studies.calibration.sbc import FAULTS
+from isounc.studies.calibration.uniformity import check_bins
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and the problem whose inputs and likelihood it takes; labels come from the prior."""
+
+    problem: str
+    """Name in the registry of problems."""
+    depth: int
+    """Hidden layers."""
+    width: int
+    """Hidden units per layer."""
+    step_size: float
+    """Leapfrog step of Geweke's test, in prior standard deviations."""
+    label_noise: float = 1.0
+    """Regression: multiplies the problem's noise sd."""
+
+
+CASES = {
+    "logistic": Case("linear", 0, 1, 0.3),
+    "binary4": Case("xor", 1, 4, 0.25),
+    "softmax8": Case("clusters3", 1, 8, 0.25),
+    "regression8": Case("nonlinear_regression", 1, 8, 0.06, label_noise=2.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Settings of the calibration study."""
+
+    samplers: tuple[str, ...] = ("hmc",)
+    """Samplers to check, e.g. hmc nuts."""
+    cases: tuple[str, ...] = ("logistic", "binary4")
+    """Models: logistic (logistic regression, 2 inputs), binary4 (MLP of width 4, 2 classes), softmax8 (width 8, 3
+    classes), regression8 (width 8, 1 input, noise sd 0.5)."""
+    controls: tuple[str, ...] = ("prior",)
+    """Faults planted in the first case, which must be found: prior (variance for sd), data (a quarter of the rows
+    counted twice; 100 replications are too few for SBC to see it, 400 are enough)."""
+    n: int = 20
+    """Rows of data of a replication."""
+    prior_sd: float = 2.0
+    """Prior standard deviation."""
+    num_replications: int = 100
+    """R, data sets drawn from the prior for each case; rounded up to whole batches."""
+    batch: int = 50
+    """Replications that are sampled together, in one program."""
+    num_ranked: int = 99
+    """Posterior draws that a rank is taken among (ranks are 0 to this), evenly spaced over the chains."""
+    num_bins: int = 10
+    """Bins of the rank histograms."""
+    level: float = 0.01
+    """Chance of one or more false alarms in a family: all quantities of all cases, for one test and sampler."""
+    sampling: SamplerSettings = field(default_factory=SamplerSettings)
+    """How posteriors are sampled (its sampler gives way to each of `samplers`)."""
+    geweke: GewekeSettings = field(default_factory=GewekeSettings)
+    """Size of Geweke's test."""
+    seed: int = 0
+    """Decides every random number."""
+
+
+PRESETS = {
+    "quick": Settings(geweke=GewekeSettings(num_iterations=1000)),
+    "standard": Settings(
+        preset="standard",
+        cases=tuple(CASES),
+        controls=("prior", "data"),
+        num_replications=200,
+        geweke=GewekeSettings(num_iterations=2000),
+    ),
+    "paper": Settings(
+        preset="paper",
+        cases=tuple(CASES),
+        controls=("prior", "data"),
+        num_replications=400,
+        num_bins=20,
+        sampling=SamplerSettings(max_draws=4000),
+        geweke=GewekeSettings(num_iterations=4000),
+    ),
+}
+
+
+class Job(NamedTuple):
+    """One sampler on one case, with a planted fault or none."""
+
+    sampler: str
+    """Name of the sampler."""
+    case: str
+    """Name of the case."""
+    control: str
+    """Name of the planted fault, or `none`."""
+
+    @property
+    def name(self) -> str:
+        """Part of a record's name."""
+        return "-".join(self)
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        planted = "" if self.control == "none" else f", planted fault: {self.control}"
+        return f"{self.case} ({self.sampler}{planted})"
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """Jobs whose p-values are corrected together."""
+        return (self.sampler,) if self.control == "none" else tuple(self)
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot be run.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known, an empty list, or a number out of its range.
+    """
+    for argument in ("samplers", "cases"):
+        if not getattr(settings, argument):
+            raise ValueError(f"{argument} must have at least one value, got none")
+    for sampler in settings.samplers:
+        check_choice("samplers", sampler, SAMPLERS)  # Geweke's test needs transitions
+    for case in settings.cases:
+        check_choice("cases", case, CASES)
+    for fault in settings.controls:
+        check_choice("controls", fault, FAULTS.keys() - {"none"})
+    for argument, least in (("n", 4), ("num_replications", 20), ("batch", 1), ("seed", 0)):
+        check_count(argument, getattr(settings, argument), least)
+    check_count("num_ranked", settings.num_ranked, 1, settings.sampling.num_kept)
+    check_real("prior_sd", settings.prior_sd, positive=True)
+    check_bins(settings.num_bins, settings.num_replications, settings.num_ranked)
+    if not 0.001 <= settings.level < 1:
+        raise ValueError(f"level must be from 0.001 to below 1, got {settings.level}")
+
+
+def jobs_of(settings: Settings) -> list[Job]:
+    """Every sampler on every case, and on the first case with each planted fault."""
+    return [
+        Job(sampler, case, control)
+        for sampler in settings.samplers
+        for case in settings.cases
+        for control in ("none", *(settings.controls if case == settings.cases[0] else ()))
+    ]
+
+
+class Cell(NamedTuple):
+    """A batch of replications of simulation-based calibration, or Geweke's test."""
+
+    job: Job
+    """The sampler, the case and the planted fault."""
+    batch: int | None
+    """Number of the batch of replications; None for Geweke's test."""
+
+    @property
+    def name(self) -> str:
+        """Name of the record."""
+        if self.batch is None:
+            return f"geweke-{self.job.name}"
+        return f"sbc-{self.job.name}-{self.batch:04d}"
+
+
+def plan(settings: Settings) -> list[Group]:
+    """For each job its batches of replications, then Geweke's test."""
+    num_batches = -(-settings.num_replications // settings.batch)
+    return [
+        tuple(
+            Batch(f"{job.title}{'' if i is not None else ', Geweke'}", (Cell(job, i),))
+            for i in (*range(num_batches), None)
+        )
+        for job in jobs_of(settings)
+    ]

@@ -1,0 +1,66 @@
+"""The plan of the scaling study: cells in batches and groups, with forecasts of time and memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from isounc.runs.executors import Batch, Group
+from isounc.sampling.drivers import DRIVERS
+from isounc.studies.scaling.cell import cell_model, cell_problem
+from isounc.studies.scaling.settings import Cell, Settings, seed_batches
+
+# Measured on one core of a 2-core server with `isounc scaling`. The forecasts order the work and
+# feed the ETA; nothing depends on their accuracy.
+SECONDS_PER_TERM = 1.5e-9
+"""Seconds per parameter, example and gradient."""
+SECONDS_PER_CALL = 2e-5
+"""Seconds per gradient, whatever its size."""
+
+
+class Cost(NamedTuple):
+    """A rough forecast for a batch on one CPU core."""
+
+    seconds: float
+    """Sampling, fits and estimates, without compilation."""
+    mebibytes: float
+    """Peak memory of the worker above that of the interpreter and the compiler."""
+
+
+def plan(settings: Settings) -> list[Group]:
+    """Seeds as batches, and batches of equal shapes as groups, the most expensive group first.
+
+    The order lets workers end together.
+    """
+    groups: dict[Any, list[Batch]] = {}
+    for cells in seed_batches(settings):
+        problem = cell_problem(cells[0], settings)
+        model = cell_model(cells[0], problem)
+        seconds, mebibytes = estimate_cost(cells, settings)
+        batch = Batch(f"{cells[0].problem} width {cells[0].width}", cells, seconds, mebibytes)
+        groups.setdefault((problem.shape_key, model, len(cells)), []).append(batch)
+    seconds = {key: sum(batch.seconds for batch in group) for key, group in groups.items()}
+    return [tuple(groups[key]) for key in sorted(groups, key=lambda key: -seconds[key])]
+
+
+def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
+    """Forecast time and memory for the cells of a batch."""
+    problem = cell_problem(cells[0], settings)
+    model = cell_model(cells[0], problem)
+    sampler = settings.sampling
+    # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
+    steps = 13 if problem.noise_sd is None else 20
+    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    calls = forecast.num_transitions * steps
+    chains = len(cells) * sampler.chains
+    terms = model.num_params * len(problem.X) * chains
+    locations = sum(len(x) for x in problem.regions.values())
+    sampling = calls * (SECONDS_PER_CALL + SECONDS_PER_TERM * terms)
+    estimating = len(cells) * (1.0 + 1e-7 * locations * problem.num_columns * model.num_params)
+    values = sampler.max_draws * chains * len(problem.regions) * sampler.locations_per_region
+    floats = (
+        4 * values * problem.num_columns
+        + 4 * model.num_params * settings.n * chains
+        + 6 * model.num_params**2
+        + len(cells) * forecast.num_floats
+    )
+    return Cost(sampling + estimating, 4 * floats / 2**20)

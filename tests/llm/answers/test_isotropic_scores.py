@@ -1,0 +1,99 @@
+"""Isotropic scores by hand and by sampling."""
+
+import numpy as np
+import pytest
+
+from isounc.llm.answers.isotropic_scores import (
+    ScoreSettings,
+    aleatoric,
+    epistemic,
+    isotropic_scores,
+    link_aware,
+    link_aware_total,
+    total,
+)
+from tests.llm.answers.made_up import measured, values
+
+
+def test_epistemic_aleatoric_and_their_sum_by_hand():
+    p, norm, sigma = 0.3, np.exp(2.0), 0.5
+    answers = [measured(p=p, log_norm=2.0)]
+    for scaling, less in (("all", 0), ("layer_scaled", 1), ("last_layer", 2)):
+        (value,) = values(epistemic("sequence", scaling), answers)
+        assert value == pytest.approx(np.log(p**2 * norm) - less)
+    assert values(aleatoric("sequence"), answers)[0] == pytest.approx(p * (1 - p))
+    (value,) = values(total("sequence", "sum", sigma=sigma), answers)
+    assert value == pytest.approx(sigma**2 * p**2 * norm + p * (1 - p))
+
+
+def test_link_aware_by_sampling():
+    p, sigma = 0.3, 0.5
+    answers = [measured(p=p, log_norm=2.0)]
+    sd = sigma * np.exp(1.0) / (1 - p)  # ||grad logit p|| = ||grad log p|| / (1 - p)
+    logits = np.log(p / (1 - p)) + sd * np.random.default_rng(0).standard_normal(1_000_000)
+    draws = 1 / (1 + np.exp(-logits))
+    (var,) = values(link_aware("sequence", sigma=sigma), answers)
+    assert var == pytest.approx(draws.var(), rel=5e-3)
+    (value,) = values(link_aware_total("sequence", sigma=sigma), answers)
+    assert value == pytest.approx(draws.mean() * (1 - draws.mean()), rel=5e-3)
+
+
+def test_extreme_probabilities_stay_finite_and_in_order():
+    """Answers of probability e^-200 and 1 - e^-200 are neither infinite nor equal to their
+    neighbours."""
+    logits = [-200.0, -100.0, 0.0, 100.0, 200.0]
+    answers = [measured(i, log_odds={"sequence": d}) for i, d in enumerate(logits)]
+    numbers = values(epistemic("sequence"), answers)
+    assert np.isfinite(numbers).all() and (np.diff(numbers[:3]) > 0).all()
+    for score in (
+        aleatoric("sequence"),
+        link_aware("sequence", sigma=0.01),
+        link_aware_total("sequence", sigma=0.01),
+        total("sequence", "sum", sigma=0.01),
+    ):
+        assert np.isfinite(values(score, answers)).all(), score.name
+
+
+def test_logistic_is_fitted_out_of_fold():
+    """On pure noise a fit within its own questions would look better than chance."""
+    rng = np.random.default_rng(1)
+    answers = [
+        measured(i, p=float(rng.uniform(0.1, 0.9)), log_norm=float(rng.normal()), correct=bool(rng.random() < 0.5))
+        for i in range(60)
+    ]  # fmt: skip
+    wrong = np.array([not answer.correct for answer in answers])
+    logistic = total("sequence", "logistic", sigma=0.01)
+    ranks = np.argsort(np.argsort(values(logistic, answers)))
+    auroc = (ranks[wrong].mean() - (wrong.sum() - 1) / 2) / (~wrong).sum()
+    assert auroc < 0.6
+    # One wrong answer is not enough for five folds.
+    few = [measured(i, correct=i > 0) for i in range(8)]
+    assert np.isnan(values(logistic, few)).all()
+
+
+def test_every_estimand_has_every_family():
+    scores = isotropic_scores(ScoreSettings(estimands=("sequence", "choice"), rules=("z",)))
+    names = {score.name for score in scores}
+    assert len(names) == len(scores) == 2 * 7
+    for score in scores:
+        assert score.name == f"{score.family}/{score.estimand}"
+        assert not score.is_baseline and not score.higher_is_certain
+    # No question has choices: the scores of that estimand are undefined.
+    for score in scores:
+        undefined = np.isnan(values(score, [measured(), measured(1, p=0.5)]))
+        assert undefined.all() == undefined.any() == (score.estimand == "choice")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"estimands": ("sequences",)}, ("sequences", "mean_token")),
+        ({"rules": ("product",)}, ("product", "sum")),
+        ({"sigma": 0.0}, ("sigma", "0")),
+    ],
+)
+def test_bad_settings(settings, words):
+    with pytest.raises(ValueError) as error:
+        ScoreSettings(**settings)
+    for word in words:
+        assert word in str(error.value)

@@ -1,0 +1,50 @@
+"""Executors: every group is computed once, wherever, and what fails in a worker is raised here."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from isounc.runs.executors import EXECUTORS, Batch, Event, run_groups
+
+GROUPS = [(Batch("one", ("a", "b"), 2.0),), (Batch("two", ("c",)), Batch("three", ("d",)))]
+
+
+def names(group, tell):
+    for batch in group:
+        tell(Event(os.getpid(), batch.label, batch.seconds))
+    return os.getpid(), "".join(cell for batch in group for cell in batch.cells)
+
+
+def fail_at_c(group, tell):
+    if "c" in group[0].cells:
+        raise ValueError("c cannot be computed")
+    return names(group, tell)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_every_group_is_computed_once(executor):
+    results = run_groups(GROUPS, names, executor=executor, workers=2)
+    assert sorted(text for _, text in results) == ["ab", "cd"]
+    here = {process for process, _ in results} == {os.getpid()}
+    assert here == (executor == "serial")
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_an_error_in_a_worker_is_raised_here(executor):
+    with pytest.raises(ValueError, match="c cannot be computed"):
+        run_groups(GROUPS, fail_at_c, executor=executor, workers=1)
+
+
+def test_an_executor_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="executor must be one of serial, processes, got 'slurm'"):
+        run_groups(GROUPS, names, executor="slurm")
+
+
+def test_an_executor_can_be_added(monkeypatch):
+    def backwards(groups, work, tell, workers):
+        yield from (work(group, tell) for group in reversed(groups))
+
+    monkeypatch.setitem(EXECUTORS, "backwards", backwards)
+    assert [text for _, text in run_groups(GROUPS, names, executor="backwards")] == ["cd", "ab"]

@@ -1,0 +1,99 @@
+"""Settings of sampling: what is refused, and names that agree with the registries."""
+
+from __future__ import annotations
+
+import pytest
+
+from isounc.sampling import register_sampler
+from isounc.sampling.chains import ChainDriver
+from isounc.sampling.coordinates import COORDINATES
+from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.kernels import HMC, SAMPLERS
+from isounc.sampling.settings import (
+    COORDINATE_NAMES,
+    SAMPLER_NAMES,
+    GateSettings,
+    SamplerSettings,
+)
+
+
+def test_names_are_those_of_the_registries():
+    assert SAMPLER_NAMES == [*DRIVERS] == [*SAMPLERS, "tempered_smc"]
+    assert COORDINATE_NAMES == tuple(COORDINATES)
+
+
+def test_a_registered_sampler_is_taken():
+    sampler = HMC()
+    with pytest.raises(ValueError, match="sampler must be one of"):
+        SamplerSettings(sampler="mine")
+    register_sampler("mine", sampler)
+    try:
+        assert SamplerSettings(sampler="mine").sampler == "mine"
+        assert SAMPLERS["mine"] is sampler
+        assert DRIVERS["mine"] == ChainDriver(sampler)
+        with pytest.raises(ValueError, match="name must be one that no sampler has, got 'mine'"):
+            register_sampler("mine", HMC())
+    finally:
+        del SAMPLERS["mine"], DRIVERS["mine"]
+        SAMPLER_NAMES.remove("mine")
+    for name in ("hmc", "tempered_smc"):
+        with pytest.raises(ValueError, match="name must be one that no sampler has"):
+            register_sampler(name, sampler)
+    with pytest.raises(ValueError, match="name must be letters"):
+        register_sampler("my sampler", sampler)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampler": "nutz"},
+            "one of hmc, nuts, chees, adjusted_mclmc, tempered_smc[,;] got 'nutz'; did you mean 'nuts'",
+        ),
+        (
+            {"num_draws": 2000, "max_draws": 500},
+            r"max_draws must be at least num_draws \(2000\), got 500",
+        ),
+        ({"num_chains": 1}, "num_chains must be an integer of at least 2"),
+        ({"num_chains": 2.5}, "num_chains must be an integer of at least 2"),
+        ({"num_draws": 0}, "num_draws must be an integer of at least 4"),
+        ({"block": 1}, "block must be"),
+        ({"num_kept": 0}, "num_kept must be"),
+        ({"target_acceptance": 1.0}, "target_acceptance must be between 0 and 1, got 1.0"),
+        ({"trajectory_length": 0.0}, "trajectory_length must be a positive"),
+        ({"max_integration_steps": 0}, "max_integration_steps must be an integer of at least 1"),
+        ({"target_var_se": 0.0}, "target_var_se must be a positive"),
+        ({"tempering_ess": 1.0}, "tempering_ess must be above 0 and at most 0.99, got 1.0"),
+        ({"num_mutations": 0}, "num_mutations must be an integer of at least 1"),
+        (
+            {"sampler": "tempered_smc", "metric": "low_rank"},
+            "metric must be one of identity, diagonal for sampler 'tempered_smc', got 'low_rank'",
+        ),
+        (
+            {"sampler": "tempered_smc", "coordinates": "curvature"},
+            "coordinates must be one of auto, prior, readout for sampler 'tempered_smc', got 'curv",
+        ),
+        ({"metric": "dense"}, "metric must be one of identity, diagonal, low_rank[,;] got 'dense'"),
+        ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(unchecked, changes, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"ess_min": 0.0},
+        {"rhat_max": 1.0},
+        {"ebfmi_min": -0.1},
+        {"divergence_rate_max": 1.5},
+        {"saturated_max": -1},
+        {"ess_min": float("nan")},
+    ],
+)
+def test_senseless_bounds_are_refused(bound):
+    (name,) = bound
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        GateSettings(**bound)
