@@ -98,6 +98,15 @@ def shared() -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape checks: for a test of what a function itself says of wrong arguments."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
 def x64() -> Iterator[None]:
     """Float64 for one test, if the backend has it."""
     with jax.enable_x64(True):

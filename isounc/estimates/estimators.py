@@ -1,42 +1,51 @@
 """Estimators: a covariance of the parameters and the way it reaches the prediction, by name.
 
-Two ways: to first order in p itself (`Linearised`, the delta method), or to first order in the logit and exactly
-through the link (`GaussianLogit`). `ESTIMATORS` lists them; `register_estimator` adds one.
+Two ways: to first order in p itself (`Linearised`, the delta method), or to first order in the
+logit and exactly through the link (`GaussianLogit`). `ESTIMATORS` holds them with all that the
+scaling study needs to know; `register_estimator` adds one.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isounc import covariance as cov
+from isounc.checks import check_choice, check_name
 from isounc.densities import Data
 from isounc.estimates.links import LINK_MOMENTS
 from isounc.likelihoods import Likelihood, NoiseSd
 from isounc.models import Model
 
+POINTS = ("map", "trained", "draw", "posterior")
+"""Points theta*: the MAP, a trained network, single posterior draws; and none, but an average."""
+VIEWS = ("curves", "levels", "maps", "bands")
+"""Where reports show an estimator: as curves against width, in the table of levels, as maps over
+two inputs (the first two have room), as bands over one input."""
+
 
 class Estimate(NamedTuple):
-    """An estimate at N locations, per column M (class); variances are in squared units of the predictive quantity."""
+    """An estimate at N locations, per column M (class), in squared units of the prediction."""
 
     prob: Float[Array | np.ndarray, "N M"]
     """Point prediction p(y|x, theta*); for regression f(x, theta*)."""
     epistemic: Float[Array | np.ndarray, "N M"]
-    """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer-scaled ones."""
+    """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer_scaled."""
     aleatoric: Float[Array | np.ndarray, "N M"]
     """p* (1 - p*), as the paper defines it; the noise variance for regression."""
     total: Float[Array | np.ndarray, "N M"]
-    """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), which is `aleatoric` itself."""
+    """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), `aleatoric`."""
     aleatoric_corrected: Float[Array | np.ndarray, "N M"]
-    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order (negative where that breaks down)."""
+    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order, negative where that fails."""
     target: Int[Array | np.ndarray, "N M"] | None = None
-    """The class or token of each column, where `isounc.isotropic` was given one or chose the predicted one."""
+    """The class or token of each column, where `isounc.isotropic` was given or chose one."""
 
 
 class Evidence(NamedTuple):
@@ -44,8 +53,10 @@ class Evidence(NamedTuple):
 
     data: Data | None = None
     """Training data and prior."""
+    prior_sd: Float[Array, " P"] | None = None
+    """Prior standard deviation of each parameter, where there may be no data."""
     layer_sd: Float[Array, " P"] | None = None
-    """Scales for layer_scaled, one value within a group: the prior's sd, or rms(W_l) (`layer_rms`)."""
+    """Scales for layer_scaled, one value within a group: the prior's sd, or rms(W_l)."""
     draws: Float[Array, "S P"] | None = None
     """Posterior draws, chain-major."""
     hessian: Float[Array, "P P"] | None = None
@@ -53,28 +64,53 @@ class Evidence(NamedTuple):
 
 
 @runtime_checkable
+@dataclass(frozen=True, kw_only=True)
 class Estimator(Protocol):
     """A covariance of the parameters and the way it reaches the prediction.
 
-    Instances are hashable (a frozen dataclass is): they are static arguments of the compiled estimates.
+    The fields say how a study computes, orders, compares and shows it. Instances are hashable: they
+    are static arguments of the compiled estimates.
     """
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Fields of `Evidence` without which there is no estimate."""
-        ...
+    label: str = ""
+    """Name in legends and titles; if empty, the one that it is registered by."""
+    order: float = math.inf
+    """Place among the others in tables and legends, ascending; equal ones as registered."""
+    points: tuple[str, ...] = ("map", "trained")
+    """Those of `POINTS` where it is computed; posterior is `isounc.posterior_averaged` alone."""
+    needs: tuple[str, ...] = ()
+    """Fields of `Evidence` without which there is no estimate."""
+    uses: tuple[str, ...] = ()
+    """Fields of `Evidence` that it reads where they are at hand."""
+    by_group: bool = False
+    """Whether Sigma is a `Diagonal` that is constant on each of the model's parameter groups: then
+    no gradient needs to be formed."""
+    quantities: tuple[str, ...] = ("epistemic",)
+    """Fields of `Estimate` that are compared with the reference."""
+    per_class: bool = False
+    """Whether single classes are compared too, beside their sum and the predicted class."""
+    views: tuple[str, ...] = ("curves", "levels")
+    """Those of `VIEWS` that show it."""
 
-    @property
-    def by_group(self) -> bool:
-        """Whether Sigma is a `Diagonal` that is constant on each of the model's parameter groups."""
-        ...
+    def __post_init__(self):
+        for field, choices in (
+            ("points", POINTS),
+            ("needs", Evidence._fields),
+            ("uses", Evidence._fields),
+            ("quantities", Estimate._fields[1:-1]),
+            ("views", VIEWS),
+        ):
+            for value in getattr(self, field):
+                check_choice(field, value, choices)
 
+    @abstractmethod
     def covariance(
         self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
     ) -> cov.Covariance:
         """Sigma at theta*."""
         ...
 
+    @abstractmethod
     def moments(
         self,
         likelihood: Likelihood,
@@ -82,33 +118,31 @@ class Estimator(Protocol):
         gram: Float[Array, "N O O"],
         noise_sd: NoiseSd,
     ) -> tuple[Float[Array, "N M"], Float[Array, "N M"]]:
-        """Epistemic variance and corrected aleatoric variance from f(x, theta*) and J Sigma J^T."""
+        """Epistemic and corrected aleatoric variance from f(x, theta*) and J Sigma J^T."""
         ...
 
 
-CovarianceRule = Callable[[Model, jax.Array, Evidence, int], cov.Covariance]
+CovarianceRule = Callable[[Model, Float[Array, " P"], Evidence, int], cov.Covariance]
+"""Sigma from the model, theta*, the evidence and the number of chains in its draws."""
 
 
 @dataclass(frozen=True)
-class Linearised:
-    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J, hence A (J Sigma J^T) A^T on the diagonal.
+class Linearised(Estimator):
+    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J: the diagonal of A (J Sigma J^T) A^T.
 
-    Source: the delta method, as in Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466) for Sigma = I.
+    Source: the delta method, as in Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466) for
+    Sigma = I.
     """
 
     rule: CovarianceRule
     """Sigma."""
-    needs: tuple[str, ...] = ()
-    """Fields of `Evidence` that the rule reads."""
-    by_group: bool = False
-    """Whether Sigma is a multiple of the identity on each parameter group: then no gradient needs to be formed."""
 
     def covariance(self, model, theta, evidence, num_chains):
         """Sigma at theta*."""
         return self.rule(model, theta, evidence, num_chains)
 
     def moments(self, likelihood, outputs, gram, noise_sd):
-        """Diagonal of A gram A^T, and p*(1-p*) minus it (regression: the noise does not depend on theta)."""
+        """Diagonal of A gram A^T, and the label variance corrected by it."""
         a = likelihood.predict_jacobian(outputs)
         epistemic = jnp.einsum("nmo,noq,nmq->nm", a, gram, a)
         # Rounding may leave a tiny negative number at saturated probabilities, where a row of A cancels.
@@ -118,29 +152,19 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class GaussianLogit:
-    """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) to quadrature accuracy.
+class GaussianLogit(Linearised):
+    """Logits f ~ N(f(x, theta*), J Sigma J^T), moments of sigmoid(f) or softmax(f) by quadrature.
 
-    Source: MacKay 1992, "The evidence framework applied to classification networks", for the Gaussian logit; the
-    moments are integrated (`isounc.estimates.links`) where he approximates them. A likelihood whose link is not in
-    `isounc.estimates.links.LINK_MOMENTS`, such as regression, is treated as by `Linearised`.
+    Source: MacKay 1992, "The evidence framework applied to classification networks", for the
+    Gaussian logit; the moments are integrated (`isounc.estimates.links`) where he approximates
+    them. A likelihood whose link is not in `isounc.estimates.links.LINK_MOMENTS`, such as
+    regression, is treated as by `Linearised`.
     """
-
-    rule: CovarianceRule
-    """Sigma."""
-    needs: tuple[str, ...] = ()
-    """Fields of `Evidence` that the rule reads."""
-    by_group: bool = False
-    """Whether Sigma is a multiple of the identity on each parameter group: then no gradient needs to be formed."""
-
-    def covariance(self, model, theta, evidence, num_chains):
-        """Sigma at theta*."""
-        return self.rule(model, theta, evidence, num_chains)
 
     def moments(self, likelihood, outputs, gram, noise_sd):
         """Var[p] and E[p (1 - p)] under the Gaussian logits."""
         if likelihood.link not in LINK_MOMENTS:
-            return Linearised(self.rule).moments(likelihood, outputs, gram, noise_sd)
+            return super().moments(likelihood, outputs, gram, noise_sd)
         moments = LINK_MOMENTS[likelihood.link](outputs, gram)
         return moments.var, moments.label_var
 
@@ -151,7 +175,7 @@ def isotropic_rule(model, theta, evidence, num_chains):
 
 
 def _prior(model, theta, evidence, num_chains):
-    return cov.Diagonal(evidence.data.prior_sd)
+    return cov.Diagonal(evidence.prior_sd)
 
 
 def _layer_scaled(model, theta, evidence, num_chains):
@@ -185,27 +209,70 @@ def _oracle_diagonal(model, theta, evidence, num_chains):
     return cov.diagonal_from_draws(evidence.draws)
 
 
+_EVERYWHERE = ("map", "trained", "draw")
 ESTIMATORS: dict[str, Estimator] = {
-    "isotropic": Linearised(isotropic_rule, by_group=True),
-    "link_aware": GaussianLogit(_prior, ("data",), by_group=True),
-    "layer_scaled": Linearised(_layer_scaled, ("layer_sd",), by_group=True),
-    "laplace": Linearised(_laplace, ("data",)),
-    "laplace_diagonal": Linearised(_laplace_diagonal, ("data",)),
-    "oracle": Linearised(_oracle, ("draws",)),
-    "oracle_within_chain": Linearised(_oracle_within_chain, ("draws",)),
-    "oracle_diagonal": Linearised(_oracle_diagonal, ("draws",)),
-}
-"""Estimators at a point, by name. `posterior_averaged` stands apart: it has no theta*."""
+    "isotropic": Linearised(
+        isotropic_rule, label="isotropic ‖∇p‖²", order=0, points=_EVERYWHERE, by_group=True,
+        quantities=("epistemic", "aleatoric", "aleatoric_corrected", "total"), per_class=True,
+        views=("curves", "levels", "maps", "bands"),
+    ),
+    "link_aware": GaussianLogit(
+        _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("prior_sd",),
+        by_group=True, quantities=("epistemic", "aleatoric_corrected"), per_class=True,
+        views=("curves", "levels", "maps"),
+    ),
+    "layer_scaled": Linearised(
+        _layer_scaled, label="layer-scaled", order=2, points=_EVERYWHERE, needs=("layer_sd",),
+        by_group=True,
+    ),
+    "laplace": Linearised(
+        _laplace, label="Laplace", order=3, needs=("data",), uses=("hessian",),
+        quantities=("epistemic", "aleatoric_corrected"), views=("curves", "levels", "bands"),
+    ),
+    "laplace_diagonal": Linearised(
+        _laplace_diagonal, label="Laplace, diagonal", order=4, needs=("data",), uses=("hessian",),
+        views=("curves",),
+    ),
+    "oracle": Linearised(_oracle, label="oracle Σ", order=5, needs=("draws",)),
+    "oracle_within_chain": Linearised(
+        _oracle_within_chain, label="oracle Σ within chains", order=6, needs=("draws",), views=()
+    ),
+    "oracle_diagonal": Linearised(
+        _oracle_diagonal, label="oracle Σ, diagonal", order=7, needs=("draws",), views=()
+    ),
+    "posterior_averaged": Linearised(
+        isotropic_rule, label="averaged over draws", order=8, points=("posterior",),
+        needs=("draws",), by_group=True, quantities=("epistemic", "aleatoric"),
+        views=("curves", "levels", "bands"),
+    ),
+}  # fmt: skip
+"""Estimators by name."""
+
+
+def estimator_names(point: str | None = None) -> list[str]:
+    """Names of `ESTIMATORS` in their order; those computed at a point, where one is given."""
+    names = sorted(ESTIMATORS, key=lambda name: ESTIMATORS[name].order)
+    return [name for name in names if point is None or point in ESTIMATORS[name].points]
 
 
 def register_estimator(name: str, estimator: Estimator, *, overwrite: bool = False) -> None:
-    """Add an estimator to `ESTIMATORS`, e.g. ``Linearised(my_rule, ("data",))``.
+    """Add an estimator to `ESTIMATORS`, e.g. `Linearised(my_rule, needs=("data",))`.
+
+    The scaling study then computes it at its points and shows it in its tables and figures. Worker
+    processes know it if it is registered where a script is imported, not under
+    `if __name__ == "__main__":`.
 
     Raises
     ------
     ValueError
-        If the name is taken and ``overwrite`` is False.
+        If the name is taken and `overwrite` is False, or is no name, or the estimator not an
+        `Estimator`.
     """
-    if name in (*ESTIMATORS, "posterior_averaged") and not overwrite:
-        raise ValueError(f"name {name!r} is taken; give overwrite=True to replace that estimator.")
+    check_name("name", name)
+    if not isinstance(estimator, Estimator):
+        raise ValueError(f"estimator must be an Estimator, got {estimator!r}")
+    if name in ESTIMATORS and not overwrite:
+        raise ValueError(
+            f"name {name!r} is already registered; choose another or pass overwrite=True"
+        )
     ESTIMATORS[name] = estimator

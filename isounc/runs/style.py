@@ -1,4 +1,4 @@
-"""How things look in every figure: one colour and marker per estimator, point and region; files.
+"""How things look in every figure: one colour and marker per point and region; files.
 
 The colours are Okabe and Ito's and Tol's muted ones, which people with the common kinds of colour
 blindness tell apart; markers say the same a second time. A hollow marker means a failed gate.
@@ -32,17 +32,6 @@ class Look(NamedTuple):
     """Marker of matplotlib."""
 
 
-_ESTIMATORS = {
-    "isotropic": Look("isotropic ‖∇p‖²", "#0072B2", "o"),
-    "link_aware": Look("link-aware", "#D55E00", "s"),
-    "layer_scaled": Look("layer-scaled", "#56B4E9", "P"),
-    "laplace": Look("Laplace", "#CC79A7", "^"),
-    "laplace_diagonal": Look("Laplace, diagonal", "#E69F00", "v"),
-    "oracle": Look("oracle Σ", "#009E73", "D"),
-    "oracle_within_chain": Look("oracle Σ within chains", "#8C8C8C", "X"),
-    "oracle_diagonal": Look("oracle Σ, diagonal", "#8C6D31", "p"),
-    "posterior_averaged": Look("averaged over draws", "#000000", "*"),
-}
 POINT_LOOKS = {
     "map": Look("isotropic at the MAP", "#0072B2", "o"),
     "trained": Look("isotropic at a trained network", "#882255", "X"),
@@ -63,7 +52,7 @@ CLASS_LOOKS = tuple(
         )
     )
 )
-_SPARE = (("#332288", "<"), ("#999933", ">"), ("#AA4499", "d"), ("#117733", "H"))
+SPARE = (("#332288", "<"), ("#999933", ">"), ("#AA4499", "d"), ("#117733", "H"))
 PAPER_COLOR = "#555555"
 STATISTICS = {
     "pearson": "Pearson correlation",
@@ -107,14 +96,9 @@ class NothingToDraw(ValueError):
     """Why a figure cannot be drawn from a run."""
 
 
-def estimator_look(name: str, *, position: int = 0) -> Look:
-    """The look of an estimator; one that is not built in takes a spare colour by its position."""
-    return _ESTIMATORS.get(name) or Look(name, *_SPARE[position % len(_SPARE)])
-
-
 def region_look(name: str, *, position: int = 0) -> Look:
     """The look of a region; one that is not built in takes a spare colour by its position."""
-    return REGION_LOOKS.get(name) or Look(name, *_SPARE[position % len(_SPARE)])
+    return REGION_LOOKS.get(name) or Look(name, *SPARE[position % len(SPARE)])
 
 
 @contextlib.contextmanager

@@ -15,17 +15,23 @@ def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Secti
     tables = (
         settings_table(folder.settings, "Settings"),
         settings_table(folder.read_info(), "Environment and checks"),
-        settings_table({"not drawn": skipped}, "This report"),
+        *([settings_table({"not drawn": skipped}, "Figures")] if skipped else []),
     )
     return Section("settings", "Settings and environment", (), (), tables)
 
 
 def table_of_rows(
-    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], note: str = ""
+    title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], note: str = ""
 ) -> Table:
-    """The rows of a CSV table as texts."""
+    """Some columns of the rows of a CSV table, as texts.
+
+    Parameters
+    ----------
+    columns
+        Headings by the name of the column.
+    """
     texts = [tuple(_plain(row.get(column), ".4g") for column in columns) for row in rows]
-    return Table(title, tuple(columns), texts, note)
+    return Table(title, tuple(columns.values()), texts, note)
 
 
 def settings_table(settings: Mapping[str, Any], title: str) -> Table:
@@ -47,4 +53,8 @@ def _plain(value: Any, form: str = "g") -> str:
         return "-"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and 1000 <= abs(value) < 1e7 and form != "g":
+        return f"{value:.0f}"
     return format(value, form) if isinstance(value, float) else str(value)

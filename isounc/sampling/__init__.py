@@ -1,4 +1,4 @@
-"""Reference posteriors by MCMC and SMC: settings, samplers, moments, convergence checks, checkpoints."""
+"""Reference posteriors by MCMC and SMC, their predictive moments and convergence checks."""
 
 from isounc.sampling.drivers import register_sampler
 from isounc.sampling.gate import Gate

@@ -1,4 +1,4 @@
-"""What warm-up adapts: step size, trajectory length and metric, window by window."""
+"""Warm-up: adaptation of step size, trajectory length and metric, window by window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRIOR_WEIGHT = 20
 
 
 class Tuning(NamedTuple):
-    """What warm-up adapts, for one problem; all chains share it."""
+    """Adapted quantities of one problem; all its chains share them."""
 
     step_size: Float[Array, ""]
     """Time of an integration step; a quarter period of the Gaussian part is pi / 2."""
@@ -42,7 +42,7 @@ class Tuning(NamedTuple):
     squares: Float[Array, " P"]
     """Their summed squared distances from it."""
     extra: Any = ()
-    """What else a sampler adapts."""
+    """Anything else that the sampler adapts."""
 
 
 def start_tuning(

@@ -48,14 +48,14 @@ LOW_RANK_DRAWS = 256
 
 
 class RunState(NamedTuple):
-    """Where the chains of a run stand."""
+    """The chains of a run between two programs."""
 
     coordinates: Coordinates
     """Coordinates of each problem."""
     chains: ChainState
     """Chains of each problem."""
     tuning: Tuning
-    """What warm-up has adapted, for each problem."""
+    """Adapted quantities of each problem."""
     shift: Float[Array, "B N M"]
     """Moments are accumulated about this, near the mean, so that float32 does not cancel."""
 
@@ -63,7 +63,8 @@ class RunState(NamedTuple):
 def is_serial(model: Model, data: Data) -> bool:
     """Whether chains are moved one by one.
 
-    Batched products of small matrices are slow on CPUs, and under `vmap` trees wait for the deepest.
+    Batched products of small matrices are slow on CPUs, and under `vmap` every tree waits for the
+    deepest.
     """
     return on_one_cpu() and data.X.shape[1] * model.num_params >= SERIAL_WORK
 

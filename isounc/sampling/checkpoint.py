@@ -1,8 +1,8 @@
-"""Checkpoints of a sampling run: a killed run goes on where it was and gives the same draws, bit for bit.
+"""Checkpoints of a sampling run: a killed run is resumed and gives the same draws, bit for bit.
 
-A folder holds ``run.json``, which says what is being sampled, a ``block-NNNNN.npz`` for each block of draws, and the
-state of the chains after the newest blocks. Files appear whole or not at all and carry their SHA-256; what does not
-agree with it is not read.
+A folder holds `run.json`, which says what is being sampled, a `block-NNNNN.npz` for each block of
+draws, and the state of the chains after the newest blocks. Files appear whole or not at all and
+carry their SHA-256; a file that does not agree with it is not read.
 """
 
 from __future__ import annotations
@@ -19,53 +19,63 @@ import numpy as np
 from isounc.runs import files
 
 DIGEST = "sha256"
+"""Name of the array with the digest of those after it."""
 
 
 class Checkpoint:
-    """The checkpoints of one run; see `open`."""
+    """The folder of one run; see `open`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
     def open(cls, folder: str | Path, identity: Mapping[str, Any]) -> Checkpoint:
-        """Begin a folder, or go on with one of the same run.
+        """Begin a folder, or resume one of the same run.
+
+        Parameters
+        ----------
+        folder
+            New, empty, or of the same run.
+        identity
+            Everything that decides the draws, as JSON can hold it.
 
         Raises
         ------
         ValueError
-            If the folder holds another run (with what differs), or files that are no checkpoints.
+            If the folder holds another run (with the differences), or anything but checkpoints.
         OSError
             If it cannot be written.
         """
         path = Path(folder)
         asked = files.encode(dict(identity), "identity")
         about = path / "run.json"
-        found = files.bytes_or_none(about)
-        if found is not None:
+        content = files.bytes_or_none(about)
+        if content is not None:
             try:
-                known = files.parse_json(found, str(about))["identity"]
+                known = files.parse_json(content, str(about))["identity"]
             except (files.Damaged, KeyError) as error:
                 raise ValueError(
-                    f"checkpoint folder {path} has a run.json that cannot be read ({error}); give another folder"
+                    "checkpoint must be a folder with a run.json that can be read, got "
+                    f"{path} ({error}); give another folder"
                 ) from error
             if lines := files.differences(known, asked):
                 raise ValueError(
-                    f"checkpoint folder {path} belongs to another run; give another folder, or the same settings "
-                    "and data:\n  " + "\n  ".join(lines)
+                    f"checkpoint must be a folder of this run, got {path} of another run; give "
+                    "another folder, or the same settings and data:\n  " + "\n  ".join(lines)
                 )
             files.remove_stale(path)
             return cls(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(
-                f"checkpoint folder must be new, empty or of this run; {path} holds something else"
+                f"checkpoint must be a folder that is new, empty or of this run, got {path}, which "
+                "holds something else"
             )
         path.mkdir(parents=True, exist_ok=True)
         files.write_atomic({about: files.json_bytes({"identity": asked})}, "run.json")
         return cls(path)
 
     def save(self, step: int, state: Any, block: Any = None) -> None:
-        """Store the state after a step (a window of warm-up or a block), and the block that it gave."""
+        """Store the state after a step, and the block (or round of blocks) that the step gave."""
         contents = {self._path("state", step): _pack(state)}
         if block is not None:
             contents = {self._path("block", step): _pack(block)} | contents
@@ -75,20 +85,29 @@ class Checkpoint:
             self._path("state", step - 2).unlink()
 
     def load(self, state: Any, block: Any, first_block: int) -> tuple[int, Any, list[Any]]:
-        """The newest step whose files are all sound, its state and all blocks up to it; (-1, state, []) without one.
+        """Read the newest step of which all files are sound.
 
-        ``state`` and ``block`` are pytrees of the structure that was saved.
+        Parameters
+        ----------
+        state, block
+            Pytrees of the structure and shapes that were saved.
+        first_block
+            The step that gave the first block.
+
+        Returns
+        -------
+        The step, its state and all blocks up to it; (-1, `state`, []) if there is none.
         """
         steps = sorted(
             (int(p.stem.split("-")[1]) for p in self.folder.glob("state-*.npz")), reverse=True
         )
         for step in steps:
             with contextlib.suppress(files.Damaged):
-                found = _unpack(self._path("state", step), state)
+                saved = _unpack(self._path("state", step), state)
                 blocks = [
                     _unpack(self._path("block", i), block) for i in range(first_block, step + 1)
                 ]
-                return step, found, blocks
+                return step, saved, blocks
         return -1, state, []
 
     def _path(self, kind: str, step: int) -> Path:
@@ -96,6 +115,7 @@ class Checkpoint:
 
 
 def _pack(tree: Any) -> bytes:
+    """The digest of the leaves' archive, in an archive of its own, and after it that archive."""
     arrays = {f"leaf{i:03d}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(tree))}
     content = files.pack(arrays)
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
@@ -106,11 +126,11 @@ _HEAD = len(files.pack({DIGEST: np.zeros(32, np.uint8)}))
 
 
 def _unpack(path: Path, like: Any) -> Any:
-    found = files.bytes_or_none(path)
-    if found is None:
+    packed = files.bytes_or_none(path)
+    if packed is None:
         raise files.Damaged(f"{path} is missing")
-    content = found[_HEAD:]
-    if files.unpack(found[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
+    content = packed[_HEAD:]
+    if files.unpack(packed[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
         raise files.Damaged(f"{path} does not agree with its SHA-256")
     arrays = files.unpack(content)
     leaves = [arrays[name] for name in sorted(arrays)]

@@ -18,8 +18,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 from scipy.special import ndtri
 
-__all__ = ["Diagnostics", "diagnose"]
-
 TAIL_PROBABILITIES = (0.05, 0.95)
 """The quantiles whose effective draws are the tail ESS."""
 CHUNK_DRAWS = 2**16
@@ -50,11 +48,11 @@ class Diagnostics(NamedTuple):
     mean: Float[np.ndarray, "*Q"]
     """Mean over all chains and draws."""
     mean_se: Float[np.ndarray, "*Q"]
-    """Monte Carlo standard error of ``mean``."""
+    """Monte Carlo standard error of `mean`."""
     var: Float[np.ndarray, "*Q"]
     """Variance over all chains and draws, divisor K S."""
     var_se: Float[np.ndarray, "*Q"]
-    """Monte Carlo standard error of ``var``."""
+    """Monte Carlo standard error of `var`."""
     finite: Bool[np.ndarray, "*Q"]
     """Whether every draw is finite."""
     frozen: Bool[np.ndarray, "K *Q"]
@@ -72,13 +70,13 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
     Raises
     ------
     ValueError
-        Not (chains, draws, ...), fewer than 2 chains or 4 draws, no location.
+        For anything but (chains, draws, ...), fewer than 2 chains or 4 draws, or no location.
     """
     draws = np.asarray(values)
     if draws.ndim < 2 or draws.shape[0] < 2 or draws.shape[1] < 4 or draws.size == 0:
         raise ValueError(
             "values must be (chains, draws, locations...) with 2 chains, 4 draws and 1 location or "
-            f"more; got shape {draws.shape}"
+            f"more, got shape {draws.shape}"
         )
     shape = draws.shape[2:]
     draws = draws.reshape(*draws.shape[:2], -1)
@@ -87,11 +85,11 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
     finite = np.empty(draws.shape[2], dtype=bool)
     step = max(1, CHUNK_DRAWS // (draws.shape[0] * draws.shape[1]))
     for start in range(0, draws.shape[2], step):
-        here = slice(start, start + step)
-        x = draws[:, :, here].transpose(2, 0, 1).astype(np.float64, order="C")
-        low[:, here], high[:, here] = x.min(axis=2).T, x.max(axis=2).T
-        finite[here] = np.isfinite(x).all(axis=(1, 2))
-        usable = finite[here] & (low[:, here].min(axis=0) < high[:, here].max(axis=0))
+        chunk = slice(start, start + step)
+        x = draws[:, :, chunk].transpose(2, 0, 1).astype(np.float64, order="C")
+        low[:, chunk], high[:, chunk] = x.min(axis=2).T, x.max(axis=2).T
+        finite[chunk] = np.isfinite(x).all(axis=(1, 2))
+        usable = finite[chunk] & (low[:, chunk].min(axis=0) < high[:, chunk].max(axis=0))
         if usable.any():
             results[:, start + np.flatnonzero(usable)] = _diagnose_chunk(
                 x if usable.all() else x[usable]
@@ -107,8 +105,8 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
     )
 
 
-def _diagnose_chunk(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Compute the fields of `Diagnostics` from ``rhat`` to ``var_se`` for columns (q, K, S)."""
+def _diagnose_chunk(x: Float[np.ndarray, "q K S"]) -> tuple[Float[np.ndarray, " q"], ...]:
+    """The fields of `Diagnostics` from `rhat` to `var_se`."""
     halves = _split(x)
     z, in_order = _normal_scores(halves)
     n = in_order.shape[1]
@@ -136,8 +134,8 @@ def _diagnose_chunk(x: np.ndarray) -> tuple[np.ndarray, ...]:
     )
 
 
-def _split(x: np.ndarray) -> np.ndarray:
-    """Cut chains (q, K, S) into halves (q, 2K, S // 2), without the middle draw of an odd S."""
+def _split(x: Float[np.ndarray, "q K S"]) -> Float[np.ndarray, "q 2*K S//2"]:
+    """Cut chains into halves, without the middle draw of an odd S."""
     half = x.shape[2] // 2
     if x.shape[2] % 2:
         x = np.concatenate([x[:, :, :half], x[:, :, -half:]], axis=2)
@@ -145,7 +143,7 @@ def _split(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _score_table(n: int) -> np.ndarray:
+def _score_table(n: int) -> Float[np.ndarray, " {2*n+1}"]:
     """Normal scores Phi^-1((r - 3/8) / (n + 1/4)) of the ranks r = (-, -,) 1, 3/2, ... n."""
     ranks = np.maximum(np.arange(2 * n + 1) / 2, 1.0)
     table = ndtri((ranks - 0.375) / (n + 0.25))
@@ -153,8 +151,10 @@ def _score_table(n: int) -> np.ndarray:
     return table
 
 
-def _normal_scores(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normal scores of the ranks within each column (q, chains, draws), and the columns in order.
+def _normal_scores(
+    x: Float[np.ndarray, "q K S"],
+) -> tuple[Float[np.ndarray, "q K S"], Float[np.ndarray, "q K*S"]]:
+    """Normal scores of the ranks within each column, and the columns in order.
 
     Equal draws, which rejected proposals leave behind, share their mean rank.
     """
@@ -177,8 +177,8 @@ def _normal_scores(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return z.reshape(x.shape), in_order
 
 
-def _rhat(z: np.ndarray) -> np.ndarray:
-    """R-hat of scores (q, chains, n), sqrt((n-1)/n + var of means / mean of variances).
+def _rhat(z: Float[np.ndarray, "q K n"]) -> Float[np.ndarray, " q"]:
+    """R-hat of scores, sqrt((n-1)/n + var of means / mean of variances).
 
     Infinite if chains stand still at different values, NaN if at the same.
     """
@@ -189,8 +189,10 @@ def _rhat(z: np.ndarray) -> np.ndarray:
     return np.where(still, np.where(between < WITHIN_FLOOR, np.nan, np.inf), rhat)
 
 
-def _ess_tail(x: np.ndarray, in_order: np.ndarray) -> np.ndarray:
-    """Smaller ESS of the two tail indicators of columns (q, K, S), given their halves in order."""
+def _ess_tail(
+    x: Float[np.ndarray, "q K S"], in_order: Float[np.ndarray, "q n"]
+) -> Float[np.ndarray, " q"]:
+    """Smaller ESS of the two tail indicators of columns, given their halves in order."""
     size = float(in_order.shape[1])
     if x.shape[2] % 2:  # the halves lack a draw that the quantile counts
         in_order = np.sort(x.reshape(len(x), -1), axis=1)
@@ -205,8 +207,8 @@ def _ess_tail(x: np.ndarray, in_order: np.ndarray) -> np.ndarray:
     return smaller
 
 
-def _ess(x: np.ndarray) -> np.ndarray:
-    """Effective sample size for the mean of columns (q, chains, n); NaN where all are equal.
+def _ess(x: Float[np.ndarray, "q K n"]) -> Float[np.ndarray, " q"]:
+    """Effective sample size for the mean of columns; NaN where all draws are equal.
 
     ESS = size / tau, tau = -1 + 2 x the sum of autocorrelations over Geyer's initial monotone
     sequence, at least 1 / log10(size).

@@ -69,7 +69,7 @@ class Coordinates(Protocol):
         ...
 
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
-        """Where a chain starts, from a draw of N(0, I): dispersed, not around a mode."""
+        """The start of a chain from a draw of N(0, I): dispersed, not around a mode."""
         ...
 
 
@@ -100,7 +100,10 @@ class Curvature(NamedTuple):
     """1 - (1 + s^2)^-1/2 with s^2 its eigenvalues."""
 
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
-        """A draw of the prior: chains from around the MAP would agree without seeing other modes."""
+        """A draw of the prior.
+
+        Chains that all start around the MAP would agree without having seen another mode.
+        """
         apart = z - self.mean
         return apart + self.basis @ (self.shrink / (1 - self.shrink) * (apart @ self.basis))
 
@@ -281,7 +284,7 @@ COORDINATES: dict[str, Maker] = {
     "curvature": curvature,
     "readout": readout,
 }
-"""What makes the coordinates, by name."""
+"""Makers of coordinates by name."""
 
 
 class _Spectrum(NamedTuple):

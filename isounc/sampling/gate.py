@@ -1,8 +1,8 @@
-"""Whether draws can be trusted: R-hat, effective sample sizes, Monte Carlo errors, and the gate.
+"""The gate: whether draws can be trusted, by R-hat, effective sample sizes and energies.
 
 Everything is judged in function space: a draw is a value of the predictive quantity at a location,
-never a weight, for weight space has symmetries that make a sound sampler look bad. What is computed
-from the draws themselves is in `isounc.sampling.convergence` and can be had from here as well.
+never a weight, for weight space has symmetries that make a sound sampler look bad. R-hat and
+effective sample sizes are computed in `isounc.sampling.convergence`.
 
 Axes: K chains, S draws per chain, Q locations (of any shape), B batches per chain.
 """
@@ -26,15 +26,15 @@ class BatchMoments(NamedTuple):
     mean: Float[np.ndarray, "*N"]
     """Mean over all draws."""
     mean_se: Float[np.ndarray, "*N"]
-    """Monte Carlo standard error of ``mean``."""
+    """Monte Carlo standard error of `mean`."""
     var: Float[np.ndarray, "*N"]
     """Variance over all draws, divisor K S."""
     var_se: Float[np.ndarray, "*N"]
-    """Monte Carlo standard error of ``var``."""
+    """Monte Carlo standard error of `var`."""
 
 
 class Gate(NamedTuple):
-    """The verdict on a sampled posterior; ``_asdict()`` is strict JSON, with None for undefined."""
+    """The verdict on a sampled posterior; `_asdict()` is strict JSON, with None for undefined."""
 
     passed: bool
     """Whether every bound is kept."""
@@ -53,7 +53,7 @@ class Gate(NamedTuple):
     divergences: int
     """Number of divergent transitions."""
     divergence_rate: float
-    """``divergences`` as a share of all transitions, in [0, 1]."""
+    """`divergences` as a share of all transitions, in [0, 1]."""
     num_saturated: int
     """Number of trajectories that ended at the step limit."""
     num_zero_variance: int
@@ -74,12 +74,17 @@ def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
     """Energy Bayesian fraction of missing information of each chain (Betancourt 2016).
 
     E-BFMI = sum_t (E_t - E_{t-1})^2 / sum_t (E_t - mean E)^2, of the Hamiltonian's values E; NaN
-    where they are all equal or one is not finite. ValueError if not (chains, 2 or more draws).
+    where they are all equal or one is not finite.
+
+    Raises
+    ------
+    ValueError
+        For anything but (chains, draws) with 2 draws or more.
     """
     energies = np.asarray(energy, dtype=np.float64)
     if energies.ndim != 2 or energies.shape[0] < 1 or energies.shape[1] < 2:
         raise ValueError(
-            f"energy must be (chains, draws) with 2 draws or more; got shape {energies.shape}"
+            f"energy must be (chains, draws) with 2 draws or more, got shape {energies.shape}"
         )
     usable = np.isfinite(energies).all(axis=1) & (energies != energies[:, :1]).any(axis=1)
     result = np.full(len(energies), np.nan)
@@ -114,14 +119,14 @@ def batch_means_se(
     Raises
     ------
     ValueError
-        Arrays of different shapes, or fewer than 2 batches.
+        For arrays of different shapes, or fewer than 2 batches.
     """
     a = np.asarray(batch_means, dtype=np.float64)
     b = np.asarray(batch_square_means, dtype=np.float64)
     if a.shape != b.shape or a.ndim < 2 or a.shape[0] * a.shape[1] < 2:
         raise ValueError(
             "batch_means and batch_square_means must both be (chains, batches, locations...) with "
-            f"2 batches or more; got shapes {a.shape} and {b.shape}"
+            f"2 batches or more, got shapes {a.shape} and {b.shape}"
         )
     root_n = np.sqrt(a.shape[0] * a.shape[1])
     m = a.mean(axis=(0, 1))
@@ -137,7 +142,7 @@ def batch_means_se(
 def gate(
     values: Float[ArrayLike, "K S *Q"] | Diagnostics,
     *,
-    energy: Float[ArrayLike, "K S"] | None,
+    energy: Float[ArrayLike, "K T"] | None,
     num_divergent: int,
     num_saturated: int,
     num_transitions: int,
@@ -152,41 +157,46 @@ def gate(
     values
         Draws at the locations, or what `diagnose` returned for them.
     energy
-        Hamiltonian of each kept transition; None for a sampler that has none, and then no bound on E-BFMI.
+        Hamiltonian of each transition; None for a sampler that has none, and then there is no bound
+        on E-BFMI.
     num_divergent, num_saturated, num_transitions
         Counts over all chains, after warm-up.
     settings
-        The bounds, `GateSettings` as it is if None.
+        The bounds; None is the defaults of `GateSettings`.
 
     Raises
     ------
     ValueError
-        Counts that cannot be, energies of other chains, or what `diagnose` and `ebfmi` refuse.
+        For counts that cannot be, energies of other chains, or arrays that `diagnose` or `ebfmi`
+        refuses.
     """
     bounds = GateSettings() if settings is None else settings
     if num_transitions < 1:
-        raise ValueError(f"num_transitions must be 1 or more; got {num_transitions}")
+        raise ValueError(f"num_transitions must be 1 or more, got {num_transitions}")
     for name, count in (("num_divergent", num_divergent), ("num_saturated", num_saturated)):
         if not 0 <= count <= num_transitions:
-            raise ValueError(f"{name} must be between 0 and {num_transitions}; got {count}")
-    found = values if isinstance(values, Diagnostics) else diagnose(values)
+            raise ValueError(f"{name} must be between 0 and {num_transitions}, got {count}")
+    diagnostics = values if isinstance(values, Diagnostics) else diagnose(values)
     bfmi = np.empty(0) if energy is None else ebfmi(energy)
-    if energy is not None and len(bfmi) != len(found.frozen):
+    if energy is not None and len(bfmi) != len(diagnostics.frozen):
         raise ValueError(
-            f"energy must have a row for each of the {len(found.frozen)} chains; got {len(bfmi)}"
+            f"energy must have a row for each of the {len(diagnostics.frozen)} chains, got "
+            f"{len(bfmi)}"
         )
     rate = num_divergent / num_transitions
-    size = found.rhat.size
-    zero_variance = found.var == 0
-    frozen = (found.frozen & found.finite & ~zero_variance).reshape(-1, size)
-    num_nonfinite, num_zero_variance = int((~found.finite).sum()), int(zero_variance.sum())
+    size = diagnostics.rhat.size
+    zero_variance = diagnostics.var == 0
+    frozen = (diagnostics.frozen & diagnostics.finite & ~zero_variance).reshape(-1, size)
+    num_nonfinite, num_zero_variance = int((~diagnostics.finite).sum()), int(zero_variance.sum())
     num_frozen, no_bfmi = int(frozen.any(axis=0).sum()), int(np.isnan(bfmi).sum())
-    undefined = np.isnan(found.rhat) | np.isnan(found.ess_bulk) | np.isnan(found.ess_var)
-    num_undefined = int((undefined & found.finite & ~zero_variance).sum())
+    undefined = (
+        np.isnan(diagnostics.rhat) | np.isnan(diagnostics.ess_bulk) | np.isnan(diagnostics.ess_var)
+    )
+    num_undefined = int((undefined & diagnostics.finite & ~zero_variance).sum())
     stuck = ", ".join(map(str, np.flatnonzero(frozen.any(axis=1))))
-    rhat, rhat_at = _extreme(np.argmax, found.rhat)
-    bulk, bulk_at = _extreme(np.argmin, found.ess_bulk)
-    square, square_at = _extreme(np.argmin, found.ess_var)
+    rhat, rhat_at = _extreme(np.argmax, diagnostics.rhat)
+    bulk, bulk_at = _extreme(np.argmin, diagnostics.ess_bulk)
+    square, square_at = _extreme(np.argmin, diagnostics.ess_var)
     fraction, chain = _extreme(np.argmin, bfmi)
     of_all = f"of {size} locations"
     ess_bound = f"it must be {bounds.ess_min:g} or more"
@@ -240,14 +250,14 @@ def gate(
         ),
     )
     reasons = tuple(sentence for broken, sentence in checks if broken)
-    varying = found.var > 0
+    varying = diagnostics.var > 0
     return Gate(
         passed=not reasons,
         reasons=reasons,
-        rhat_max=_finite(np.max, found.rhat),
-        ess_bulk_min=_finite(np.min, found.ess_bulk),
-        ess_var_min=_finite(np.min, found.ess_var),
-        ess_tail_min=_finite(np.min, found.ess_tail),
+        rhat_max=_finite(np.max, diagnostics.rhat),
+        ess_bulk_min=_finite(np.min, diagnostics.ess_bulk),
+        ess_var_min=_finite(np.min, diagnostics.ess_var),
+        ess_tail_min=_finite(np.min, diagnostics.ess_tail),
         ebfmi_min=_finite(np.min, bfmi),
         divergences=int(num_divergent),
         divergence_rate=float(rate),
@@ -255,22 +265,22 @@ def gate(
         num_zero_variance=num_zero_variance,
         num_frozen=num_frozen,
         num_nonfinite=num_nonfinite,
-        var_mcse_median=_finite(np.median, found.var_se[varying] / found.var[varying]),
+        var_mcse_median=_finite(np.median, diagnostics.var_se[varying] / diagnostics.var[varying]),
         num_locations=size,
         where_worst=rhat_at,
     )
 
 
 def _finite(reduce: Callable[..., Any], numbers: np.ndarray) -> float | None:
-    """Reduce the finite numbers to a plain float; None without any."""
+    """Reduce the finite numbers to a plain float; None if there are none."""
     kept = numbers[np.isfinite(numbers)]
     return float(reduce(kept)) if kept.size else None
 
 
 def _extreme(arg: Callable[..., Any], numbers: np.ndarray) -> tuple[float, int | None]:
-    """Find the extreme number that is not NaN and its flat index; (NaN, None) without any."""
-    where = np.flatnonzero(~np.isnan(numbers))
-    if not where.size:
+    """The extreme number that is not NaN and its flat index; (NaN, None) if there is none."""
+    defined = np.flatnonzero(~np.isnan(numbers))
+    if not defined.size:
         return np.nan, None
-    at = int(where[arg(numbers.flat[where])])
-    return float(numbers.flat[at]), at
+    index = int(defined[arg(numbers.flat[defined])])
+    return float(numbers.flat[index]), index

@@ -25,11 +25,11 @@ from isounc.sampling.integrator import Metric, Remainder, euclidean, splitting
 from isounc.sampling.settings import SamplerSettings
 
 CHEES_LEARNING_RATE = 0.025
-"""chees: of Adam on the log of the trajectory length."""
+"""chees: learning rate of Adam on the log of the trajectory length."""
 
 
 class ChainState(NamedTuple):
-    """Where K chains stand."""
+    """Positions of K chains."""
 
     x: Float[Array, "K P"]
     """Positions."""
@@ -40,10 +40,10 @@ class ChainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What one transition of each chain reports."""
+    """Report of one transition of each chain."""
 
     energy: Float[ArrayLike, " K"]
-    """Hamiltonian at the start of the trajectory, after the momentum was drawn; NaN if undefined."""
+    """Hamiltonian at the start of the trajectory, with its momentum; NaN if there is none."""
     divergent: Bool[ArrayLike, " K"]
     """Whether the energy error exceeded 1000."""
     saturated: Bool[ArrayLike, " K"]
@@ -70,7 +70,7 @@ class Sampler(Protocol):
         Parameters
         ----------
         key
-            Of this transition.
+            Random key of this transition.
         chains, tuning
             Where the chains stand, and what warm-up has adapted so far.
         u
@@ -82,7 +82,7 @@ class Sampler(Protocol):
 
         Returns
         -------
-        The chains after it, what it reports, and a proposal for `adapt`.
+        The chains after it, its report, and a proposal for `adapt`.
         """
         ...
 
@@ -312,8 +312,8 @@ class AdjustedMCLMC(HMC):
             r: Float[Array, ""],
             gradient: Float[Array, " P"],
         ) -> tuple[ChainState, Any]:
-            state: Any = DynamicHMCState(x, r - 0.5 * x @ x, gradient - x, num_steps)  # pyright: ignore
-            after: Any
+            start: Any = DynamicHMCState
+            state = start(x, r - 0.5 * x @ x, gradient - x, num_steps)
             after, info = kernel(
                 key, state, log_density, step_size, inverse_mass_matrix=tuning.metric.sd**2
             )

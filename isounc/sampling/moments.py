@@ -1,4 +1,4 @@
-"""Predictive moments, kept draws and the gate's verdict, gathered from blocks of draws.
+"""Predictive moments, kept draws and the gate's verdict, from blocks of draws.
 
 NumPy on the host, one problem at a time.
 """
@@ -76,7 +76,10 @@ class Posterior:
 
 
 class Block(NamedTuple):
-    """A block of S draws of K chains; before `of_problem` every field has the axis of problems B first."""
+    """A block of S draws of K chains.
+
+    Drivers give blocks of all problems, whose fields have a leading axis B; `of_problem` takes one.
+    """
 
     shifted_mean: Float[Array, "K N M"]
     """Block mean of p - shift."""

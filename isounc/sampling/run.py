@@ -1,8 +1,8 @@
 """A run of sampling, the blocks that are drawn, and the `Driver` that draws them.
 
 There are two drivers, chains (`isounc.sampling.chains`) and tempered particles
-(`isounc.sampling.smc`). They share what stands here: what a draw adds to the moments, random
-numbers by step, and devices.
+(`isounc.sampling.smc`). They share the functions of this module: contributions to the moments,
+random numbers by step, and the use of devices.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is, and how far it may go."""
 
 MomentSums = tuple[
-    Float[Array, "N M"], Float[Array, "N M"], Float[Array, "N M"], Float[Array, " N"]
+    Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N"]
 ]
-"""What a draw adds to `Block.shifted_mean`, `shifted_square`, `aleatoric` and `entropy`."""
+"""Contributions of draws to `shifted_mean`, `shifted_square`, `aleatoric`, `entropy` of `Block`."""
 
 
 class Run(NamedTuple):
-    """What is to be sampled, how, where it is stored, and who is told."""
+    """Everything that a driver needs to sample the problems."""
 
     coordinates: Coordinates
     """Coordinates of each problem."""
@@ -53,9 +53,9 @@ class Run(NamedTuple):
     settings: SamplerSettings
     """How they are sampled."""
     checkpoint: Checkpoint | None
-    """Where the run is stored."""
+    """Storage of the run, if it is to be stored."""
     report: Progress
-    """Who is told."""
+    """Called with the progress."""
 
 
 class DrawnBlocks(NamedTuple):
@@ -72,12 +72,12 @@ class DrawnBlocks(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a problem will roughly cost, of which nothing but schedules depends."""
+    """Rough cost of a problem; only schedules depend on it."""
 
     num_transitions: int
     """Transitions one after the other, warm-up included; each moves a state of all K chains."""
     num_floats: int
-    """Numbers in memory at once, beside the draws, which every driver keeps."""
+    """Numbers in memory at once, besides the draws, which every driver keeps."""
 
 
 @runtime_checkable
@@ -90,26 +90,26 @@ class Driver(Protocol):
         ...
 
     def blocks_per_round(self, settings: SamplerSettings) -> int:
-        """Blocks that come together: budgets and checkpoints have whole rounds of them."""
+        """Blocks that come together: budgets and checkpoints consist of whole rounds."""
         ...
 
     def draw(self, run: Run) -> Iterator[DrawnBlocks]:
-        """Round after round without end; those of the checkpoint come first."""
+        """Yield round after round without end; those of the checkpoint come first."""
         ...
 
     def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:
-        """Cost of ``num_draws`` draws of one problem with P parameters."""
+        """Cost of `num_draws` draws of one problem with P parameters."""
         ...
 
 
 def observe(
     theta: Float[Array, " P"],
-    shift: Float[Array, "#N #M"] | Float[Array, ""],
+    shift: Float[Array, "N M"] | Float[Array, ""],
     X: Float[Array, "N D"],
     model: Model,
     data: Data,
 ) -> tuple[MomentSums, Float[Array, "N M"]]:
-    """What a draw adds to the moments about `shift` at X, and what it predicts there."""
+    """Contribution of a draw to the moments about `shift` at X, and its predictions there."""
     outputs, likelihood = model.apply(theta, X), LIKELIHOODS[model.likelihood]
     p = likelihood.predict(outputs)
     sums = (

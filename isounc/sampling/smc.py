@@ -66,14 +66,14 @@ LEAST = -1e30
 GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
 TEMPERATURES = 8
-"""Those of xor at width 2, for forecasts."""
+"""Number of temperatures that forecasts assume: that of xor at width 2."""
 CPU_WORK, WORK = 2**20, 2**28
 """Examples times parameters, over all particles that are moved together: a CPU's cache holds the
 first, a device's memory the second."""
 
 
 class Particles(NamedTuple):
-    """Where one run of S particles stands; compiled programs have axes (problem B, run K) before."""
+    """The S particles of one run; compiled programs have the axes (problem B, run K) before."""
 
     chains: ChainState
     """Particles as the chains of a transition, with r itself (not lambda r) and its gradient."""
@@ -90,7 +90,7 @@ class Particles(NamedTuple):
 
 
 def num_particles(settings: SamplerSettings) -> int:
-    """S: ``num_draws`` rounded up to whole blocks."""
+    """S: `num_draws` rounded up to whole blocks."""
     return settings.block * math.ceil(settings.num_draws / settings.block)
 
 
@@ -236,9 +236,9 @@ def collect_block(
     fixed: Int[Array, " Q"], shift: Float[Array, "B N M"], first: int | Int[Array, ""],
     *, model: Model, settings: SamplerSettings,
 ) -> Block:  # fmt: skip
-    """A block of the particles from ``first`` on, as `isounc.sampling.chains.draw_block` makes it.
+    """A block of the particles from `first` on, like those of `isounc.sampling.chains.draw_block`.
 
-    One particle of each run at a time predicts, as memory allows.
+    One particle of each run predicts at a time, so that memory suffices.
     """
     length = settings.block
     keep_every = thinning(settings)
@@ -324,7 +324,7 @@ class SMCDriver:
         total = size * math.ceil(settings.max_draws / size)
         starts = range(0, size, settings.block)
 
-        def collect(particles: Any, shift: Any, first: int) -> Block:
+        def collect(particles: Any, shift: Any, first: int | Int[Array, ""]) -> Block:
             return collect_block(
                 particles, run.coordinates, data, X, run.fixed, shift, first, **static
             )

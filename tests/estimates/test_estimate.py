@@ -14,8 +14,16 @@ from isounc import densities
 from isounc.estimates import estimate as estimates
 from isounc.estimates import estimators
 from isounc.estimates.estimate import estimate, estimate_all, layer_rms
-from isounc.estimates.estimators import Estimate, Evidence, Linearised
+from isounc.estimates.estimators import (
+    ESTIMATORS,
+    Estimate,
+    Evidence,
+    Linearised,
+    estimator_names,
+    register_estimator,
+)
 from isounc.estimates.isotropic import isotropic
+from isounc.fit import PointEstimate
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 from tests.exact import load_exact
@@ -25,7 +33,7 @@ CLASSES = Model(2, 3, "categorical", width=3, parameterisation="fan_in")
 REGRESSION = Model(2, 1, "gaussian", width=3)
 MODELS = pytest.mark.parametrize("model", [BINARY, CLASSES, REGRESSION], ids=lambda m: m.likelihood)
 PRIOR_SD, NOISE_SD = 1.4, 0.3
-LINEARISED = tuple(n for n, rule in estimates.ESTIMATORS.items() if type(rule) is Linearised)
+LINEARISED = tuple(n for n in estimator_names("map") if type(ESTIMATORS[n]) is Linearised)
 
 
 def problem_of(model, n=9, seed=0):
@@ -54,7 +62,7 @@ def setting(model, seed=0):
 def evidence_of(model, case, *, hessian=True):
     data = densities.make_data(problem_of(model), model, PRIOR_SD)
     arrays = [jnp.asarray(a, data.X.dtype) for a in (case.draws, case.hessian)]
-    return Evidence(data, data.prior_sd, arrays[0], arrays[1] if hessian else None)
+    return Evidence(data, data.prior_sd, data.prior_sd, arrays[0], arrays[1] if hessian else None)
 
 
 def all_of(model, case, names=LINEARISED, *, hessian=True, **settings):
@@ -538,6 +546,44 @@ def test_one_name_from_what_a_user_has_is_the_same_estimate(x64):
     assert_same({"laplace": got}, {"laplace": with_ggn["laplace"]})
 
 
+def test_a_point_estimate_stands_for_its_parameters_and_its_hessian(x64):
+    case, problem = setting(BINARY), problem_of(BINARY)
+    point = PointEstimate(
+        "map", case.theta, 0.0, 0.0, 0.0, 1.0, "dense", case.hessian, (), True, ()
+    )
+    given = dict(problem=problem, prior_sd=PRIOR_SD)
+    for got, expected in (
+        (
+            estimates.laplace(BINARY, case.X, point, **given),
+            estimates.laplace(BINARY, case.X, case.theta, hessian=case.hessian, **given),
+        ),
+        (
+            estimates.laplace(BINARY, case.X, point._replace(hessian=None), **given),
+            estimates.laplace(BINARY, case.X, case.theta, **given),
+        ),
+        (
+            estimates.link_aware(BINARY, case.X, point, prior_sd=PRIOR_SD),
+            estimates.link_aware(BINARY, case.X, case.theta, prior_sd=PRIOR_SD),
+        ),
+        (
+            estimates.posterior_averaged(BINARY, case.X, [point, point]),
+            estimates.posterior_averaged(BINARY, case.X, np.stack([case.theta] * 2)),
+        ),
+        (
+            estimates.posterior_averaged(BINARY, case.X, point),
+            estimate("isotropic", BINARY, case.X, point),
+        ),
+    ):
+        np.testing.assert_allclose(got.epistemic, expected.epistemic, rtol=1e-12)
+    other = estimates.laplace(BINARY, case.X, case.theta, **given)
+    with_hessian = estimates.laplace(BINARY, case.X, point, **given)
+    assert not np.allclose(with_hessian.epistemic, other.epistemic, rtol=1e-2)
+    with pytest.raises(ValueError, match="estimator must be one at a point"):
+        estimate("posterior_averaged", BINARY, case.X, point, draws=case.draws)
+    with pytest.raises(ValueError, match=r"draws must have shape \(S, 13\)"):
+        estimates.posterior_averaged(BINARY, case.X, np.ones((2, 12)))
+
+
 def test_by_region_splits_concatenated_locations():
     one = Estimate(*(np.arange(5.0)[:, None] + i for i in range(5)))
     parts = estimates.by_region(one, {"a": np.zeros((2, 2)), "b": np.zeros((3, 2))})
@@ -546,7 +592,7 @@ def test_by_region_splits_concatenated_locations():
 
 
 def test_a_users_estimator_works_like_the_others(monkeypatch):
-    registry = dict(estimates.ESTIMATORS)
+    registry = dict(ESTIMATORS)
     for module in (estimates, estimators):
         monkeypatch.setattr(module, "ESTIMATORS", registry)
     case = setting(BINARY)
@@ -554,17 +600,23 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     def half_prior(model, theta, evidence, num_chains):
         return cov.Diagonal(0.5 * evidence.data.prior_sd)
 
-    estimates.register_estimator("half_prior", Linearised(half_prior, ("data",)))
+    register_estimator("half_prior", Linearised(half_prior, needs=("data",)))
     given = dict(problem=problem_of(BINARY), prior_sd=PRIOR_SD)
     got = estimate("half_prior", BINARY, case.X, case.theta, **given)
     expected = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=PRIOR_SD)
     np.testing.assert_allclose(got.epistemic, 0.25 * np.asarray(expected.epistemic), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"half_prior.*needs"):
+    with pytest.raises(
+        ValueError, match="problem and prior_sd must be given for estimator 'half_prior'"
+    ):
         estimate("half_prior", BINARY, case.X, case.theta)
     for taken in ("half_prior", "isotropic", "posterior_averaged"):
-        with pytest.raises(ValueError, match=f"{taken}.*is taken.*overwrite"):
-            estimates.register_estimator(taken, Linearised(half_prior))
-    estimates.register_estimator("half_prior", estimates.ESTIMATORS["isotropic"], overwrite=True)
+        with pytest.raises(ValueError, match=f"{taken}.*is already registered.*overwrite=True"):
+            register_estimator(taken, Linearised(half_prior))
+    with pytest.raises(ValueError, match="estimator must be an Estimator, got <function"):
+        register_estimator("other", half_prior)
+    with pytest.raises(ValueError, match=r"needs must be one of data, .*did you mean 'draws'"):
+        Linearised(half_prior, needs=("drawn",))
+    register_estimator("half_prior", ESTIMATORS["isotropic"], overwrite=True)
     again = estimate("half_prior", BINARY, case.X, case.theta, **given)
     np.testing.assert_allclose(again.epistemic * PRIOR_SD**2 / 4, got.epistemic, rtol=1e-5)
 
@@ -606,7 +658,7 @@ def test_missing_evidence_is_named(name, given, words):
 
 @pytest.mark.parametrize("name", ["laplace", "layer_scaled", "oracle"])
 def test_missing_evidence_is_named_before_anything_is_computed(name):
-    with pytest.raises(ValueError, match=f"'{name}' needs"):
+    with pytest.raises(ValueError, match=f"must be given for estimator '{name}'"):
         estimate_all(["isotropic", name], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 
 
@@ -675,5 +727,7 @@ def test_a_hessian_that_is_no_minimum_is_refused(name):
     problem = Problem.from_arrays(np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1]))
     model = make_model(problem, depth=0)
     theta = np.zeros(2, np.float32)
-    with pytest.raises(ValueError, match=f"'{name}' needs a positive definite hessian"):
+    with pytest.raises(
+        ValueError, match=f"hessian must be positive definite for estimator '{name}'"
+    ):
         estimate(name, model, problem.X, theta, problem=problem, prior_sd=1.0, hessian=-np.eye(2))

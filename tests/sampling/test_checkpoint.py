@@ -101,15 +101,17 @@ def test_another_run_and_other_folders_are_refused(tmp_path):
     sampled(tmp_path / "run")
     other = SamplerSettings(**{**vars(SETTINGS), "target_acceptance": 0.7})
     with pytest.raises(
-        ValueError, match=r"another run; .*\n.*target_acceptance: 0.8 in the folder, 0.7"
+        ValueError, match=r"of another run; .*\n.*target_acceptance: 0.8 in the folder, 0.7"
     ):
         sampled(tmp_path / "run", settings=other)
     with pytest.raises(ValueError, match="data_and_keys"):
         sampled(tmp_path / "run", seed=1)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="must be new, empty or of this run"):
+    with pytest.raises(ValueError, match="must be a folder that is new, empty or of this run, got"):
         sampled(tmp_path / "else")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder with a run\.json that can be read, got"
+    ):
         sampled(tmp_path / "run")

@@ -160,14 +160,14 @@ def test_a_verdict_is_strict_json(energy, value):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_transitions": 0}, "num_transitions must be 1 or more; got 0"),
-        ({"num_divergent": -1}, "num_divergent must be between 0 and 4000; got -1"),
-        ({"num_saturated": 4001}, "num_saturated must be between 0 and 4000; got 4001"),
-        ({"energy": np.zeros((S, K))}, "a row for each of the 4 chains; got 1000"),
+        ({"num_transitions": 0}, "num_transitions must be 1 or more, got 0"),
+        ({"num_divergent": -1}, "num_divergent must be between 0 and 4000, got -1"),
+        ({"num_saturated": 4001}, "num_saturated must be between 0 and 4000, got 4001"),
+        ({"energy": np.zeros((S, K))}, "a row for each of the 4 chains, got 1000"),
         ({"energy": np.zeros(S)}, r"energy must be \(chains, draws\)"),
     ],
 )
-def test_impossible_arguments_are_refused(draws, energy, changed, message):
+def test_impossible_arguments_are_refused(unchecked, draws, energy, changed, message):
     with pytest.raises(ValueError, match=message):
         judge(draws, **{"energy": energy} | changed)
 
@@ -176,8 +176,8 @@ def test_ebfmi_is_its_formula(energy):
     for chain, fraction in zip(energy, ebfmi(energy), strict=True):
         steps = sum((chain[t] - chain[t - 1]) ** 2 for t in range(1, S))
         assert fraction == pytest.approx(steps / sum((e - chain.mean()) ** 2 for e in chain))
-    assert ebfmi([[1.0, 1.0], [0.0, 2.0]])[1] == 2.0
-    assert np.isnan(ebfmi([[1.0, 1.0], [0.0, 2.0]])[0])
+    assert ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[1] == 2.0
+    assert np.isnan(ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[0])
 
 
 def batches(x, size, shift):
@@ -218,6 +218,6 @@ def test_a_shift_saves_float32_batch_means():
 @pytest.mark.parametrize(
     ("first", "second"), [((4, 10, 3), (4, 10, 2)), ((1, 1, 3), (1, 1, 3)), ((4,), (4,))]
 )
-def test_batch_means_of_a_wrong_shape_are_refused(first, second):
+def test_batch_means_of_a_wrong_shape_are_refused(unchecked, first, second):
     with pytest.raises(ValueError, match="batch_means and batch_square_means must both be"):
         batch_means_se(np.zeros(first), np.zeros(second))

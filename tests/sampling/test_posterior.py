@@ -231,7 +231,7 @@ def test_float64_agrees_with_float32(problem, model, runs, x64):
 
 def test_draws_grow_until_the_gate_passes_or_they_run_out(problem, model):
     calls = []
-    bounds = GateSettings(ess_min=700, rhat_max=1.1)
+    bounds = GateSettings(ess_min=700.0, rhat_max=1.1)
     settings = SamplerSettings(
         num_draws=200, max_draws=1500, block=100, gate=bounds, target_var_se=1.0
     )
@@ -293,7 +293,7 @@ def test_time_left_is_that_of_blocks_that_were_sampled(monkeypatch):
 
 def test_draws_grow_until_the_variance_is_known_well_enough(problem, model):
     settings = SamplerSettings(
-        num_draws=200, max_draws=4000, block=200, gate=GateSettings(ess_min=100, rhat_max=1.1)
+        num_draws=200, max_draws=4000, block=200, gate=GateSettings(ess_min=100.0, rhat_max=1.1)
     )
     posterior = sample_posterior(problem, model, prior_sd=PRIOR_SD, key=KEY, settings=settings)
     assert posterior.stopped.startswith("target met") and 600 <= posterior.num_draws < 4000

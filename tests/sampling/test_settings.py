@@ -77,7 +77,7 @@ def test_a_registered_sampler_is_taken():
         ({"coordinates": "reedout"}, "coordinates must be one of .*did you mean 'readout'"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes, message):
+def test_settings_out_of_range_are_refused(unchecked, changes, message):
     with pytest.raises(ValueError, match=message):
         SamplerSettings(**changes)
 
@@ -85,7 +85,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize(
     "bound",
     [
-        {"ess_min": 0},
+        {"ess_min": 0.0},
         {"rhat_max": 1.0},
         {"ebfmi_min": -0.1},
         {"divergence_rate_max": 1.5},

@@ -5,8 +5,9 @@ AUROC by score, ROC and risk-coverage curves, and scores of right and wrong answ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.metrics import roc_curve
 
 from isounc.llm.answers.scores import ScoreInfo
 from isounc.runs import style
-from isounc.runs.page import FigureFile
+from isounc.runs.figures import Plot
 from isounc.studies.qa.curves import risk_coverage
 from isounc.studies.qa.scored_answers import ScoredAnswers
 
@@ -37,25 +38,21 @@ _CURVE_BASELINES = {"p_true": "#000000", "semantic_entropy": "#8C8C8C", "log_pro
 _BOX_BASELINES = ("p_true", "semantic_entropy")
 
 
-def draw(
-    folder: Path, scored: Sequence[ScoredAnswers], results: Sequence[Mapping[str, Any]]
-) -> list[FigureFile]:
-    """Draw all figures of a run into a folder, those of each model apart.
+def plots(scored: Sequence[ScoredAnswers], results: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """All figures of a run, those of each model apart.
 
     Parameters
     ----------
-    folder
-        Where the files go.
     scored
         The answers of every model to every benchmark.
     results
         Rows of `isounc.studies.qa.evaluation.evaluate_scores` with their model and benchmark.
     """
-    drawn = []
+    figures = []
     for model in dict.fromkeys(answers.model for answers in scored):
         of_model = [answers for answers in scored if answers.model == model]
         for kind, make, caption in (
-            ("auroc", lambda panels: _aurocs(panels, results),
+            ("auroc", functools.partial(_aurocs, results=results),
              "AUROC for a wrong answer, with 95% bootstrap intervals over questions; the dashed line is chance. "
              "Coloured: isotropic scores of the headline's estimand; grey: baselines."),
             ("curves", _curves,
@@ -65,12 +62,16 @@ def draw(
              "Scores of right and wrong answers, as ranks among all (higher is more uncertain). A score that says "
              "nothing has two equal boxes."),
         ):  # fmt: skip
-            with style.styled():
-                figure = make(of_model)
-            name = f"{kind}-{model}"
-            paths = style.save(figure, folder / name)
-            drawn.append(FigureFile(name, kind, caption, tuple(paths), ""))
-    return drawn
+            draw = functools.partial(_draw, make, of_model)
+            figures.append(Plot(f"{kind}-{model}", kind, caption, draw))
+    return figures
+
+
+def _draw(make: Callable[..., Figure], of_model: Sequence[ScoredAnswers]) -> Figure:
+    with style.styled(), warnings.catch_warnings():
+        # Few questions give intervals whose bars touch; that is what they show.
+        warnings.simplefilter("ignore", UserWarning)
+        return make(of_model)
 
 
 def _title(answers: ScoredAnswers) -> str:

@@ -1,6 +1,7 @@
 """Tables, figures and the report on a run of question answering, from its records alone.
 
 results.csv         every score by itself: AUROC for a wrong answer, AURC, PRR, with intervals
+summary.csv         the same of the scores of the headline
 tests.csv           every score against the best baseline, and against P(True), corrected for their
                     number
 correlations.csv    Spearman between the scores of the headline
@@ -11,21 +12,21 @@ answers.csv         every question with its answer and whether it is right
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from isounc.llm.answers.answer import MeasuredAnswer, from_record
-from isounc.llm.answers.entailment import SameMeaning
-from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.entailment import load_entailment
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section, write_page
-from isounc.runs.tables import settings_table
+from isounc.runs.page import FigureFile, Section
+from isounc.runs.study import Report, TableFile
 from isounc.studies.qa import figures
+from isounc.studies.qa.cell import ORDER
 from isounc.studies.qa.evaluation import (
     CORRELATION_COLUMNS,
     EVALUATION_COLUMNS,
@@ -37,6 +38,7 @@ from isounc.studies.qa.evaluation import (
 )
 from isounc.studies.qa.gains import GAIN_COLUMNS, auroc_gain
 from isounc.studies.qa.scored_answers import ScoredAnswers
+from isounc.studies.qa.settings import Settings, headline_estimand
 from isounc.studies.qa.tables import (
     accuracy_table,
     auroc_table,
@@ -47,7 +49,7 @@ from isounc.studies.qa.tables import (
     interval,
     transfer_table,
 )
-from isounc.studies.qa.tasks import FORMS
+from isounc.studies.qa.tasks import record_name
 from isounc.studies.qa.transfer import NORMALISATIONS, TRANSFER_COLUMNS, transfer
 
 KEY = ("model", "benchmark")
@@ -59,6 +61,7 @@ ANSWER_COLUMNS = (
 """Columns of answers.csv."""
 COLUMNS = {
     "results": (*KEY, *EVALUATION_COLUMNS),
+    "summary": (*KEY, *EVALUATION_COLUMNS),
     "tests": (*KEY, *TEST_COLUMNS),
     "correlations": (*KEY, *CORRELATION_COLUMNS),
     "gains": (*KEY, *GAIN_COLUMNS),
@@ -71,63 +74,36 @@ Rows = list[dict[str, Any]]
 """Rows of a table."""
 
 
-def headline_estimand(benchmark: str, main_estimand: str) -> str:
-    """The estimand that a benchmark's headline is about.
+def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] = ()) -> Report:
+    """Tables, figures and sections of a run of the question-answering study.
 
-    `auto` is choice if the benchmark gives choices, else length_normalised.
-    """
-    if main_estimand != "auto":
-        return main_estimand
-    return "length_normalised" if FORMS[benchmark] == "generated" else "choice"
-
-
-def make(
-    folder: RunFolder,
-    names: Mapping[tuple[str, str], Sequence[str]],
-    *,
-    scores: ScoreSettings,
-    bootstrap: BootstrapSettings,
-    main_estimand: str = "auto",
-    same: SameMeaning | None = None,
-    more: Iterable[Score] = (),
-) -> str:
-    """Write the tables, figures and report of a run; returns a summary for the terminal.
+    They cover every model and benchmark of the run, in the order in which questions were asked.
 
     Parameters
     ----------
-    folder
-        The run.
-    names
-        Names of the records by model and benchmark.
-    scores, bootstrap
-        How answers are scored, and how scores are compared.
-    main_estimand
-        Estimand of the headline, see `headline_estimand`.
-    same
-        Whether two answers mean the same, for semantic entropy by entailment
-        (`isounc.llm.answers.entailment`).
     more
         Scores of your own.
     """
-    own_scores = tuple(more)
-    scored = []
-    for (model, benchmark), record_names in names.items():
-        records = [record for record in map(folder.read, record_names) if record is not None]
-        if not records:
-            continue
-        answers = [from_record(record.meta) for record in records]
-        estimand = headline_estimand(benchmark, main_estimand)
-        table = score_answers(answers, scores, same=same, more=own_scores)
-        scored.append(ScoredAnswers(model, benchmark, estimand, answers, table))
-    tables = make_tables(scored, bootstrap)
-    for name, rows in tables.items():
-        folder.write_rows(f"{name}.csv", rows, COLUMNS[name])
-    with warnings.catch_warnings():
-        # Few questions give intervals whose bars touch; that is what they show.
-        warnings.simplefilter("ignore", UserWarning)
-        drawn = figures.draw(folder.path / "figures", scored, tables["results"])
-    write_page(folder.path, folder.path.resolve().name, _sections(folder, scored, tables, drawn))
-    return _summary(scored, tables["results"])
+    same = load_entailment(settings.nli) if settings.nli else None
+    info, own_scores, scored = folder.read_info(), tuple(more), []
+    for model in info.get("models", {}):
+        for benchmark in info.get("questions", {}):
+            ids = folder.require(f"{ORDER}{benchmark}").meta["ids"]
+            names = [record_name(model, question) for question in ids]
+            records = [record for record in map(folder.read, names) if record is not None]
+            if records:
+                answers = [from_record(record.meta) for record in records]
+                estimand = headline_estimand(benchmark, settings.main_estimand)
+                table = score_answers(answers, settings.scores, same=same, more=own_scores)
+                scored.append(ScoredAnswers(model, benchmark, estimand, answers, table))
+    rows = make_tables(scored, settings.bootstrap)
+    return Report(
+        tables={f"{name}.csv": TableFile(COLUMNS[name], rows[name]) for name in COLUMNS},
+        plots=figures.plots(scored, rows["results"]),
+        sections=functools.partial(_sections, scored, rows),
+        text=_summary(scored, rows["results"]),
+        checks={"questions": sum(len(answers.answers) for answers in scored)},
+    )
 
 
 def make_tables(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -> dict[str, Rows]:
@@ -143,6 +119,7 @@ def make_tables(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -
             "gains": _gains(answers, bootstrap),
             "answers": [_answer_row(answer) for answer in answers.answers],
         }
+        rows["summary"] = [row for row in rows["results"] if row["score"] in answers.headline]
         for name, new in rows.items():
             tables[name] += [key | row for row in new]
     for benchmark in dict.fromkeys(answers.benchmark for answers in scored):
@@ -210,7 +187,6 @@ def _transfer(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -> 
 
 
 def _sections(
-    folder: RunFolder,
     scored: Sequence[ScoredAnswers],
     tables: Mapping[str, Rows],
     drawn: Sequence[FigureFile],
@@ -218,13 +194,12 @@ def _sections(
     def of_kind(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind)
 
-    info = folder.read_info()
     return [
         Section(
             "summary", "Which uncertainty predicts a wrong answer?",
             (
                 "AUROC of each score for the event that the answer is wrong. Estimands and rules were fixed before the "
-                "first result (see the settings and experiments/qa.py).",
+                "first result (see `isounc qa --help` and the settings).",
             ),
             of_kind("auroc"), (auroc_table(scored, tables["results"]), accuracy_table(scored)),
         ),
@@ -241,8 +216,6 @@ def _sections(
                      (transfer_table(tables["transfer"]),))]
             if tables["transfer"] else []
         ),
-        Section("settings", "Settings and environment", (), (),
-                (settings_table(folder.settings, "Settings"), settings_table(info, "Environment and questions"))),
     ]  # fmt: skip
 
 

@@ -113,6 +113,6 @@ def _pairs(loaded: QuestionSet, seed: int) -> tuple[list[Question], dict[str, in
     return questions, dropped
 
 
-def record_name(model: str, asked: AskedQuestion) -> str:
-    """Name of a question's record in the run folder."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}={asked.question.id}"
+def record_name(model: str, question_id: str) -> str:
+    """Name of the record of a question to a model."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}={question_id}"

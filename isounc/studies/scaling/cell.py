@@ -10,15 +10,16 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from isounc import densities
-from isounc.estimates import Estimate, Evidence
+from isounc.estimates import ESTIMATORS, Estimate, Evidence
 from isounc.estimates.estimate import by_region, estimate_all, layer_rms, posterior_averaged
+from isounc.estimates.estimators import estimator_names
 from isounc.fit import PointEstimate, fit_maps, fit_trained_many
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
@@ -27,15 +28,8 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posteriors
-from isounc.studies.scaling.comparisons import PER_CLASS, compared, predictive_row, quantities
+from isounc.studies.scaling.comparisons import compared, predictive_row, quantities
 from isounc.studies.scaling.settings import Cell, Settings
-
-AT_DRAW = ("isotropic", "link_aware", "layer_scaled")
-"""Estimators at every point; at single posterior draws the only ones."""
-LAPLACE = ("laplace", "laplace_diagonal")
-"""Estimators at the points map and trained, from the curvature there."""
-ORACLES = ("oracle", "oracle_within_chain", "oracle_diagonal")
-"""Estimators at the points map and trained, from the posterior's draws."""
 
 
 def cell_problem(cell: Cell, settings: Settings) -> Problem:
@@ -115,10 +109,8 @@ class _Clock:
         self.seconds[name], self._last = now - self._last, now
 
 
-class _Estimates(NamedTuple):
-    """Estimates of one cell: point -> estimator -> one Estimate a draw of the point, by region."""
-
-    points: dict[str, dict[str, list[dict[str, Estimate]]]]
+Estimates = dict[str, dict[str, list[dict[str, Estimate]]]]
+"""Estimates of one cell by point and estimator: one for each draw of the point, by region."""
 
 
 def _estimate(
@@ -128,39 +120,56 @@ def _estimate(
     points: Mapping[str, PointEstimate],
     posterior: Posterior,
     settings: Settings,
-) -> _Estimates:
+) -> Estimates:
     data = densities.make_data(problem, model, prior_sd)
     dtype = data.X.dtype
     X = jnp.asarray(np.concatenate(list(problem.regions.values())).astype(dtype))
     draws = np.asarray(posterior.draws, dtype)
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
-    found: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
+    estimates: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
 
-    def at(point, names, theta, evidence):
-        results = estimate_all(
-            names, model, X, theta,
-            evidence=evidence, num_chains=posterior.num_chains, noise_sd=noise_sd,
-        )  # fmt: skip
-        for name, one in jax.device_get(results).items():
-            parts = by_region(one, problem.regions)
-            found.setdefault(point, {}).setdefault(name, []).append(parts)
+    def at(point: str, theta, evidence: Evidence) -> None:
+        for names, fields in _programs(point):
+            results = estimate_all(
+                names, model, X, theta,
+                evidence=Evidence(**{field: getattr(evidence, field) for field in fields}),
+                num_chains=posterior.num_chains, noise_sd=noise_sd,
+            )  # fmt: skip
+            for name, result in jax.device_get(results).items():
+                parts = by_region(result, problem.regions)
+                estimates.setdefault(point, {}).setdefault(name, []).append(parts)
 
-    # Each call of `at` is one compiled program: those of AT_DRAW serve the map, the trained network and every draw.
+    all_draws = jnp.asarray(draws)
     for kind, point in points.items():
         theta = jnp.asarray(point.theta, dtype)
         # A trained network has no prior: its layers are scaled by their own weights.
         layer_sd = layer_rms(model, theta) if kind == "trained" else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
-        at(kind, AT_DRAW, theta, Evidence(data, layer_sd))
-        at(kind, LAPLACE, theta, Evidence(data, hessian=hessian))
-        at(kind, ORACLES, theta, Evidence(draws=jnp.asarray(draws)))
+        at(kind, theta, Evidence(data, data.prior_sd, layer_sd, all_draws, hessian))
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
-        at("draw", AT_DRAW, theta, Evidence(data, data.prior_sd))
+        at("draw", theta, Evidence(data, data.prior_sd, data.prior_sd, all_draws))
     spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
     averaged = posterior_averaged(model, X, spread, noise_sd=noise_sd)
     parts = by_region(jax.device_get(averaged), problem.regions)
-    found["posterior"] = {"posterior_averaged": [parts]}
-    return _Estimates(found)
+    estimates["posterior"] = {"posterior_averaged": [parts]}
+    return estimates
+
+
+def _programs(point: str) -> list[tuple[list[str], list[str]]]:
+    """Estimators at a point that share a compiled program, and the `Evidence` that they read.
+
+    Those that form no gradient are one program, which serves every point. The others share their
+    gradients with those that need the same evidence.
+    """
+    groups: dict[object, list[str]] = {}
+    for name in estimator_names(point):
+        estimator = ESTIMATORS[name]
+        groups.setdefault(estimator.by_group or estimator.needs, []).append(name)
+    reads = [
+        {f for name in names for f in (*ESTIMATORS[name].needs, *ESTIMATORS[name].uses)}
+        for names in groups.values()
+    ]
+    return list(zip(groups.values(), map(sorted, reads), strict=True))
 
 
 def _evenly(total: int, wanted: int) -> np.ndarray:
@@ -182,7 +191,7 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
     }
     for region, moments in posterior.regions.items():
         arrays |= _reference_arrays(problem, region, moments)
-        for point, by_estimator in result.points.items():
+        for point, by_estimator in result.items():
             passed, reasons = checks.get(point, (True, ()))
             where = key | {
                 "point": point,
@@ -194,13 +203,13 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
                 here = [parts[region] for parts in alternatives]
                 # Of several draws the first is stored; their comparisons are averaged in the rows.
                 arrays[f"{region}/{point}/epistemic/{estimator}"] = here[0].epistemic
-                if estimator in ("isotropic", "posterior_averaged"):
+                if "aleatoric" in ESTIMATORS[estimator].quantities:
                     arrays[f"{region}/{point}/p"] = here[0].prob
                     arrays[f"{region}/{point}/aleatoric"] = here[0].aleatoric
                     arrays[f"{region}/{point}/aleatoric_corrected"] = here[0].aleatoric_corrected
                 for quantity in quantities(point, estimator):
                     for name, numbers in compared(
-                        problem.likelihood, here, moments, quantity, estimator in PER_CLASS
+                        problem.likelihood, here, moments, quantity, ESTIMATORS[estimator].per_class
                     ).items():
                         numbers["reason"] = "; ".join(filter(None, (note, numbers["reason"])))
                         rows.append(
@@ -209,8 +218,8 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
                             | numbers
                         )
             if region in problem.targets:
-                estimator = "isotropic" if "isotropic" in by_estimator else "posterior_averaged"
-                predictions = [parts[region].prob for parts in by_estimator[estimator]]
+                # All estimators at a point share its prediction.
+                predictions = [parts[region].prob for parts in next(iter(by_estimator.values()))]
                 row = predictive_row(problem, region, predictions, moments)
                 rows.append(where | {"reason": note} | row)
     # Estimates were computed in single precision: storing more digits would store noise.

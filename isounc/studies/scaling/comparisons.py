@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isounc.estimates.estimators import Estimate
+from isounc.estimates.estimators import ESTIMATORS, Estimate
 from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
 from isounc.problems import Problem
@@ -22,20 +22,12 @@ RESULT_COLUMNS = tuple(
 )
 """Columns of `results.csv`."""
 
-CORRECTED = ("isotropic", "link_aware", "laplace")
-"""Estimators whose corrected aleatoric part is compared too."""
-PER_CLASS = ("isotropic", "link_aware")
-"""Estimators compared class by class, beside the trace and the predicted class."""
-
 
 def quantities(point: str, estimator: str) -> tuple[str, ...]:
-    """What of an estimate is compared."""
-    if estimator == "posterior_averaged":
-        return ("epistemic", "aleatoric")
-    if estimator == "isotropic":
-        return ("epistemic", "aleatoric", "aleatoric_corrected", "total")
-    corrected = estimator in CORRECTED and point != "draw"
-    return ("epistemic", "aleatoric_corrected") if corrected else ("epistemic",)
+    """Fields of an estimate that are compared with the reference."""
+    fields = ESTIMATORS[estimator].quantities
+    # At single draws only the estimator that stands for the point has its aleatoric part compared.
+    return fields if point != "draw" or "aleatoric" in fields else ("epistemic",)
 
 
 def _reference(moments: Moments, quantity: str) -> np.ndarray:

@@ -11,16 +11,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator_names
 from isounc.runs.folder import RunFolder
 from isounc.statistics import Trend, trend
 from isounc.studies.scaling.summary import KEY_COLUMNS, summarise
 
 REGIONS = ("test", "grid", "far")
-POINTS = ("map", "trained", "draw", "posterior")
-ESTIMATORS = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "laplace_diagonal"),
-    *("oracle", "oracle_within_chain", "oracle_diagonal", "posterior_averaged"),
-)
 _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
@@ -142,8 +138,16 @@ class Results:
         None, which is an empty cell of the table, is left out.
         """
         found = dict.fromkeys(row[column] for row in self.rows if row.get(column) is not None)
-        known = {"region": REGIONS, "point": POINTS, "estimator": ESTIMATORS}.get(column, ())
-        return ordered(found, known)
+        known = {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
+        return ordered(found, known.get(column, ()))
+
+    def shown(self, view: str) -> list[str]:
+        """Estimators of the rows that belong into a view, those not registered here among them."""
+        return [
+            name
+            for name in self.values("estimator")
+            if view in getattr(ESTIMATORS.get(name), "views", Estimator.views)
+        ]
 
     def widths(self, setup: Setup) -> list[int]:
         """Widths of a setup in rows or records, ascending."""
@@ -223,6 +227,12 @@ class Results:
     def _differing(self, setup: Setup) -> list[str]:
         others = [other for other in self.setups if other.problem == setup.problem]
         return [f for f in Setup._fields if len({getattr(o, f) for o in others}) > 1]
+
+
+def point_of(estimator: str, point: str) -> str:
+    """The point of an estimator's rows where those at `point` are asked for."""
+    known = ESTIMATORS.get(estimator)
+    return "posterior" if known is not None and known.points == ("posterior",) else point
 
 
 def ordered(found: Iterable[Any], known: Iterable[Any]) -> list[Any]:

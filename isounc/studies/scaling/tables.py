@@ -15,11 +15,8 @@ from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
 from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
-from isounc.studies.scaling.results import Cell, Results, Setup, ordered
+from isounc.studies.scaling.results import Cell, Results, Setup, ordered, point_of
 
-LEVEL_ESTIMATORS = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "oracle", "posterior_averaged"),
-)
 _SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
 
 
@@ -159,13 +156,13 @@ def point_table(results: Results) -> Table:
 def level_table(results: Results) -> Table:
     """The factor sigma^2 that makes an estimate's sum equal the reference's."""
     region = _main_region(results)
-    there = [e for e in LEVEL_ESTIMATORS if e in results.values("estimator")]
+    estimators = results.shown("levels")
     rows = []
     for setup in results.setups:
         for width in results.widths(setup):
             cells = []
-            for estimator in there:
-                point = "posterior" if estimator == "posterior_averaged" else "map"
+            for estimator in estimators:
+                point = point_of(estimator, "map")
                 which = {"region": region, "point": point, "estimator": estimator}
                 row = results.at_width(setup, width, **which)
                 cells.append("-" if row is None else _interval(row, "slope", "{:.3g}"))
@@ -173,7 +170,7 @@ def level_table(results: Results) -> Table:
                 rows.append((results.label(setup), str(width), *cells))
     return Table(
         "Level of the estimates",
-        ("problem", "width", *there),
+        ("problem", "width", *estimators),
         rows,
         f"Sum of the MCMC variance over the sum of the estimate, region {region}, point map (or "
         "over the posterior): 1 is right as it stands, and what is below 1 overstates. Geometric "

@@ -1,11 +1,9 @@
 """The question-answering experiment end to end, in small: a tiny model, files in the authors' forms, resume, errors."""
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,13 +26,16 @@ from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.model.config import from_huggingface
+from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
-from isounc.studies.qa import figures, report, tasks
+from isounc.runs.study import report_run, run_study
+from isounc.studies.qa import ask, cell, figures, report, tasks
 from isounc.studies.qa.evaluation import BootstrapSettings, evaluate_scores
 from isounc.studies.qa.scored_answers import ScoredAnswers
+from isounc.studies.qa.settings import Settings
+from isounc.studies.qa.study import STUDY
 from isounc.studies.qa.tables import auroc_table
 
-ROOT = Path(__file__).parents[3]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257, "hidden_size": 16,
     "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -91,24 +92,9 @@ def data(tmp_path_factory):
     return path
 
 
-def script(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def experiment():
-    yield script(ROOT / "experiments" / "qa.py")
-    del sys.modules["qa"]
-
-
-@pytest.fixture(scope="module")
-def settings(experiment, checkpoint, data):
-    return experiment.Settings(
+def settings(checkpoint, data):
+    return Settings(
         models=(str(checkpoint),), benchmarks=("truthfulqa_mc1", "triviaqa"), data=str(data),
         num_questions=10, num_examples=1, chunk=5, cache="",
         measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5),
@@ -116,8 +102,14 @@ def settings(experiment, checkpoint, data):
     )  # fmt: skip
 
 
+def answers_of(out):
+    """Records of the model's answers, by name."""
+    records = RunFolder.load(out).records()
+    return {r.name: r.meta for r in records if not r.name.startswith(cell.ORDER)}
+
+
 @pytest.fixture(scope="module")
-def finished(experiment, settings, tmp_path_factory):
+def finished(settings, tmp_path_factory):
     """A run that was interrupted after its first records, and then gone on with and given more to do."""
     out = tmp_path_factory.mktemp("qa") / "run"
     mine = dataclasses.replace(settings, out=str(out))
@@ -130,20 +122,20 @@ def finished(experiment, settings, tmp_path_factory):
         return measure(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "measure", interrupted)
+        patch.setattr(cell, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(
-                dataclasses.replace(mine, benchmarks=mine.benchmarks[:1], num_questions=7)
+            run_study(
+                STUDY, dataclasses.replace(mine, benchmarks=mine.benchmarks[:1], num_questions=7)
             )
-    first = {n: RunFolder.load(out).read(n).meta for n in RunFolder.load(out).names()}
+    first = answers_of(out)
     assert len(first) == 5
-    experiment.run(mine)
+    run_study(STUDY, mine)
     return out, first
 
 
 def test_a_run_goes_on_where_it_was(finished):
     out, first = finished
-    records = {record.name: record.meta for record in RunFolder.load(out).records()}
+    records = answers_of(out)
     assert len(records) == 20
     for name, meta in first.items():
         assert records[name] == meta
@@ -183,22 +175,22 @@ def test_tables_figures_and_report(finished):
 
 def test_records_hold_answers_and_nothing_else(finished):
     out, _ = finished
-    for record in RunFolder.load(out).records():
-        assert json.dumps(to_record(from_record(record.meta))) == json.dumps(record.meta)
+    for meta in answers_of(out).values():
+        assert json.dumps(to_record(from_record(meta))) == json.dumps(meta)
 
 
-def test_a_score_from_outside_stands_in_every_table(finished, settings, tmp_path):
+def test_a_score_from_outside_stands_in_every_table(finished, tmp_path):
     """A baseline is compared with the isotropic scores, and has its line in the report."""
     out, _ = finished
     shutil.copytree(out, tmp_path / "run")
-    folder = RunFolder.open(tmp_path / "run", RunFolder.load(out).settings)
-    names = {("tiny", "triviaqa"): [n for n in folder.names() if "triviaqa" in n]}
+    folder = RunFolder.load(tmp_path / "run", writable=True)
     tokens = Score(
         family="prompt_length",
         is_baseline=True,
         values=score_of_each(lambda answer: answer.num_prompt_tokens),
     )
-    report.make(folder, names, scores=settings.scores, bootstrap=settings.bootstrap, more=[tokens])
+    mine = functools.partial(report.make_report, more=[tokens])
+    assert report_run(dataclasses.replace(STUDY, report=mine), folder)
     for file in ("results.csv", "tests.csv", "correlations.csv"):
         assert "prompt_length" in (folder.path / file).read_text(), file
     assert any(
@@ -212,7 +204,7 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
     out, _ = finished
     model = load_model(checkpoint)
     asked = tasks.make_task("truthfulqa_mc1", str(data), num_questions=10).asked[0]
-    meta = RunFolder.load(out).read(tasks.record_name("tiny", asked)).meta
+    meta = RunFolder.load(out).read(tasks.record_name("tiny", asked.question.id)).meta
 
     def log_prob(prompt, answer):
         ids = model.tokenizer.encode(prompt) + model.tokenizer.encode(answer, special=False)
@@ -277,32 +269,30 @@ def test_examples_are_not_evaluated(data):
         ),
     ],
 )
-def test_bad_settings(experiment, settings, tmp_path, changes, words):
+def test_bad_settings(settings, tmp_path, changes, words):
     with pytest.raises((ValueError, OSError)) as error:
-        experiment.run(dataclasses.replace(settings, out=str(tmp_path / "run"), **changes))
+        run_study(STUDY, dataclasses.replace(settings, out=str(tmp_path / "run"), **changes))
     for word in words:
         assert word in str(error.value)
 
 
-def test_a_model_of_the_same_name_is_refused(experiment, settings, finished, checkpoint, tmp_path):
+def test_a_model_of_the_same_name_is_refused(settings, finished, checkpoint, tmp_path):
     """Its answers would be taken for those of the first."""
     out, _ = finished
-    with pytest.raises(ValueError, match=r"different names.*tiny is there twice"):
-        experiment.run(dataclasses.replace(settings, models=(str(checkpoint),) * 2, out=str(out)))
+    with pytest.raises(ValueError, match=r"different names.*got tiny twice"):
+        run_study(STUDY, dataclasses.replace(settings, models=(str(checkpoint),) * 2, out=str(out)))
     other = another(checkpoint, tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"models must be those .*tiny had sha256"):
-        experiment.run(dataclasses.replace(settings, models=(str(other),), out=str(out)))
+        run_study(STUDY, dataclasses.replace(settings, models=(str(other),), out=str(out)))
 
 
-def test_a_question_file_that_has_changed_is_refused(
-    experiment, settings, finished, data, tmp_path
-):
+def test_a_question_file_that_has_changed_is_refused(settings, finished, data, tmp_path):
     out, _ = finished
     for file in ("truthfulqa_mc.json", "triviaqa.csv"):
         text = (data / file).read_text()
         (tmp_path / file).write_text(text + "Who?,me,you\n" if file == "triviaqa.csv" else text)
     with pytest.raises(ValueError, match=r"questions must be those .*triviaqa had sha256"):
-        experiment.run(dataclasses.replace(settings, data=str(tmp_path), out=str(out)))
+        run_study(STUDY, dataclasses.replace(settings, data=str(tmp_path), out=str(out)))
 
 
 def another(checkpoint, path):
@@ -316,7 +306,7 @@ def another(checkpoint, path):
     return path
 
 
-def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, tmp_path):
+def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     """Choices judged by mass, pairs and written sentences; the tables where no sample was drawn; transfer."""
     lines = [
         f"Adversarial,Law,What is {a} + {b}?,{a + b},{a + b}; {a + b}.0,{a + b + 1}; nothing,there"
@@ -335,14 +325,14 @@ def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, 
         out=str(out), num_questions=8,
         measure=MeasureSettings(num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False),
     )  # fmt: skip
-    experiment.run(mine)
+    run_study(STUDY, mine)
     folder = RunFolder.load(out)
     rules = {}
-    for record in folder.records():
-        judgement = record.meta["judgement"]
-        rules[record.meta["benchmark"]] = judgement["rule"], judgement["proxy"]
-        if record.meta["benchmark"] == "truthfulqa_mc2":
-            assert record.meta["correct"] == (judgement["score"] > 0.5)
+    for meta in answers_of(out).values():
+        judgement = meta["judgement"]
+        rules[meta["benchmark"]] = judgement["rule"], judgement["proxy"]
+        if meta["benchmark"] == "truthfulqa_mc2":
+            assert meta["correct"] == (judgement["score"] > 0.5)
     assert rules["truthfulqa_mc2"] == ("mc2", False) and rules["truthfulqa"][1]
     assert rules["natural_questions"] == ("exact_match", False)
     assert rules["natural_questions_pairs"] == ("mc1", False)
@@ -358,11 +348,11 @@ def test_two_models_and_the_other_forms(experiment, settings, checkpoint, data, 
     assert "Leave one model out" in (out / "report.html").read_text()
 
 
-def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
+def test_a_report_of_hardly_any_right_answers(settings, finished):
     """Most resamples have no right answer at all: a value, but no interval."""
     out, _ = finished
     folder = RunFolder.load(out)
-    names = [n for n in folder.names() if "truthfulqa_mc1" in n]
+    names = [n for n in answers_of(out) if "truthfulqa_mc1" in n]
     answers = [
         dataclasses.replace(from_record(folder.read(name).meta), correct=i == 0)
         for i, name in enumerate(names)
@@ -372,7 +362,7 @@ def test_a_report_of_hardly_any_right_answers(experiment, settings, finished):
     rows = [scored.key | row for row in evaluate_scores(table, settings=settings.bootstrap)]
     assert any(row["auroc"] is not None and row["auroc_low"] is None for row in rows)
     assert "(no interval)" in str(auroc_table([scored], rows).rows)
-    figures.draw(out / "few", [scored], rows)
+    assert all(f.paths for f in draw_plots(figures.plots([scored], rows), out / "few"))
 
 
 def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
@@ -401,11 +391,10 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatc
 @pytest.mark.parametrize("choices", [(), ("4", "22", "none")])
 def test_asking_one_question(checkpoint, capsys, choices):
     """Every printed number is that of `measure`, and the answer's tokens are its text."""
-    ask = script(ROOT / "examples" / "ask.py")
     settings = ask.Ask(
         "What is 2 + 2?", str(checkpoint), choices, "none", max_new_tokens=3, cache=""
     )
-    ask.main(settings)
+    ask.answer_question(settings)
     lines = capsys.readouterr().out.splitlines()
     asked = AskedQuestion(
         Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),

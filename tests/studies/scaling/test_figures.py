@@ -10,17 +10,19 @@ import matplotlib
 import numpy as np
 import pytest
 
+from isounc.estimates.estimators import ESTIMATORS
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import Record, RunFolder
-from isounc.runs.style import NothingToDraw, estimator_look, save
+from isounc.runs.style import NothingToDraw, save
 from isounc.statistics import compare
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.looks import estimator_look
 from isounc.studies.scaling.figures.maps import uncertainty_maps
 from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.paper import TABLE1, paper_value
-from isounc.studies.scaling.results import ESTIMATORS, Results
+from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.summary import summarise
 from tests.studies.scaling.synthetic_run import CONSTANT, FAILED, write_run
 

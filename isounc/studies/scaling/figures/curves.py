@@ -25,9 +25,9 @@ from isounc.runs.style import (
     POINT_LOOKS,
     POINT_WORDS,
     STATISTICS,
-    estimator_look,
     styled,
 )
+from isounc.studies.scaling.figures.looks import LOOKS, estimator_look
 from isounc.studies.scaling.figures.panels import (
     Line,
     check_figure,
@@ -39,17 +39,10 @@ from isounc.studies.scaling.figures.panels import (
     title_panels,
 )
 from isounc.studies.scaling.paper import UNKNOWN, paper_value
-from isounc.studies.scaling.results import ESTIMATORS, Results, Setup
+from isounc.studies.scaling.results import Results, Setup, point_of
 
-SCALING_ESTIMATORS = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "laplace_diagonal", "oracle"),
-    "posterior_averaged",
-)
-"""Drawn as lines where a run has them, and any estimator that is not built in."""
-BUDGET_ESTIMATORS = (
-    *("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware"),
-)
-"""From no approximation but the first order, to what is cheap."""
+_BUDGET = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
+"""The argument of `error_budget`: from no approximation but the first order, to what is cheap."""
 _LAYERED_SAME = 1e-4
 """Up to this difference everywhere, `layer_scaled` is `isotropic` (equal prior sds) and left out."""
 
@@ -134,12 +127,8 @@ def error_budget(
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
-    there = set(results.values("estimator"))
-    lines = [
-        Line(estimator_look(e), e, "posterior" if e == "posterior_averaged" else point, e)
-        for e in BUDGET_ESTIMATORS
-        if e in there
-    ]
+    estimators = results.values("estimator")
+    lines = [Line(estimator_look(e), e, point_of(e, point), e) for e in _BUDGET if e in estimators]
     setups = setups_with(results, lines, region, "epistemic")
     with styled():
         figure, panels = panel_grid(len(setups))
@@ -160,14 +149,12 @@ def error_budget(
 
 def _lines(results: Results, region: str, point: str, statistic: str, quantity: str) -> list[Line]:
     """Estimators with rows at a point, or at none; `layer_scaled` only where it differs."""
-    lines, spare = [], 0
-    for estimator in results.values("estimator"):
-        if estimator in ESTIMATORS and estimator not in SCALING_ESTIMATORS:
-            continue
-        look = estimator_look(estimator, position=spare)
+    lines, num_spare = [], 0
+    for estimator in results.shown("curves"):
+        look = estimator_look(estimator, position=num_spare)
+        num_spare += estimator not in LOOKS
         if (estimator, quantity) == ("isotropic", "aleatoric"):
             look = look._replace(label="p(1−p) of the point estimate")  # no gradient is in it
-        spare += estimator not in ESTIMATORS
         for at in dict.fromkeys((point, "posterior")):
             which = {"region": region, "point": at, "quantity": quantity, "estimator": estimator}
             if any(results.select(setup, **which) for setup in results.setups):

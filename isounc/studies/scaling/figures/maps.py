@@ -20,15 +20,12 @@ from isounc.runs.style import (
     CLASS_LOOKS,
     POINT_WORDS,
     NothingToDraw,
-    estimator_look,
     legend_below,
     styled,
 )
 from isounc.statistics import compare
-from isounc.studies.scaling.results import Results
-
-MAP_ESTIMATORS = ("isotropic", "link_aware")
-CURVE_ESTIMATORS = ("isotropic", "laplace", "posterior_averaged")
+from isounc.studies.scaling.figures.looks import estimator_look
+from isounc.studies.scaling.results import Results, point_of
 
 
 def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
@@ -53,9 +50,9 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
     dimension, columns = arrays["grid/X"].shape[1], arrays["grid/mcmc_var"].shape[1]
     with styled():
         if dimension == 2:
-            figure = _two_inputs(record, point)
+            figure = _two_inputs(results, record, point)
         elif dimension == 1 and columns == 1:
-            figure = _one_input(record, point)
+            figure = _one_input(results, record, point)
         else:
             raise NothingToDraw(
                 f"cell {cell_name} has {dimension} inputs and {columns} classes; maps are drawn of "
@@ -88,7 +85,7 @@ def cell_heading(results: Results, record: Record, point: str) -> str:
     return f"{name}: estimates {POINT_WORDS.get(point, point)}{failed}"
 
 
-def _two_inputs(record: Record, point: str) -> Figure:
+def _two_inputs(results: Results, record: Record, point: str) -> Figure:
     """Rows: prediction, epistemic, aleatoric; first column MCMC."""
     a = record.arrays
     try:
@@ -112,7 +109,7 @@ def _two_inputs(record: Record, point: str) -> Figure:
         [("MCMC epistemic (variance)", "epistemic", image("grid/mcmc_var"))],
         [("MCMC aleatoric, E[p(1−p)]", "aleatoric", image("grid/mcmc_aleatoric"))],
     ]
-    for estimator in MAP_ESTIMATORS:
+    for estimator in results.shown("maps")[:2]:
         key = f"grid/{point}/epistemic/{estimator}"
         title = f"{estimator_look(estimator).label}{_r(a, key, reference)}"
         rows[1].append((title, "epistemic", image(key)))
@@ -178,7 +175,7 @@ def _training_data(ax: Axes, record: Record) -> None:
         )  # fmt: skip
 
 
-def _one_input(record: Record, point: str) -> Figure:
+def _one_input(results: Results, record: Record, point: str) -> Figure:
     """Mean with two standard deviations, above the standard deviations by themselves."""
     a = record.arrays
     order = np.argsort(a["grid/X"][:, 0])
@@ -197,9 +194,8 @@ def _one_input(record: Record, point: str) -> Figure:
     top.plot(x, p, color=estimator_look("isotropic").color, label="point estimate", linewidth=1.4)
     bottom.plot(x, sd, color="#555555", linewidth=2.4, alpha=0.7, label="MCMC")
     fitted_on = "test" if "test/mcmc_var" in a else "grid"
-    for estimator in CURVE_ESTIMATORS:
-        at = "posterior" if estimator == "posterior_averaged" else point
-        key = f"{at}/epistemic/{estimator}"
+    for estimator in results.shown("bands"):
+        key = f"{point_of(estimator, point)}/epistemic/{estimator}"
         if f"grid/{key}" not in a or f"{fitted_on}/{key}" not in a:
             continue
         look = estimator_look(estimator)

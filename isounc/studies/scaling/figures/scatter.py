@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from isounc.estimates.estimators import estimator_names
 from isounc.runs.folder import RunFolder
-from isounc.runs.style import NothingToDraw, estimator_look, legend_below, region_look, styled
+from isounc.runs.style import NothingToDraw, legend_below, region_look, styled
 from isounc.statistics import compare
+from isounc.studies.scaling.figures.looks import estimator_look
 from isounc.studies.scaling.figures.maps import cell_heading, cell_record, reference_variance
-from isounc.studies.scaling.results import ESTIMATORS, REGIONS, Results, ordered
+from isounc.studies.scaling.results import REGIONS, Results, ordered
 
 _MAX_DECADES = 6
 """Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""
@@ -41,7 +43,9 @@ def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> 
     keys = [key.split("/") for key in arrays if "/epistemic/" in key]
     wanted = [key for key in keys if len(key) == 4 and key[1] in (point, "posterior")]
     estimators = ordered(dict.fromkeys((key[3], key[1]) for key in wanted), [])
-    place = {name: i for i, name in enumerate(ordered([e for e, _ in estimators], ESTIMATORS))}
+    place = {
+        name: i for i, name in enumerate(ordered([e for e, _ in estimators], estimator_names()))
+    }
     estimators.sort(key=lambda pair: place[pair[0]])
     regions = ordered(dict.fromkeys(key[0] for key in wanted), REGIONS)
     regions = [region for region in regions if f"{region}/mcmc_var" in arrays]

@@ -12,8 +12,9 @@ Green tokens were certain, red ones were not (--colour none for plain text). The
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -31,7 +32,7 @@ COLOURS = (196, 202, 208, 214, 220, 190, 154, 118, 82, 46)
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked."""
+    """A question, and how its answer is shown."""
 
     question: tyro.conf.Positional[str]
     """The question."""
@@ -40,14 +41,13 @@ class Ask:
     choices: tuple[str, ...] = ()
     """Take the most probable of these instead of writing an answer."""
     colour: Literal["probability", "entropy", "none"] = "probability"
-    """What tokens are coloured by."""
+    """Which number colours the tokens."""
     sigma: float = 0.01
     """Standard deviation of every parameter."""
     max_new_tokens: int = 32
     """Most tokens of a written answer."""
-    cache: Annotated[str, tyro.conf.arg(help="Folder of compiled programs; empty for none.")] = (
-        "~/.cache/isounc/jax"
-    )
+    cache: str = "~/.cache/isounc/jax"
+    """Folder of compiled programs; empty means none."""
 
 
 def coloured(pieces: list[str], answer: MeasuredAnswer, by: str) -> str:
@@ -88,8 +88,13 @@ def table(answer: MeasuredAnswer, sigma: float) -> str:
     return "\n".join(lines)
 
 
-def main(ask: Ask) -> None:
-    """Ask, and print."""
+def main(arguments: Sequence[str]) -> None:
+    """Ask the question of a command line, and print the answer."""
+    answer_question(tyro.cli(Ask, args=arguments, prog="isounc ask", description=__doc__))
+
+
+def answer_question(ask: Ask) -> None:
+    """Ask a model a question, and print its answer and its uncertainty."""
     use_compilation_cache(ask.cache)
     model = load_model(ask.model)
     question = Question("asked", "asked", ask.question, choices=ask.choices)
@@ -114,10 +119,3 @@ def main(ask: Ask) -> None:
         print(f"\nAsked whether that is true: {true / mass:.0%} (mass on both options {mass:.2g})")
     if said and said.confidence_text:
         print(f"Asked for a percentage: {said.confidence_text}")
-
-
-if __name__ == "__main__":
-    try:
-        main(tyro.cli(Ask, description=__doc__))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")

@@ -1,0 +1,168 @@
+"""Settings of the question-answering study, and its cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from isounc.checks import check_choice, check_count
+from isounc.llm.answers.isotropic_scores import ScoreSettings
+from isounc.llm.answers.measure import AskedQuestion, MeasureSettings
+from isounc.llm.model.load import model_name
+from isounc.runs.executors import Batch, Group
+from isounc.runs.settings import RunSettings
+from isounc.studies.qa.evaluation import BootstrapSettings
+from isounc.studies.qa.tasks import FORMS, Task, make_task, record_name
+
+Benchmark = Literal[
+    "truthfulqa_mc1",
+    "truthfulqa_mc2",
+    "truthfulqa",
+    "triviaqa",
+    "natural_questions",
+    "triviaqa_pairs",
+    "natural_questions_pairs",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Settings of the question-answering study."""
+
+    models: tuple[str, ...] = ("smollm2",)
+    """smollm2 (installed by the dependency group of that name), GGUF files, or folders with a
+    checkpoint."""
+    benchmarks: tuple[Benchmark, ...] = ("truthfulqa_mc1", "triviaqa")
+    """Benchmarks whose questions are asked."""
+    num_questions: int = 100
+    """Questions of each benchmark, or all where it has fewer."""
+    num_examples: int = 5
+    """Questions and answers shown before a short answer; none of them is evaluated."""
+    seed: int = 0
+    """Decides which questions and which examples are taken, and the order of choices."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+    """What is measured of each answer."""
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    """Which scores are made of the measurements."""
+    nli: str = ""
+    """Model of natural language inference (a folder, or a name on the hub) for semantic entropy by
+    entailment. It needs the packages transformers and torch; empty leaves that score out."""
+    main_estimand: Literal["auto", "sequence", "length_normalised", "mean_token", "first_token"] = (
+        "auto"
+    )
+    """Estimand of the headline; auto is choice where there are choices, else length_normalised."""
+    bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
+    """Intervals and tests."""
+    data: str = "data"
+    """Folder of the question files, or "hub"."""
+    chunk: int = 32
+    """Questions that are measured together: the most that a kill can lose."""
+
+
+PRESETS = {
+    "quick": Settings(),
+    "standard": Settings(
+        preset="standard",
+        benchmarks=("truthfulqa_mc1", "triviaqa", "natural_questions"),
+        num_questions=1000,
+    ),
+    "paper": Settings(preset="paper", benchmarks=tuple(FORMS), num_questions=1000),  # pyright: ignore
+}
+
+
+class Cell(NamedTuple):
+    """A question that a model is asked."""
+
+    source: str
+    """The model, as `load_model` takes it."""
+    question: AskedQuestion
+    """The question with its prompt."""
+
+    @property
+    def name(self) -> str:
+        """Name of the record."""
+        return record_name(model_name(self.source), self.question.question.id)
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot be run, before anything is loaded.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known, an empty list, two models of one name, an estimand that the
+        headline needs and that is left out, or a number out of its range.
+    """
+    for argument in ("models", "benchmarks"):
+        if not getattr(settings, argument):
+            raise ValueError(f"{argument} must have at least one value, got none")
+    for benchmark in settings.benchmarks:
+        check_choice("benchmarks", benchmark, FORMS)
+    names = [model_name(source) for source in settings.models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            "models must have different names, by which their records are told apart, got "
+            f"{twice[0]} twice"
+        )
+    for benchmark in settings.benchmarks:
+        estimand = headline_estimand(benchmark, settings.main_estimand)
+        for argument, given in (
+            ("measure.estimands", settings.measure.estimands),
+            ("scores.estimands", settings.scores.estimands),
+        ):
+            if estimand not in given:
+                raise ValueError(
+                    f"{argument} must have {estimand}, which the headline of {benchmark} is about "
+                    f"(main_estimand), got {', '.join(given)}"
+                )
+    for argument, least in (("num_questions", 1), ("num_examples", 0), ("seed", 0), ("chunk", 1)):
+        check_count(argument, getattr(settings, argument), least)
+
+
+def headline_estimand(benchmark: str, main_estimand: str) -> str:
+    """The estimand that a benchmark's headline is about.
+
+    `auto` is choice if the benchmark gives choices, else length_normalised.
+    """
+    if main_estimand != "auto":
+        return main_estimand
+    return "length_normalised" if FORMS[benchmark] == "generated" else "choice"
+
+
+def tasks_of(settings: Settings) -> list[Task]:
+    """The questions of each benchmark with their prompts.
+
+    Raises
+    ------
+    ValueError
+        For a file that is missing or cannot be used.
+    """
+    return [
+        make_task(
+            benchmark,
+            settings.data,
+            num_questions=settings.num_questions,
+            num_examples=settings.num_examples,
+            seed=settings.seed,
+        )
+        for benchmark in settings.benchmarks
+    ]
+
+
+def plan(settings: Settings) -> list[Group]:
+    """Chunks of questions of one benchmark, those of similar length together."""
+    groups: list[Group] = []
+    for source in settings.models:
+        for task in tasks_of(settings):
+            cells = sorted((Cell(source, q) for q in task.asked), key=_length)
+            for start in range(0, len(cells), settings.chunk):
+                part = tuple(cells[start : start + settings.chunk])
+                label = f"{model_name(source)}, {task.benchmark}"
+                groups.append((Batch(label, part, float(len(part))),))
+    return groups
+
+
+def _length(cell: Cell) -> int:
+    return len(cell.question.prompt.text) + sum(map(len, cell.question.question.choices))
