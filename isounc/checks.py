@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+
+S = TypeVar("S")
 
 
 def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
@@ -76,3 +78,14 @@ def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
             f"(counted from 0; {len(not_finite)} such in all)"
         )
     return array
+
+
+def settings_from(kind: type[S], settings: S | None, fields: Mapping[str, Any]) -> S:
+    """Return `settings`, or those of a kind with some fields; raise a ValueError if given both."""
+    if settings is None:
+        return kind(**fields)
+    if fields:
+        raise ValueError(
+            f"settings must be given as a whole or by keyword, got both ({', '.join(fields)})"
+        )
+    return settings

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Float, PRNGKeyArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from isounc import densities
-from isounc.checks import check_count, check_real
+from isounc.checks import check_count, check_real, settings_from
 from isounc.covariance import hessian
 from isounc.densities import Data, stack_data
 from isounc.likelihoods import LIKELIHOODS
@@ -110,19 +110,34 @@ def fit_map(
     *,
     prior_sd: float,
     key: PRNGKeyArray,
-    settings: MapSettings = MapSettings(),
+    settings: MapSettings | None = None,
+    **fields: Any,
 ) -> PointEstimate:
-    """Maximum a posteriori parameters: argmax of log likelihood + log prior.
+    """Find maximum a posteriori parameters.
 
-    Adam then L-BFGS, full batch, in prior coordinates and float64, from several prior draws. The result reports
-    the relative gradient norm and the smallest Hessian eigenvalue and fails its check (``passed`` False, with
-    ``reasons``) when it is no strict local maximum.
+        theta* = argmax_theta  log p(y | X, theta) + log N(theta; 0, sigma_l^2)
+
+    Adam then L-BFGS, full batch, in prior coordinates and float64, from several prior draws. The
+    result reports the relative gradient norm and the smallest Hessian eigenvalue, and fails its
+    check (`passed` False, with `reasons`) if it is no strict local maximum.
+
+    Parameters
+    ----------
+    problem, model
+        Training data, and a model from `make_model`.
+    prior_sd
+        Prior standard deviation; `Model.group_prior_sd` spreads it over the layers.
+    key
+        JAX random key; decides the starting points.
+    settings
+        All settings of the search; or give some of them by keyword, e.g. `num_restarts=8`.
 
     Raises
     ------
     ValueError
-        If ``prior_sd`` is not positive.
+        If `prior_sd` is not positive, or settings are given as a whole and by keyword.
     """
+    settings = settings_from(MapSettings, settings, fields)
     return fit_maps([problem], model, prior_sd=prior_sd, keys=[key], settings=settings)[0]
 
 
@@ -278,13 +293,31 @@ def fit_trained(
     *,
     key: PRNGKeyArray,
     prior_sd: float = 1.0,
-    settings: TrainSettings = TrainSettings(),
+    settings: TrainSettings | None = None,
+    **fields: Any,
 ) -> PointEstimate:
-    """Parameters as a practitioner trains them: AdamW on the mean negative log likelihood, fixed epochs.
+    """Train as a practitioner does: AdamW on the mean negative log likelihood, fixed epochs.
 
-    No prior takes part; ``prior_sd`` only enters the log posterior that is reported. The check asks for finite
-    parameters and a training likelihood above that of the best constant prediction.
+    No prior takes part; `prior_sd` only enters the log posterior that is reported. The check asks
+    for finite parameters and a training likelihood above that of the best constant prediction.
+
+    Parameters
+    ----------
+    problem, model
+        Training data, and a model from `make_model`.
+    key
+        JAX random key; decides the initialisation and the order of the examples.
+    prior_sd
+        Prior standard deviation of the log posterior that is reported.
+    settings
+        All settings of training; or give some of them by keyword, e.g. `epochs=50`.
+
+    Raises
+    ------
+    ValueError
+        If settings are out of range, or given as a whole and by keyword.
     """
+    settings = settings_from(TrainSettings, settings, fields)
     return fit_trained_many([problem], model, keys=[key], prior_sd=prior_sd, settings=settings)[0]
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.likelihoods import LIKELIHOODS
@@ -170,7 +170,7 @@ class Model:
         """`group_prior_sd` spread over the parameters."""
         return np.repeat(self.group_prior_sd(prior_sd), self.group_sizes)
 
-    def unflatten(self, theta: Float[Array, " P"]) -> dict:
+    def unflatten(self, theta: Shaped[Array | np.ndarray, " P"]) -> dict:
         """The flat vector as the nested dict that Flax calls the module's pure state."""
         layers, at = {}, 0
         for i, (a, b) in enumerate(self.layer_sizes):

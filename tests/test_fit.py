@@ -234,6 +234,8 @@ def test_what_does_not_fit_together_is_refused(problem, model):
         fit_map(regression, model, prior_sd=1.0, key=KEY)
     with pytest.raises(ValueError, match=r"X of one shape; got \(32, 2\) and \(9, 2\)"):
         fit_maps([problem, binary(n=9)], model, prior_sd=1.0, keys=[KEY, KEY])
+    with pytest.raises(ValueError, match=r"settings must be .*got both \(num_restarts\)"):
+        fit_map(problem, model, prior_sd=1.0, key=KEY, settings=MapSettings(), num_restarts=2)
     with pytest.raises(ValueError, match="num_restarts must be an integer of at least 1"):
         MapSettings(num_restarts=0)
     with pytest.raises(ValueError, match="tolerance must be a positive"):
@@ -242,6 +244,8 @@ def test_what_does_not_fit_together_is_refused(problem, model):
         TrainSettings(minibatch=0)
     with pytest.raises(ValueError, match="learning_rate must be a positive"):
         TrainSettings(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"settings must be .*got both \(epochs\)"):
+        fit_trained(problem, model, key=KEY, settings=TrainSettings(), epochs=2)
 
 
 TRAIN = TrainSettings(epochs=50, minibatch=8)
@@ -250,6 +254,11 @@ TRAIN = TrainSettings(epochs=50, minibatch=8)
 @pytest.fixture(scope="module")
 def trained(problem, model):
     return fit_trained(problem, model, key=KEY, settings=TRAIN)
+
+
+def test_settings_by_keyword_are_those_given_as_a_whole(problem, model, trained):
+    by_keyword = fit_trained(problem, model, key=KEY, epochs=50, minibatch=8)
+    np.testing.assert_array_equal(by_keyword.theta, trained.theta)
 
 
 def test_training_reduces_the_loss(problem, model, trained):

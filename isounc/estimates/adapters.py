@@ -1,8 +1,8 @@
-"""Any trained model as a function of its parameters: Flax NNX, Flax Linen, `Model`, or a plain function.
+"""Any trained model as a function of its parameters: Flax NNX, Flax Linen, or a plain function.
 
-`bind` takes a model apart into a hashable function ``apply(params, rest, x)`` of a batch, the parameters that gradients
-are taken of, and the rest (batch statistics and the like). Equal models give equal functions, so that what was compiled
-for one serves the next call.
+`bind` takes a model apart into a hashable function `apply(params, rest, x)` of a batch, the
+parameters that gradients are taken of, and the rest (batch statistics and the like). Equal models
+give equal functions, so that what was compiled for one serves the next call.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 from flax import errors, linen, nnx
 
-from isounc.models import Model
-
 KeywordArguments = tuple[tuple[str, Any], ...]
 
 
@@ -25,9 +23,9 @@ class Bound(NamedTuple):
     """A model taken apart."""
 
     apply: Callable[[Any, Any, Any], Any]
-    """``apply(params, rest, x) -> outputs`` of a batch; hashable."""
+    """`apply(params, rest, x) -> outputs` of a batch; hashable."""
     params: Any
-    """What gradients are taken of."""
+    """Arrays that gradients are taken of."""
     rest: Any
     """Arrays that are held fixed."""
 
@@ -59,31 +57,25 @@ class _Function:
         return self.f(params, x, **dict(self.kwargs))
 
 
-@dataclass(frozen=True)
-class _Mlp:
-    model: Model
-
-    def __call__(self, params, rest, x):
-        return self.model.apply_params(params, x)
-
-
 def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None) -> Bound:
     """Take a model apart.
 
     Parameters
     ----------
     model
-        An NNX module, which holds its parameters; a Linen module; a function ``f(params, x)`` of a batch; a `Model`.
+        An NNX module, which holds its parameters; a Linen module; a function `f(params, x)` of a
+        batch.
     params
-        Linen: the variables (``{"params": ..., "batch_stats": ...}``) or the parameters alone. A function: any pytree
-        of arrays. A `Model`: theta.
+        Linen: the variables (`{"params": ..., "batch_stats": ...}`) or the parameters alone. A
+        function: any pytree of arrays.
     kwargs
-        Keyword arguments of each call (``{"train": False}``), hashable.
+        Keyword arguments of each call (`{"train": False}`), hashable.
 
     Raises
     ------
     TypeError
-        For a model that is none of these, parameters that are missing or given twice, or kwargs that have no hash.
+        For a model that is none of these, parameters that are missing or given twice, or kwargs
+        that have no hash.
     ValueError
         For an NNX module in training mode (dropout or batch statistics).
     """
@@ -103,10 +95,6 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
         _check_evaluating(model, dict(pairs))
         graphdef, state, rest = nnx.split(model, nnx.Param, ...)
         return Bound(_hashable(_Nnx(graphdef, pairs)), state, rest)
-    if isinstance(model, Model):
-        if pairs:
-            raise TypeError(f"kwargs must be left out for a Model, got {kwargs!r}")
-        return Bound(_Mlp(model), model.unflatten(params), None)
     if not callable(model) and not isinstance(model, linen.Module):
         raise TypeError(
             "model must be a Flax module, an isounc Model or a function f(params, x), got "

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
 
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_real
@@ -24,11 +25,14 @@ from isounc.estimates.estimators import (
     isotropic_rule,
 )
 from isounc.estimates.grams import group_grams, output_grams
+from isounc.fit import PointEstimate
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 
 _NO_EVIDENCE = Evidence()
+_ARGUMENTS = {"data": "problem and prior_sd"}
+"""Arguments of `estimate` that give a field of `Evidence` of another name."""
 
 
 def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -78,9 +82,10 @@ def estimate_all(
     chosen = []
     for name in names:
         check_choice("estimator", name, ESTIMATORS)
-        missing = [n for n in ESTIMATORS[name].needs if getattr(evidence, n) is None]
-        if missing:
-            raise ValueError(f"estimator {name!r} needs {', '.join(missing)}, which is not given.")
+        for field in ESTIMATORS[name].needs:
+            if getattr(evidence, field) is None:
+                argument = _ARGUMENTS.get(field, field)
+                raise ValueError(f"{argument} must be given for estimator {name!r}, got None")
         chosen.append((name, ESTIMATORS[name]))
     theta, X = jnp.asarray(theta), jnp.asarray(X)
     # Not the type of X alone, which may hold integers.
@@ -112,7 +117,7 @@ def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
     covariances = {
         name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
-    grouped = {name for name, rule in rules if rule.by_group}
+    grouped = [name for name, rule in rules if rule.by_group]
     outputs, grams = None, {}
     if grouped:
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
@@ -137,26 +142,41 @@ def _moments(outputs, gram, noise_sd, *, rule, likelihood):
 def posterior_averaged(
     model: Model,
     X: Float[Array, "N D"],
-    draws: Float[Array, "S P"],
+    draws: Float[Array | np.ndarray, "S P"] | PointEstimate | Sequence[PointEstimate],
     *,
     noise_sd: float = 1.0,
     batch_size: int = 128,
 ) -> Estimate:
-    """E_draws[||grad p(x, theta)||^2]: the isotropic estimate without its linearisation at one point.
+    """E_draws[||grad p(x, theta)||^2]: the isotropic estimate without linearising at one point.
 
-    An oracle that needs the posterior: its distance to `isotropic` is what one point theta* costs. ``p`` and
-    ``aleatoric`` are averaged over the draws too, so that ``aleatoric`` estimates E[p(1-p)] and needs no correction.
+    An oracle that needs the posterior: its distance to `isotropic` is what one point theta* costs.
+    `prob` and `aleatoric` are averaged over the draws too, so that `aleatoric` estimates E[p(1-p)]
+    and needs no correction.
 
     Parameters
     ----------
-    model, X, draws
-        Model, locations and posterior draws (``Posterior.draws``).
+    model, X
+        Model and locations.
+    draws
+        Posterior draws (`Posterior.draws`), or what `fit_map` or `fit_trained` returned, once or
+        several times.
     noise_sd
         Known noise of a regression; without effect otherwise.
     batch_size
         Locations whose Jacobian is held at a time.
+
+    Raises
+    ------
+    ValueError
+        For draws that are not the model's.
     """
+    if isinstance(draws, PointEstimate):
+        draws = [draws]
+    if isinstance(draws, Sequence):
+        draws = np.stack([point.theta for point in draws]).astype(jnp.result_type(float))
     draws, X = jnp.asarray(draws), jnp.asarray(X)
+    if draws.ndim != 2 or draws.shape[1] != model.num_params:
+        raise ValueError(f"draws must have shape (S, {model.num_params}), got {draws.shape}")
     noise = jnp.asarray(noise_sd, jnp.result_type(draws, X))
     return _posterior_averaged(draws, X, noise, model=model, batch_size=batch_size)
 
@@ -181,122 +201,145 @@ def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
     return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, aleatoric)
 
 
+Point = Float[Array | np.ndarray, " P"] | PointEstimate
+"""theta*, or what `fit_map` or `fit_trained` returned."""
+
+
 def check_points(
-    model: Model, X: Float[Array | np.ndarray, "N D"], theta: Float[Array | np.ndarray, " P"]
+    model: Model, X: Shaped[ArrayLike, "N D"], theta: Point
 ) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
-    """X and theta in JAX's float type; a ValueError unless they are finite and of the model's shapes."""
+    """Return X and theta in JAX's float type.
+
+    Raises
+    ------
+    ValueError
+        Unless they are finite and of the model's shapes.
+    """
     dtype = jnp.result_type(float)
     points = jnp.asarray(check_array("X", X, ndim=2), dtype)
     if points.shape[1] != model.in_features or points.shape[0] == 0:
         raise ValueError(
             f"X must have {model.in_features} columns and at least one row, got shape {points.shape}"
         )
+    if isinstance(theta, PointEstimate):
+        theta = theta.theta
     theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
     if theta.shape != (model.num_params,):
         raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
     return points, theta
 
 
+def check_finite(estimate: Estimate, what: str) -> None:
+    """Raise a ValueError with what must be finite, or have another property, unless it is so."""
+    if not np.isfinite(np.asarray(estimate.epistemic)).all():
+        raise ValueError(f"{what}, got an estimate that is not finite")
+
+
 def estimate(
     name: str,
     model: Model,
-    X: Float[Array, "N D"],
-    theta: Float[Array, " P"],
+    X: Shaped[ArrayLike, "N D"],
+    theta: Point,
     *,
     problem: Problem | None = None,
     prior_sd: float | None = None,
-    draws: Float[Array, "S P"] | None = None,
+    draws: Float[ArrayLike, "S P"] | None = None,
     num_chains: int = 1,
-    hessian: Float[Array, "P P"] | None = None,
+    hessian: Float[ArrayLike, "P P"] | None = None,
     noise_sd: float | None = None,
 ) -> Estimate:
-    """One estimate by name, from what a user has at hand.
+    """Compute one estimate by name, from what a user has at hand.
 
     Parameters
     ----------
     name
-        A key of `ESTIMATORS`.
-    model, X, theta
-        Model, locations, used as given, and point (``fit_map(...).theta``, a trained network's parameters).
+        A key of `ESTIMATORS` that is computed at a point.
+    model, X
+        Model and locations, which are used as given.
+    theta
+        Parameters, or what `fit_map` or `fit_trained` returned.
     problem
-        Training data; for laplace and laplace_diagonal, and in regression for its noise.
+        Training data, for laplace and laplace_diagonal; in regression its noise.
     prior_sd
-        Prior sd; for link_aware, laplace and laplace_diagonal, and layer_scaled, which takes rms(W_l) without it.
+        Prior sd, for link_aware, laplace and laplace_diagonal. layer_scaled takes rms(W_l) of each
+        layer without it.
     draws, num_chains
-        Posterior draws (``Posterior.draws``); for the oracles.
+        Posterior draws (`Posterior.draws`) and the number of their chains, for the oracles.
     hessian
-        Dense Hessian at theta (``PointEstimate.hessian``) for laplace and laplace_diagonal, which take the GGN
-        without it.
+        Dense Hessian of minus the log posterior at theta, for laplace and laplace_diagonal. Left
+        out, it is the one that `fit_map` found, and without one the GGN takes its place.
     noise_sd
-        Known noise sd of a regression, where no problem says it.
+        Known noise sd of a regression, where no problem gives it.
 
     Raises
     ------
     ValueError
-        For an unknown name, missing evidence, a problem that is not the model's, arrays of other shapes, or a
-        hessian that is not positive definite.
+        For an unknown name, missing evidence, a problem that is not the model's, arrays of other
+        shapes, or a Hessian that is not positive definite.
     """
     check_choice("estimator", name, ESTIMATORS)
+    estimator = ESTIMATORS[name]
+    if estimator.points == ("posterior",):
+        raise ValueError(f"estimator must be one at a point, got {name!r}; call it by its own name")
+    if "hessian" in estimator.uses and hessian is None and isinstance(theta, PointEstimate):
+        hessian = theta.hessian
     points, theta = check_points(model, X, theta)
     dtype = points.dtype
     if problem is not None:
+        expected = (model.likelihood, model.in_features, model.out_features)
         given = (problem.likelihood, problem.num_features, problem.num_outputs)
-        if given != (model.likelihood, model.in_features, model.out_features):
+        if given != expected:
             raise ValueError(
-                f"the model must have the problem's likelihood, inputs and outputs {given}; got {model}"
+                f"problem must have the model's likelihood, inputs and outputs {expected}, "
+                f"got {given}"
             )
         noise_sd = problem.noise_sd
-    if not LIKELIHOODS[model.likelihood].uses_noise_sd:
-        noise_sd = 1.0
-    elif noise_sd is None:
-        raise ValueError("a regression needs its noise: give problem or noise_sd.")
-    noise_sd = check_real("noise_sd", noise_sd, positive=True)
-    layer_sd = layer_rms(model, theta)
-    data = None
+    if LIKELIHOODS[model.likelihood].uses_noise_sd:
+        noise_sd = check_real("noise_sd", noise_sd, positive=True)
+    data, prior = None, None
     if prior_sd is not None:
-        sd = jnp.asarray(model.param_prior_sd(prior_sd), dtype)
-        layer_sd = sd
-        if problem is not None:
-            data = densities.make_data(problem, model, prior_sd)
-        elif name == "link_aware":
-            # It reads the prior alone; the data that share its tuple are not looked at.
-            data = densities.Data(points[:0], points[:0, 0], jnp.ones((), dtype), sd)
-    if data is None and "data" in ESTIMATORS[name].needs:
-        needed = "prior_sd" if name == "link_aware" else "problem and prior_sd"
-        raise ValueError(f"estimator {name!r} needs {needed}.")
+        prior = jnp.asarray(model.param_prior_sd(prior_sd), dtype)
+        data = None if problem is None else densities.make_data(problem, model, prior_sd)
     evidence = Evidence(
-        data,
-        layer_sd,
-        None if draws is None else jnp.asarray(draws, dtype),
-        None if hessian is None else jnp.asarray(hessian, dtype),
+        data=data,
+        prior_sd=prior,
+        layer_sd=layer_rms(model, theta) if prior is None else prior,
+        draws=None if draws is None else jnp.asarray(draws, dtype),
+        hessian=None if hessian is None else jnp.asarray(hessian, dtype),
     )
     if evidence.hessian is not None and evidence.hessian.shape != (theta.size, theta.size):
         raise ValueError(
             f"hessian must have shape {(theta.size, theta.size)}, got {evidence.hessian.shape}"
         )
-    results = estimate_all(
-        [name], model, points, theta, evidence=evidence, num_chains=num_chains, noise_sd=noise_sd
-    )
-    if not np.isfinite(np.asarray(results[name].epistemic)).all():
-        if evidence.hessian is not None and name.startswith("laplace"):
-            raise ValueError(
-                f"estimator {name!r} needs a positive definite hessian, which a strict maximum has; "
-                "leave hessian out to take the GGN, which always is."
-            )
-        raise ValueError(f"estimator {name!r} is not finite at this theta; check theta and X.")
-    return results[name]
+    result = estimate_all(
+        [name], model, points, theta,
+        evidence=evidence, num_chains=num_chains, noise_sd=noise_sd or 1.0,
+    )[name]  # fmt: skip
+    if evidence.hessian is not None and "hessian" in estimator.uses:
+        check_finite(
+            result,
+            f"hessian must be positive definite for estimator {name!r}, as at a strict maximum "
+            "(give theta as an array and no hessian to take the GGN, which always is)",
+        )
+    check_finite(result, "theta and X must give finite gradients")
+    return result
 
 
 def link_aware(
     model: Model,
-    X: Float[Array, "N D"],
-    theta: Float[Array, " P"],
+    X: Shaped[ArrayLike, "N D"],
+    theta: Point,
     *,
     prior_sd: float,
     problem: Problem | None = None,
     noise_sd: float | None = None,
 ) -> Estimate:
-    """Gaussian logits with variance s^2 = sum_l sigma_l^2 ||df/dtheta_l||^2, through the sigmoid or softmax."""
+    """Estimate with Gaussian logits, f ~ N(f(x, theta*), s^2), through the sigmoid or softmax.
+
+        s^2 = sum_l sigma_l^2 ||df/dtheta_l||^2
+
+    Parameters and errors are those of `estimate`.
+    """
     return estimate(
         "link_aware", model, X, theta, prior_sd=prior_sd, problem=problem, noise_sd=noise_sd
     )
@@ -304,14 +347,17 @@ def link_aware(
 
 def laplace(
     model: Model,
-    X: Float[Array, "N D"],
-    theta: Float[Array, " P"],
+    X: Shaped[ArrayLike, "N D"],
+    theta: Point,
     *,
     problem: Problem,
     prior_sd: float,
-    hessian: Float[Array, "P P"] | None = None,
+    hessian: Float[ArrayLike, "P P"] | None = None,
 ) -> Estimate:
-    """g^T H^-1 g with the Hessian of minus the log posterior where it is given, and the GGN otherwise."""
+    """Estimate g^T H^-1 g with the Hessian H of minus the log posterior, or the GGN without one.
+
+    Parameters and errors are those of `estimate`.
+    """
     return estimate("laplace", model, X, theta, problem=problem, prior_sd=prior_sd, hessian=hessian)
 
 

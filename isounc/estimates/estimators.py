@@ -53,6 +53,8 @@ class Evidence(NamedTuple):
 
     data: Data | None = None
     """Training data and prior."""
+    prior_sd: Float[Array, " P"] | None = None
+    """Prior standard deviation of each parameter, where there may be no data."""
     layer_sd: Float[Array, " P"] | None = None
     """Scales for layer_scaled, one value within a group: the prior's sd, or rms(W_l)."""
     draws: Float[Array, "S P"] | None = None
@@ -173,7 +175,7 @@ def isotropic_rule(model, theta, evidence, num_chains):
 
 
 def _prior(model, theta, evidence, num_chains):
-    return cov.Diagonal(evidence.data.prior_sd)
+    return cov.Diagonal(evidence.prior_sd)
 
 
 def _layer_scaled(model, theta, evidence, num_chains):
@@ -215,8 +217,8 @@ ESTIMATORS: dict[str, Estimator] = {
         views=("curves", "levels", "maps", "bands"),
     ),
     "link_aware": GaussianLogit(
-        _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("data",), by_group=True,
-        quantities=("epistemic", "aleatoric_corrected"), per_class=True,
+        _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("prior_sd",),
+        by_group=True, quantities=("epistemic", "aleatoric_corrected"), per_class=True,
         views=("curves", "levels", "maps"),
     ),
     "layer_scaled": Linearised(

@@ -69,7 +69,7 @@ def group_grams(
     Gradients are not formed (`value_and_grad_gram`); J Sigma J^T = sum_l sigma_l^2 J_l J_l^T where Sigma is
     sigma_l^2 I on group l.
     """
-    index = model.unflatten(model.group_index)  # pyright: ignore
+    index = model.unflatten(model.group_index)
     at = {
         jax.tree_util.keystr(path): str(leaf.flat[0])
         for path, leaf in jax.tree_util.tree_leaves_with_path(index)

@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.estimates.adapters import Bound, bind, output_shape
-from isounc.estimates.estimate import check_points
-from isounc.estimates.estimators import Estimate
-from isounc.fit import PointEstimate
+from isounc.estimates.estimate import check_finite, check_points, estimate_all
+from isounc.estimates.estimators import Estimate, Evidence
 from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
+from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
 from isounc.padding import bucket
 
 TASKS = ("binary", "multiclass", "regression", "token")
-_OF_LIKELIHOOD = {"bernoulli": "binary", "categorical": "multiclass", "gaussian": "regression"}
+"""Kinds of models that `isotropic` takes, beside `Model`, which knows its own likelihood."""
 
 
 def isotropic(
@@ -39,57 +39,64 @@ def isotropic(
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> Estimate:
-    """The isotropic estimate of a trained model at N inputs: epistemic sigma^2 ||dp/dtheta||^2, aleatoric p (1 - p).
+    """Compute the isotropic estimate of a trained model at N inputs.
 
-    Every norm is exact and costs a forward pass and the activation half of a backward pass per column; no weight
-    matrix's gradient is stored (`isounc.gradnorm`, which also works inside of jit). A column is a class c through its
-    log-odds d = f_c - log sum_{k != c} exp f_k, p = sigmoid(d), so that dp/dtheta = p (1 - p) dd/dtheta keeps its
-    digits where p is all but 0 or 1.
+        epistemic = sigma^2 ||dp/dtheta||^2,    aleatoric = p (1 - p)
+
+    Every norm is exact and costs a forward pass and the activation half of a backward pass per
+    column; no weight matrix's gradient is stored (`isounc.gradnorm`, which also works inside of
+    jit). A column is a class c through its log-odds d = f_c - log sum_{k != c} exp f_k,
+    p = sigmoid(d), so that dp/dtheta = p (1 - p) dd/dtheta keeps its digits where p is all but 0 or
+    1. For a `Model` it is `isounc.estimate("isotropic", ...)`, bit by bit.
 
     Parameters
     ----------
     model
-        A Flax NNX module (in evaluation mode), a Flax Linen module, a function ``f(params, x)`` of a batch, or a
-        `Model`.
+        A Flax NNX module (in evaluation mode), a Flax Linen module, a function `f(params, x)` of a
+        batch, or a `Model`.
     x
-        A batch of N inputs: an array, or a pytree of arrays, with examples along the first axis, as the model takes it.
-        For token models also a list of sequences of different lengths; they are padded on the right to a few lengths,
-        none beyond the longest, which is exact for a causal model only.
+        A batch of N inputs: an array, or a pytree of arrays, with examples along the first axis, as
+        the model takes it. For token models also a list of sequences of different lengths; they are
+        padded on the right to a few lengths, none beyond the longest, which is exact for a causal
+        model only.
     params
-        Linen: its variables. A function: its parameters. A `Model`: theta, or what `fit_map` returned. NNX: none.
+        Linen: its variables. A function: its parameters. A `Model`: theta, or what `fit_map` or
+        `fit_trained` returned. NNX: none.
     task
-        binary: one logit an example, (N,) or (N, 1). multiclass: C logits, (N, C). regression: (N,) or (N, M). token:
-        logits of the next token, (N, V), or at every position, (N, T, V), of which the last counts. A `Model` knows its
-        own.
+        binary: one logit an example, (N,) or (N, 1). multiclass: C logits, (N, C). regression: (N,)
+        or (N, M). token: logits of the next token, (N, V), or at every position, (N, T, V), of
+        which the last counts. A `Model` takes none.
     target
-        The class or token that the estimate is about, one an example, or ``"predicted"`` for the most probable one: one
-        column and one backward pass. None is all classes (multiclass), the predicted token (token).
+        The class or token that the estimate is about, one an example, or `"predicted"` for the most
+        probable one: one column and one backward pass. None is all classes (multiclass), the
+        predicted token (token).
     sigma
         Standard deviation of the parameters, the same for all.
     noise_sd
         Known noise of a regression.
     outputs
-        ``"logits"`` or ``"probabilities"``, what the model returns. None is logits, refused where they look otherwise:
-        between 0 and 1, and adding up to 1 or, for a binary model, at eight inputs or more.
+        `"logits"` or `"probabilities"`, what the model returns. None is logits, refused where they
+        look otherwise: between 0 and 1, and adding up to 1 or, for a binary model, at eight inputs
+        or more. A `Model` takes none.
     wrt
-        Only these parameters count, by regular expression or function of the path: ``"layers.*30"``.
+        Only these parameters count, by regular expression or function of the path: `"layers.*30"`.
     kwargs
-        Keyword arguments of each call of the model, such as ``{"train": False}``.
+        Keyword arguments of each call of the model, such as `{"train": False}`.
     batch_size
-        Examples at a time, which bounds the memory of their activations: 128 over the number of columns, and 8 for
-        tokens, unless given.
+        Examples at a time, which bounds the memory of their activations: 128 over the number of
+        columns (a `Model`: 128), and 8 for tokens, unless given.
 
     Returns
     -------
     Estimate
-        NumPy arrays (N, M) in float64: M is 1, the number of classes, or the regression's outputs; ``target`` where one
-        was chosen.
+        NumPy arrays (N, M) in float64: M is 1, the number of classes, or the regression's outputs;
+        `target` where one was chosen.
 
     Raises
     ------
     TypeError, ValueError
-        For an unknown task, outputs that do not fit it, a model in training mode, parameters or inputs that are not
-        finite (by path and by row), targets out of range.
+        For an unknown task, outputs that do not fit it, a model in training mode, parameters or
+        inputs that are not finite (by path and by row), targets out of range.
 
     Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466).
 
@@ -103,20 +110,21 @@ def isotropic(
     """
     sigma = check_real("sigma", sigma, positive=True)
     noise_sd = check_real("noise_sd", noise_sd, positive=True)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
     if isinstance(model, Model):
-        task = task or _OF_LIKELIHOOD[model.likelihood]
-        theta = params.theta if isinstance(params, PointEstimate) else params
-        if theta is None:
-            raise TypeError("params must be given for a Model: theta, or what fit_map returned.")
-        x, params = check_points(model, x, theta)
+        for argument, value in (("task", task), ("outputs", outputs), ("kwargs", kwargs)):
+            if value is not None:
+                raise TypeError(f"{argument} must be left out for a Model, got {value!r}")
+        if params is None:
+            raise TypeError("params must be given for a Model: theta, or what fit_map returned")
+        return _of_model(model, x, params, target, sigma, noise_sd, wrt, batch_size or 128)
     check_choice("task", task, TASKS)
     assert task is not None
     if outputs is not None:
         check_choice("outputs", outputs, ("logits", "probabilities"))
         if task == "regression":
-            raise ValueError("outputs is for classes and tokens, not for regression; leave it out.")
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
+            raise ValueError(f"outputs must be left out for regression, got {outputs!r}")
     bound = bind(model, params, kwargs)
     check_leaves(bound.params)
     size = batch_size or (8 if task == "token" else 128)
@@ -147,6 +155,39 @@ def isotropic(
         _check_link(values, alike, task, outputs)
     one = _estimate(values, sq_norms, task, outputs, sigma, noise_sd)
     return one if task == "regression" or chosen is None else one._replace(target=label)
+
+
+def _of_model(
+    model: Model,
+    X: Any,
+    theta: Any,
+    target: Any,
+    sigma: float,
+    noise_sd: float,
+    wrt: Filter,
+    batch_size: int,
+) -> Estimate:
+    """The registry's estimate, in float64, with Sigma = sigma^2 I on the groups that count."""
+    points, theta = check_points(model, X, theta)
+    name, evidence = "isotropic", Evidence()
+    if sigma != 1 or wrt is not None:
+        counted, _, _ = split_leaves(model.unflatten(1.0 * model.group_index), wrt)
+        mask = np.isin(model.group_index, [leaf.flat[0] for leaf in counted])
+        name, evidence = "layer_scaled", Evidence(layer_sd=jnp.asarray(sigma * mask, theta.dtype))
+    result = estimate_all(
+        [name], model, points, theta,
+        evidence=evidence, noise_sd=noise_sd, batch_size=batch_size,
+    )[name]  # fmt: skip
+    check_finite(result, "theta and x must give finite gradients")
+    columns = [np.asarray(a, np.float64) for a in result[:-1]]
+    prob = columns[0]
+    task = "multiclass" if prob.shape[1] > 1 else model.likelihood
+    chosen = _targets(task, target, *prob.shape)
+    if chosen is None:
+        return Estimate(*columns)
+    label = np.where(chosen < 0, prob.argmax(axis=1), chosen)[:, None]
+    columns = [np.take_along_axis(a, label, axis=1) for a in columns]
+    return Estimate(*columns)._replace(target=label)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "task", "wrt", "probabilities"))
@@ -260,7 +301,7 @@ def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndar
     if target is None and task != "token":
         return None
     if task not in ("multiclass", "token"):
-        raise ValueError(f"target is for multiclass and token, not for {task}; leave it out.")
+        raise ValueError(f"target must be left out for {task}, got {target!r:.80}")
     if target is None or (isinstance(target, str) and target == "predicted"):
         return np.full(num_rows, -1)
     numbers = np.asarray(target)

@@ -1,4 +1,4 @@
-"""Reference posteriors, sampled and exact: the bank that comes with isounc, and z-scores against it."""
+"""Reference posteriors, sampled and exact: the bank of isounc, and z-scores against it."""
 
 from isounc.references.bank import Entry, FailedReferenceWarning, list, load, save
 from isounc.references.exact import linear_gaussian, logistic_by_quadrature

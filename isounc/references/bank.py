@@ -1,4 +1,4 @@
-"""The bank of reference posteriors, exact and sampled: named, versioned, checked, loaded without network.
+"""The bank of reference posteriors: named, versioned, checked, and loaded without a network.
 
     >>> import isounc
     >>> reference = isounc.references.load("xor-ntk-w64-v1")
@@ -6,9 +6,10 @@
     >>> print(reference.card)
     >>> print(isounc.references.compare(reference, posterior))
 
-An entry is two files of ``isounc/references/data``: ``<name>.npz`` with plain arrays and ``<name>.info.json`` with
-everything else and the SHA-256 of both. Moments and draws of sampled entries are float32, of exact ones float64.
-Nothing is unpickled. ``experiments/reference_bank.py`` makes the bank.
+An entry is two files of `isounc/references/data`: `<name>.npz` with plain arrays and
+`<name>.info.json` with everything else and the SHA-256 of both. Moments and draws are float32 in
+sampled entries, float64 in exact ones.
+Nothing is unpickled. `experiments/reference_bank.py` makes the bank.
 
 Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
 """
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
     """A line of the bank's list."""
 
     name: str
-    """What `load` takes."""
+    """Name that `load` takes."""
     method: str
     """hmc, nuts, quadrature or closed form."""
     num_params: int
@@ -64,7 +65,7 @@ def list(folder: str | Path | None = None) -> tuple[Entry, ...]:
     Parameters
     ----------
     folder
-        A bank of one's own; None is the one that comes with isounc.
+        A bank of your own; None is the one that comes with isounc.
 
     Raises
     ------
@@ -76,19 +77,24 @@ def list(folder: str | Path | None = None) -> tuple[Entry, ...]:
 
 
 def load(name: str, folder: str | Path | None = None) -> Reference:
-    """Read a reference and verify its checksums; a `FailedReferenceWarning` if it did not pass its checks.
+    """Read a reference and verify its checksums.
 
     Parameters
     ----------
     name
-        As `list` gives it.
+        One of the names that `list` gives.
     folder
-        A bank of one's own; None is the one that comes with isounc.
+        A bank of your own; None is the one that comes with isounc.
 
     Raises
     ------
     ValueError
         For an unknown name (with near matches), or an entry that is damaged or of a newer format.
+
+    Warns
+    -----
+    FailedReferenceWarning
+        If the reference did not pass its checks.
     """
     bank = _bank(folder)
     check_choice("name", name, _names(bank))
@@ -112,13 +118,13 @@ def load(name: str, folder: str | Path | None = None) -> Reference:
 
 
 def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -> Reference:
-    """Write a reference into a bank; returned is the same with its checksum.
+    """Write a reference into a bank, and return it with its checksum.
 
     Raises
     ------
     ValueError
-        If the bank has an entry of that name with other content and ``overwrite`` is False: what has been published
-        under a name stays.
+        If the bank has an entry of that name with other content and `overwrite` is False: a name,
+        once published, keeps its content.
     OSError
         If it cannot be written.
     """
@@ -140,8 +146,8 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
         path.exists() and path.read_bytes() != contents[path] for path in contents
     ):
         raise ValueError(
-            f"{folder} has another {reference.name!r} already; give the new one a higher version, or pass "
-            "overwrite=True"
+            f"reference must have a name that is new in {folder}, got {reference.name!r}, which it "
+            "has with other content; give a higher version, or pass overwrite=True"
         )
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(contents, f"reference {reference.name!r}")
@@ -149,7 +155,7 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
 
 
 def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
-    """The page that lists a bank, as Markdown."""
+    """A page that lists a bank, as Markdown."""
     passed = sum(e.passed for e in entries)
     rows = (
         (
@@ -168,13 +174,16 @@ def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
         [
             "# The bank of reference posteriors",
             "",
-            f"{len(entries)} references, {passed} of which passed their checks; {num_bytes / 1e6:.1f} MB. "
-            "Made by `uv run experiments/reference_bank.py`;",
+            f"{len(entries)} references, {passed} of which passed their checks; "
+            f"{num_bytes / 1e6:.1f} MB. Made by `uv run experiments/reference_bank.py`;",
             "`isounc.references.load(name)` reads one, its `card` says how it was made.",
             "",
-            "R-hat is the largest and ESS the smallest (of p and of (p − mean)²) over the fixed locations of all",
-            "regions; draws are those behind the moments, over all chains. `ntk` and `fan_in` are two",
-            "parameterisations of one prior over functions, sampled apart: their predictive moments must agree, and",
+            "R-hat is the largest and ESS the smallest (of p and of (p − mean)²) over the fixed "
+            "locations of all",
+            "regions; draws are those behind the moments, over all chains. `ntk` and `fan_in` are "
+            "two",
+            "parameterisations of one prior over functions, sampled apart: their predictive "
+            "moments must agree, and",
             "a test compares them.",
             "",
             table(("name", "method", "P", "gate", "R-hat", "ESS", "draws"), rows),
@@ -188,17 +197,17 @@ def _bank(folder: str | Path | None) -> Traversable:
     if folder is None:
         return importlib.resources.files("isounc.references").joinpath("data")
     if not Path(folder).is_dir():
-        raise ValueError(f"folder must be a folder with references; got {str(folder)!r}")
+        raise ValueError(f"folder must be a folder with references, got {str(folder)!r}")
     return Path(folder)
 
 
 def _names(bank: Traversable) -> tuple[str, ...]:
-    found = (path.name for path in bank.iterdir())
-    return tuple(sorted(name.removesuffix(_INFO) for name in found if name.endswith(_INFO)))
+    names = (path.name for path in bank.iterdir())
+    return tuple(sorted(name.removesuffix(_INFO) for name in names if name.endswith(_INFO)))
 
 
 def _info(bank: Traversable, name: str) -> dict[str, Any]:
-    """What the info file says, decoded and verified."""
+    """The content of the info file, decoded and verified."""
     try:
         payload = files.parse_json(bank.joinpath(name + _INFO).read_bytes(), f"reference {name!r}")
         if payload.get("name") != name or not isinstance(payload.get("meta"), dict):
@@ -212,8 +221,8 @@ def _info(bank: Traversable, name: str) -> dict[str, Any]:
 
 def _damaged(name: str, error: object) -> ValueError:
     return ValueError(
-        f"reference {name!r} is damaged ({error}); install isounc again, or make the entry again with "
-        "experiments/reference_bank.py"
+        f"reference {name!r} is damaged ({error}); install isounc again, or make the entry again "
+        "with experiments/reference_bank.py"
     )
 
 

@@ -1,18 +1,19 @@
-"""Posteriors that need no sampler: logistic regression by quadrature, linear regression in closed form.
+"""Exact posteriors: logistic regression by quadrature, linear regression in closed form.
 
-Both models are of depth 0, linear in their parameters: f(x) = phi(x) . theta with phi(x) = (x, 1), x divided by sqrt(D)
-under ``ntk``. Everything is worked out twice in float64, and the difference is reported where a sampled posterior
-has its Monte Carlo standard errors. NumPy on the host.
+Both models are of depth 0, linear in their parameters: f(x) = phi(x) . theta with phi(x) = (x, 1),
+x divided by sqrt(D) under `ntk`. Everything is worked out twice in float64, and the difference
+stands in the place of the Monte Carlo standard errors of a sampled posterior. NumPy on the host.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import expit
 
 from isounc.checks import check_count, check_real
@@ -25,14 +26,15 @@ EDGE_MASS_MAX = 1e-12
 RELATIVE_ERROR_MAX = 1e-6
 """Largest numerical error of a variance over the variance itself for a result to pass."""
 _COARSER = 1.25
-# A variance far from the data may be 1e-17 and owed to the posterior's tail: weights down to e^-60 matter to it.
+# A variance far from the data may be 1e-17 and come from the posterior's tail: weights down to
+# e^-60 matter to it.
 _COARSE_CUT, _FINE_CUT = 50.0, 60.0
 _CHUNK = 4096
 _DEGREES_OF_FREEDOM = 5
 
 
 class Exact(NamedTuple):
-    """An exact posterior; the ``_se`` fields of its moments hold numerical errors."""
+    """An exact posterior; the `_se` fields of its moments hold numerical errors."""
 
     regions: dict[str, Moments]
     """Predictive moments by region, float64."""
@@ -41,7 +43,7 @@ class Exact(NamedTuple):
     method: str
     """quadrature or closed form."""
     checks: dict[str, float]
-    """What was measured about the computation."""
+    """Numbers about the computation, by name."""
     reasons: tuple[str, ...]
     """A sentence for each bound that is not kept; empty if the result passed."""
 
@@ -51,12 +53,15 @@ def linear_gaussian(
 ) -> Exact:
     """Bayesian linear regression with known noise, in closed form.
 
-    With Phi (n, P) the features of the training inputs, s the noise sd and Lambda = diag(sigma_l^2),
+    With Phi (n, P) the features of the training inputs, s the noise sd and
+    Lambda = diag(sigma_l^2),
 
-        A = Phi^T Phi / s^2 + Lambda^-1,   E[f(x)] = phi . A^-1 Phi^T y / s^2,   Var[f(x)] = phi . A^-1 phi.
+        A = Phi^T Phi / s^2 + Lambda^-1,
+        E[f(x)] = phi . A^-1 Phi^T y / s^2,   Var[f(x)] = phi . A^-1 phi.
 
-    The second way is the Gaussian process with kernel phi(x) . Lambda phi(x'), which inverts n x n instead of P x P.
-    The averaged prediction is Gaussian, so ``entropy`` is exact here: log(2 pi e (s^2 + Var[f])) / 2.
+    The second way is the Gaussian process with kernel phi(x) . Lambda phi(x'), which inverts n x n
+    instead of P x P. The averaged prediction is Gaussian, so `entropy` is exact here:
+    log(2 pi e (s^2 + Var[f])) / 2.
 
     Parameters
     ----------
@@ -69,7 +74,7 @@ def linear_gaussian(
     num_draws
         Independent draws of theta ~ N(A^-1 Phi^T y / s^2, A^-1) to return.
     seed
-        Of those draws.
+        Seed of those draws.
 
     Raises
     ------
@@ -89,17 +94,17 @@ def linear_gaussian(
 
     regions = {}
     for name, x in problem.regions.items():
-        here = _design(model, x)
-        mean = here @ theta
-        var = (scipy.linalg.solve_triangular(factor, here.T, lower=True) ** 2).sum(0)
-        cross = (here * sd**2) @ phi.T
+        phi_x = _design(model, x)
+        mean = phi_x @ theta
+        var = (scipy.linalg.solve_triangular(factor, phi_x.T, lower=True) ** 2).sum(0)
+        cross = (phi_x * sd**2) @ phi.T
         other_mean = cross @ np.linalg.solve(gram, problem.y)
-        other_var = (here**2 @ sd**2) - (cross * np.linalg.solve(gram, cross.T).T).sum(1)
+        other_var = (phi_x**2 @ sd**2) - (cross * np.linalg.solve(gram, cross.T).T).sum(1)
         total = 0.5 * np.log(2 * np.pi * np.e * (noise_var + var))
-        of_noise = 0.5 * math.log(2 * np.pi * np.e * noise_var)
+        noise_entropy = 0.5 * math.log(2 * np.pi * np.e * noise_var)
         zeros = np.zeros(len(x))
         regions[name] = _moments(
-            (mean, var, np.full(len(x), noise_var), np.full(len(x), of_noise)),
+            (mean, var, np.full(len(x), noise_var), np.full(len(x), noise_entropy)),
             (np.abs(mean - other_mean), np.abs(var - other_var), zeros, zeros),
             total,
         )
@@ -122,14 +127,17 @@ def logistic_by_quadrature(
 ) -> Exact:
     """Logistic regression with one or two inputs by the trapezoid rule over all its parameters.
 
-    Nodes are theta = m + L z, with m the posterior mode, L L^T the inverse Hessian there and z a grid over
-    [-R, R]^P. E[g] = sum_i w_i g(theta_i) / sum_i w_i for g = p, (p - mean)^2, p (1 - p) and the entropy of p. For an
-    integrand that is analytic and decays, the rule's error falls exponentially in 1 / spacing. The ``_se`` fields are
-    the differences from a grid of 5/4 the spacing in a box of 4/5 the width that drops more of the tail: its errors
-    rather than those, smaller, of the result.
+    Nodes are theta = m + L z, with m the posterior mode, L L^T the inverse Hessian at it and z a
+    grid over [-R, R]^P. For g = p, (p - mean)^2, p (1 - p) and the entropy of p
 
-    Draws are made by rejection from Student's t (5 degrees of freedom) about the mode, its bound being the largest
-    density ratio at the nodes and a margin of 5%.
+        E[g] = sum_i w_i g(theta_i) / sum_i w_i.
+
+    For an integrand that is analytic and decays, the rule's error falls exponentially in
+    1 / spacing. The `_se` fields are the differences from a grid of 5/4 the spacing in a box of 4/5
+    the width that drops more of the tail: its errors rather than those, smaller, of the result.
+
+    Draws are made by rejection from Student's t (5 degrees of freedom) about the mode, its bound
+    being the largest density ratio at the nodes and a margin of 5%.
 
     Parameters
     ----------
@@ -140,21 +148,23 @@ def logistic_by_quadrature(
     prior_sd
         Prior standard deviation; `Model.group_prior_sd` spreads it over kernel and bias.
     spacing
-        Of the nodes, in standard deviations of the Laplace approximation.
+        Spacing of the nodes, in standard deviations of the Laplace approximation.
     half_width
-        R of the smaller box, in the same unit; it grows until the outermost layer holds less than `EDGE_MASS_MAX`.
+        R of the smaller box, in the same unit; it grows until the outermost layer holds less than
+        `EDGE_MASS_MAX`.
     num_draws
         Independent draws of theta to return.
     seed
-        Of those draws.
+        Seed of those draws.
 
     Raises
     ------
     ValueError
-        For a model that is not linear, another likelihood, more than two inputs, settings out of range, or a posterior
-        that reaches beyond 4 R.
+        For a model that is not linear, another likelihood, more than two inputs, settings out of
+        range, or a posterior that reaches beyond 4 R.
 
-    Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review 56(3), 2014.
+    Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review
+    56(3), 2014.
     """
     phi, sd = _features(problem, model, prior_sd, "bernoulli")
     check_count("num_draws", num_draws, 1)
@@ -162,13 +172,13 @@ def logistic_by_quadrature(
     half_width = check_real("half_width", half_width, positive=True)
     if model.num_params > 3:
         raise ValueError(
-            f"problem must have at most 2 inputs for quadrature; got {model.in_features}"
+            f"problem must have at most 2 inputs for quadrature, got {model.in_features}"
         )
     if half_width < 2 * spacing:
-        raise ValueError(f"half_width must be at least twice spacing ({spacing}); got {half_width}")
+        raise ValueError(f"half_width must be at least twice spacing ({spacing}), got {half_width}")
     sign = 2 * problem.y - 1
 
-    def log_density(theta: np.ndarray) -> np.ndarray:
+    def log_density(theta: Float[np.ndarray, "T P"]) -> Float[np.ndarray, " T"]:
         likelihood = -np.logaddexp(0, -(theta @ phi.T) * sign).sum(1)
         return likelihood - 0.5 * ((theta / sd) ** 2).sum(1)
 
@@ -183,8 +193,8 @@ def logistic_by_quadrature(
             break
     else:
         raise ValueError(
-            f"half_width must cover the posterior: at {4 * half_width:g} the outermost layer of the box still holds "
-            f"{edge:.1e} of it; got {half_width:g}"
+            f"half_width must be large enough to cover the posterior, got {half_width:g}: at four "
+            f"times that the outermost layer of the box still holds {edge:.1e} of it"
         )
     coarse = _expectations(points, nodes, weights, centre)
     half_width *= _COARSER * widening
@@ -213,16 +223,19 @@ def logistic_by_quadrature(
     return Exact(regions, draws, "quadrature", checks, _too_large(error))
 
 
-def _features(problem: Problem, model: Model, prior_sd: float, likelihood: str):
+def _features(
+    problem: Problem, model: Model, prior_sd: float, likelihood: str
+) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, " P"]]:
+    """Features of the training inputs, and the prior sd of each parameter."""
     if problem.likelihood != likelihood or model.likelihood != likelihood:
         raise ValueError(
-            f"problem and model must have likelihood {likelihood!r}; got {problem.likelihood!r} and "
-            f"{model.likelihood!r}"
+            f"problem and model must have likelihood {likelihood!r}, got {problem.likelihood!r} "
+            f"and {model.likelihood!r}"
         )
     if model.depth != 0 or model.in_features != problem.num_features:
         raise ValueError(
-            f"model must be linear (depth 0) in {problem.num_features} inputs; got depth {model.depth} and "
-            f"{model.in_features} inputs"
+            f"model must be linear (depth 0) in {problem.num_features} inputs, got depth "
+            f"{model.depth} and {model.in_features} inputs"
         )
     return _design(model, problem.X), model.param_prior_sd(prior_sd)
 
@@ -232,8 +245,12 @@ def _design(model: Model, X: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N P
     return np.concatenate([X * scale, np.ones((len(X), 1))], axis=1)
 
 
-def _moments(values, errors, entropy) -> Moments:
-    """Moments from (mean, variance, E[p (1 - p)], E[H]), their errors, and the entropy of the mean, (N,) each."""
+_Columns = tuple[Float[np.ndarray, " N"], ...]
+"""Mean, variance, E[p (1 - p)] and E[H] of the prediction at N locations."""
+
+
+def _moments(values: _Columns, errors: _Columns, entropy: Float[np.ndarray, " N"]) -> Moments:
+    """Moments from columns, their errors, and the entropy of the averaged prediction."""
     (mean, var, aleatoric, expected), (mean_se, var_se, aleatoric_se, expected_se) = (
         [a[:, None] for a in part[:3]] + [part[3]] for part in (values, errors)
     )
@@ -249,15 +266,16 @@ def _relative_error(regions: dict[str, Moments]) -> float:
 def _too_large(error: float) -> tuple[str, ...]:
     if error <= RELATIVE_ERROR_MAX:
         return ()
-    return (
-        f"the numerical error of a variance is {error:.2g} of it; it must be at most {RELATIVE_ERROR_MAX:g}",
-    )
+    bound = f"it must be at most {RELATIVE_ERROR_MAX:g}"
+    return (f"the numerical error of a variance is {error:.2g} of it; {bound}",)
 
 
-def _mode(phi, sign, sd) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior mode by damped Newton steps, and the Cholesky factor of the inverse Hessian there."""
+def _mode(
+    phi: Float[np.ndarray, "N P"], sign: Int[np.ndarray, " N"], sd: Float[np.ndarray, " P"]
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, "P P"]]:
+    """The posterior mode by damped Newton steps, and a Cholesky factor of the inverse Hessian."""
 
-    def minus_log_density(theta):
+    def minus_log_density(theta: Float[np.ndarray, " P"]) -> float:
         return np.logaddexp(0, -sign * (phi @ theta)).sum() + 0.5 * ((theta / sd) ** 2).sum()
 
     theta = np.zeros(len(sd))
@@ -276,8 +294,19 @@ def _mode(phi, sign, sd) -> tuple[np.ndarray, np.ndarray]:
     return theta, np.linalg.cholesky(np.linalg.inv(hessian))
 
 
-def _nodes(log_density, mode, factor, spacing, half_width, cut):
-    """Nodes that matter, their log densities and weights, and the mass of the box's outermost layer."""
+LogDensity = Callable[[Float[np.ndarray, "T P"]], Float[np.ndarray, " T"]]
+"""Unnormalised log density of T parameter vectors."""
+
+
+def _nodes(
+    log_density: LogDensity,
+    mode: Float[np.ndarray, " P"],
+    factor: Float[np.ndarray, "P P"],
+    spacing: float,
+    half_width: float,
+    cut: float,
+) -> tuple[Float[np.ndarray, "T P"], Float[np.ndarray, " T"], Float[np.ndarray, " T"], float]:
+    """Nodes that matter, their log densities and weights, and the mass of the outermost layer."""
     steps = math.ceil(half_width / spacing)
     axis = spacing * np.arange(-steps, steps + 1)
     mesh = np.meshgrid(*[axis] * len(mode), indexing="ij")
@@ -293,8 +322,13 @@ def _nodes(log_density, mode, factor, spacing, half_width, cut):
     return theta[kept], log_p[kept], weights[kept] / weights[kept].sum(), edge
 
 
-def _expectations(points, nodes, weights, centre):
-    """Mean, variance, E[p (1 - p)] and E[H] at the points; a ``centre`` near the mean keeps the variance's digits."""
+def _expectations(
+    points: Float[np.ndarray, "N P"],
+    nodes: Float[np.ndarray, "T P"],
+    weights: Float[np.ndarray, " T"],
+    centre: Float[np.ndarray, " N"],
+) -> _Columns:
+    """The columns at the points; a `centre` near the mean keeps the variance's digits."""
     sums = np.zeros((4, len(points)))
     for i in range(0, len(nodes), _CHUNK):
         f, w = points @ nodes[i : i + _CHUNK].T, weights[i : i + _CHUNK]
@@ -309,25 +343,38 @@ def _expectations(points, nodes, weights, centre):
     return centre + sums[0], sums[1] - sums[0] ** 2, sums[2], sums[3]
 
 
-def _log_student(theta, mode, factor) -> np.ndarray:
+def _log_student(
+    theta: Float[np.ndarray, "T P"],
+    mode: Float[np.ndarray, " P"],
+    factor: Float[np.ndarray, "P P"],
+) -> Float[np.ndarray, " T"]:
     """Unnormalised log density of Student's t about the mode."""
     z = scipy.linalg.solve_triangular(factor, (theta - mode).T, lower=True)
     nu = _DEGREES_OF_FREEDOM
     return -0.5 * (nu + len(mode)) * np.log1p((z**2).sum(0) / nu)
 
 
-def _reject(log_density, mode, factor, bound, num_draws, seed) -> np.ndarray:
+def _reject(
+    log_density: LogDensity,
+    mode: Float[np.ndarray, " P"],
+    factor: Float[np.ndarray, "P P"],
+    bound: float,
+    num_draws: int,
+    seed: int,
+) -> Float[np.ndarray, "num_draws P"]:
+    """Draws by rejection from Student's t, whose log density ratio has the bound."""
     rng = np.random.default_rng(seed)
-    nu, accepted, found = _DEGREES_OF_FREEDOM, [], 0
-    while found < num_draws:
+    nu, accepted, num_accepted = _DEGREES_OF_FREEDOM, [], 0
+    while num_accepted < num_draws:
         normal = rng.standard_normal((2 * num_draws, len(mode)))
         t = normal / np.sqrt(rng.chisquare(nu, (2 * num_draws, 1)) / nu)
         theta = mode + t @ factor.T
         log_ratio = log_density(theta) - _log_student(theta, mode, factor) - bound
         if log_ratio.max() > 0:
             raise ValueError(
-                f"spacing must be fine enough to bound the density; a draw exceeds the bound by {log_ratio.max():.2g}"
+                "spacing must be fine enough to bound the density, got a draw that exceeds the "
+                f"bound by {log_ratio.max():.2g}"
             )
         accepted.append(theta[np.log(rng.random(len(theta))) < log_ratio])
-        found += len(accepted[-1])
+        num_accepted += len(accepted[-1])
     return np.concatenate(accepted)[:num_draws]

@@ -23,7 +23,7 @@ METHODS = {
 
 
 class Exports:
-    """The views of a reference for people and other tools; `isounc.references.Reference` defines the fields."""
+    """Views of a reference; `isounc.references.Reference` defines the fields."""
 
     name: str
     method: str
@@ -44,32 +44,31 @@ class Exports:
 
     @property
     def card(self) -> str:
-        """How it was made and which checks it passed, as Markdown."""
+        """The reference's origin and checks, as Markdown."""
         return _card(self)
 
     def to_arviz(self) -> Any:
         """The draws for ArviZ: `arviz.InferenceData` below ArviZ 1, `xarray.DataTree` from it on.
 
-        Both have ``to_netcdf(path)``, and `arviz.from_netcdf` reads what it writes. Groups:
+        Both have `to_netcdf(path)`, and `arviz.from_netcdf` reads what it writes. Groups:
 
-            posterior                ``p`` (regression: ``f``), predictions: chain, draw, location, column
-            unconstrained_posterior  ``theta``, fewer draws of the parameters: chain, draw, parameter
-            constant_data            ``X`` and ``x``, inputs of training and of the locations
-            observed_data            ``y``
+            posterior                p (regression: f), predictions: chain, draw, location, column
+            unconstrained_posterior  theta, fewer draws of the parameters: chain, draw, parameter
+            constant_data            X and x, inputs of training and of the locations
+            observed_data            y
 
-        Predictions stand in ``posterior`` because they are what converges: a network's weights have symmetries that
-        make a sound sampler look bad. Location ``grid[7]`` is row 7 of region ``grid``.
+        Predictions stand in `posterior` because they are what converges: a network's weights have
+        symmetries that make a sound sampler look bad. Location `grid[7]` is row 7 of region `grid`.
 
         Raises
         ------
         ImportError
-            Where ArviZ is not installed.
+            If ArviZ is not installed.
         """
         return _to_arviz(self)
 
 
 def _card(r: Exports) -> str:
-    """How a reference was made and which checks it passed, as Markdown."""
     problem, model = r.problem, r.model
     noise = "" if problem.noise_sd is None else f", known noise sd {problem.noise_sd:g}"
     network = (
@@ -113,14 +112,17 @@ def _card(r: Exports) -> str:
 
 ## What it holds
 
-Per location: mean, variance, E[p(1-p)] and E[H] of the prediction with {_errors(r)}, and the entropy of
-the averaged prediction, in {moments.mean.dtype}. Besides, {len(r.draws)} draws of the parameters, and \
-{next(iter(r.values.values())).shape[1]} draws of each of {r.num_chains} chains of the
+Per location: mean, variance, E[p(1-p)] and E[H] of the prediction with {_errors(r)}, and \
+the entropy of
+the averaged prediction, in {moments.mean.dtype}. Besides, {len(r.draws)} draws of the \
+parameters, and {next(iter(r.values.values())).shape[1]} draws of each of {r.num_chains} \
+chains of the
 predictions at a few locations of each region ({kept}).
 
 Rebuild it with another key and compare: `isounc references check {r.name}`
 
-{versions}; {device.get("kind", "unknown device")}; {r.versions.get("time", "")}. SHA-256 of the arrays:
+{versions}; {device.get("kind", "unknown device")}; {r.versions.get("time", "")}. \
+SHA-256 of the arrays:
 `{r.checksum or "not stored yet"}`
 """
 
@@ -162,8 +164,8 @@ def _to_arviz(r: Exports) -> Any:
         }
         coords = {axis: labels.get(axis, np.arange(n)) for axis, n in sizes.items()}
         datasets[name] = xarray.Dataset(variables, coords, attrs)
-    # Built from data sets, because `from_dict` takes other arguments from ArviZ 1 on. There the name InferenceData is
-    # still found, and gives a DataTree with a warning.
+    # Built from data sets, because `from_dict` takes other arguments from ArviZ 1 on. There the
+    # name InferenceData still exists, and gives a DataTree with a warning.
     if arviz.__version__.startswith("0."):
         return arviz.InferenceData(attrs=attrs, **datasets)
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
@@ -179,10 +181,11 @@ def _how(r: Exports) -> str:
         return f"By {METHODS[r.method]}. The draws are independent."
     s, c = r.settings["sampler"], r.checks
     return (
-        f"By {r.method.upper()}, {r.num_chains} chains from prior draws, each {s['num_warmup']} transitions of warm-up "
-        f"and {c['num_draws']} draws (between {s['num_draws']} and {s['max_draws']}: until the gate passed or these "
-        f"were spent), {c['num_gradients']} gradients in all. Step size {c['step_size']:.3g}, acceptance "
-        f"{c['acceptance']:.2f}. Standard errors by batch means of {s['block']} draws. Key {r.settings['key']}."
+        f"By {r.method.upper()}, {r.num_chains} chains from prior draws, each {s['num_warmup']} "
+        f"transitions of warm-up and {c['num_draws']} draws (between {s['num_draws']} and "
+        f"{s['max_draws']}: until the gate passed or these were spent), {c['num_gradients']} "
+        f"gradients in all. Step size {c['step_size']:.3g}, acceptance {c['acceptance']:.2f}. "
+        f"Standard errors by batch means of {s['block']} draws. Key {r.settings['key']}."
     )
 
 
@@ -219,8 +222,8 @@ def _errors(r: Exports) -> str:
     return "numerical errors" if r.gate is None else "Monte Carlo standard errors"
 
 
-def number(value: float | None, spec: str) -> str:
-    """A formatted number, or a dash for one that is None or not finite."""
+def number(value: int | float | None, spec: str) -> str:
+    """A formatted number; a dash for None or a number that is not finite."""
     return "–" if value is None or not math.isfinite(value) else format(value, spec)
 
 

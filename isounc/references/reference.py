@@ -1,4 +1,4 @@
-"""One reference posterior: what the bank holds of it, and how that is made from a sampled or an exact posterior."""
+"""One reference posterior, as the bank holds it, made from a sampled or an exact posterior."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from isounc.sampling.moments import Moments, Posterior, fixed_locations
 
 @dataclass(frozen=True)
 class Thinning:
-    """How much of a posterior an entry of the bank keeps."""
+    """The share of a posterior that an entry of the bank keeps."""
 
     draw_bytes: int = 128_000
-    """Room for parameter draws in float32, unless that is fewer than ``min_draws``."""
+    """Room for parameter draws in float32, unless that is fewer than `min_draws`."""
     min_draws: int = 64
     """Fewest parameter draws, over all chains."""
     max_draws: int = 256
     """Most parameter draws, over all chains."""
     num_values: int = 200
-    """Evenly spaced draws of each chain of which predictions are kept."""
+    """Evenly spaced draws of each chain whose predictions are kept."""
     locations_per_region: int = 4
-    """Fixed locations of each region where they are kept."""
+    """Fixed locations of each region at which they are kept."""
 
     def __post_init__(self):
         check_count("draw_bytes", self.draw_bytes, 0)
@@ -44,34 +44,36 @@ class Thinning:
         check_count("locations_per_region", self.locations_per_region, 1)
 
     def num_draws(self, num_params: int) -> int:
-        """Parameter draws that are kept of a model with P parameters."""
+        """Number of parameter draws that are kept of a model with P parameters."""
         room = self.draw_bytes // (4 * num_params)
         return min(max(room, self.min_draws), self.max_draws)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference(Exports):
-    """A posterior to compare with: predictive moments with their errors, draws, and how they were made."""
+    """A posterior to compare with: predictive moments with errors, draws, and their origin."""
 
     name: str
     """Name in the bank, ending in its version."""
     method: str
     """hmc or nuts (sampled); quadrature or closed form (exact)."""
     problem: Problem
-    """Training data X, y and the regions' locations as they were used; without targets and truth, which
-    `make_problem` gives."""
+    """Training data X, y and the regions' locations as they were used, without targets and truth,
+    which `make_problem` gives."""
     model: Model
     """The model whose posterior this is."""
     prior_sd: float
     """Prior standard deviation; `Model.group_prior_sd` spreads it over the parameters."""
     regions: Mapping[str, Moments]
-    """Predictive moments by region. ``_se`` are Monte Carlo standard errors, in exact entries numerical errors."""
+    """Predictive moments by region; `_se` are Monte Carlo standard errors, in exact entries
+    numerical errors."""
     draws: Float[np.ndarray, "T P"]
-    """Thinned parameter draws, chain-major, equally many from each chain; independent in exact entries."""
+    """Thinned parameter draws, chain-major, equally many from each chain; independent in exact
+    entries."""
     values: Mapping[str, Float[np.ndarray, "K S Q M"]]
-    """Evenly spaced draws of the predictive quantity of each chain at a few locations (`locations`)."""
+    """Evenly spaced draws of the predictive quantity of each chain at the `locations`."""
     locations: Mapping[str, Int[np.ndarray, " Q"]]
-    """Rows of each region that the locations of ``values`` are."""
+    """Rows of each region at which `values` are."""
     num_chains: int
     """K; exact entries deal their independent draws out to as many."""
     gate: Gate | None
@@ -83,7 +85,7 @@ class Reference(Exports):
     settings: Mapping[str, Any]
     """Settings of the problem, of sampling and of thinning: enough to make it again."""
     versions: Mapping[str, Any]
-    """What computed it: `isounc.runs.folder.provenance`."""
+    """Versions and device that computed it (`isounc.runs.provenance`)."""
     checksum: str = ""
     """SHA-256 of the npz file it was read from; empty if it was not read from one."""
 
@@ -93,7 +95,7 @@ class Reference(Exports):
         return not self.reasons
 
     def to_record(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The reference as (meta, arrays), which `from_record` reads and `isounc.runs.folder.Record` holds."""
+        """The reference as (meta, arrays), which `from_record` reads back."""
         problem = self.problem
         meta = {
             "method": self.method,
@@ -140,11 +142,11 @@ def from_posterior(
     Raises
     ------
     ValueError
-        For a posterior that was sampled without ``keep_values``, or a name that cannot be a file's.
+        For a posterior that was sampled without `keep_values`, or a name that cannot be a file's.
     """
     check_name("name", name)
     if posterior.values is None:
-        raise ValueError("posterior must have values: sample it with keep_values=True; got none")
+        raise ValueError("posterior must have values (keep_values=True), got none")
     chains, num_params = posterior.num_chains, posterior.model.num_params
     per_chain = posterior.draws.reshape(chains, -1, num_params)
     kept = max(1, thinning.num_draws(num_params) // chains)
@@ -194,7 +196,15 @@ def from_exact(
     thinning: Thinning,
     num_chains: int = 4,
 ) -> Reference:
-    """A reference from an exact posterior, in float64; its draws, being independent, are dealt out to the chains."""
+    """A reference from an exact posterior, in float64.
+
+    Its draws, being independent, are dealt out to the chains.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 4 draws a chain, or a name that cannot be a file's.
+    """
     check_name("name", name)
     each = len(exact.draws) // num_chains
     check_count("the number of draws", len(exact.draws), 4 * num_chains)
@@ -238,7 +248,7 @@ def from_record(
     )
     gate = None
     if meta["gate"] is not None:
-        # Checks come and go from version to version; an entry outlives them.
+        # Checks come and go with versions; an entry outlives them.
         known: dict[str, Any] = {name: meta["gate"].get(name) for name in Gate._fields}
         gate = Gate(**known)._replace(reasons=tuple(meta["gate"]["reasons"]))
     return Reference(

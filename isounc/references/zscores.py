@@ -1,19 +1,17 @@
-"""How far two posteriors differ in units of their own errors: a reference made again, or anybody's sampler."""
+"""z-scores between two posteriors: a reference made again, or the draws of any sampler."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from isounc.checks import check_choice, check_count
-from isounc.sampling.convergence import diagnose
+from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.moments import Moments
-
-__all__ = ["Agreement", "RegionAgreement", "compare"]
 
 RMS_MAX = 3.0
 """Root mean square z of a region that still agrees."""
@@ -27,14 +25,14 @@ class RegionAgreement(NamedTuple):
     """z-scores of one region, other minus reference; NaN where neither side has an error."""
 
     mean_z: Float[np.ndarray, "N M"]
-    """Of the predictive means."""
+    """z-scores of the predictive means."""
     var_z: Float[np.ndarray, "N M"]
-    """Of the predictive variances."""
+    """z-scores of the predictive variances."""
     var_ratio: float
     """Sum of the other's variances over the sum of the reference's."""
 
     def summary(self) -> dict[str, float]:
-        """Root mean square and largest absolute value of both, over the z-scores that are defined."""
+        """Root mean square and largest absolute value of both, over the defined z-scores."""
         numbers: dict[str, float] = {}
         for name in ("mean", "var"):
             z = getattr(self, f"{name}_z")
@@ -59,7 +57,8 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"{'region':<12}{'rms z mean':>11}{'max':>7}{'rms z var':>11}{'max':>7}{'sum var ratio':>15}"
+            f"{'region':<12}{'rms z mean':>11}{'max':>7}{'rms z var':>11}{'max':>7}"
+            f"{'sum var ratio':>15}"
         ]
         for name, region in self.regions.items():
             s = region.summary()
@@ -70,22 +69,35 @@ class Agreement(NamedTuple):
         return "\n".join([*lines, *(self.reasons or ("agrees",))])
 
 
-def compare(reference: Any, other: Any) -> Agreement:
-    """Hold a posterior against a reference: z-scores of predictive means and variances at every location.
+@runtime_checkable
+class HasRegions(Protocol):
+    """Anything with predictive moments, such as a `Reference` or a `Posterior`."""
 
-    z = (other - reference) / sqrt(se_other^2 + se_reference^2 + rounding^2), with rounding = 2^-23 |mean| for a mean
-    and 2^-23 (var + 2^-23) for a variance, because predictions are worked out in float32. Locations share their draws,
-    so that their z-scores are nearly one: a root mean square above 2 comes by chance in up to one region of twenty. A
-    region agrees if it is at most 3 and no |z| is above 6.
+    @property
+    def regions(self) -> Mapping[str, Moments]:
+        """Predictive moments by region."""
+        ...
+
+
+def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agreement:
+    """Compare a posterior with a reference, by z-scores of predictive means and variances.
+
+        z = (other - reference) / sqrt(se_other^2 + se_reference^2 + rounding^2)
+
+    at every location, with rounding = 2^-23 |mean| for a mean and 2^-23 (var + 2^-23) for a
+    variance, because predictions are worked out in float32. Locations share their draws, so that
+    their z-scores are all but equal: a root mean square above 2 comes by chance in up to one region
+    of twenty. A region agrees if it is at most 3 and no |z| is above 6.
 
     Parameters
     ----------
     reference
-        A `Reference`, or anything with ``regions``, a mapping from region to `Moments`.
+        A `Reference`, or anything with `regions`.
     other
-        The same; or a mapping from region to `Moments`; or a mapping from region to draws of the predictive quantity
-        at all of the region's locations, (K chains, S draws, N, M), whose errors come from their effective sample
-        sizes. Regions that it does not have are not compared.
+        The same; or a mapping from region to `Moments`; or a mapping from region to draws of the
+        predictive quantity at all of the region's locations, (K chains, S draws, N, M), whose
+        errors come from their effective sample sizes. Regions that it does not have are not
+        compared.
 
     Raises
     ------
@@ -95,7 +107,8 @@ def compare(reference: Any, other: Any) -> Agreement:
     given = getattr(other, "regions", other)
     if not isinstance(given, Mapping) or not given:
         raise ValueError(
-            f"other must have regions, or map at least one to Moments or draws; got {type(other).__name__}"
+            "other must have regions, or map at least one to Moments or draws, got "
+            f"{type(other).__name__}"
         )
     regions: dict[str, RegionAgreement] = {}
     reasons: list[str] = []
@@ -121,25 +134,33 @@ def compare(reference: Any, other: Any) -> Agreement:
     return Agreement(regions, tuple(reasons))
 
 
-def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Any:
+def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Moments | Diagnostics:
+    """Moments of what was given for a region, whose draws `diagnose` summarises."""
     if not isinstance(given, Moments):
         draws = np.asarray(given)
         if draws.ndim != 4:
             raise ValueError(
-                f"other[{name!r}] must be Moments or draws (chains, draws, {shape[0]}, {shape[1]}); "
-                f"got shape {draws.shape}"
+                f"other[{name!r}] must be Moments or draws (chains, draws, {shape[0]}, "
+                f"{shape[1]}), got shape {draws.shape}"
             )
         check_count(f"the number of chains of other[{name!r}]", draws.shape[0], 2)
         given = diagnose(draws)
     if given.mean.shape != shape:
         raise ValueError(
-            f"other[{name!r}] must hold {shape[0]} locations and {shape[1]} columns, as the reference does; "
-            f"got {given.mean.shape}"
+            f"other[{name!r}] must hold {shape[0]} locations and {shape[1]} columns, as the "
+            f"reference does, got {given.mean.shape}"
         )
     return given
 
 
-def _z(a, a_se, b, b_se, *, square: bool) -> Float[np.ndarray, "N M"]:
+def _z(
+    a: Float[np.ndarray, "N M"],
+    a_se: Float[np.ndarray, "N M"],
+    b: Float[np.ndarray, "N M"],
+    b_se: Float[np.ndarray, "N M"],
+    *,
+    square: bool,
+) -> Float[np.ndarray, "N M"]:
     a, a_se, b, b_se = (np.asarray(v, float) for v in (a, a_se, b, b_se))
     rounding = SINGLE * (np.abs(a) + SINGLE if square else np.abs(a))
     return (b - a) / np.sqrt(a_se**2 + b_se**2 + rounding**2)

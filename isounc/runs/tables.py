@@ -18,24 +18,30 @@ def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Secti
     tables = (
         settings_table(folder.settings, "Settings"),
         settings_table(folder.read_info(), "Environment and checks"),
-        settings_table({"not drawn": skipped}, "This report"),
+        *([settings_table({"not drawn": skipped}, "Figures")] if skipped else []),
     )
     return Section("settings", "Settings and environment", (), (), tables)
 
 
 def table_of_rows(
     title: str,
-    columns: Sequence[str],
+    columns: Mapping[str, str],
     rows: pandas.DataFrame | Sequence[Mapping[str, Any]],
     note: str = "",
 ) -> Table:
-    """The rows of a CSV table as texts."""
+    """Some columns of the rows of a CSV table, as texts.
+
+    Parameters
+    ----------
+    columns
+        Headings by the name of the column.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(rows, dtype=object).reindex(columns=list(columns))
     cells = frame.where(frame.notna(), None).to_numpy()
     texts = [tuple(_plain(value, ".4g") for value in row) for row in cells]
-    return Table(title, tuple(columns), texts, note)
+    return Table(title, tuple(columns.values()), texts, note)
 
 
 def settings_table(settings: Mapping[str, Any], title: str) -> Table:
@@ -57,4 +63,8 @@ def _plain(value: Any, form: str = "g") -> str:
         return "-"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and 1000 <= abs(value) < 1e7 and form != "g":
+        return f"{value:.0f}"
     return format(value, form) if isinstance(value, float) else str(value)

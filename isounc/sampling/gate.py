@@ -180,7 +180,8 @@ def gate(
     bfmi = np.empty(0) if energy is None else ebfmi(energy)
     if energy is not None and len(bfmi) != len(diagnostics.frozen):
         raise ValueError(
-            f"energy must have a row for each of the {len(diagnostics.frozen)} chains, got {len(bfmi)}"
+            f"energy must have a row for each of the {len(diagnostics.frozen)} chains, got "
+            f"{len(bfmi)}"
         )
     rate = num_divergent / num_transitions
     size = diagnostics.rhat.size

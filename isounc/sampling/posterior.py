@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
+from isounc.checks import settings_from
 from isounc.densities import Data, stack_data
 from isounc.models import Model
 from isounc.problems import Problem
@@ -58,7 +59,7 @@ def sample_posterior(
     keep_values: bool = False,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
-    **overrides: Any,
+    **fields: Any,
 ) -> Posterior:
     """Sample p(theta | data) and summarise its predictions.
 
@@ -90,13 +91,9 @@ def sample_posterior(
         For a `prior_sd` that is not positive, a setting out of its range, or a checkpoint folder of
         another run.
     """
-    if settings is None:
-        overrides.setdefault("max_draws", overrides.get("num_draws", SamplerSettings.num_draws))
-        settings = SamplerSettings(**overrides)
-    elif overrides:
-        raise ValueError(
-            f"settings must be given as a whole or by keyword, got both ({', '.join(overrides)})"
-        )
+    if settings is None and "num_draws" in fields:
+        fields = {"max_draws": fields["num_draws"]} | fields
+    settings = settings_from(SamplerSettings, settings, fields)
     return sample_posteriors(
         [problem],
         model,

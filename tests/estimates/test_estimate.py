@@ -23,6 +23,7 @@ from isounc.estimates.estimators import (
     register_estimator,
 )
 from isounc.estimates.isotropic import isotropic
+from isounc.fit import PointEstimate
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 from tests.exact import load_exact
@@ -61,7 +62,7 @@ def setting(model, seed=0):
 def evidence_of(model, case, *, hessian=True):
     data = densities.make_data(problem_of(model), model, PRIOR_SD)
     arrays = [jnp.asarray(a, data.X.dtype) for a in (case.draws, case.hessian)]
-    return Evidence(data, data.prior_sd, arrays[0], arrays[1] if hessian else None)
+    return Evidence(data, data.prior_sd, data.prior_sd, arrays[0], arrays[1] if hessian else None)
 
 
 def all_of(model, case, names=LINEARISED, *, hessian=True, **settings):
@@ -545,6 +546,44 @@ def test_one_name_from_what_a_user_has_is_the_same_estimate(x64):
     assert_same({"laplace": got}, {"laplace": with_ggn["laplace"]})
 
 
+def test_a_point_estimate_stands_for_its_parameters_and_its_hessian(x64):
+    case, problem = setting(BINARY), problem_of(BINARY)
+    point = PointEstimate(
+        "map", case.theta, 0.0, 0.0, 0.0, 1.0, "dense", case.hessian, (), True, ()
+    )
+    given = dict(problem=problem, prior_sd=PRIOR_SD)
+    for got, expected in (
+        (
+            estimates.laplace(BINARY, case.X, point, **given),
+            estimates.laplace(BINARY, case.X, case.theta, hessian=case.hessian, **given),
+        ),
+        (
+            estimates.laplace(BINARY, case.X, point._replace(hessian=None), **given),
+            estimates.laplace(BINARY, case.X, case.theta, **given),
+        ),
+        (
+            estimates.link_aware(BINARY, case.X, point, prior_sd=PRIOR_SD),
+            estimates.link_aware(BINARY, case.X, case.theta, prior_sd=PRIOR_SD),
+        ),
+        (
+            estimates.posterior_averaged(BINARY, case.X, [point, point]),
+            estimates.posterior_averaged(BINARY, case.X, np.stack([case.theta] * 2)),
+        ),
+        (
+            estimates.posterior_averaged(BINARY, case.X, point),
+            estimate("isotropic", BINARY, case.X, point),
+        ),
+    ):
+        np.testing.assert_allclose(got.epistemic, expected.epistemic, rtol=1e-12)
+    other = estimates.laplace(BINARY, case.X, case.theta, **given)
+    with_hessian = estimates.laplace(BINARY, case.X, point, **given)
+    assert not np.allclose(with_hessian.epistemic, other.epistemic, rtol=1e-2)
+    with pytest.raises(ValueError, match="estimator must be one at a point"):
+        estimate("posterior_averaged", BINARY, case.X, point, draws=case.draws)
+    with pytest.raises(ValueError, match=r"draws must have shape \(S, 13\)"):
+        estimates.posterior_averaged(BINARY, case.X, np.ones((2, 12)))
+
+
 def test_by_region_splits_concatenated_locations():
     one = Estimate(*(np.arange(5.0)[:, None] + i for i in range(5)))
     parts = estimates.by_region(one, {"a": np.zeros((2, 2)), "b": np.zeros((3, 2))})
@@ -566,7 +605,9 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     got = estimate("half_prior", BINARY, case.X, case.theta, **given)
     expected = estimate("layer_scaled", BINARY, case.X, case.theta, prior_sd=PRIOR_SD)
     np.testing.assert_allclose(got.epistemic, 0.25 * np.asarray(expected.epistemic), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"half_prior.*needs"):
+    with pytest.raises(
+        ValueError, match="problem and prior_sd must be given for estimator 'half_prior'"
+    ):
         estimate("half_prior", BINARY, case.X, case.theta)
     for taken in ("half_prior", "isotropic", "posterior_averaged"):
         with pytest.raises(ValueError, match=f"{taken}.*is already registered.*overwrite=True"):
@@ -617,7 +658,7 @@ def test_missing_evidence_is_named(name, given, words):
 
 @pytest.mark.parametrize("name", ["laplace", "layer_scaled", "oracle"])
 def test_missing_evidence_is_named_before_anything_is_computed(name):
-    with pytest.raises(ValueError, match=f"'{name}' needs"):
+    with pytest.raises(ValueError, match=f"must be given for estimator '{name}'"):
         estimate_all(["isotropic", name], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 
 
@@ -686,5 +727,7 @@ def test_a_hessian_that_is_no_minimum_is_refused(name):
     problem = Problem.from_arrays(np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1]))
     model = make_model(problem, depth=0)
     theta = np.zeros(2, np.float32)
-    with pytest.raises(ValueError, match=f"'{name}' needs a positive definite hessian"):
+    with pytest.raises(
+        ValueError, match=f"hessian must be positive definite for estimator '{name}'"
+    ):
         estimate(name, model, problem.X, theta, problem=problem, prior_sd=1.0, hessian=-np.eye(2))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc import fit_map, isotropic, make_model, make_problem
+from isounc import Estimate, Model, estimate, fit_map, isotropic, make_model, make_problem
 from isounc.estimates.adapters import bind
 from isounc.fit import MapSettings
 from isounc.padding import bucket
@@ -198,6 +198,34 @@ def test_fits_of_fit_map():
     np.testing.assert_array_equal(got.epistemic, same.epistemic)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+def test_of_a_model_it_is_the_estimate_of_the_registry(likelihood):
+    model = Model(5, 1 if likelihood == "bernoulli" else 3, likelihood, width=4)
+    theta = RNG.standard_normal(model.num_params).astype(np.float32)
+    got, same = isotropic(model, X, theta), estimate("isotropic", model, X, theta)
+    for field in Estimate._fields[:-1]:
+        assert getattr(got, field).dtype == np.float64
+        np.testing.assert_array_equal(getattr(got, field), getattr(same, field))
+    # Parts of the parameters, and another scale, against gradients of those parts.
+    link = jax.nn.sigmoid if likelihood == "bernoulli" else jax.nn.softmax
+    params = model.unflatten(theta)
+
+    def of_biases(biases, n):
+        layers = {i: params["layers"][i] | {"bias": biases[i]} for i in biases}
+        return link(model.apply_params({"layers": layers}, X[n : n + 1])[0])
+
+    biases = {i: layer["bias"] for i, layer in params["layers"].items()}
+    expected = 4 * gradients(of_biases, biases, len(X))
+    part = isotropic(model, X, theta, sigma=2.0, wrt="bias")
+    np.testing.assert_allclose(part.epistemic, expected, rtol=2e-5)
+    np.testing.assert_allclose(part.total, part.aleatoric + part.epistemic, rtol=1e-6)
+    if likelihood == "categorical":
+        best = got.prob.argmax(axis=1)
+        chosen = isotropic(model, X, theta, target="predicted")
+        np.testing.assert_array_equal(chosen.target[:, 0], best)
+        np.testing.assert_array_equal(chosen.epistemic[:, 0], got.epistemic[range(7), best])
+
+
 def test_chunks_and_containers_change_nothing():
     model = evaluating(1)
     whole = isotropic(model, X, task="binary").epistemic
@@ -291,14 +319,14 @@ def broken(place, value):
         (lambda: isotropic(SQUEEZED, X, jnp.ones((5, 3)), task="regression"), ValueError, ["it returns (3,)"]),
         (lambda: isotropic(lambda p, x: x @ p > 0, X, jnp.ones(5), task="binary"), TypeError, ["real numbers", "bool"]),
         (lambda: isotropic(SIGMOID, np.tile(X, (2, 1)), jnp.ones(5), task="binary"), ValueError, ["between 0 and 1."]),
-        (lambda: isotropic(evaluating(1), X, task="regression", outputs="logits"), ValueError, ["not for regression"]),
+        (lambda: isotropic(evaluating(1), X, task="regression", outputs="logits"), ValueError, ["left out for"]),
         (lambda: isotropic(evaluating(1), X), ValueError, ["task must be one of binary, multiclass"]),
         (lambda: isotropic(evaluating(1), X, task="binry"), ValueError, ["did you mean 'binary'"]),
         (lambda: isotropic(evaluating(2), X, task="binary"), ValueError, ["(N,) or (N, 1)", "(1, 2)"]),
         (lambda: isotropic(evaluating(1), X, task="multiclass"), ValueError, ["two or more classes", "(1, 1)"]),
         (lambda: isotropic(evaluating(3), X, task="multiclass", target=[3] * 7), ValueError, ["below 3, got 3"]),
         (lambda: isotropic(evaluating(3), X, task="multiclass", target=[0]), ValueError, ["7 non-negative integers"]),
-        (lambda: isotropic(evaluating(1), X, task="binary", target="predicted"), ValueError, ["multiclass and token"]),
+        (lambda: isotropic(evaluating(1), X, task="binary", target="predicted"), ValueError, ["left out for binary"]),
         (lambda: isotropic(evaluating(1), X[:0], task="binary"), ValueError, ["x must be a batch"]),
         (lambda: isotropic(evaluating(1), {"a": X, "b": X[:3]}, task="binary"), ValueError, ["(7, 5), (3, 5)"]),
         (lambda: isotropic(evaluating(1), X, {}, task="binary"), TypeError, ["params must be left out"]),
@@ -306,9 +334,13 @@ def broken(place, value):
         (lambda: isotropic(lambda p, x: x, X, task="binary"), TypeError, ["params must be given for a function"]),
         (lambda: isotropic(3, X, task="binary"), TypeError, ["model must be a Flax module", "int"]),
         (lambda: isotropic(lambda p, x: (x, p), X, jnp.ones(2), task="binary"), TypeError, ["one array"]),
-        (lambda: isotropic(lambda p, x: x, X, {"act": "tanh"}, task="binary"), TypeError, ["['act'] is str"]),
+        (lambda: isotropic(lambda p, x: x, X, {"act": "tanh"}, task="binary"), TypeError, ["str ('tanh') at ['act']"]),
         (lambda: isotropic(evaluating(1), X, task="binary", kwargs={"a": X}), TypeError, ["must hold constants"]),
         (lambda: isotropic(evaluating(1), X, task="binary", sigma=0), ValueError, ["sigma must be a positive"]),
+        (lambda: isotropic(Model(5, 1), X, np.ones(29), task="binary"), TypeError, ["task must be left out"]),
+        (lambda: isotropic(Model(5, 1), X), TypeError, ["params must be given for a Model"]),
+        (lambda: isotropic(Model(5, 1, depth=0), X, np.ones(6), wrt="nothing"), ValueError, ["wrt must keep"]),
+        (lambda: isotropic(Model(5, 1, depth=0), X, np.ones(6), target="predicted"), ValueError, ["for bernoulli"]),
         (lambda: isotropic(Decoder(), [[1, 2], [0.5]], task="token"), ValueError, ["token ids", "at 1"]),
     ],
 )  # fmt: skip

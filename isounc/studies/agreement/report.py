@@ -41,7 +41,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     return Report(
         tables=tables,
         plots=plots(findings, level=settings.level),
-        sections=functools.partial(_sections, findings, tables),
+        sections=functools.partial(_sections, findings),
         text=summary_text(findings) + "\np-values are corrected for their number (Holm).",
         checks=findings.summary,
         passed=all(line["verdict"] == line["expected"] for line in findings.summary),
@@ -80,36 +80,57 @@ def plots(findings: Findings, *, level: float) -> list[Plot]:
     return figures
 
 
-def _sections(
-    findings: Findings, tables: dict[str, TableFile], drawn: Sequence[FigureFile]
-) -> list[Section]:
-    def table(name: str, title: str, note: str = ""):
-        return table_of_rows(title, tables[name].columns, tables[name].rows, note)
-
+def _sections(findings: Findings, drawn: Sequence[FigureFile]) -> list[Section]:
     verdict = findings.summary[0]["verdict"]
+    text = (
+        f"isounc against NumPyro's NUTS: {verdict}. A posterior where either side fails its gate is "
+        "shown and not compared. A control has a planted fault, which must be found."
+    )
+    verdicts = {
+        "control": "control", "num_cells": "posteriors", "num_compared": "compared",
+        "num_disagree": "disagree", "num_marked": "out of bounds", "single_p_adjusted": "p, single",
+        "together_p_adjusted": "p, together", "verdict": "verdict", "expected": "expected",
+    }  # fmt: skip
+    where = {"control": "control", "problem": "problem", "width": "width"}
+    z = {
+        "mean_z_rms": "z of means: rms", "mean_z_max": "max", "var_z_rms": "z of variances: rms",
+        "var_z_max": "max", "var_ratio": "ratio of variances", "var_ratio_se": "s.e.",
+    }  # fmt: skip
+    sides = {
+        "isounc_rhat": "R-hat, isounc", "numpyro_rhat": "NumPyro",
+        "isounc_ess_bulk": "ESS, isounc", "numpyro_ess_bulk": "NumPyro",
+        "isounc_seconds": "seconds, isounc", "numpyro_seconds": "NumPyro",
+    }  # fmt: skip
+    reasons = {
+        "bounds": "z-scores out of bounds", "isounc_reasons": "gate of isounc",
+        "numpyro_reasons": "gate of NumPyro",
+    }  # fmt: skip
+    tests = {
+        "control": "control", "region": "region", "total": "total", "num_cells": "posteriors",
+        "chi_square": "sum of z²", "p_value": "p", "p_adjusted": "p, corrected",
+    }  # fmt: skip
+    levels = {"region": "region", **z, "level_z": "z of level", "var_sum_z": "z of summed variance"}
+    marked = [row for row in findings.cells if any(row.get(name) for name in reasons)]
+    holm_note = "p-values are corrected for their number (Holm)."
     return [
         Section(
-            "summary",
-            "Summary",
-            (
-                f"isounc against NumPyro's NUTS: {verdict}. A posterior where either side fails its "
-                "gate is shown and not compared. A control has a planted fault, which must be found.",
-            ),
-            tuple(drawn),
-            (table("summary.csv", "Verdicts", "p-values are corrected for their number (Holm)."),),
+            "summary", "Summary", (text,), tuple(drawn),
+            (table_of_rows("Verdicts", verdicts, findings.summary, holm_note),),
         ),
         Section(
-            "posteriors",
-            "Posteriors",
-            (),
-            (),
+            "posteriors", "Posteriors", (), (),
             (
-                table("results.csv", "Posteriors", "z-scores are isounc minus NumPyro."),
-                table("regions.csv", "Regions"),
-                table("tests.csv", "Sums of squares over posteriors"),
+                table_of_rows(
+                    "Posteriors", {**where, "outcome": "outcome", **z, **sides}, findings.cells,
+                    "z-scores are isounc minus NumPyro in units of the joint standard error: the "
+                    "worst region; the ratio is that of the first region.",
+                ),
+                table_of_rows("What failed", {**where, **reasons}, marked),
+                table_of_rows("Regions", {**where, **levels}, findings.regions),
+                table_of_rows("Sums of squares over posteriors", tests, findings.tests, holm_note),
             ),
         ),
-    ]
+    ]  # fmt: skip
 
 
 def summary_text(findings: Findings) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section
+from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.style import NothingToDraw, styled
 from isounc.runs.tables import table_of_rows
@@ -125,14 +125,42 @@ def _figure(rows: Sequence[Mapping[str, Any]], rhat_max: float, ess_min: float) 
 
 
 def _sections(tables: Mapping[str, TableFile], drawn: Sequence[FigureFile]) -> list[Section]:
-    def table(name: str, title: str, note: str = ""):
-        return table_of_rows(title, tables[name].columns, tables[name].rows, note)
+    return [
+        Section(
+            "summary", "Summary", (), tuple(drawn), (_summary_table(tables["summary.csv"].rows),)
+        ),
+        Section(
+            "references", "References", (), (), (_reference_table(tables["results.csv"].rows),)
+        ),
+    ]
 
+
+def _summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = {
+        "method": "method",
+        "num_references": "references",
+        "num_passed": "passed",
+        "rhat_max": "largest R-hat",
+        "ess_min": "smallest ESS",
+        "seconds": "seconds",
+    }
+    return table_of_rows("By method", columns, rows)
+
+
+def _reference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = {
+        "name": "reference",
+        "method": "method",
+        "num_params": "P",
+        "passed": "passed",
+        "rhat_max": "largest R-hat",
+        "ess_min": "smallest ESS",
+        "num_draws": "draws",
+        "seconds": "seconds",
+        "reasons": "failed checks",
+    }
     note = (
         "ESS is the smallest bulk effective sample size of p and of (p − mean)². A reference that "
         "failed its checks is kept and says so."
     )
-    return [
-        Section("summary", "Summary", (), tuple(drawn), (table("summary.csv", "By method"),)),
-        Section("references", "References", (), (), (table("results.csv", "References", note),)),
-    ]
+    return table_of_rows("References", columns, rows, note)

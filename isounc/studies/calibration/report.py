@@ -50,7 +50,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     return Report(
         tables=tables,
         plots=plots(findings, settings),
-        sections=functools.partial(_sections, tables),
+        sections=functools.partial(_sections, findings),
         text=summary_text(findings) + "\n\np-values are corrected for their number (Holm).",
         checks=findings.summary,
     )
@@ -113,41 +113,43 @@ def _geweke_figure(findings, sampler, level):
     )
 
 
-def _sections(tables: dict[str, TableFile], drawn: Sequence[FigureFile]) -> list[Section]:
+def _sections(findings: Findings, drawn: Sequence[FigureFile]) -> list[Section]:
     def figures(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind)
 
-    def table(name: str, title: str, note: str = ""):
-        return table_of_rows(title, tables[name].columns, tables[name].rows, note)
-
+    where = {"sampler": "sampler", "case": "case", "control": "planted fault"}
+    summary = {
+        "num_replications": "replications", "num_failed_gate": "failed the gate",
+        "sbc_p_adjusted": "SBC: smallest p", "sbc": "SBC",
+        "geweke_p_adjusted": "Geweke: smallest p", "geweke": "Geweke", "expected": "expected",
+    }  # fmt: skip
+    quantities = {
+        "quantity": "quantity", "ess_min": "smallest ESS", "difference": "largest difference",
+        "p_value": "p", "p_adjusted": "p, corrected", "verdict": "verdict",
+    }  # fmt: skip
+    moments = {
+        "moment": "moment", "chain_mean": "chains", "chain_se": "s.e.", "direct_mean": "direct",
+        "direct_se": "s.e.", "z": "z", "p_adjusted": "p, corrected", "verdict": "verdict",
+    }  # fmt: skip
+    gates = {
+        "replication": "replication", "rhat_max": "largest R-hat", "ess_bulk_min": "smallest ESS",
+        "reasons": "failed checks",
+    }  # fmt: skip
     note = (
         "p-values are corrected for their number (Holm). A control has a planted fault, which must "
         "be found."
     )
+    failed = "Replications whose reference failed its gate. They are ranked all the same."
     return [
-        Section("summary", "Summary", (), (), (table("summary.csv", "Verdicts", note),)),
-        Section(
-            "sbc",
-            "Simulation-based calibration",
-            (),
-            figures("ranks"),
-            (table("results.csv", "Test quantities"),),
-        ),
-        Section(
-            "geweke",
-            "Geweke's test",
-            (),
-            figures("geweke"),
-            (table("geweke.csv", "Moments"),),
-        ),
-        Section(
-            "gates",
-            "Failed gates",
-            ("Replications whose reference failed its gate; they are ranked all the same.",),
-            (),
-            (table("gates.csv", "Failed gates"),),
-        ),
-    ]
+        Section("summary", "Summary", (), (),
+                (table_of_rows("Verdicts", where | summary, findings.summary, note),)),
+        Section("sbc", "Simulation-based calibration", (), figures("ranks"),
+                (table_of_rows("Test quantities", where | quantities, findings.sbc),)),
+        Section("geweke", "Geweke's test", (), figures("geweke"),
+                (table_of_rows("Moments", where | moments, findings.geweke),)),
+        Section("gates", "Failed gates", (failed,), (),
+                (table_of_rows("Failed gates", where | gates, findings.gates),)),
+    ]  # fmt: skip
 
 
 def summary_text(findings: Findings) -> str:

@@ -145,9 +145,9 @@ def _estimate(
         # A trained network has no prior: its layers are scaled by their own weights.
         layer_sd = layer_rms(model, theta) if kind == "trained" else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
-        at(kind, theta, Evidence(data, layer_sd, all_draws, hessian))
+        at(kind, theta, Evidence(data, data.prior_sd, layer_sd, all_draws, hessian))
     for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
-        at("draw", theta, Evidence(data, data.prior_sd, all_draws))
+        at("draw", theta, Evidence(data, data.prior_sd, data.prior_sd, all_draws))
     spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
     averaged = posterior_averaged(model, X, spread, noise_sd=noise_sd)
     parts = by_region(jax.device_get(averaged), problem.regions)

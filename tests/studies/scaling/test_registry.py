@@ -103,5 +103,5 @@ def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones
         ["oracle", "oracle_within_chain", "oracle_diagonal"],
     ]
     assert _programs("draw") == [
-        (["isotropic", "link_aware", "layer_scaled", "nine_fold"], ["data", "layer_sd"])
+        (["isotropic", "link_aware", "layer_scaled", "nine_fold"], ["layer_sd", "prior_sd"])
     ]
