@@ -202,8 +202,8 @@ def _prefix_length(encoded: Sequence[Sequence[int]]) -> int:
     if len(encoded) == 1:
         return 0
     most = min(map(len, encoded)) - 1
-    same = next((i for i in range(most) if len({ids[i] for ids in encoded}) > 1), most)
-    return max(n for n in range(0, same + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
+    common = next((i for i in range(most) if len({ids[i] for ids in encoded}) > 1), most)
+    return max(n for n in range(0, common + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
 
 
 def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.ndarray, " V"]:

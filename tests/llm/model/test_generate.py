@@ -1,4 +1,4 @@
-"""Sampled answers against a loop without cache, against frequencies, and the same whatever the batch."""
+"""Sampled answers against a loop without cache and frequencies, and in batches of any size."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_log_probs_and_entropies_are_the_models_own(model, log_probs):
 
 
 def test_frequencies_of_first_tokens(model, log_probs):
-    """Pearson's chi-squared of 600 draws, for each way of choosing; and nothing outside of what is allowed."""
+    """Pearson's chi-squared of 600 draws for each strategy, and no token that it excludes."""
     prompt = PROMPTS[0]
     p = np.exp(log_probs(model.tokenizer.encode(prompt))[-1].astype(float))
     order = np.argsort(-p)
@@ -124,7 +124,7 @@ def test_samples_that_have_ended_are_left_out_of_the_rest(model):
 
 
 def test_draws_of_one_among_many_follow_the_softmax():
-    """Pearson's chi-squared over 1000 scores in four blocks; what cannot be is never drawn."""
+    """Pearson's chi-squared over 1000 scores in four blocks; impossible ones are never drawn."""
     rng = np.random.default_rng(0)
     scores = rng.normal(scale=2, size=1000).astype(np.float32)
     scores[rng.permutation(1000)[:300]] = -np.inf

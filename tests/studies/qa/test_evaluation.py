@@ -184,7 +184,8 @@ def test_best_of_several_does_not_reject_too_often():
         settings = BootstrapSettings(num_resamples=100, seed=seed)
         (row,) = paired_tests(make_score_table(table, ~wrong), ["a", "b", "c"], settings=settings)
         rejected += row["p"] <= 0.05
-    # Equal to each of three, so better than the best of them less often than 1 in 20 (Binomial: 16 or more, .003).
+    # Equal to each of three, so better than the best of them less often than 1 in 20 (Binomial: 16
+    # or more with probability .003).
     assert rejected < 16
 
 

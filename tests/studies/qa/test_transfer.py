@@ -41,7 +41,7 @@ def test_transfer_between_models_that_agree():
 
 
 def test_raw_transfer_fails_where_scales_confound():
-    """The worse model has smaller scores: between models the sign is the wrong way round, within them right."""
+    """The worse model has smaller scores: the sign is wrong between models, right within."""
     rng = np.random.default_rng(4)
     by_model = {}
     for model, (rate, shift) in {"a": (0.9, 0.0), "b": (0.1, 20.0), "c": (0.5, 10.0)}.items():
