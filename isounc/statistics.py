@@ -253,6 +253,22 @@ def trend(
     return Trend(mean, low, high, num_seeds, verdict)
 
 
+def holm(p_values: Sequence[float]) -> Float[np.ndarray, " T"]:
+    """Adjust p-values for their number, whatever their dependence.
+
+        p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j))
+
+    for the sorted p-values p_(1) <= ... <= p_(T). If every hypothesis holds, the probability that
+    any adjusted p-value is below a level is at most the level. Source: Holm 1979, "A simple
+    sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2).
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
 def _vector(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:

@@ -25,9 +25,9 @@ import numpy as np
 from scipy import stats
 
 from isounc.references import zscores
+from isounc.statistics import holm
 from isounc.studies.agreement.settings import Pair
 from isounc.studies.agreement.sides import Side, Totals
-from isounc.studies.calibration.uniformity import holm
 
 Rows = list[dict[str, Any]]
 

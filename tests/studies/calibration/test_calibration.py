@@ -19,6 +19,7 @@ from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.settings import SamplerSettings
+from isounc.statistics import holm
 from isounc.studies.calibration import cell, uniformity
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
 from isounc.studies.calibration.sbc import (
@@ -35,7 +36,6 @@ from isounc.studies.calibration.uniformity import (
     ecdf_band,
     ecdf_difference,
     ecdf_p_value,
-    holm,
     judge,
 )
 
@@ -144,11 +144,6 @@ def test_bins_of_unequal_size_expect_their_share():
     counts, share = uniformity.rank_histogram(np.array([0, 1, 2, 9, 9]), 9, 4)
     np.testing.assert_array_equal(counts, [3, 0, 0, 2])
     np.testing.assert_allclose(share, [0.3, 0.2, 0.3, 0.2])
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
-    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
 
 
 @pytest.mark.parametrize(
