@@ -1,4 +1,4 @@
-"""Coordinates are changes of variables: the density of x is that of theta times the Jacobian, whatever the kind."""
+"""Coordinates are changes of variables: the density of x is that of theta times the Jacobian."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def setting(likelihood, depth, *, n=9, noise_sd=0.3):
 def made(kind, problem, model):
     """Coordinates and data of one problem."""
     data = stack_data([problem], model, PRIOR_SD)
-    found = COORDINATES[kind]([problem], data, model, PRIOR_SD, KEYS)
-    return jax.tree.map(lambda a: a[0], (found, data))
+    coords = COORDINATES[kind]([problem], data, model, PRIOR_SD, KEYS)
+    return jax.tree.map(lambda a: a[0], (coords, data))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def made(kind, problem, model):
 )
 def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth, x64):
     problem, model = setting(likelihood, depth)
-    found, data = made(kind, problem, model)
+    coords, data = made(kind, problem, model)
 
     @jax.jit
     def both(x):
-        theta = found.theta(x, model, data)
-        jacobian = jax.jacfwd(lambda x: found.theta(x, model, data))(x)
+        theta = coords.theta(x, model, data)
+        jacobian = jax.jacfwd(lambda x: coords.theta(x, model, data))(x)
         exact = densities.log_density(model, theta, data) + jnp.linalg.slogdet(jacobian)[1]
-        return found.remainder(x, model, data) - 0.5 * x @ x - exact
+        return coords.remainder(x, model, data) - 0.5 * x @ x - exact
 
     points = np.random.default_rng(2).standard_normal((6, model.num_params))
     constants = np.array([both(jnp.asarray(x)) for x in points])
@@ -69,9 +69,9 @@ def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth,
 
 def test_chains_of_curvature_start_at_draws_of_the_prior(x64):
     problem, model = setting("bernoulli", 1)
-    found, data = made("curvature", problem, model)
+    coords, data = made("curvature", problem, model)
     z = jnp.asarray(np.random.default_rng(3).standard_normal(model.num_params))
-    theta = found.theta(found.start(z), model, data)
+    theta = coords.theta(coords.start(z), model, data)
     np.testing.assert_allclose(theta, data.prior_sd * z, rtol=1e-8)
 
 
@@ -79,10 +79,10 @@ def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
     monkeypatch.setattr(coordinates, "RANK_THRESHOLD", 1e-12)
     monkeypatch.setattr(coordinates, "RANK_STEP", 100)
     problem, model = setting("gaussian", 0)
-    found, data = made("readout", problem, model)
-    assert isinstance(found, Readout) and found.directions.shape == (1, 9, 9)
+    coords, data = made("readout", problem, model)
+    assert isinstance(coords, Readout) and coords.directions.shape == (1, 9, 9)
     points = np.random.default_rng(2).standard_normal((5, model.num_params))
-    rest = np.array([found.remainder(jnp.asarray(x), model, data) for x in points])
+    rest = np.array([coords.remainder(jnp.asarray(x), model, data) for x in points])
     np.testing.assert_allclose(rest, rest[0], atol=1e-8)
 
 
@@ -106,8 +106,8 @@ def test_readout_is_chosen_where_the_data_are_sharp():
     for noise_sd in (0.01, 3.0):
         problem, model = setting("gaussian", 1, noise_sd=noise_sd)
         data = stack_data([problem], model, PRIOR_SD)
-        found = coordinates.auto([problem], data, model, PRIOR_SD, KEYS)
-        kinds[noise_sd] = type(found)
+        coords = coordinates.auto([problem], data, model, PRIOR_SD, KEYS)
+        kinds[noise_sd] = type(coords)
     assert kinds == {0.01: Readout, 3.0: Prior}
 
 
