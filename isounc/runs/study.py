@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
@@ -30,6 +30,9 @@ from isounc.runs.settings import (
 )
 from isounc.runs.tables import environment_section
 
+if TYPE_CHECKING:
+    import pandas
+
 COMPILE_SECONDS = 14.0
 """Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
 INTERPRETER_MEBIBYTES = 600
@@ -45,7 +48,7 @@ class TableFile(NamedTuple):
 
     columns: Sequence[str]
     """Headings."""
-    rows: Sequence[Mapping[str, Any]]
+    rows: pandas.DataFrame | Sequence[Mapping[str, Any]]
     """Rows; a missing key is an empty cell."""
 
 
@@ -204,7 +207,7 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
     report = study.report(folder, settings)
     for name, table in report.tables.items():
-        folder.write_rows(name, table.rows, table.columns)
+        folder.write_table(name, table.rows, table.columns)
     folder.write_info({"checks": report.checks})
     print("Figures and page ...", flush=True)
     drawn = draw_plots(report.plots, folder.path / "figures")

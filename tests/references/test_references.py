@@ -243,8 +243,8 @@ def test_the_study_resumes_and_installs(settings, bank, monkeypatch):
     assert run_study(STUDY, settings)
     install(settings.out, bank)  # the same content may be installed twice
     folder = RunFolder.load(settings.out)
-    names = [row["name"] for row in folder.read_rows("results.csv")]
-    assert names == [GAUSSIAN, SAMPLED] and (folder.path / "figures" / "checks.png").exists()
+    assert folder.results["name"].tolist() == [GAUSSIAN, SAMPLED]
+    assert (folder.path / "figures" / "checks.png").exists()
     other = dataclasses.replace(settings, n=13)
     with pytest.raises(ValueError, match=r"n: 12 in the folder, 13 asked for"):
         run_study(STUDY, other)

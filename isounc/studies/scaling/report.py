@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import pandas as pd
+
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
@@ -43,7 +45,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     place = {name: i for i, name in enumerate(names)}
     records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
     if records:
-        rows = [row for record in records for row in record.meta["rows"]]
+        rows = pd.DataFrame([row for record in records for row in record.meta["rows"]])
         source = f"{len(records)} records"
         if not place.keys() <= {record.name for record in records}:
             source += f" of {len(place)}, since the run did not finish"
@@ -103,7 +105,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
 
 
 def _overview(results: Results) -> tuple[str, ...]:
-    if not results.rows and not results.cells:
+    if results.rows.empty and not results.cells:
         return ("The run holds no results yet.",)
     lines = [
         f"How well estimates of predictive uncertainty agree with MCMC, for {len(results.setups)} "

@@ -189,11 +189,13 @@ def test_settings_that_cannot_be(changes, words):
 def test_prompts_that_cannot_be(model):
     with pytest.raises(ValueError, match="at least one prompt"):
         generate(model, [])
-    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+    with pytest.raises(ValueError, match="got no tokens for prompt 1"):
         generate(model, ["a", ""], settings())
-    with pytest.raises(ValueError, match=r"20 new tokens in the context of 64; prompt 0 has 50"):
+    with pytest.raises(
+        ValueError, match=r"20 new tokens in the context of 64, got 50 tokens in prompt 0"
+    ):
         generate(model, ["ab " * 25], settings())
-    with pytest.raises(ValueError, match=r"token ids 0..63; prompt 0 has 1 to 64"):
+    with pytest.raises(ValueError, match=r"token ids 0..63, got 1 to 64 in prompt 0"):
         generate(model, [[1, 64]], settings())
     with pytest.raises(ValueError, match=r"stop_ids must be token ids 0..63, got 64"):
         generate(model, ["a"], settings(stop_ids=(64,)))
