@@ -1,8 +1,8 @@
-"""Scaling curves and the error budget: correlations with the reference, a panel per problem.
+"""Scaling curves and the error budget show correlations with the reference, a panel per problem.
 
 Lines and bars are means over the seeds that passed the gate of their reference, with the interval
-of `isounc.studies.scaling.summary`; a seed that failed is a hollow marker of its own and in no mean. What is
-undefined leaves a gap, and the panel says so.
+of `isounc.studies.scaling.summary`. A seed that failed is a hollow marker of its own and in no
+mean. An undefined correlation leaves a gap, and the panel says so.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ from isounc.studies.scaling.paper import UNKNOWN, paper_value
 from isounc.studies.scaling.results import Results, Setup, point_of
 
 _BUDGET = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
-"""The argument of `error_budget`: from no approximation but the first order, to what is cheap."""
-_LAYERED_SAME = 1e-4
-"""Up to this difference everywhere, `layer_scaled` is `isotropic` (equal prior sds) and left out."""
+"""Estimators of `error_budget`, from the first-order approximation alone to the cheap ones."""
+_LAYER_TOLERANCE = 1e-4
+"""Up to this difference everywhere, `layer_scaled` equals `isotropic` (equal prior sds) and is left
+out."""
 
 
 def scaling_curves(
@@ -56,15 +57,17 @@ def scaling_curves(
     statistic: str = "pearson",
     quantity: str = "epistemic",
 ) -> Figure:
-    """Correlation with the reference against width: a panel per problem, a line per estimator.
+    """Draw correlations with the reference against width, a panel per problem.
+
+    Each estimator has a line.
 
     Parameters
     ----------
     run
         A run folder.
     region, point
-        Where predictions are compared, and at which point estimate. Estimators that need none
-        (`posterior_averaged`) are drawn whatever the point.
+        Region where predictions are compared, and the point estimate. Estimators that need no point
+        estimate (`posterior_averaged`) are always drawn.
     statistic
         `pearson`, `spearman` or `log10_pearson`.
     quantity
@@ -73,23 +76,24 @@ def scaling_curves(
     Raises
     ------
     ValueError
-        A region, point, statistic or quantity that the run does not have (with near matches).
+        If the run lacks the region, point, statistic or quantity (with near matches).
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
     check_choice("quantity", quantity, [q for q in results.values("quantity") if q != "predictive"])
     lines = _lines(results, region, point, statistic, quantity)
-    what = quantity.replace("_", " ")
-    title = f"How {what} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"
+    words = quantity.replace("_", " ")
+    title = f"How {words} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"
     return _curves(results, lines, region, statistic, quantity, f"{title} (region: {region})")
 
 
 def scaling_headline(
     run: RunFolder | Results, *, region: str | None = None, statistic: str = "pearson"
 ) -> Figure:
-    """The isotropic estimate at each kind of point, and averaged over draws, against width.
+    """Draw correlations of the isotropic estimate, a line per kind of point, against width.
 
-    `region` is `test` if none is given and the run has it, else the run's first.
+    A further line averages the estimate over draws. The default region is `test` if the run has it,
+    else the run's first.
 
     Raises
     ------
@@ -115,11 +119,11 @@ def scaling_headline(
 def error_budget(
     run: RunFolder | Results, *, region: str, point: str = "map", statistic: str = "pearson"
 ) -> Figure:
-    """What each approximation costs: bars at the smallest, the middle and the largest width.
+    """Draw the cost of each approximation: bars at the smallest, the middle and the largest width.
 
-    From `posterior_averaged` to `oracle` one linearises at one point; from `oracle` to `isotropic`
-    the covariance of the draws gives way to the identity; `link_aware` keeps the link function.
-    Differences need not add up.
+    From `posterior_averaged` to `oracle` the model is linearised at a single point; from `oracle`
+    to `isotropic` the identity replaces the covariance of the draws; `link_aware` keeps the link
+    function. Differences need not add up.
 
     Raises
     ------
@@ -149,17 +153,17 @@ def error_budget(
 
 
 def _lines(results: Results, region: str, point: str, statistic: str, quantity: str) -> list[Line]:
-    """Estimators with rows at a point, or at none; `layer_scaled` only where it differs."""
+    """Make a line per estimator with rows at a point or at none, without a redundant one."""
     lines, num_spare = [], 0
     for estimator in results.shown("curves"):
         look = estimator_look(estimator, position=num_spare)
         num_spare += estimator not in LOOKS
         if (estimator, quantity) == ("isotropic", "aleatoric"):
             look = look._replace(label="p(1−p) of the point estimate")  # no gradient is in it
-        for at in dict.fromkeys((point, "posterior")):
-            which = {"region": region, "point": at, "quantity": quantity, "estimator": estimator}
+        for name in dict.fromkeys((point, "posterior")):
+            which = {"region": region, "point": name, "quantity": quantity, "estimator": estimator}
             if any(len(results.select(setup, **which)) for setup in results.setups):
-                lines.append(Line(look, estimator, at, estimator))
+                lines.append(Line(look, estimator, name, estimator))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [
             line for line in lines
@@ -177,7 +181,7 @@ def _differs(results: Results, region: str, point: str, statistic: str, quantity
             for e in ("isotropic", "layer_scaled")
         )
         plain = plain.reindex(scaled.index)
-        if (plain.isna() != scaled.isna()).any() or (plain - scaled).abs().max() > _LAYERED_SAME:
+        if (plain.isna() != scaled.isna()).any() or (plain - scaled).abs().max() > _LAYER_TOLERANCE:
             return True
     return False
 
@@ -228,7 +232,7 @@ def _line(
     statistic: str,
     quantity: str,
 ) -> list[float]:
-    """A mean line with its band, a hollow marker for each seed that failed; the values drawn."""
+    """Draw a mean with its band, and a hollow marker per failed seed; return the values drawn."""
     which = {
         "region": region, "point": line.point, "estimator": line.estimator, "quantity": quantity,
     }  # fmt: skip
@@ -273,7 +277,7 @@ def _line(
 def _bars(
     ax: Axes, results: Results, setup: Setup, lines: Sequence[Line], region: str, statistic: str
 ) -> tuple[list[float], list[str]]:
-    """Groups of bars at up to three widths, with intervals and failed seeds; values, notes."""
+    """Draw groups of bars at up to three widths; return the values drawn and the panel's notes."""
     drawn: list[float] = []
     widths = results.widths(setup)
     shown = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
@@ -306,8 +310,8 @@ def _bars(
             if failed:
                 ax.plot(
                     [x] * len(failed), failed, linestyle="none", marker="o", markersize=4,
-                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9, zorder=5,
-                    label=f"_failed {line.look.label}",
+                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9,
+                    zorder=5, label=f"_failed {line.look.label}",
                 )  # fmt: skip
                 drawn += failed
     ax.set_xticks(range(len(shown)), [f"width {w}" for w in shown])
@@ -327,7 +331,7 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
 
 
 def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -> list[str]:
-    """Which correlations are undefined in cells that passed."""
+    """Say which correlations are undefined in cells that passed."""
     undefined = rows[(rows["gate"] == "pass") & rows[statistic].isna()]
     cells = collections.Counter(zip(undefined["estimator"], undefined["point"], strict=True))
     counts = {ln.short: n for ln in lines if (n := cells[ln.estimator, ln.point])}
@@ -339,6 +343,6 @@ def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -
 
 
 def _neighbour(values: np.ndarray, shift: int) -> np.ndarray:
-    """Whether the value before (shift 1) or after (-1) each is finite."""
+    """Tell for each value whether the one before it (shift 1) or after it (-1) is finite."""
     padded = np.concatenate([[math.nan], values, [math.nan]])
     return np.isfinite(np.roll(padded, shift)[1:-1])

@@ -1,4 +1,4 @@
-"""How estimators look in figures: one colour and marker each, and the label of the registry."""
+"""The look of an estimator in figures: a colour, a marker, and its label in the registry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOKS = {
 
 
 def estimator_look(name: str, *, position: int = 0) -> Look:
-    """The look of an estimator; one that is not built in takes a spare colour by its position."""
+    """Return the look of an estimator; one that is not built in has a spare colour by position."""
     color, marker = LOOKS.get(name) or SPARE[position % len(SPARE)]
     label = ESTIMATORS[name].label if name in ESTIMATORS else ""
     return Look(label or name, color, marker)
