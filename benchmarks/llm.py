@@ -150,6 +150,7 @@ def main(options: Options) -> None:
                 times.append(time.perf_counter() - start)
             peak = round(peak_mebibytes()) if known else None
             seconds = min(times)
+            assert memory is not None
             needed = sum(
                 getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "output", "temp")
             )

@@ -199,7 +199,7 @@ def interval_over_seeds(
 
 
 def trend(
-    widths: Sequence[float],
+    widths: Sequence[int],
     values_by_seed: Mapping[Any, Sequence[float | None]] | Sequence[Sequence[float | None]],
     *,
     level: float = 0.95,
@@ -255,7 +255,7 @@ def trend(
     return Trend(mean, low, high, num_seeds, verdict)
 
 
-def holm(p_values: Sequence[float]) -> Float[np.ndarray, " T"]:
+def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     r"""Adjust p-values for their number: rejecting below a level errs at all with that chance at most.
 
         p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j)) of the sorted p-values

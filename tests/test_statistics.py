@@ -333,3 +333,8 @@ def test_calibration_error_refuses_what_does_not_fit():
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
     with pytest.raises(ValueError, match="p must have shape"):
         expected_calibration_error(np.array([0.5]), np.array([1]))
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
@@ -30,9 +30,6 @@ from isounc.runs.settings import (
 )
 from isounc.runs.tables import environment_section
 
-if TYPE_CHECKING:
-    import pandas
-
 COMPILE_SECONDS = 14.0
 """Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
 INTERPRETER_MEBIBYTES = 600
@@ -48,7 +45,7 @@ class TableFile(NamedTuple):
 
     columns: Sequence[str]
     """Headings."""
-    rows: pandas.DataFrame | Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[Any, Any]]
     """Rows; a missing key is an empty cell."""
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
-
-if TYPE_CHECKING:
-    import pandas
 
 
 def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Section:
@@ -24,10 +21,7 @@ def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Secti
 
 
 def table_of_rows(
-    title: str,
-    columns: Mapping[str, str],
-    rows: pandas.DataFrame | Sequence[Mapping[str, Any]],
-    note: str = "",
+    title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], note: str = ""
 ) -> Table:
     """Some columns of the rows of a CSV table, as texts.
 
@@ -36,11 +30,7 @@ def table_of_rows(
     columns
         Headings by the name of the column.
     """
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, dtype=object).reindex(columns=list(columns))
-    cells = frame.where(frame.notna(), None).to_numpy()
-    texts = [tuple(_plain(value, ".4g") for value in row) for row in cells]
+    texts = [tuple(_plain(row.get(column), ".4g") for column in columns) for row in rows]
     return Table(title, tuple(columns.values()), texts, note)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
@@ -148,7 +148,7 @@ def answer_norms(
     # The other estimands are about one answer and need no other: its sequence is shorter.
     alone = [
         only(sequence, k) if sequence.num_answers > 1 else sequence
-        for sequence, k in zip(packed, answer, strict=True)
+        for sequence, k in zip(packed, answer.tolist(), strict=True)
     ]
     single = norms(alone, np.zeros(len(packed), int), columns)
     lengths = [sequence.at.size for sequence in alone]
@@ -252,7 +252,7 @@ def _in_batches(
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _token_log_probs(
-    params: nnx.State, packed: PackedAnswers, *, graphdef: nnx.GraphDef
+    params: PyTree[Array], packed: PackedAnswers, *, graphdef: nnx.GraphDef
 ) -> Float[Array, "B A"]:
     def log_probs(sequence: PackedAnswers) -> Float[Array, " A"]:
         log_odds, _ = token_log_odds(nnx.merge(graphdef, params), sequence)
@@ -263,7 +263,7 @@ def _token_log_probs(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "columns", "num_answers"))
 def _log_odds_and_norms(
-    params: nnx.State,
+    params: PyTree[Array],
     packed: PackedAnswers,
     chosen: Int[Array, " B"],
     weights: dict[str, dict[str, Float[Array, ""]]],
@@ -284,7 +284,7 @@ def _log_odds_and_norms(
     """
 
     def log_odds_of_columns(
-        params: nnx.State, sequence: PackedAnswers, chosen: Int[Array, ""]
+        params: PyTree[Array], sequence: PackedAnswers, chosen: Int[Array, ""]
     ) -> tuple[
         Float[Array, " E"], tuple[Float[Array, " K"], Float[Array, " A"], Float[Array, " A"]]
     ]:
@@ -357,7 +357,7 @@ def _by_estimand(
     return log_odds, log_sq_norms
 
 
-def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, " N"]) -> None:
+def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(
             f"logits must be finite, got NaN or infinite ones for question {number} "

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from isounc.checks import check_count, check_real
 from isounc.llm.model.decode import (
@@ -223,7 +223,7 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
 def _decode(
     model: LanguageModel,
     graphdef: nnx.GraphDef,
-    params: nnx.State,
+    params: PyTree[Array],
     prefix: Cache,
     prompts: Sequence[Sequence[int]],
     stops: Bool[np.ndarray, " V"],
@@ -374,7 +374,7 @@ def _fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[s
 def _together(answers: Sequence[_Answers], prompt_lengths: Sequence[int]) -> Generated:
     longest = max(int(answer.lengths.max()) for answer in answers)
 
-    def stacked(name: str, fill: float) -> np.ndarray:
+    def stacked(name: str, fill: int) -> np.ndarray:
         padded = []
         for answer in answers:
             array = getattr(answer, name)[:, :longest]

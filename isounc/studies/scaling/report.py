@@ -45,14 +45,16 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     place = {name: i for i, name in enumerate(names)}
     records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
     if records:
-        rows = pd.DataFrame([row for record in records for row in record.meta["rows"]])
+        rows = [row for record in records for row in record.meta["rows"]]
         source = f"{len(records)} records"
         if not place.keys() <= {record.name for record in records}:
             source += f" of {len(place)}, since the run did not finish"
-        results = Results(folder, rows, {record.name: record.meta for record in records}, source)
+        results = Results(
+            folder, pd.DataFrame(rows), {record.name: record.meta for record in records}, source
+        )
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows)),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows).to_dict("records")),
         }
     else:
         results, tables = Results.of(folder), {}

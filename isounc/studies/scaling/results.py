@@ -215,7 +215,7 @@ class Results:
     def trend(self, setup: Setup, *, statistic: str = "pearson", **which: str) -> Trend | None:
         """Change with width of a correlation; None where there are fewer than two widths."""
         rows = self.select(setup, **{"quantity": "epistemic", **which})
-        widths = sorted(rows["width"].unique())
+        widths = sorted(rows["width"].unique().tolist())
         if len(widths) < 2:
             return None
         passed = rows[rows["gate"] == "pass"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -40,7 +41,7 @@ def settings(**changes):
 
 
 def test_greedy_is_argmax_without_a_cache(model, log_probs):
-    found = generate(model, PROMPTS, settings(temperature=0))
+    found = generate(model, PROMPTS, settings(temperature=0.0))
     assert found.tokens.shape == (3, 1, 20)
     for i, prompt in enumerate(PROMPTS):
         ids = model.tokenizer.encode(prompt)
@@ -130,7 +131,7 @@ def test_draws_of_one_among_many_follow_the_softmax():
     scores[256:512] = -np.inf
     scores[-1] = -np.inf
     keys = jax.random.split(jax.random.key(0), 200_000)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, scores)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, jnp.asarray(scores))))(keys))
     counts = np.bincount(draws, minlength=1000)
     p = np.exp(scores - scores.max())
     expected = len(keys) * p / p.sum()
@@ -178,7 +179,7 @@ def test_stops(model):
         ({"top_k": 0}, "top_k"),
         ({"stop": "\n"}, "stop must be a tuple"),
         ({"stop": ("",)}, "stop must be a tuple of non-empty"),
-        ({"temperature": 0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
+        ({"temperature": 0.0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):

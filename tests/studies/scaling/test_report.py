@@ -322,7 +322,7 @@ def test_settings_are_shown_whatever_they_are():
     table = settings_table(settings | {"empty": {}, "on": True}, "Settings")
     assert dict(table.rows) == {
         "widths": "2, 4", "sampler.chains": "4", "sampler.more.x": "0.1", "none": "-",
-        "empty": "{}", "on": "True",
+        "empty": "{}", "on": "yes",
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ undefined leaves a gap, and the panel says so.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 
@@ -328,8 +329,8 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
 def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -> list[str]:
     """Which correlations are undefined in cells that passed."""
     undefined = rows[(rows["gate"] == "pass") & rows[statistic].isna()]
-    counts = undefined.groupby(["estimator", "point"]).size()
-    counts = {ln.short: n for ln in lines if (n := counts.get((ln.estimator, ln.point), 0))}
+    cells = collections.Counter(zip(undefined["estimator"], undefined["point"], strict=True))
+    counts = {ln.short: n for ln in lines if (n := cells[ln.estimator, ln.point])}
     if not counts:
         return []
     name, most = max(counts.items(), key=lambda item: item[1])
