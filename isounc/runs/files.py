@@ -1,11 +1,11 @@
 """Values as bytes that survive: strict JSON, arrays without pickle, tables, atomic files, the lock.
 
-``folder`` decides what a run holds; this module decides how one file of it is encoded and how it
+The module `folder` decides what a run holds. This one decides how each file is encoded, and how it
 reaches the disk whole or not at all.
 
-JSON here is strict: ``NaN``, ``Infinity`` and ``-Infinity`` are stored as strings of that spelling
-and come back as floats; a text that is spelled so is stored with a backslash before it (one that
-begins with backslashes already, with one more), and comes back as it was. Tuples come back as lists.
+JSON here is strict. `NaN`, `Infinity` and `-Infinity` are stored as strings of that spelling and
+come back as floats. A text with that spelling is stored with a backslash before it (one that begins
+with backslashes already, with one more), and comes back unchanged. Tuples come back as lists.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Damaged(Exception):
 
 
 def encode(value: Any, where: str) -> Any:
-    """Give the strict-JSON form of a value; ValueError says where it would lose anything."""
+    """Give the strict-JSON form of a value; a ValueError says where it would lose anything."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -99,7 +99,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse a versioned file; `Damaged` if it is none, ValueError if it is of a newer format."""
+    """Parse a file with a format version.
+
+    Raises
+    ------
+    Damaged
+        If it is no JSON, or has no version.
+    ValueError
+        If it is of a newer format.
+    """
 
     def refuse(text: str) -> None:
         raise ValueError(f"{text} is not JSON")
@@ -127,15 +135,17 @@ def json_digest(value: Any) -> str:
 def pack(arrays: Mapping[str, Any], *, compress: bool = False) -> bytes:
     """Npz bytes that depend on the arrays alone.
 
-    Stored unless `compress`: float arrays hardly shrink, and what deflate gives differs between
-    zlib builds.
+    They are not compressed by default: float arrays hardly shrink, and builds of zlib differ in
+    what deflate gives.
     """
     buffer = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(arrays):
             if not name or not name.isprintable() or "\\" in name:
-                raise ValueError(f"array name {name!r} must be printable text without backslashes")
+                raise ValueError(
+                    f"array names must be printable text without backslashes, got {name!r}"
+                )
             member = io.BytesIO()
             # Fortran order is a property of memory, not of the values: equal arrays, equal bytes.
             npy_format.write_array(member, _plain_array(name, arrays[name]), allow_pickle=False)
@@ -180,6 +190,47 @@ def unpack(npz: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def record_bytes(
+    name: str, meta: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> tuple[bytes, bytes]:
+    """Encode a record as an npz and a JSON file, which holds the checksums of both halves."""
+    encoded, npz = encode(dict(meta), "meta"), pack(arrays)
+    payload = {
+        "name": name,
+        "sha256": hashlib.sha256(npz).hexdigest(),
+        "meta_sha256": json_digest(encoded),
+        "meta": encoded,
+    }
+    return npz, json_bytes(payload)
+
+
+def record_parts(
+    name: str, npz: bytes | None, described: bytes | None, what: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Verify and decode what `record_bytes` wrote: the meta and the arrays.
+
+    Raises
+    ------
+    Damaged
+        If a half is missing, or does not agree with the other.
+    ValueError
+        If the record is of a newer format.
+    """
+    if described is None:
+        raise Damaged(f"{name}.json is missing")
+    payload = parse_json(described, what)
+    if npz is None:
+        raise Damaged(f"{name}.npz is missing")
+    meta = payload.get("meta")
+    if payload.get("name") != name or not isinstance(meta, dict):
+        raise Damaged(f"{name}.json does not describe this record")
+    if payload.get("sha256") != hashlib.sha256(npz).hexdigest():
+        raise Damaged(f"the checksum of {name}.npz does not match")
+    if payload.get("meta_sha256") != json_digest(meta):
+        raise Damaged(f"the checksum of the meta in {name}.json does not match")
+    return decode(meta), unpack(npz)
+
+
 def table_bytes(
     rows: pandas.DataFrame | Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str
 ) -> tuple[bytes, list[str]]:
@@ -210,7 +261,7 @@ def table_bytes(
 
 
 def table_frame(data: bytes, text_columns: Iterable[str], *, name: str) -> pandas.DataFrame:
-    """Decode the CSV of `table_bytes`; ValueError where a line and the header disagree."""
+    """Decode the CSV of `table_bytes`; ValueError if a line and the header differ in length."""
     import pandas as pd
 
     lines = csv.reader(io.StringIO(data.decode(), newline=""))
@@ -241,22 +292,22 @@ def _cell_text(value: Any, where: str) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, create: bool) -> Iterator[bool]:
-    """Hold the folder's lock, waiting for whoever has it; the kernel frees it on a kill.
+    """Hold the folder's lock, after waiting for whoever has it. The kernel frees it on a kill.
 
-    Yields False, and holds nothing, where the folder cannot be written, the file system has no
-    locks, or there is no lock file and `create` forbids to make one. A thread may take a lock again
-    that it holds.
+    Yields False, and holds nothing, if the folder cannot be written, if the file system has no
+    locks, or if there is no lock file and `create` is False. A thread that holds the lock may take
+    it again.
     """
     path = folder / LOCK_NAME
     held = create or path.exists()
     with contextlib.ExitStack() as stack:
         if held:
-            # A singleton counts how often its thread has taken it. A preserved lock file never
-            # becomes the lock itself, which a kill would leave behind.
+            # A singleton counts how often its thread has taken it. With `preserve_lock_file` the
+            # mere existence of the file is never the lock, which would outlive a kill.
             lock = FileLock(path, is_singleton=True, preserve_lock_file=True, poll_interval=0.01)
             try:
                 stack.enter_context(lock)
-            except OSError:  # what cannot be locked cannot be written: that will say it better
+            except OSError:  # a folder that cannot be written has a better message for it later
                 held = False
         yield held
 
@@ -267,14 +318,14 @@ def is_housekeeping(path: Path) -> bool:
 
 
 def remove_stale(*folders: Path) -> None:
-    """Remove temporary files; to be called under the lock, when nobody alive owns one."""
+    """Remove temporary files. Call it under the lock, when no living process owns one."""
     for folder in folders:
         for leftover in folder.glob(TEMPORARY_PREFIX + "*"):
             leftover.unlink(missing_ok=True)
 
 
 def bytes_or_none(path: Path) -> bytes | None:
-    """Content of a file, None where there is none."""
+    """Content of a file; None if there is none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -301,7 +352,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def write_atomic(files: Mapping[Path, bytes], what: str) -> None:
-    """Replace files: a reader, or a kill, sees the old or the new bytes of each.
+    """Replace files so that a reader, or a kill, sees the old or the new bytes of each.
 
     All are on disk before the first is renamed, so a disk that fills up changes none of them.
     """

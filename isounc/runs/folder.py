@@ -3,7 +3,7 @@
 A run is a folder::
 
     settings.json               what was asked for; decides whether a later start may resume it
-    info.json                   versions, device, git state, checks
+    info.json                   versions, device, git state, checks; the text columns of tables
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
     cells/<name>.json           format_version, name, sha256 of the npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
@@ -14,20 +14,19 @@ its final place, synced, and renamed over it, so a file is either whole or absen
 only when both halves are there and the checksums hold, so a kill between the two renames loses one
 record and never mixes two. Nothing is ever unpickled, so reading a run executes no code.
 
-Several processes may write to one run: whoever writes or opens holds the advisory lock ``.lock``,
-so a temporary file seen under it was left by a kill and is removed. Where the file system has no
-locks, such files stay. How values are encoded (non-finite numbers in JSON) is said in ``files``.
+Several processes may write to one run. Whoever writes or opens it holds the advisory lock `.lock`,
+so a temporary file that is seen under the lock was left by a kill and is removed. On a file system
+without locks such files stay. The module `files` explains how values are encoded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,25 +43,18 @@ _TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
 
 
 class Record(NamedTuple):
-    """What one cell of a run leaves behind.
-
-    Attributes
-    ----------
-    name
-        File name without ending; letters, digits and ``. _ = + , -``, at most 200 of them.
-    meta
-        Values that JSON can hold: None, bool, int, float, str, lists, and dicts with text keys.
-    arrays
-        Numeric, boolean or text arrays by name; a name may have slashes (``"test/X"``).
-    """
+    """What one cell of a run leaves behind."""
 
     name: str
+    """File name without ending: letters, digits and `. _ = + , -`, at most 200 of them."""
     meta: dict[str, Any]
+    """Values that JSON can hold: None, bool, int, float, str, lists, and dicts with text keys."""
     arrays: dict[str, np.ndarray]
+    """Numeric, boolean or text arrays by name; a name may have slashes (`"test/X"`)."""
 
 
 class DamagedRecordWarning(UserWarning):
-    """A record or ``info.json`` failed verification and was not used."""
+    """A record or `info.json` failed verification and was not used."""
 
 
 class RunFolder:
@@ -93,41 +85,35 @@ class RunFolder:
         settings: Mapping[str, Any],
         *,
         study: str = "",
-        identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str] = (),
     ) -> RunFolder:
-        """Create a run folder, or resume the one that is there.
+        """Create a run folder, or resume an existing one.
 
         Parameters
         ----------
         path
-            The folder; parents are made.
+            The folder. Missing parents are created.
         settings
-            JSON-able settings, stored on creation and compared on resumption.
+            Settings that JSON can hold, stored on creation and compared on resumption.
         study
             Name of the study whose run it is, stored on creation.
-        identity
-            What the comparison looks at: top-level keys to leave out (``("workers", "out")``), or a
-            function from settings to the part that must agree.
 
         Raises
         ------
         ValueError
-            If the path is a file, a non-empty folder that is no run, a run with other settings
-            (each difference is listed), or holds anything of a newer format.
+            If the path is a file, a non-empty folder that is no run, or a run with other settings
+            (each difference is listed), or if it holds anything of a newer format.
         OSError
             If the folder cannot be written.
         """
         path = Path(path).expanduser()
         wanted = files.encode(dict(settings), "settings")
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; a run needs a folder: choose another --out")
+            raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
         try:
             with files.explained(f"the run folder {path}"):
                 path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(
-                f"{path} lies below something that is a file; choose another --out"
-            ) from error
+            raise ValueError(f"{path} lies below a file; choose another --out") from error
         # Before anything is created: a folder that is not ours must be left as it was found.
         others = [p.name for p in path.iterdir() if not files.is_housekeeping(p)]
         if others and not (path / "settings.json").exists():
@@ -138,7 +124,7 @@ class RunFolder:
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
                 _, stored = _load_settings(path)
-                _check_same_run(path, stored, files.decode(wanted), identity)
+                _check_same_run(path, stored, wanted)
             else:
                 stored = files.decode(wanted)
                 content = files.json_bytes({"study": study, "settings": wanted})
@@ -154,12 +140,14 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, writable: bool = False) -> RunFolder:
-        """Open a run that is there, for reading only unless `writable`.
+        """Open an existing run, for reading only unless `writable`.
+
+        Its tables are DataFrames: `run.results`, `run.summary`, `run.read_table(name)`.
 
         Raises
         ------
         ValueError
-            If the path is no run or one of a newer format.
+            If the path is no run, or a run of a newer format.
         """
         path = Path(path).expanduser()
         if not (path / "settings.json").is_file():
@@ -168,37 +156,29 @@ class RunFolder:
         return cls(path, settings, writable=writable, study=study)
 
     def write(self, record: Record) -> None:
-        """Store a record, replacing one of the same name; equal arrays give equal npz bytes.
+        """Store a record, replacing one of the same name. Equal arrays give equal npz bytes.
 
         Raises
         ------
         ValueError
             If the name, the meta or an array cannot be stored without loss, if a record of a newer
-            format is in the way, or if the run was opened by `load`.
+            format would be replaced, or if the run was opened for reading.
         OSError
-            If it cannot be written (a full disk); what was written before is kept.
+            If it cannot be written (a full disk). Records written before are kept.
         """
         self._require_writable()
         _check_name(record.name)
-        meta = files.encode(dict(record.meta), "meta")
-        npz = files.pack(record.arrays)
+        contents = dict(zip(self._halves(record.name), files.record_bytes(*record), strict=True))
         self._refuse_newer(record.name)
-        payload = {
-            "name": record.name,
-            "sha256": hashlib.sha256(npz).hexdigest(),
-            "meta_sha256": files.json_digest(meta),
-            "meta": meta,
-        }
-        npz_path, json_path = self._halves(record.name)
-        contents = {npz_path: npz, json_path: files.json_bytes(payload)}
         with locked(self.path, create=True):
             files.write_atomic(contents, f"record {record.name!r}")
 
     def read(self, name: str) -> Record | None:
-        """Read and verify a record; None where there is none.
+        """Read and verify a record; None if there is none.
 
-        A damaged record is moved to ``cells/damaged/`` (left in place after `load`), announced by a
-        `DamagedRecordWarning` and answered with None, so that the caller computes it again.
+        A damaged record is moved to `cells/damaged/` (left in place in a run opened for reading),
+        announced by a `DamagedRecordWarning`, and None is returned, so that the caller computes it
+        again.
 
         Raises
         ------
@@ -222,27 +202,23 @@ class RunFolder:
         return None
 
     def require(self, name: str) -> Record:
-        """As `read`; ValueError where there is no such record."""
-        record = self.read(name)
-        if record is None:
-            raise ValueError(
-                f"{self.path} lacks the record {name!r}: give the command of the run again"
-            )
+        """Read a record as `read` does; ValueError if there is none."""
+        if (record := self.read(name)) is None:
+            raise ValueError(f"{self.path} lacks the record {name!r}; run the same command again")
         return record
 
     def has(self, name: str) -> bool:
-        """Whether a record is there and verifies; a damaged one is treated as in `read`."""
+        """Whether a record exists and verifies; see `read` for a damaged one."""
         return self.read(name) is not None
 
     def names(self) -> list[str]:
-        """Names, sorted, of the records with both halves present (not verified: see `has`)."""
+        """Sorted names of the records with both halves present, which are not verified."""
         return [n for n in self._stems() if all(half.exists() for half in self._halves(n))]
 
     def records(self) -> Iterator[Record]:
-        """Every record that verifies, by name; damaged ones are treated as in `read`."""
+        """Every record that verifies, in the order of names; see `read` for damaged ones."""
         for name in self._stems():
-            record = self.read(name)
-            if record is not None:
+            if (record := self.read(name)) is not None:
                 yield record
 
     @property
@@ -278,12 +254,12 @@ class RunFolder:
         ------
         ValueError
             If the file name is not a plain `*.csv`, a row has a key that is no column, a value is
-            not a single number, truth value or text, or the run was opened by `load`.
+            not a single number, truth value or text, or the run was opened for reading.
         OSError
             If it cannot be written.
         """
         self._require_writable()
-        _check_name(name, _TABLE, "table name", "such as results.csv")
+        _check_name(name, _TABLE, "table name", "look like results.csv")
         data, text_columns = files.table_bytes(rows, columns, name=name)
         with locked(self.path, create=True):
             described = self._read_description()
@@ -299,8 +275,8 @@ class RunFolder:
         name
             File name, such as `results.csv`.
         text_columns
-            Columns that are text whatever they look like (class "1" is a label), beside those that
-            `write_table` noted. Runs written before it did so need them.
+            Columns of text (class "1" is a label), beside those that `write_table` noted; a run
+            that was written before it did so needs them.
 
         Returns
         -------
@@ -310,9 +286,9 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, or a line has another number of cells than the header.
+            If there is no such table, or a line and the header differ in the number of cells.
         """
-        _check_name(name, _TABLE, "table name", "such as results.csv")
+        _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
             data = (self.path / name).read_bytes()
         except FileNotFoundError:
@@ -331,7 +307,7 @@ class RunFolder:
             files.write_atomic(content, "info.json")
 
     def read_info(self) -> dict[str, Any]:
-        """Read what `write_info` gathered; empty, with a warning, where the file is damaged."""
+        """Read what `write_info` gathered; empty, with a warning, if the file is damaged."""
         return self._read_description()["info"]
 
     def _read_description(self) -> dict[str, dict[str, Any]]:
@@ -374,19 +350,8 @@ class RunFolder:
         npz, described = (files.bytes_or_none(half) for half in self._halves(name))
         if npz is None and described is None:
             return None
-        if described is None:
-            raise Damaged(f"{name}.json is missing")
-        payload = files.parse_json(described, f"record {name!r} of {self.path}")
-        if npz is None:
-            raise Damaged(f"{name}.npz is missing")
-        meta = payload.get("meta")
-        if payload.get("name") != name or not isinstance(meta, dict):
-            raise Damaged(f"{name}.json does not describe this record")
-        if payload.get("sha256") != hashlib.sha256(npz).hexdigest():
-            raise Damaged(f"the checksum of {name}.npz does not match")
-        if payload.get("meta_sha256") != files.json_digest(meta):
-            raise Damaged(f"the checksum of the meta in {name}.json does not match")
-        return Record(name, files.decode(meta), files.unpack(npz))
+        what = f"record {name!r} of {self.path}"
+        return Record(name, *files.record_parts(name, npz, described, what))
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"
@@ -400,39 +365,26 @@ class RunFolder:
 
 
 def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
-    """The study (empty for a run that does not say) and its settings."""
+    """The name of the study (empty for a run that does not say), and the settings."""
+    file = path / "settings.json"
     try:
-        payload = files.parse_json(
-            (path / "settings.json").read_bytes(), f"{path / 'settings.json'}"
-        )
-        settings = payload.get("settings")
-        if not isinstance(settings, dict):
+        payload = files.parse_json(file.read_bytes(), str(file))
+        if not isinstance(payload.get("settings"), dict):
             raise Damaged("it has no settings")
     except Damaged as error:
         raise ValueError(
-            f"{path / 'settings.json'} is not the settings file of a run ({error}); "
-            "choose another --out, or restore the file"
+            f"{file} is not the settings file of a run ({error}); choose another --out, or "
+            "restore the file"
         ) from error
-    return str(payload.get("study", "")), files.decode(settings)
+    return str(payload.get("study", "")), files.decode(payload["settings"])
 
 
-def _check_same_run(
-    path: Path,
-    stored: dict[str, Any],
-    wanted: dict[str, Any],
-    identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str],
-) -> None:
-    if callable(identity):
-        old, new = dict(identity(stored)), dict(identity(wanted))
-    else:
-        ignored = {identity} if isinstance(identity, str) else set(identity)
-        old, new = ({k: v for k, v in s.items() if k not in ignored} for s in (stored, wanted))
+def _check_same_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     # Encoded, NaN equals NaN and a tuple equals the list it was stored as.
-    lines = files.differences(files.encode(old, "settings"), files.encode(new, "settings"))
+    lines = files.differences(files.encode(stored, "settings"), wanted)
     if lines:
         raise ValueError(
-            f"{path} holds a run with other settings:\n  "
-            + "\n  ".join(lines)
+            "\n  ".join([f"{path} holds a run with other settings:", *lines])
             + "\nChoose another --out, or give the settings of that run to resume it."
         )
 
@@ -444,4 +396,4 @@ def _check_name(
     right: str = "begin with a letter or digit, then letters, digits or any of . _ = + , -",
 ) -> None:
     if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise ValueError(f"{what} {name!r} cannot name a file; right would be: {right}")
+        raise ValueError(f"{what} must {right}, got {name!r}")
