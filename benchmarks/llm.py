@@ -30,7 +30,7 @@ from flax import nnx
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
 from isounc.llm import load_model
 from isounc.llm.answers.estimands import token_log_odds
-from isounc.llm.answers.packing import Row, pack, pad, shape_of
+from isounc.llm.answers.packing import PackedAnswers, pack, pad, shape_of
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
 from isounc.runs.process import bound_memory, peak_mebibytes
@@ -132,8 +132,9 @@ def main(options: Options) -> None:
     found = []
     for batch in options.batches:
         ids = rng.integers(0, decoder.config.vocab_size, (batch, options.tokens + 1)).tolist()
-        packed = [pack(one[:1], [one[1:]]) for one in ids]
-        rows = Row(*map(np.stack, zip(*(pad(r, *shape_of(r)[:2]) for r in packed), strict=True)))
+        packed = [pack(tokens[:1], [tokens[1:]]) for tokens in ids]
+        padded = [pad(sequence, *shape_of(sequence)[:2]) for sequence in packed]
+        rows = PackedAnswers(*map(np.stack, zip(*padded, strict=True)))
         forward = None
         for way in options.ways:
             compiled = (
@@ -149,6 +150,7 @@ def main(options: Options) -> None:
                 times.append(time.perf_counter() - start)
             peak = round(peak_mebibytes()) if known else None
             seconds = min(times)
+            assert memory is not None
             needed = sum(
                 getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "output", "temp")
             )

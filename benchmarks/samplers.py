@@ -1,17 +1,19 @@
-"""Effective draws per second and per gradient: isounc's samplers against NumPyro's and BlackJAX's NUTS, in one table.
+"""Effective draws per second and per gradient of isounc's, NumPyro's and BlackJAX's samplers.
 
-    uv run benchmarks/samplers.py                                     # widths 2 to 1024, n, chains
+    uv run benchmarks/samplers.py                               # widths 2 to 1024, n, chains
     uv run benchmarks/samplers.py --problems moons --widths 32 512 --sizes --chains
-    uv run --with pyro-ppl benchmarks/samplers.py --widths 32         # Pyro's NUTS in PyTorch beside them
+    uv run --with pyro-ppl benchmarks/samplers.py --widths 32   # Pyro's NUTS in PyTorch beside them
 
-All sample the same posterior, of an MLP in NTK parameterisation, with as many chains. A sampler's figure is the least
-effective sample size over all locations, of p (``ess_mean``) or of (p - mean)^2 (``ess_var``), divided by the seconds
-of warm-up and sampling together. Every run is made twice with other keys: the first also compiles, the second is timed;
-a first run of more than two minutes is not repeated, and its time has the compilation in it. A way that took more than
-``--skip-above`` seconds is left out at greater widths. A table that is there is gone on with: only what it lacks is
-measured.
-isounc's time has everything in it that `sample_posterior` does (predictions at the locations, checks of convergence);
-of the others only what samples is timed. ``gate`` says whether R-hat is below 1.01 and nothing diverged beyond bounds.
+All sample the same posterior, of an MLP in NTK parameterisation, with as many chains. A sampler's
+figure is the least effective sample size over all locations, of p (`ess_mean`) or of (p - mean)^2
+(`ess_var`), divided by the seconds of warm-up and sampling together. Every run is made twice with
+other keys: the first also compiles, the second is timed. A first run of more than two minutes is
+not repeated, and its time has the compilation in it. A way that took more than `--skip-above`
+seconds is left out at greater widths. A table that exists already is continued: only the rows that
+it lacks are measured.
+isounc's time covers all that `sample_posterior` does (predictions at the locations, checks of
+convergence); for the others the sampling alone is timed. `gate` says whether R-hat is below 1.01
+and divergences are within bounds.
 
     hmc ...        `sample_posterior`, by coordinates and metric; auto is its default
     nuts           the same with trees
@@ -19,8 +21,8 @@ of the others only what samples is timed. ``gate`` says whether R-hat is below 1
     mclmc          the same with adjusted microcanonical trajectories
     tempered smc   independent runs of particles (as many as draws) from the prior to the posterior
     numpyro        NUTS, all chains vectorised
-    blackjax       NUTS with window adaptation, chains under vmap, as BlackJAX's documentation shows it
-    pyro           NUTS, chains one after the other, where pyro-ppl is installed
+    blackjax       NUTS with window adaptation, chains under vmap, as BlackJAX documents it
+    pyro           NUTS, chains one after the other, if pyro-ppl is installed
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 from numpyro import infer
 from samplers_table import figure, line, stored, write
 from tqdm import tqdm
@@ -66,7 +69,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Options:
-    """What is measured."""
+    """The posteriors and samplers that are measured."""
 
     problems: tuple[str, ...] = ("moons", "nonlinear_regression")
     """Problems, by name."""
@@ -87,67 +90,80 @@ class Options:
     skip_above: float = 600.0
     """Seconds of a run from which on a way is left out at greater widths."""
     seed: int = 0
-    """Of the data and the keys."""
+    """Seed of the data and the keys."""
     out: Path = Path("runs/samplers")
-    """Folder for the table and the figure; a table that is there is gone on with."""
+    """Folder for the table and the figure; a table that exists already is continued."""
 
 
 class Job(NamedTuple):
-    """One posterior."""
+    """One posterior; its fields are columns of the table."""
 
     problem: str
+    """Name of the problem."""
     width: int
+    """Hidden units."""
     n: int
+    """Training examples."""
     chains: int
+    """K."""
 
 
-class Run(NamedTuple):
-    """What a way returns: draws of p at the locations (K, S, Q), and the count of gradients."""
+class Sampled(NamedTuple):
+    """Draws of one way, and their cost."""
 
-    values: np.ndarray
+    values: Float[np.ndarray, "K S Q"]
+    """Predictions at the locations."""
     seconds: float
+    """Time of warm-up and sampling."""
     num_gradients: int | None
+    """Gradients, warm-up of the other samplers included; None if they are not counted."""
     num_divergent: int
-    about: str = ""
+    """Divergent transitions."""
+    coordinates: str = ""
+    """Coordinates that isounc sampled in."""
 
 
-def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **changes) -> Callable:
+Way = Callable[[PRNGKeyArray], Sampled]
+"""Samples the posterior once."""
+
+
+def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **changes: Any) -> Way:
     """`sample_posterior` with some settings."""
-    settings = SamplerSettings(
-        **{
-            "num_draws": options.num_draws,
-            "max_draws": options.num_draws,
-            **changes,
-            "num_chains": max(job.chains, changes.get("num_chains", 0)),
-        }
-    )
+    budget = {"num_draws": options.num_draws, "max_draws": options.num_draws}
+    num_chains = max(job.chains, changes.get("num_chains", 0))
+    settings = SamplerSettings(**{**budget, **changes, "num_chains": num_chains})
 
-    def run(key) -> Run:
+    def run(key: PRNGKeyArray) -> Sampled:
         start = time.perf_counter()
-        found = sample_posterior(
+        posterior = sample_posterior(
             problem, model, prior_sd=options.prior_sd, key=key, settings=settings, keep_values=True
         )
         seconds = time.perf_counter() - start
-        assert found.values is not None
-        values = [v.reshape(*v.shape[:2], -1) for v in found.values.values()]
-        return Run(
-            np.concatenate(values, axis=2), seconds, found.num_gradients, found.gate.divergences,
-            found.coordinates,
-        )  # fmt: skip
+        assert posterior.values is not None
+        values = [v.reshape(*v.shape[:2], -1) for v in posterior.values.values()]
+        return Sampled(
+            values=np.concatenate(values, axis=2),
+            seconds=seconds,
+            num_gradients=posterior.num_gradients,
+            num_divergent=posterior.gate.divergences,
+            coordinates=posterior.coordinates,
+        )
 
     return run
 
 
-def target(problem: Problem, model: Model, options: Options):
-    """Log posterior of theta, and p at the locations of draws (K, S, P)."""
+def target(
+    problem: Problem, model: Model, options: Options
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """The log posterior of theta (P,), and predictions (K, S, Q) from draws (K, S, P)."""
     data = densities.make_data(problem, model, options.prior_sd)
     X = jnp.asarray(np.concatenate(list(problem.regions.values())), data.X.dtype)
 
-    def log_density(theta):
+    def log_density(theta: Float[Array, " P"]) -> Float[Array, ""]:
         return densities.log_density(model, theta, data)
 
     @jax.jit
-    def predicted(draws):
+    def predicted(draws: Float[Array, "K S P"]) -> Float[Array, "K S Q"]:
         return jax.lax.map(
             lambda theta: model.predict(theta, X).ravel(),
             draws.reshape(-1, draws.shape[-1]),
@@ -157,11 +173,11 @@ def target(problem: Problem, model: Model, options: Options):
     return log_density, predicted
 
 
-def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     """NumPyro's NUTS, its defaults, vectorised chains."""
     log_density, predicted = target(problem, model, options)
 
-    def make(num_draws):
+    def make(num_draws: int) -> infer.MCMC:
         return infer.MCMC(
             infer.NUTS(potential_fn=lambda theta: -log_density(theta)),
             num_warmup=options.num_warmup, num_samples=num_draws, num_chains=job.chains,
@@ -170,7 +186,7 @@ def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> C
 
     mcmc, counted = make(options.num_draws), make(4)
 
-    def run(key) -> Run:
+    def run(key: PRNGKeyArray) -> Sampled:
         key_start, key_run = jax.random.split(key)
         starts = jax.vmap(lambda k: model.sample_prior(k, options.prior_sd))(
             jax.random.split(key_start, job.chains)
@@ -187,46 +203,50 @@ def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> C
         )
         steps = np.sum(extra["num_steps"]) + np.sum(counted.get_extra_fields()["num_steps"])
         counted.post_warmup_state = None
-        return Run(np.asarray(predicted(draws)), seconds, int(steps), int(extra["diverging"].sum()))
+        return Sampled(
+            np.asarray(predicted(draws)), seconds, int(steps), int(extra["diverging"].sum())
+        )
 
     return run
 
 
-def blackjax_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+def blackjax_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     """BlackJAX's NUTS with window adaptation, each chain its own, under vmap."""
     log_density, predicted = target(problem, model, options)
 
     @jax.jit
-    def sample(keys):
-        def chain(key):
+    def sample(keys: Key[Array, " K"]):
+        def chain(key: PRNGKeyArray):
             key_start, key_warm, key_run = jax.random.split(key, 3)
             theta = model.sample_prior(key_start, options.prior_sd)
-            warm_up = blackjax.window_adaptation(blackjax.nuts, log_density)
-            (state, parameters), about = warm_up.run(key_warm, theta, options.num_warmup)  # pyright: ignore
-            kernel = blackjax.nuts(log_density, **parameters).step
+            warm_up: Any = blackjax.window_adaptation(blackjax.nuts, log_density)
+            (state, parameters), warm_info = warm_up.run(key_warm, theta, options.num_warmup)
+            kernel: Any = blackjax.nuts(log_density, **parameters).step
 
-            def step(state, key):
+            def step(state: Any, key: PRNGKeyArray):
                 state, info = kernel(key, state)
                 return state, (state.position, info.num_integration_steps, info.is_divergent)
 
             keys = jax.random.split(key_run, options.num_draws)
             _, (draws, steps, divergent) = jax.lax.scan(step, state, keys)
-            warm_steps = about.info.num_integration_steps.sum()
+            warm_steps = warm_info.info.num_integration_steps.sum()
             return draws, steps.sum() + warm_steps, divergent.sum()
 
         return jax.vmap(chain)(keys)
 
-    def run(key) -> Run:
+    def run(key: PRNGKeyArray) -> Sampled:
         keys = jax.random.split(key, job.chains)
         start = time.perf_counter()
         draws, steps, divergent = jax.block_until_ready(sample(keys))
         seconds = time.perf_counter() - start
-        return Run(np.asarray(predicted(draws)), seconds, int(steps.sum()), int(divergent.sum()))
+        return Sampled(
+            np.asarray(predicted(draws)), seconds, int(steps.sum()), int(divergent.sum())
+        )
 
     return run
 
 
-def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Callable:
+def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     """Pyro's NUTS on the same density written in PyTorch; gradients are not counted."""
     import pyro
     import torch
@@ -237,7 +257,7 @@ def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Call
     width, inputs = model.width, model.in_features
     _, predicted = target(problem, model, options)
 
-    def potential(params):
+    def potential(params: dict[str, Any]) -> Any:
         theta = params["theta"]
         kernel, rest = theta[: inputs * width].reshape(inputs, width), theta[inputs * width :]
         hidden = torch.tanh(X @ kernel / inputs**0.5 + rest[:width])
@@ -248,7 +268,7 @@ def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Call
             fit = torch.nn.functional.softplus((1 - 2 * y) * f).sum()
         return fit + 0.5 * (theta**2).sum() / options.prior_sd**2
 
-    def run(key) -> Run:
+    def run(key: PRNGKeyArray) -> Sampled:
         pyro.set_rng_seed(int(jax.random.randint(key, (), 0, 2**30)))
         start = time.perf_counter()
         chains = []
@@ -262,63 +282,63 @@ def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Call
             mcmc.run()
             chains.append(mcmc.get_samples()["theta"].numpy())
         seconds = time.perf_counter() - start
-        return Run(np.asarray(predicted(jnp.asarray(np.stack(chains)))), seconds, None, 0)
+        return Sampled(np.asarray(predicted(jnp.asarray(np.stack(chains)))), seconds, None, 0)
 
     return run
 
 
-def ways(problem: Problem, model: Model, job: Job, options: Options) -> dict[str, Callable]:
-    """Every way that can be run, by name."""
-    found = {
+def ways(problem: Problem, model: Model, job: Job, options: Options) -> dict[str, Way]:
+    """Every way that is asked for and can be run, by name."""
+    by_name = {
         name: isounc_way(problem, model, job, options, **changes) for name, changes in WAYS.items()
     }
-    found["numpyro"] = numpyro_way(problem, model, job, options)
-    found["blackjax"] = blackjax_way(problem, model, job, options)
-    binary = problem.num_outputs == 1
-    if importlib.util.find_spec("pyro") and binary:
-        found["pyro"] = pyro_way(problem, model, job, options)
-    return {name: way for name, way in found.items() if not options.ways or name in options.ways}
+    by_name["numpyro"] = numpyro_way(problem, model, job, options)
+    by_name["blackjax"] = blackjax_way(problem, model, job, options)
+    if importlib.util.find_spec("pyro") and problem.num_outputs == 1:
+        by_name["pyro"] = pyro_way(problem, model, job, options)
+    return {name: way for name, way in by_name.items() if not options.ways or name in options.ways}
 
 
 LONG = 120.0
 """Seconds of a first run that is not repeated."""
 
 
-def measure(way: Callable, seed: int) -> dict[str, Any]:
+def measure(way: Way, seed: int) -> dict[str, Any]:
     """One row of the table."""
     first, second = jax.random.split(jax.random.key(seed))
     start = time.perf_counter()
-    run = way(first)
+    sampled = way(first)
     cold = time.perf_counter() - start
     compiling = None
     if cold < LONG:
         start = time.perf_counter()
-        run = way(second)
+        sampled = way(second)
         compiling = round(max(cold - (time.perf_counter() - start), 0.0), 2)
-    found = diagnose(run.values)
-    bounds = GateSettings()
-    share = run.num_divergent / np.prod(run.values.shape[:2])
-    ess_mean, ess_var = (float(np.nan_to_num(e).min()) for e in (found.ess_bulk, found.ess_var))
-    rhat = float(np.nan_to_num(found.rhat, nan=np.inf).max())
-    gradients = run.num_gradients
+    diagnostics, bounds = diagnose(sampled.values), GateSettings()
+    share = sampled.num_divergent / np.prod(sampled.values.shape[:2])
+    ess_mean, ess_var = (
+        float(np.nan_to_num(ess).min()) for ess in (diagnostics.ess_bulk, diagnostics.ess_var)
+    )
+    rhat = float(np.nan_to_num(diagnostics.rhat, nan=np.inf).max())
+    gradients = sampled.num_gradients
     return {
-        "coordinates": run.about,
+        "coordinates": sampled.coordinates,
         "gate": "pass" if rhat < bounds.rhat_max and share < bounds.divergence_rate_max else "fail",
         "rhat_max": round(rhat, 4),
         "ess_mean": round(ess_mean),
         "ess_var": round(ess_var),
-        "seconds": round(run.seconds, 3),
+        "seconds": round(sampled.seconds, 3),
         "compile_seconds": compiling,
         "gradients": gradients,
-        "ess_mean_per_second": round(ess_mean / run.seconds, 2),
-        "ess_var_per_second": round(ess_var / run.seconds, 2),
+        "ess_mean_per_second": round(ess_mean / sampled.seconds, 2),
+        "ess_var_per_second": round(ess_var / sampled.seconds, 2),
         "ess_mean_per_1000_gradients": gradients and round(1e3 * ess_mean / gradients, 2),
         "ess_var_per_1000_gradients": gradients and round(1e3 * ess_var / gradients, 2),
     }
 
 
 def main(options: Options) -> None:
-    """Measure, print, write."""
+    """Measure all jobs, print the rows and write the table and the figure."""
     warnings.filterwarnings("ignore", message="There are not enough devices")
     # NumPyro traces anew in every run; with a cache the second one does not compile anew.
     cache = tempfile.TemporaryDirectory()

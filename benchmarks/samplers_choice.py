@@ -1,16 +1,17 @@
-"""Which sampler is the default: every candidate over the paper's problems and widths 2 to 512, in one table.
+"""The choice of the default sampler: candidates over the paper's problems and widths 2 to 512.
 
     uv run benchmarks/samplers_choice.py                                # all of it
     uv run benchmarks/samplers_choice.py --problems moons --widths 32   # a corner of it
 
-A table that is there is gone on with: only cells that it lacks are measured.
+A table that exists already is continued: only the cells that it lacks are measured.
 
-A candidate is `SamplerSettings` with some changes, at its default budget. Its figure in a cell (problem, width) is the
-smaller of the two effective sample sizes of `benchmarks/samplers.py` (of p and of (p - mean)^2, least over locations),
-per second of warm-up and sampling. Candidates are ranked by the geometric mean of that figure relative to the first's,
-over the cells in which both pass R-hat < 1.01 and the bound on divergences (an effective sample size of chains that do
-not agree means nothing), and by how many cells they pass. The fastest of those that pass the most is the default. What
-it costs where it loses is the column ``worst``: its figure over that of the cell's best.
+A candidate is `SamplerSettings` with some changes, at its default budget. Its figure in a cell
+(problem, width) is the smaller of the two effective sample sizes of `benchmarks/samplers.py` (of p
+and of (p - mean)^2, least over locations), per second of warm-up and sampling. Candidates are
+ranked by the geometric mean of that figure relative to the first's, over the cells in which both
+pass R-hat < 1.01 and the bound on divergences (an effective sample size of chains that do not agree
+means nothing), and by how many cells they pass. The fastest of those that pass the most is the
+default. Its cost where it loses is the column `worst`: its figure over that of the cell's best.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "chees": SHORT | {"sampler": "chees", "num_chains": 16, "target_acceptance": 0.65},
     "mclmc": SHORT | {"sampler": "adjusted_mclmc", "target_acceptance": 0.9},
 }
-"""A number is the mean trajectory length; where there is none it is 1.2."""
+"""A number is the mean trajectory length, which is 1.2 for names without one."""
 
 
 @dataclass
 class Choice:
-    """What is measured."""
+    """The candidates and cells that are measured."""
 
     problems: tuple[str, ...] = tuple(TABLE1)
     """Problems, by name; the paper's."""
@@ -68,9 +69,9 @@ class Choice:
     candidates: tuple[str, ...] = ()
     """Only these; empty is all."""
     seed: int = 0
-    """Of the data and the keys."""
+    """Seed of the data and the keys."""
     out: Path = Path("runs/samplers-choice")
-    """Folder for the table; one that is there is gone on with."""
+    """Folder for the table; one that exists already is continued."""
 
 
 def effective(row: dict[str, Any]) -> float:
@@ -79,12 +80,12 @@ def effective(row: dict[str, Any]) -> float:
 
 
 def ranking(rows: list[dict[str, Any]]) -> str:
-    """Candidates, by their geometric mean relative to the first, over the cells in which both pass."""
+    """Candidates by their geometric mean relative to the first, over cells in which both pass."""
     cells: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
-        found = cells.setdefault((row["problem"], row["width"]), {})
+        passed = cells.setdefault((row["problem"], row["width"]), {})
         if row["gate"] == "pass":
-            found[row["way"]] = effective(row)
+            passed[row["way"]] = effective(row)
     names = [name for name in CANDIDATES if any(row["way"] == name for row in rows)]
     widths = sorted({width for _, width in cells})
     head = f"{'candidate':<24}{'passed':>8}{'all':>7}{'worst':>7}" + "".join(
@@ -105,8 +106,8 @@ def ranking(rows: list[dict[str, Any]]) -> str:
 
 
 def main(choice: Choice) -> None:
-    """Measure, print, write."""
-    # Programs of one shape serve all problems of it; the first run of each cell compiles what is new.
+    """Measure all cells, print the rows and write the table and the ranking."""
+    # Programs of a shape serve all of its problems; the first run of a cell compiles new ones.
     cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,4 +1,4 @@
-"""Rows of `benchmarks/samplers.py` as they are printed, stored and drawn."""
+"""Rows of `benchmarks/samplers.py`: printed, stored and drawn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as it is printed."""
+    """A row in one line of text."""
     compiling = row["compile_seconds"]
     return (
         f"{row['problem']:<22}{row['width']:>5}{row['n']:>6}{row['chains']:>4}  "
         f"{row['way']:<23}{row['coordinates']:<10}"
         f"{row['gate']:<5} R-hat {row['rhat_max']:<7} ESS {row['ess_mean']:>6} {row['ess_var']:>6}"
-        f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f} {row['ess_var_per_second']:>8.0f} /s"
+        f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f}"
+        f" {row['ess_var_per_second']:>8.0f} /s"
         f"{'' if compiling is None else format(compiling, '7.1f') + ' s compiling'}"
     )
 
@@ -30,7 +31,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def stored(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table that is there, whose columns ``wanted`` must have these values."""
+    """The rows of an existing table, whose columns must have the values `wanted`."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -39,12 +40,15 @@ def stored(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in rows:
         for name, value in wanted.items():
             if row[name] != value:
-                sys.exit(f"error: {path} has {name} {row[name]}; got {value}: choose another --out")
+                sys.exit(
+                    f"error: {name} must be {row[name]}, as in {path}, got {value}; choose "
+                    "another --out"
+                )
     return rows
 
 
 def _value(text: str) -> int | float | str | None:
-    """A cell of a table: a number where it is one, None where it is empty."""
+    """A cell of a table: a number if it is one, None if it is empty."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -54,32 +58,33 @@ def _value(text: str) -> int | float | str | None:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Effective draws per second by width (above) and per 1000 gradients (below), a column a problem.
+    """Draw effective draws by width, per second (above) and per 1000 gradients (below).
 
-    Problems with one width are left to the table.
+    Every problem has a column; problems with one width are left to the table.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    here = [r for r in rows if r["sweep"] == "width"]
+    shown = [r for r in rows if r["sweep"] == "width"]
     widths_of = {
-        p: {r["width"] for r in here if r["problem"] == p} for p in {r["problem"] for r in here}
+        p: {r["width"] for r in shown if r["problem"] == p} for p in {r["problem"] for r in shown}
     }
     if max(map(len, widths_of.values())) > 1:
-        here = [r for r in here if len(widths_of[r["problem"]]) > 1]
-    problems = list(dict.fromkeys(r["problem"] for r in here))
+        shown = [r for r in shown if len(widths_of[r["problem"]]) > 1]
+    problems = list(dict.fromkeys(r["problem"] for r in shown))
     fig, axes = pyplot.subplots(
         2, len(problems), figsize=(4.2 * len(problems) + 2, 6.4), squeeze=False, sharex=True,
         layout="constrained",
     )  # fmt: skip
-    names = list(dict.fromkeys(r["way"] for r in here))
-    colors = dict(zip(names, pyplot.get_cmap("tab20").colors[::1], strict=False))  # pyright: ignore
+    names = list(dict.fromkeys(r["way"] for r in shown))
+    color_map = pyplot.get_cmap("tab20")
+    colors = {name: color_map(i % color_map.N) for i, name in enumerate(names)}
     for problem, column in zip(problems, axes.T, strict=True):
         for panel, per in zip(column, ("second", "1000_gradients"), strict=True):
             for name in names:
-                mine = [r for r in here if r["problem"] == problem and r["way"] == name]
+                mine = [r for r in shown if r["problem"] == problem and r["way"] == name]
                 mine = [r for r in mine if r[f"ess_var_per_{per}"]]
                 ours = name not in ("numpyro", "blackjax", "pyro")
                 y = [min(r[f"ess_{q}_per_{per}"] for q in ("mean", "var")) for r in mine]
@@ -95,7 +100,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
             panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter(ticker.NullFormatter())
-        widths = sorted({r["width"] for r in here})
+        widths = sorted({r["width"] for r in shown})
         column[1].set_xticks(widths, map(str, widths))
         column[1].set_xticks([], minor=True)
         column[1].set_xlabel("hidden units")

@@ -119,8 +119,10 @@ def compare(
     slope, why_no_slope = _level(estimate, reference)
     pearson = spearman = log10_pearson = None
     if not reasons:
+        from scipy.stats import rankdata  # here, because it takes two seconds to import
+
         pearson = _pearson(estimate, reference)
-        spearman = _pearson(_ranks(estimate), _ranks(reference))
+        spearman = _pearson(rankdata(estimate), rankdata(reference))
         log10_pearson, why_no_log10 = _log10_pearson(estimate[positive], reference[positive])
         reasons += why_no_log10
     reasons += why_no_slope
@@ -197,7 +199,7 @@ def interval_over_seeds(
 
 
 def trend(
-    widths: Sequence[float],
+    widths: Sequence[int],
     values_by_seed: Mapping[Any, Sequence[float | None]] | Sequence[Sequence[float | None]],
     *,
     level: float = 0.95,
@@ -253,6 +255,23 @@ def trend(
     return Trend(mean, low, high, num_seeds, verdict)
 
 
+def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    r"""Adjust p-values for their number: rejecting below a level errs at all with that chance at most.
+
+        p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j)) of the sorted p-values
+
+    holds whatever the dependence of the T tests.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    # SciPy corrects false discovery rates alone, and statsmodels is no dependency.
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
 def _vector(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
@@ -285,17 +304,9 @@ def _is_constant(values: np.ndarray) -> bool:
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of values known not to be constant."""
-    # Scaled before they are squared, where tiny values would underflow.
-    a, b = a / np.abs(a).max(), b / np.abs(b).max()
-    a, b = a - a.mean(), b - b.mean()
-    r = (a / np.linalg.norm(a)) @ (b / np.linalg.norm(b))
-    return float(np.clip(r, -1.0, 1.0))
-
-
-def _ranks(a: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean (importing SciPy's statistics for this would take two seconds)."""
-    _, which, counts = np.unique(a, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    # Scaled before they are squared, where tiny values would underflow and huge ones overflow.
+    # `scipy.stats.pearsonr` gives the same number, with a p-value that takes ten times as long.
+    return float(np.corrcoef(a / np.abs(a).max(), b / np.abs(b).max())[0, 1])
 
 
 def _log10_pearson(a: np.ndarray, b: np.ndarray) -> tuple[float | None, list[str]]:

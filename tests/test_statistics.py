@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
-from isounc.statistics import compare
+from isounc.statistics import compare, holm
 
 
 def lognormal_pair(n=200, seed=0):
@@ -194,6 +194,21 @@ def test_wrong_shapes_are_refused(shape):
         compare(np.ones(4), np.ones(4), reference_se=np.ones(shape))
 
 
+def test_holm_by_hand_and_by_stepping_down():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
+    assert holm([]).shape == (0,)
+    p = np.random.default_rng(0).uniform(size=30) ** 4
+    for level in (0.01, 0.05, 0.3):
+        # Holm's own words: reject from the smallest on, until p_(i) exceeds level / (T - i + 1).
+        rejected = np.zeros(30, bool)
+        for i, index in enumerate(np.argsort(p)):
+            if p[index] > level / (30 - i):
+                break
+            rejected[index] = True
+        np.testing.assert_array_equal(holm(p) <= level, rejected)
+
+
 def test_class_views_by_hand():
     p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.4, 0.2]])
     values = np.arange(9.0).reshape(3, 3)
@@ -320,3 +335,8 @@ def test_calibration_error_refuses_what_does_not_fit():
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
     with pytest.raises(ValueError, match="p must have shape"):
         expected_calibration_error(np.array([0.5]), np.array([1]))
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])

@@ -1,9 +1,9 @@
 """Language models and the uncertainty of their answers; loading one needs `isounc[llm]`."""
 
 from isounc.llm.answers.answer import MeasuredAnswer, from_record, to_record
-from isounc.llm.answers.estimands import AnswerNorms, answer_norms
 from isounc.llm.answers.isotropic_scores import ScoreSettings
 from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, measure
+from isounc.llm.answers.norms import AnswerNorms, answer_norms
 from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import ScoreTable, make_score_table, score_answers
 from isounc.llm.answers.scores import Score, ScoreInfo

@@ -1,1 +1,13 @@
-"""What every experiment needs and none owns: command line, run folders, executors, provenance, tables, pages."""
+"""Machinery that every experiment needs and none owns: run folders, executors, tables, pages.
+
+import isounc.runs
+
+run = isounc.runs.load("runs/scaling-quick")
+run.results.groupby(["problem", "width"])["pearson"].median()
+"""
+
+from isounc.runs.folder import Record, RunFolder
+
+__all__ = ["Record", "RunFolder", "load"]
+
+load = RunFolder.load

@@ -8,6 +8,8 @@ and come back as floats; a text that is spelled so is stored with a backslash be
 begins with backslashes already, with one more), and comes back as it was. Tuples come back as lists.
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import hashlib
@@ -20,15 +22,14 @@ import secrets
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.lib import format as npy_format
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; runs work there, for one process at a time
-    fcntl = None
+if TYPE_CHECKING:
+    import pandas  # at run time where it is used: it takes a second to import
 
 FORMAT_VERSION = 1
 TEMPORARY_PREFIX = ".tmp-"
@@ -37,8 +38,6 @@ LOCK_NAME = ".lock"
 _ABSENT = object()
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LOOKS_NON_FINITE = re.compile(r"\\*(NaN|-?Infinity)")
-_INTEGER = re.compile(r"-?\d+")
-_FLOAT = re.compile(r"-?(\d+\.?\d*([eE][+-]?\d+)?|inf)")
 
 
 class Damaged(Exception):
@@ -181,37 +180,51 @@ def unpack(npz: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def table_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str) -> bytes:
-    """Encode rows as CSV; ValueError for a key that is no column or a cell that is no scalar."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for number, row in enumerate(rows):
-        unknown = [key for key in row if key not in columns]
-        if unknown:
-            raise ValueError(
-                f"row {number} of {name} has keys that are no column: {unknown}; "
-                f"the columns are {', '.join(columns)}"
-            )
-        where = f"row {number} of {name}, column"
-        writer.writerow([_cell_text(row.get(c), f"{where} {c!r}") for c in columns])
-    return text.getvalue().encode()
+def table_bytes(
+    rows: pandas.DataFrame | Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str
+) -> tuple[bytes, list[str]]:
+    """Encode a table as CSV; also give the names of the columns that hold text.
+
+    Floats keep 6 significant digits; None, NaN and NA are empty.
+
+    Raises
+    ------
+    ValueError
+        If a key is no column, or a cell is not a single number, truth value or text.
+    """
+    import pandas as pd
+
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
+    unknown = [key for key in frame.columns if key not in columns]
+    if unknown:
+        raise ValueError(f"the columns of {name} must be {', '.join(columns)}, got also {unknown}")
+    # As objects, because a count beside an empty cell would turn into a float.
+    frame = frame.astype(object).reindex(columns=list(columns))
+    frame = frame.where(frame.notna(), None)
+    cells = {
+        c: [_cell_text(value, f"{name}, column {c!r},") for value in frame[c]] for c in columns
+    }
+    text_columns = [c for c in columns if any(isinstance(value, str) for value in frame[c])]
+    csv_text = pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text.encode(), text_columns
 
 
-def table_rows(data: bytes, text_columns: Iterable[str], *, name: str) -> list[dict[str, Any]]:
-    """Decode CSV written by `table_bytes`; ValueError where a line and the header disagree."""
-    as_text = frozenset(text_columns)
+def table_frame(data: bytes, text_columns: Iterable[str], *, name: str) -> pandas.DataFrame:
+    """Decode the CSV of `table_bytes`; ValueError where a line and the header disagree."""
+    import pandas as pd
+
     lines = csv.reader(io.StringIO(data.decode(), newline=""))
-    header = next(lines, [])
-    rows = []
+    num_columns = len(next(lines, []))
     for cells in lines:
-        if len(cells) != len(header):
+        if len(cells) != num_columns:  # pandas would fill a short line up
             raise ValueError(
-                f"{name}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns; "
+                f"{name}, line {lines.line_num}, must have {num_columns} cells, got {len(cells)}; "
                 "the file was changed after it was written"
             )
-        rows.append({c: _cell_value(t, c in as_text) for c, t in zip(header, cells, strict=True)})
-    return rows
+    return pd.read_csv(
+        io.BytesIO(data), dtype=dict.fromkeys(text_columns, "string"),
+        dtype_backend="numpy_nullable", keep_default_na=False, na_values=[""], low_memory=False,
+    )  # fmt: skip
 
 
 def _cell_text(value: Any, where: str) -> str:
@@ -223,45 +236,29 @@ def _cell_text(value: Any, where: str) -> str:
         return f"{value:.6g}"
     if isinstance(value, bool | int | str):
         return str(value)
-    raise ValueError(f"{where} is a {type(value).__name__}; a cell holds one number or text")
-
-
-def _cell_value(text: str, as_text: bool) -> Any:
-    if text == "":
-        return None
-    if as_text:
-        return text
-    if text in ("True", "False"):
-        return text == "True"
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
+    raise ValueError(f"{where} must hold single numbers or texts, got a {type(value).__name__}")
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, create: bool) -> Iterator[bool]:
-    """Hold the folder's lock; yields False where there is none. The kernel frees it on a kill.
+    """Hold the folder's lock, waiting for whoever has it; the kernel frees it on a kill.
 
-    Not reentrant: taking it twice in one process waits for ever.
+    Yields False, and holds nothing, where the folder cannot be written, the file system has no
+    locks, or there is no lock file and `create` forbids to make one. A thread may take a lock again
+    that it holds.
     """
-    if fcntl is None:
-        yield False
-        return
-    try:
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        descriptor = os.open(folder / LOCK_NAME, flags, 0o666)
-    except OSError:  # a full disk or a folder that may not be written: writing will say so better
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = True
-        except OSError:
-            held = False
+    path = folder / LOCK_NAME
+    held = create or path.exists()
+    with contextlib.ExitStack() as stack:
+        if held:
+            # A singleton counts how often its thread has taken it. A preserved lock file never
+            # becomes the lock itself, which a kill would leave behind.
+            lock = FileLock(path, is_singleton=True, preserve_lock_file=True, poll_interval=0.01)
+            try:
+                stack.enter_context(lock)
+            except OSError:  # what cannot be locked cannot be written: that will say it better
+                held = False
         yield held
-    finally:
-        os.close(descriptor)
 
 
 def is_housekeeping(path: Path) -> bool:

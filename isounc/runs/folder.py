@@ -19,6 +19,8 @@ so a temporary file seen under it was left by a kill and is removed. Where the f
 locks, such files stay. How values are encoded (non-finite numbers in JSON) is said in ``files``.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -27,17 +29,15 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
 
-# Columns that stay text when a table is read: class "1" is a label, not a number.
-TEXT_COLUMNS = frozenset(
-    "problem activation parameterisation point region estimator quantity class reason gate".split()
-)
+if TYPE_CHECKING:
+    import pandas
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
 _TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
@@ -94,7 +94,7 @@ class RunFolder:
         *,
         study: str = "",
         identity: Callable[[dict[str, Any]], Mapping[str, Any]] | Sequence[str] = (),
-    ) -> "RunFolder":
+    ) -> RunFolder:
         """Create a run folder, or resume the one that is there.
 
         Parameters
@@ -153,7 +153,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, writable: bool = False) -> "RunFolder":
+    def load(cls, path: str | os.PathLike[str], *, writable: bool = False) -> RunFolder:
         """Open a run that is there, for reading only unless `writable`.
 
         Raises
@@ -245,27 +245,67 @@ class RunFolder:
             if record is not None:
                 yield record
 
-    def write_rows(
-        self, name: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+    @property
+    def results(self) -> pandas.DataFrame:
+        """The table `results.csv`, read anew each time; see `read_table`."""
+        return self.read_table("results.csv")
+
+    @property
+    def summary(self) -> pandas.DataFrame:
+        """The table `summary.csv`, read anew each time; see `read_table`."""
+        return self.read_table("summary.csv")
+
+    def write_table(
+        self,
+        name: str,
+        rows: pandas.DataFrame | Iterable[Mapping[str, Any]],
+        columns: Sequence[str],
     ) -> None:
-        """Write a table: floats to 6 significant digits, None and NaN (and keys left out) empty.
+        """Write a table as CSV, and into `info.json` which of its columns hold text.
+
+        Floats keep 6 significant digits; None, NaN, NA and keys left out give empty cells.
+
+        Parameters
+        ----------
+        name
+            File name, such as `results.csv`.
+        rows
+            A DataFrame, or mappings from column to number, truth value or text.
+        columns
+            Columns of the file, in order.
 
         Raises
         ------
         ValueError
-            If the file name is not a plain ``*.csv``, a row has a key that is no column, or a value
-            is not a single number, truth value or text.
+            If the file name is not a plain `*.csv`, a row has a key that is no column, a value is
+            not a single number, truth value or text, or the run was opened by `load`.
+        OSError
+            If it cannot be written.
         """
         self._require_writable()
         _check_name(name, _TABLE, "table name", "such as results.csv")
-        data = files.table_bytes(rows, columns, name=name)
+        data, text_columns = files.table_bytes(rows, columns, name=name)
         with locked(self.path, create=True):
-            files.write_atomic({self.path / name: data}, name)
+            described = self._read_description()
+            described["text_columns"][name] = text_columns
+            content = files.json_bytes(files.encode(described, "info.json"))
+            files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
 
-    def read_rows(
-        self, name: str = "results.csv", *, text_columns: Iterable[str] = TEXT_COLUMNS
-    ) -> list[dict[str, Any]]:
-        """Read a table: empty cells are None, numbers int or float, `text_columns` stay text.
+    def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
+        """Read a table, each column with its type; empty cells are NA.
+
+        Parameters
+        ----------
+        name
+            File name, such as `results.csv`.
+        text_columns
+            Columns that are text whatever they look like (class "1" is a label), beside those that
+            `write_table` noted. Runs written before it did so need them.
+
+        Returns
+        -------
+        DataFrame
+            Columns of the types `Int64`, `Float64`, `boolean` and `string`, as pandas finds them.
 
         Raises
         ------
@@ -277,31 +317,40 @@ class RunFolder:
             data = (self.path / name).read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
-        return files.table_rows(data, text_columns, name=str(self.path / name))
+        noted = self._read_description()["text_columns"].get(name, [])
+        return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 
     def write_info(self, info: Mapping[str, Any]) -> None:
-        """Merge into ``info.json``: top-level keys given here replace those of the same name."""
+        """Merge into `info.json`: top-level keys given here replace those of the same name."""
         self._require_writable()
         new = files.encode(dict(info), "info")
         with locked(self.path, create=True):
-            merged = {**files.encode(self.read_info(), "info"), **new}
-            content = files.json_bytes({"info": merged})
-            files.write_atomic({self.path / "info.json": content}, "info.json")
+            described = files.encode(self._read_description(), "info.json")
+            described["info"] |= new
+            content = {self.path / "info.json": files.json_bytes(described)}
+            files.write_atomic(content, "info.json")
 
     def read_info(self) -> dict[str, Any]:
         """Read what `write_info` gathered; empty, with a warning, where the file is damaged."""
+        return self._read_description()["info"]
+
+    def _read_description(self) -> dict[str, dict[str, Any]]:
+        """Content of `info.json`: what `write_info` gathered, and the text columns of each table."""
+        described = {"info": {}, "text_columns": {}}
         try:
             content = (self.path / "info.json").read_bytes()
-            info = files.parse_json(content, f"{self.path / 'info.json'}")["info"]
-            if isinstance(info, dict):
-                return files.decode(info)
+            payload = files.parse_json(content, f"{self.path / 'info.json'}")
+            for key in described:
+                stored = payload.get(key, {})
+                if not isinstance(stored, dict):
+                    raise Damaged(f"its {key} is no object")
+                described[key] |= files.decode(stored)
         except FileNotFoundError:
-            return {}
-        except (Damaged, KeyError):
             pass
-        message = f"info.json of {self.path} is damaged; going on without what it said"
-        warnings.warn(message, DamagedRecordWarning, stacklevel=2)
-        return {}
+        except Damaged:
+            message = f"info.json of {self.path} is damaged; going on without what it said"
+            warnings.warn(message, DamagedRecordWarning, stacklevel=3)
+        return described
 
     def _require_writable(self) -> None:
         if not self.writable:

@@ -45,7 +45,7 @@ class TableFile(NamedTuple):
 
     columns: Sequence[str]
     """Headings."""
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[Any, Any]]
     """Rows; a missing key is an empty cell."""
 
 
@@ -204,7 +204,7 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
     report = study.report(folder, settings)
     for name, table in report.tables.items():
-        folder.write_rows(name, table.rows, table.columns)
+        folder.write_table(name, table.rows, table.columns)
     folder.write_info({"checks": report.checks})
     print("Figures and page ...", flush=True)
     drawn = draw_plots(report.plots, folder.path / "figures")

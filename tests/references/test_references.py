@@ -1,4 +1,4 @@
-"""The bank: exact entries against independent computations, files that survive and refuse damage, every entry sound."""
+"""The bank: exact entries against independent computations, damaged files, every entry."""
 
 from __future__ import annotations
 
@@ -243,8 +243,8 @@ def test_the_study_resumes_and_installs(settings, bank, monkeypatch):
     assert run_study(STUDY, settings)
     install(settings.out, bank)  # the same content may be installed twice
     folder = RunFolder.load(settings.out)
-    names = [row["name"] for row in folder.read_rows("results.csv")]
-    assert names == [GAUSSIAN, SAMPLED] and (folder.path / "figures" / "checks.png").exists()
+    assert folder.results["name"].tolist() == [GAUSSIAN, SAMPLED]
+    assert (folder.path / "figures" / "checks.png").exists()
     other = dataclasses.replace(settings, n=13)
     with pytest.raises(ValueError, match=r"n: 12 in the folder, 13 asked for"):
         run_study(STUDY, other)
@@ -398,7 +398,8 @@ def test_the_card_says_how_it_was_made_and_what_was_checked(bank):
     for text in (
         f"# {SAMPLED}", "4 chains", "100 transitions of warm-up", "P = 10", "12 training examples",
         f"{gate.rhat_max:.4f} | below 1.01", f"{gate.ess_bulk_min:.0f} | 1000 or more",
-        "layer0/kernel 2", f"references check {SAMPLED}", "blackjax 1.", reference.checksum, "float32",
+        "layer0/kernel 2", f"references check {SAMPLED}", "blackjax 1.",
+        reference.checksum, "float32",
         "FAILED" if gate.reasons else "Passed",
     ):  # fmt: skip
         assert text in card, text
@@ -430,7 +431,7 @@ def test_arviz_and_netcdf(bank, tmp_path, name):
         np.testing.assert_array_equal(data["observed_data"]["y"], reference.problem.y)
         assert data["posterior"].attrs["reference"] == name
         assert "layer0/kernel[0]" in data["unconstrained_posterior"]["parameter"].values
-        # Chains are the second axis from the front for ArviZ too, or it would not find them to agree.
+        # ArviZ takes the same axis for the chains, or they would not agree.
         assert float(az.rhat(one)) < 1.1
     if hasattr(back, "close"):
         back.close()
@@ -533,7 +534,7 @@ def test_the_bank_is_listed_and_small():
     "name", [n for n in NAMES if "-ntk-" in n and n.replace("-ntk-", "-fan_in-") in NAMES]
 )
 def test_two_parameterisations_of_one_posterior_agree(name):
-    # x W / sqrt(D) + b with W ~ N(0, s^2) is x W + b with W ~ N(0, s^2 / D), sampled in other coordinates.
+    # x W / sqrt(D) + b with W ~ N(0, s^2) is x W + b with W ~ N(0, s^2 / D).
     pair = [
         loaded(twin, Path(references.__file__).parent / "data")
         for twin in (name, name.replace("-ntk-", "-fan_in-"))
@@ -587,7 +588,7 @@ def test_every_entry(name):
             assert (moments.mean >= 0).all() and (moments.mean <= 1).all()
             total = moments.aleatoric + moments.var
             np.testing.assert_allclose(total, moments.mean * (1 - moments.mean), atol=2e-5)
-        # The draws and the kept predictions are of this posterior: about 60 effective ones at least.
+        # The draws and the kept predictions are of this posterior: at least about 60 effective.
         p = forward(model, reference.draws.astype(float), problem.regions[region])
         sd = np.sqrt(moments.var.astype(float))
         assert rms((p.mean(0) - moments.mean) / sd) < (0.35 if reference.passed else 3)

@@ -9,19 +9,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
+import isounc.runs
 from isounc.runs import files
 from isounc.runs.files import FORMAT_VERSION
 from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
 from isounc.runs.provenance import git_state, provenance
-from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 
 SETTINGS = {"preset": "quick", "widths": (2, 8), "posterior": {"num_draws": 100}, "workers": 1}
 
@@ -203,9 +205,9 @@ def test_names_that_leave_the_folder_are_refused(run, name):
     with pytest.raises(ValueError, match="record name"):
         run.read(name)
     with pytest.raises(ValueError, match="table name"):
-        run.write_rows(f"{name}.txt", [])
+        run.write_table(f"{name}.txt", [], ["a"])
     with pytest.raises(ValueError, match="table name"):
-        run.read_rows("../results.csv")
+        run.read_table("../results.csv")
     assert files_below(run.path.parent) == before
 
 
@@ -440,7 +442,7 @@ def test_a_loaded_run_cannot_be_written(run):
     loaded = RunFolder.load(run.path)
     for attempt in (
         lambda: loaded.write(make_record()),
-        lambda: loaded.write_rows("results.csv", []),
+        lambda: loaded.write_table("results.csv", [], ["a"]),
         lambda: loaded.write_info({}),
     ):
         with pytest.raises(ValueError, match="opened for reading"):
@@ -580,7 +582,10 @@ def test_a_disk_that_is_full_when_bytes_arrive_leaves_the_old_record(run, monkey
     monkeypatch.setattr(files, "open", open_full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         run.write(make_record(seed=1))
-    for attempt in (lambda: run.write_rows("results.csv", []), lambda: run.write_info({"a": 1})):
+    for attempt in (
+        lambda: run.write_table("results.csv", [], ["a"]),
+        lambda: run.write_info({"a": 1}),
+    ):
         with pytest.raises(OSError, match=r"(results\.csv|info\.json).*No space left"):
             attempt()
     monkeypatch.undo()
@@ -619,76 +624,172 @@ for step in range(15):
     assert not (run.path / "cells" / "damaged").exists()
 
 
+LOCKER = """
+import sys, time
+from pathlib import Path
+from isounc.runs.files import locked
+
+print("ready", flush=True)
+with locked(Path(sys.argv[1]), create=True) as held:
+    print(held, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_lock_excludes_others_until_it_is_given_back(run):
+    with files.locked(run.path, create=True), files.locked(run.path, create=True) as again:
+        assert again, "a thread may take it twice"
+        child = start(LOCKER, run.path, 0)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+        run.write(make_record())
+    assert child.communicate()[0] == "True\n"
+    others = []
+    with files.locked(run.path, create=True):
+        thread = threading.Thread(target=lambda: others.append(run.write(make_record("b"))))
+        thread.start()
+        thread.join(timeout=0.2)
+        assert not others
+    thread.join()
+    assert run.names() == ["b", "moons-w8"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_kill_frees_the_lock(run):
+    child = start(LOCKER, run.path, 600)
+    assert child.stdout is not None
+    assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "True\n"]
+    child.kill()
+    child.communicate()
+    with files.locked(run.path, create=True) as held:
+        assert held
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs flock")
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_written_without(run, monkeypatch, code):
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (run.path / ".tmp-0123").write_text("of a process that may be alive")
+    again = RunFolder.open(run.path, SETTINGS)
+    again.write(make_record())
+    assert again.has("moons-w8")
+    assert (run.path / ".tmp-0123").exists()
+    assert not [name for name in files_below(run.path) if "lock" in name and name != ".lock"]
+
+
+def test_no_lock_is_made_where_nothing_may_be_written(run, monkeypatch):
+    (run.path / ".lock").unlink()
+    with files.locked(run.path, create=False) as held:
+        assert not held
+    assert not (run.path / ".lock").exists()
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with files.locked(run.path, create=True) as held:
+        assert not held
+
+
 # ---- tables, info, provenance
 
 
-def test_result_columns_are_those_of_the_issue():
-    issue = (
-        "problem width depth activation parameterisation prior_sd seed point region estimator "
-        "quantity class pearson spearman log10_pearson slope attenuation reason gate rhat_max "
-        "ess_min seconds"
-    )
-    assert [c for c in RESULT_COLUMNS if c in issue.split()] == issue.split()
-    assert len(set(RESULT_COLUMNS)) == len(RESULT_COLUMNS)
+COLUMNS = ("problem", "width", "class", "pearson", "slope", "reason", "seed", "ok")
 
 
-def test_rows_come_back_as_written(run):
+def test_tables_are_written_in_six_digits_with_empty_cells(run):
     rows = [
         {"problem": "xor", "width": 8, "class": "1", "pearson": 0.123456789, "slope": 1.5e-9},
         {
-            "problem": 'a, "b"\nc',
-            "width": np.int64(64),
-            "class": "trace",
-            "pearson": math.nan,
-            "reason": "the estimate is constant",
-            "rhat_max": math.inf,
-            "seconds": np.float32(2.5),
-            "seed": None,
+            "problem": 'a, "b"\nc', "width": np.int64(1234567), "class": "trace",
+            "pearson": math.nan, "slope": math.inf, "reason": "it is constant", "seed": None,
         },
-    ]
-    run.write_rows("results.csv", rows)
-    text = (run.path / "results.csv").read_text()
-    assert text.splitlines()[0] == ",".join(RESULT_COLUMNS)
-    assert "0.123457" in text
-    assert "0.1234567" not in text
-    assert "nan" not in text
-    back = RunFolder.load(run.path).read_rows("results.csv")
-    assert [set(row) for row in back] == [set(RESULT_COLUMNS)] * 2
-    filled = [{c: v for c, v in row.items() if v is not None} for row in back]
-    assert filled == [
-        {"problem": "xor", "width": 8, "class": "1", "pearson": 0.123457, "slope": 1.5e-9},
-        {
-            "problem": 'a, "b"\nc',
-            "width": 64,
-            "class": "trace",
-            "reason": "the estimate is constant",
-            "rhat_max": math.inf,
-            "seconds": 2.5,
-        },
-    ]
-    assert isinstance(filled[0]["width"], int)
+        {"problem": "moons", "pearson": np.float32(2.5), "slope": jnp.float32(-0.0), "ok": True},
+    ]  # fmt: skip
+    expected = (
+        "problem,width,class,pearson,slope,reason,seed,ok\n"
+        "xor,8,1,0.123457,1.5e-09,,,\n"
+        '"a, ""b""\nc",1234567,trace,,inf,it is constant,,\n'
+        "moons,,,2.5,-0,,,True\n"
+    )
+    run.write_table("results.csv", rows, COLUMNS)
+    assert (run.path / "results.csv").read_bytes() == expected.encode()
+    # Read, and written again, the table stays the same to the byte.
+    run.write_table("results.csv", isounc.runs.load(run.path).results, COLUMNS)
+    assert (run.path / "results.csv").read_bytes() == expected.encode()
+    run.write_table("results.csv", pd.DataFrame(rows), COLUMNS[::-1])
+    assert (run.path / "results.csv").read_text().splitlines()[0] == ",".join(COLUMNS[::-1])
 
 
-def test_a_table_with_other_columns(run):
-    rows = [{"x": -3, "ok": True, "name": "1"}, {"x": -1e-7, "ok": False, "name": "1_000"}]
-    run.write_rows("summary.csv", rows, ["x", "ok", "name"])
-    assert run.read_rows("summary.csv", text_columns=["name"]) == rows
-    assert run.read_rows("summary.csv")[0]["name"] == 1
-    assert run.read_rows("summary.csv")[1]["name"] == "1_000"  # Python's int() would take it
-    run.write_rows("summary.csv", [], ["x"])
-    assert run.read_rows("summary.csv") == []
+def test_tables_come_back_with_types(run):
+    rows = [
+        {"problem": "xor", "width": 8, "class": "1", "pearson": 0.123456789, "ok": True},
+        {"problem": "NA", "width": None, "class": "2", "pearson": None, "ok": None},
+        {"problem": "nan", "width": 64, "class": None, "pearson": math.inf, "ok": False},
+    ]
+    run.write_table("results.csv", rows, COLUMNS)
+    table = isounc.runs.load(run.path).results
+    assert tuple(table.columns) == COLUMNS
+    types = {"width": "Int64", "class": "string", "pearson": "Float64", "ok": "boolean"}
+    assert table.dtypes.astype(str).to_dict().items() >= types.items()
+    missing = table[list(types)].isna().to_numpy()
+    np.testing.assert_array_equal(
+        missing, [[False] * 4, [True, False, True, True], [False, True, False, False]]
+    )
+    assert table["problem"].tolist() == ["xor", "NA", "nan"]
+    assert table["class"].tolist()[:2] == ["1", "2"]
+    assert table["pearson"][0] == 0.123457 and table["pearson"][2] == math.inf
+    assert table["width"].sum() == 72 and table["seed"].isna().all()
+
+
+def test_text_columns_are_those_that_held_text_or_are_said_to(run):
+    rows = [{"x": -3, "name": "1", "code": "07"}, {"x": -1, "name": "1_000", "code": "08"}]
+    run.write_table("summary.csv", rows, ["x", "name", "code"])
+    assert run.summary.to_dict("records") == rows
+    run.write_table("other.csv", [], ["x"])
+    assert run.read_table("other.csv").empty
+    run.write_info({"more": 1})
+    assert run.summary.to_dict("records") == rows
+    assert run.read_info() == {"more": 1}
+    # A run of before has no note of it.
+    (run.path / "info.json").unlink()
+    assert run.summary["code"].tolist() == [7, 8]
+    assert run.summary["name"].tolist() == ["1", "1_000"]
+    told = run.read_table("summary.csv", text_columns=("code", "gone"))
+    assert told["code"].tolist() == ["07", "08"]
+
+
+def test_a_run_of_before_is_read():
+    run = isounc.runs.load(Path(__file__).parents[2] / "results" / "standard")
+    assert run.settings["preset"] == "standard"
+    for table in (run.results, run.summary):
+        assert {"1", "trace", "f"} < set(table["class"])
+        assert table["width"].max() == 256 and table.dtypes["width"] == "Int64"
 
 
 def test_rows_that_do_not_fit_are_refused(run):
-    with pytest.raises(ValueError, match=r"row 1 .*\['pearsn'\].*pearson"):
-        run.write_rows("results.csv", [{"pearson": 1.0}, {"pearsn": 1.0}])
-    with pytest.raises(ValueError, match=r"row 0 .*'pearson' is a list"):
-        run.write_rows("results.csv", [{"pearson": [1.0]}])
+    columns = ["pearson", "slope"]
+    with pytest.raises(
+        ValueError, match=r"results.csv must be pearson, slope, got also \['pearsn'\]"
+    ):
+        run.write_table("results.csv", [{"pearson": 1.0}, {"pearsn": 1.0}], columns)
+    with pytest.raises(
+        ValueError, match=r"column 'pearson', must hold single numbers .*got a list"
+    ):
+        run.write_table("results.csv", [{"pearson": [1.0]}], columns)
     with pytest.raises(ValueError, match=r"no results\.csv"):
-        run.read_rows("results.csv")
+        run.results  # noqa: B018
     (run.path / "results.csv").write_text("a,b\n1,2\n3\n")
-    with pytest.raises(ValueError, match="line 3: 1 cells under 2 columns"):
-        run.read_rows("results.csv")
+    with pytest.raises(ValueError, match="line 3, must have 2 cells, got 1"):
+        run.read_table("results.csv")
 
 
 def test_info_is_merged(run):
@@ -703,6 +804,10 @@ def test_info_is_merged(run):
     with pytest.warns(DamagedRecordWarning, match=r"info\.json"):
         run.write_info({"second": 2})
     assert run.read_info() == {"second": 2}
+    for damaged in ('{"format_version": 1, "info": [1]}', '{"format_version": 1, "info": "ab"}'):
+        (run.path / "info.json").write_text(damaged)
+        with pytest.warns(DamagedRecordWarning, match=r"info\.json"):
+            assert run.read_info() == {}
     (run.path / "info.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="newer"):
         run.write_info({"third": 3})

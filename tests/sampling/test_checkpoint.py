@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on from its last checkpoint to the same bits; nothing half-written is read."""
+"""Checkpoints: a killed run is resumed to the same bits, and nothing half-written is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coordinates are changes of variables: the density of x is that of theta times the Jacobian, whatever the kind."""
+"""Coordinates are changes of variables: the density of x is that of theta times the Jacobian."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from isounc import densities
 from isounc.densities import stack_data
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import coordinates
+from isounc.sampling import coordinates, pseudo_observations
 from isounc.sampling.coordinates import COORDINATES, Prior, Readout
 
 PRIOR_SD = 1.5
@@ -35,8 +35,8 @@ def setting(likelihood, depth, *, n=9, noise_sd=0.3):
 def made(kind, problem, model):
     """Coordinates and data of one problem."""
     data = stack_data([problem], model, PRIOR_SD)
-    found = COORDINATES[kind]([problem], data, model, PRIOR_SD, KEYS)
-    return jax.tree.map(lambda a: a[0], (found, data))
+    coords = COORDINATES[kind]([problem], data, model, PRIOR_SD, KEYS)
+    return jax.tree.map(lambda a: a[0], (coords, data))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def made(kind, problem, model):
 )
 def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth, x64):
     problem, model = setting(likelihood, depth)
-    found, data = made(kind, problem, model)
+    coords, data = made(kind, problem, model)
 
     @jax.jit
     def both(x):
-        theta = found.theta(x, model, data)
-        jacobian = jax.jacfwd(lambda x: found.theta(x, model, data))(x)
+        theta = coords.theta(x, model, data)
+        jacobian = jax.jacfwd(lambda x: coords.theta(x, model, data))(x)
         exact = densities.log_density(model, theta, data) + jnp.linalg.slogdet(jacobian)[1]
-        return found.remainder(x, model, data) - 0.5 * x @ x - exact
+        return coords.remainder(x, model, data) - 0.5 * x @ x - exact
 
     points = np.random.default_rng(2).standard_normal((6, model.num_params))
     constants = np.array([both(jnp.asarray(x)) for x in points])
@@ -69,9 +69,9 @@ def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth,
 
 def test_chains_of_curvature_start_at_draws_of_the_prior(x64):
     problem, model = setting("bernoulli", 1)
-    found, data = made("curvature", problem, model)
+    coords, data = made("curvature", problem, model)
     z = jnp.asarray(np.random.default_rng(3).standard_normal(model.num_params))
-    theta = found.theta(found.start(z), model, data)
+    theta = coords.theta(coords.start(z), model, data)
     np.testing.assert_allclose(theta, data.prior_sd * z, rtol=1e-8)
 
 
@@ -79,24 +79,26 @@ def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
     monkeypatch.setattr(coordinates, "RANK_THRESHOLD", 1e-12)
     monkeypatch.setattr(coordinates, "RANK_STEP", 100)
     problem, model = setting("gaussian", 0)
-    found, data = made("readout", problem, model)
-    assert isinstance(found, Readout) and found.directions.shape == (1, 9, 9)
+    coords, data = made("readout", problem, model)
+    assert isinstance(coords, Readout) and coords.directions.shape == (1, 9, 9)
     points = np.random.default_rng(2).standard_normal((5, model.num_params))
-    rest = np.array([found.remainder(jnp.asarray(x), model, data) for x in points])
+    rest = np.array([coords.remainder(jnp.asarray(x), model, data) for x in points])
     np.testing.assert_allclose(rest, rest[0], atol=1e-8)
 
 
-def test_sites_are_a_fixed_point_of_the_variational_approximation():
+def test_pseudo_observations_are_a_fixed_point_of_the_variational_approximation():
     problem, _ = setting("bernoulli", 1, n=12)
     kernel = 4 * np.exp(-0.5 * ((problem.X[:, None] - problem.X) ** 2).sum(-1))
-    (precision,), (target,) = (a.T for a in coordinates._sites(problem, kernel))
+    (precision,), (target,) = (
+        a.T for a in pseudo_observations.pseudo_observations(problem, kernel)
+    )
     inverse = np.linalg.inv(kernel + np.diag(1 / precision))
     mean = kernel @ inverse @ target
     sd = np.sqrt(np.diag(kernel - kernel @ inverse @ kernel))
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     p = 1 / (1 + np.exp(-(mean[:, None] + sd[:, None] * nodes)))
     weights = weights / weights.sum()
-    # Expectations under q by quadrature; the sites took 256 normal draws for them.
+    # Expectations under q by quadrature; the iteration took 256 normal draws.
     np.testing.assert_allclose((p * (1 - p)) @ weights, precision, rtol=0.1)
     np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
 
@@ -106,22 +108,22 @@ def test_readout_is_chosen_where_the_data_are_sharp():
     for noise_sd in (0.01, 3.0):
         problem, model = setting("gaussian", 1, noise_sd=noise_sd)
         data = stack_data([problem], model, PRIOR_SD)
-        found = coordinates.auto([problem], data, model, PRIOR_SD, KEYS)
-        kinds[noise_sd] = type(found)
+        coords = coordinates.auto([problem], data, model, PRIOR_SD, KEYS)
+        kinds[noise_sd] = type(coords)
     assert kinds == {0.01: Readout, 3.0: Prior}
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
-def test_labels_that_tell_little_need_no_sites(n, prior_sd, monkeypatch):
+def test_labels_that_tell_little_need_no_iteration(n, prior_sd, monkeypatch):
     problem, model = setting("bernoulli", 1, n=n)
     data = stack_data([problem], model, prior_sd)
     args = ([problem], data, model, prior_sd, KEYS)
-    kernels = coordinates._kernels(data, args[-1], model=model)
-    spectra = coordinates._spectra([problem], kernels)
+    kernels = pseudo_observations.prior_kernels(data, args[-1], model=model)
+    spectra = pseudo_observations.spectra_of([problem], kernels)
     sharp = spectra[0][0].precision[0] > coordinates.READOUT_PAYS
     assert sharp == (n == 300)
     if not sharp:
-        monkeypatch.setattr(coordinates, "_sites", None)
+        monkeypatch.setattr(pseudo_observations, "pseudo_observations", None)
     assert isinstance(coordinates.auto(*args), Readout if sharp else Prior)
 
 

@@ -1,4 +1,4 @@
-"""Transitions: the integrator, its energy error in float32, what a transition reports, the metrics."""
+"""Transitions: the integrator, its energy error in float32, reports, metrics."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_energy_error_survives_a_million_parameters_in_float32():
 
 
 def transitions(sampler, remainder, step_size, sd, **changes):
-    """What 500 chains report of one transition from a point."""
+    """The chains and report of 500 transitions from a point."""
     settings = SamplerSettings(sampler=sampler, trajectory_length=1.2, **changes)
     kernel = SAMPLERS[sampler]
     x = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0]), (500, 3))
@@ -174,7 +174,7 @@ def test_a_jump_into_the_wall_is_divergent_and_stays():
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "low_rank"])
-def test_the_metric_is_found_from_draws(kind):
+def test_the_metric_comes_from_the_draws(kind):
     rng = np.random.default_rng(0)
     mixing = np.eye(6)
     if kind == "low_rank":
@@ -189,11 +189,11 @@ def test_the_metric_is_found_from_draws(kind):
     # Gradients of r = |x|^2 / 2 - x^T cov^-1 x / 2.
     gradients = draws - draws @ jnp.asarray(np.linalg.inv(cov), jnp.float32)
     metric = end_window(tuning, draws, gradients, settings).metric
-    found = np.stack([metric.velocity(e) for e in jnp.eye(6)])
-    # Eigenvalues of what is left after whitening: 1 where the metric is the covariance. BlackJAX's low-rank metric
-    # leaves those between 1/2 and 2 as they are.
+    inverse_mass = np.stack([metric.velocity(e) for e in jnp.eye(6)])
+    # Eigenvalues of what is left after whitening: 1 where the metric is the covariance. BlackJAX's
+    # low-rank metric leaves those between 1/2 and 2 as they are.
     expected = cov if kind == "low_rank" else np.diag(np.diag(cov))
-    left = np.linalg.eigvals(np.linalg.solve(expected, found)).real
+    left = np.linalg.eigvals(np.linalg.solve(expected, inverse_mass)).real
     bound = 2 if kind == "low_rank" else 1.25
     assert 1 / bound < left.min() and left.max() < bound, left
     assert (

@@ -1,6 +1,7 @@
-"""Faults planted on purpose in the posterior or the sampler: each must be caught, by the exact answer or by the gate.
+"""Faults planted in the posterior or the sampler: the exact answer or the gate must catch each.
 
-The posterior is that of a logistic regression with slope and bias, integrated by the trapezoid rule.
+The posterior is that of a logistic regression with slope and bias, integrated by the trapezoid
+rule.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def truth(problem):
 
 
 def sampled(problem, sampler="hmc", number=0):
-    # A number of kept draws that nobody else uses: what is compiled with a fault in it is never met again.
+    # A number of kept draws that nobody else uses: programs compiled with a fault are never reused.
     settings = SamplerSettings(
         sampler=sampler, num_chains=8, num_draws=2000, max_draws=2000, coordinates="prior",
         block=500, num_kept=1001 + number,
@@ -66,7 +67,7 @@ def sampled(problem, sampler="hmc", number=0):
 
 
 def largest_z(posterior, truth):
-    """Of the mean and the variance."""
+    """The largest |z| of means and variances."""
     moments = posterior.regions["q"]
     z = [(moments.mean[:, 0] - truth[0]) / moments.mean_se[:, 0]]
     z += [(moments.var[:, 0] - truth[1]) / moments.var_se[:, 0]]

@@ -1,7 +1,8 @@
-"""Sampled posteriors against quadrature, closed forms, exact references and NumPyro; streaming; the gate.
+"""Sampled posteriors against quadrature, closed forms, exact references and NumPyro.
 
-Agreement is judged by z, the difference over its Monte Carlo standard error, never by relative tolerances. Keys are
-fixed, so a test that passes once passes always on one machine; the bounds leave room for another's rounding.
+Agreement is judged by z, the difference over its Monte Carlo standard error, never by relative
+tolerances. Keys are fixed, so a test that passes once passes always on one machine; the bounds
+leave room for another's rounding.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests.exact.accept import score
 slow = pytest.mark.skipif(
     os.environ.get("ISOUNC_SLOW") != "1", reason="takes a minute or more: set ISOUNC_SLOW=1"
 )
+ROOT = str(Path(__file__).resolve().parents[2])
 KEY = jax.random.key(3)
 PRIOR_SD = 1.5
 EVERYWHERE = 1000  # locations_per_region: more than any region here has
@@ -40,14 +42,14 @@ SETTINGS = SamplerSettings(num_draws=2000, max_draws=2000, locations_per_region=
 
 
 def assert_agree(z, rms=2.5, largest=5.0):
-    """Locations share their draws, so z is correlated: its rms has few degrees of freedom, at worst one."""
+    """Locations share their draws: the rms of z has few degrees of freedom, at worst one."""
     z = np.asarray(z)
     assert np.isfinite(z).all()
     assert np.sqrt((z**2).mean()) < rms and np.abs(z).max() < largest, z
 
 
 def z_between(a, b):
-    """Of the mean and the variance, between two independent samplings."""
+    """z of the mean and the variance between two independent samplings."""
     mean = (a.mean - b.mean) / np.hypot(a.mean_se, b.mean_se)
     var = (a.var - b.var) / np.hypot(a.var_se, b.var_se)
     return np.stack([mean, var])
@@ -87,7 +89,7 @@ def runs(problem, model):
 
 
 def by_quadrature(problem):
-    """Mean, variance, E[p(1-p)] and E[H] at every location by the trapezoid rule over (slope, bias)."""
+    """Mean, variance, E[p(1-p)] and E[H] by the trapezoid rule over (slope, bias)."""
     axis = np.linspace(-9, 9, 401)
     w, b = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
     f = w * problem.X + b  # (n, grid)
@@ -181,8 +183,9 @@ def test_kept_draws_are_those_that_made_the_values(runs, problem, model):
     p = np.asarray(p).reshape(4, 250, -1)
     values = posterior.values["near"][..., 0]
     for chain in range(4):
-        # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which blocks of 250 make 5,
-        # and of those every one or two are kept. Where a proposal was refused, several draws are the same.
+        # Chain-major, in order, and as evenly spaced as blocks allow: 2000 / 250 is 8, of which
+        # blocks of 250 make 5, and of those every one or two are kept. Where a proposal was
+        # refused, several draws are the same.
         distance = np.abs(values[chain, None, 4::5] - p[chain][:, None]).max(-1)
         at = distance.argmin(1)
         assert distance.min(1).max() < 1e-6
@@ -482,7 +485,7 @@ def few_draws():
 def test_chains_on_four_devices_are_those_of_one(tmp_path):
     flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
     subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path / "v.npz"), str(Path(__file__).resolve().parents[2])],
+        [sys.executable, "-c", SHARDED, str(tmp_path / "v.npz"), ROOT],
         env=os.environ | {"XLA_FLAGS": flags}, check=True, timeout=300,
     )  # fmt: skip
     with np.load(tmp_path / "v.npz") as archive:
@@ -509,7 +512,7 @@ def test_chains_on_two_hosts_are_those_of_one(tmp_path):
     paths = [tmp_path / f"host{i}.npz" for i in range(2)]
     hosts = [
         subprocess.Popen([
-            sys.executable, "-c", HOST, str(path), str(Path(__file__).resolve().parents[2]), address, str(i),
+            sys.executable, "-c", HOST, str(path), ROOT, address, str(i),
         ])
         for i, path in enumerate(paths)
     ]  # fmt: skip

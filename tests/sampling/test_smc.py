@@ -1,4 +1,4 @@
-"""Tempered sequential Monte Carlo: two modes against quadrature, its temperatures, bits, checkpoints."""
+"""Tempered sequential Monte Carlo: two modes against quadrature, temperatures, checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = SamplerSettings(
 
 @pytest.fixture(scope="module")
 def bump():
-    """A bump, where one hidden unit has one step: up at its left or down at its right, and little in between."""
+    """A bump that one hidden unit fits by one step: up at its left or down at its right."""
     X = np.linspace(-2, 2, 16)[:, None]
     y = (np.abs(X[:, 0]) < 1).astype(float)
     return Problem.from_arrays(
@@ -41,7 +41,7 @@ def bump_model(problem):
 
 
 def by_quadrature(problem):
-    """Mean and variance of f = v tanh(w x + b) + c: v and c are Gaussian given (w, b), over which a grid goes."""
+    """Mean and variance of f = v tanh(w x + b) + c, whose v and c are Gaussian given (w, b)."""
     axis = np.linspace(-10, 10, 401)
     w, b = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
 
@@ -108,7 +108,7 @@ def test_modes_have_their_mass_where_hmc_does_not_cross(bump):
 
 @pytest.fixture(scope="module")
 def particles(bump):
-    """The particles of two problems, K = 4 runs each, before anything has happened; and what moves them."""
+    """The particles of two problems, K = 4 runs each, at their start; and `temper` for them."""
     model = bump_model(bump)
     data = stack_data([bump, bump], model, PRIOR_SD)
     keys = jax.random.split(KEY)
@@ -227,7 +227,7 @@ class Killed(Exception):
 
 
 def test_rounds_are_appended_and_a_killed_one_is_done_again_to_the_same_bits(tmp_path):
-    # No precision will do: three rounds of two blocks, the last one of which goes beyond the budget.
+    # No precision will do: three rounds of two blocks, of which the last exceeds the budget.
     settings = dataclasses.replace(
         SETTINGS, num_draws=80, max_draws=250, num_mutations=2, target_var_se=1e-6
     )

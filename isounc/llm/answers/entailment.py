@@ -22,7 +22,8 @@ def load_entailment(source: str | Path) -> SameMeaning:
     ----------
     source
         A folder with the model as `transformers` saves it (weights in safetensors), or its name on
-        the Hugging Face hub, which needs a network; for instance cross-encoder/nli-deberta-v3-small.
+        the Hugging Face hub, for instance cross-encoder/nli-deberta-v3-small, which needs a
+        network.
 
     Raises
     ------
@@ -52,7 +53,8 @@ def load_entailment(source: str | Path) -> SameMeaning:
     labels = sorted(map(str, classify.model.config.id2label.values()))
     if "entailment" not in map(str.lower, labels):
         raise ValueError(
-            f"nli must be a classifier with a label 'entailment', got {', '.join(labels)} in {source}"
+            "nli must be a classifier with a label 'entailment', got "
+            f"{', '.join(labels)} in {source}"
         )
     return two_way(classify)
 

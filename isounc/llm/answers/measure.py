@@ -17,8 +17,9 @@ import numpy as np
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.llm.answers.answer import MeasuredAnswer, Sample
-from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS, AnswerNorms, answer_norms
+from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS
 from isounc.llm.answers.judging import Judgement, judge_generated, mc1, mc2
+from isounc.llm.answers.norms import AnswerNorms, answer_norms
 from isounc.llm.answers.packing import pack
 from isounc.llm.answers.prompts import Prompt
 from isounc.llm.answers.question import Question
@@ -57,7 +58,8 @@ class MeasureSettings:
         for value in self.scalings:
             check_choice("scalings", value, SCALINGS)
         for name, least in (
-            ("max_new_tokens", 1), ("num_samples", 0), ("num_ideas", 1), ("batch_size", 1), ("seed", 0),
+            ("max_new_tokens", 1), ("num_samples", 0), ("num_ideas", 1), ("batch_size", 1),
+            ("seed", 0),
         ):  # fmt: skip
             check_count(name, getattr(self, name), least)
         check_real("sample_temperature", self.sample_temperature, positive=True)
@@ -240,7 +242,7 @@ def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
 def _with_norms(
     answer: MeasuredAnswer, norms: AnswerNorms, n: int, texts: Sequence[str], *, are_choices: bool
 ) -> MeasuredAnswer:
-    """The answer with the n-th of the probabilities and norms; `texts` are what was to choose from."""
+    """The answer with the n-th probabilities and norms; it is one of `texts`."""
     return dataclasses.replace(
         answer,
         text=texts[int(norms.chosen[n])],

@@ -1,4 +1,7 @@
-"""Prompts and their answers as rows of tokens, padded to few shapes and put together in batches."""
+"""Prompts and their answers packed into sequences of tokens, padded to few shapes, in batches.
+
+Axes: B sequences, T tokens of a sequence, A tokens of its answers.
+"""
 
 from __future__ import annotations
 
@@ -12,114 +15,146 @@ from isounc.llm.model.decoder import PADDING, SHARED
 from isounc.padding import batches, bucket
 
 MOST_TOKENS = 256
-"""Tokens at a time, padding included: the activations of a model of 135M parameters then take below 1 GiB, three
-backward passes at once included, and more tokens at a time are no faster (`benchmarks/llm.py --batch-size`)."""
+"""Tokens at a time, padding included. The activations of a model of 135M parameters then take below
+1 GiB, even in three backward passes at once, and more tokens at a time are no faster
+(`benchmarks/llm.py --batch-size`)."""
 
-NOWHERE = -1
-"""Answer of a target of padding."""
-
-Shape = tuple[int, int, int]
-"""Tokens, targets and answers that a row is padded to."""
+NO_ANSWER = -1
+"""Answer that a target of padding belongs to."""
 
 
-class Row(NamedTuple):
-    """A prompt and its K answers as one sequence of T tokens, of which A are predicted."""
+class PackedShape(NamedTuple):
+    """Sizes that a packed sequence is padded to."""
 
-    tokens: Int[np.ndarray, "*N T"]
+    num_tokens: int
+    """T."""
+    num_targets: int
+    """A."""
+    num_answers: int
+    """Most answers of a sequence."""
+
+
+class PackedAnswers(NamedTuple):
+    """A prompt and its answers as one sequence of T tokens, from which A tokens are predicted.
+
+    Stacked sequences have a leading axis B. Inside of compiled functions these are arrays of JAX.
+    """
+
+    tokens: Int[np.ndarray, "*B T"]
     """Ids of the prompt and of all but the last token of each answer."""
-    positions: Int[np.ndarray, "*N T"]
-    """Position in the prompt and answer; -1 is padding."""
-    branches: Int[np.ndarray, "*N T"]
-    """Answer a token belongs to; -1 is the prompt."""
-    at: Int[np.ndarray, "*N A"]
-    """Index of the token after which an answer's token is predicted."""
-    targets: Int[np.ndarray, "*N A"]
+    positions: Int[np.ndarray, "*B T"]
+    """Position of each token in its prompt and answer; -1 is padding."""
+    branches: Int[np.ndarray, "*B T"]
+    """Answer that each token belongs to; -1 is the prompt."""
+    at: Int[np.ndarray, "*B A"]
+    """Index of the token after which each token of an answer is predicted."""
+    targets: Int[np.ndarray, "*B A"]
     """Ids of the answers' tokens."""
-    answer: Int[np.ndarray, "*N A"]
-    """Answer that each belongs to; -1 is padding."""
+    answer: Int[np.ndarray, "*B A"]
+    """Answer that each target belongs to; -1 is padding."""
+
+    @property
+    def num_answers(self) -> int:
+        """Number of answers of one sequence."""
+        return int(self.answer.max()) + 1
 
 
-def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Row:
-    """A prompt and its answers in one row.
+def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> PackedAnswers:
+    """A prompt and its answers in one sequence, in which each answer sees the prompt and itself.
 
     Raises
     ------
     ValueError
-        For an empty prompt, no answers, or an empty answer.
+        The prompt is empty, there are no answers, or an answer is empty.
     """
     if not len(prompt):
-        raise ValueError("prompt must have at least one token; got none.")
+        raise ValueError("prompt must have at least one token, got none")
     if not len(answers) or not all(len(answer) for answer in answers):
         empty = [k for k, answer in enumerate(answers) if not len(answer)]
+        which = f", of which number {empty[0]} is empty" if empty else ""
         raise ValueError(
-            f"answers must have at least one token each; got {len(answers)} answers"
-            + (f", number {empty[0]} of which is empty." if empty else ".")
+            f"answers must have at least one token each, got {len(answers)} answers{which}"
         )
-    columns: list[list[int]] = [list(prompt), list(range(len(prompt))), [SHARED] * len(prompt)]
-    at, targets, owner = [], [], []
+    tokens, positions = list(prompt), list(range(len(prompt)))
+    branches = [SHARED] * len(prompt)
+    at, targets, owners = [], [], []
     for k, answer in enumerate(answers):
-        start, length = len(columns[0]), len(answer)
-        columns[0] += answer[:-1]
-        columns[1] += range(len(prompt), len(prompt) + length - 1)
-        columns[2] += [k] * (length - 1)
+        start, length = len(tokens), len(answer)
+        tokens += answer[:-1]
+        positions += range(len(prompt), len(prompt) + length - 1)
+        branches += [k] * (length - 1)
         at += [len(prompt) - 1, *range(start, start + length - 1)]
         targets += answer
-        owner += [k] * length
-    return Row(*(np.array(column, np.int32) for column in (*columns, at, targets, owner)))
+        owners += [k] * length
+    columns = (tokens, positions, branches, at, targets, owners)
+    return PackedAnswers(*(np.array(column, np.int32) for column in columns))
 
 
-def pad(row: Row, num_tokens: int, num_targets: int) -> Row:
-    """The same row with more tokens, which nothing attends to, and more targets, which count for nothing."""
-    more, extra = num_tokens - row.tokens.size, num_targets - row.at.size
-    fills = Row(0, PADDING, SHARED, 0, 0, NOWHERE)  # pyright: ignore
-    return Row(
-        *(
-            np.pad(a, (0, more if name in ("tokens", "positions", "branches") else extra),
-                   constant_values=fill)
-            for name, a, fill in zip(Row._fields, row, fills, strict=True)
-        )
-    )  # fmt: skip
+def pad(packed: PackedAnswers, num_tokens: int, num_targets: int) -> PackedAnswers:
+    """The same with more tokens, which nothing attends to, and more targets, which do not count."""
+
+    def padded(array: Int[np.ndarray, " N"], size: int, fill: int) -> Int[np.ndarray, " M"]:
+        return np.pad(array, (0, size - array.size), constant_values=fill)
+
+    return PackedAnswers(
+        tokens=padded(packed.tokens, num_tokens, 0),
+        positions=padded(packed.positions, num_tokens, PADDING),
+        branches=padded(packed.branches, num_tokens, SHARED),
+        at=padded(packed.at, num_targets, 0),
+        targets=padded(packed.targets, num_targets, 0),
+        answer=padded(packed.answer, num_targets, NO_ANSWER),
+    )
 
 
-def only(row: Row, k: int) -> Row:
-    """The prompt and the answer number ``k`` alone, as `pack` would make it."""
-    prompt = row.tokens[row.branches == SHARED]
-    return pack(prompt.tolist(), [row.targets[row.answer == k].tolist()])
+def only(packed: PackedAnswers, k: int) -> PackedAnswers:
+    """The prompt with answer number `k` alone, as `pack` would make it."""
+    prompt = packed.tokens[packed.branches == SHARED]
+    return pack(prompt.tolist(), [packed.targets[packed.answer == k].tolist()])
 
 
-def shape_of(row: Row) -> Shape:
+def shape_of(packed: PackedAnswers) -> PackedShape:
     """Shape for gradient norms: few, as each is a program that takes long to compile.
 
-    A single answer of one token is apart: all its probabilities are the same one.
+    A single answer of one token has a shape of its own: all its probabilities are the same one.
     """
-    num_answers = int(row.answer.max()) + 1
-    if num_answers == 1:
-        targets = 1 if row.at.size == 1 else bucket(row.at.size, 16)
-        return bucket(row.tokens.size, 16), targets, 1
-    size = bucket(max(row.tokens.size, row.at.size), 32)
-    return size, size, bucket(num_answers, 16)
+    if packed.num_answers == 1:
+        num_targets = 1 if packed.at.size == 1 else bucket(packed.at.size, 16)
+        return PackedShape(bucket(packed.tokens.size, 16), num_targets, 1)
+    size = bucket(max(packed.tokens.size, packed.at.size), 32)
+    return PackedShape(size, size, bucket(packed.num_answers, 16))
 
 
-def forward_shape_of(row: Row) -> Shape:
+def forward_shape_of(packed: PackedAnswers) -> PackedShape:
     """Shape for a forward pass alone."""
-    return bucket(row.tokens.size, 32), bucket(row.at.size, 4), 1
+    return PackedShape(bucket(packed.tokens.size, 32), bucket(packed.at.size, 4), 1)
 
 
-def row_batches(
-    rows: Sequence[Row], shape: Callable[[Row], Shape], size: int
-) -> Iterator[tuple[list[int], Row, Shape]]:
-    """Numbers of rows of similar length, these rows stacked, and the shape that each is padded to.
+def packed_batches(
+    packed: Sequence[PackedAnswers], shape: Callable[[PackedAnswers], PackedShape], size: int
+) -> Iterator[tuple[list[int], PackedAnswers, PackedShape]]:
+    """Batches of sequences of similar length, padded to one shape.
 
-    No more than ``size`` rows and `MOST_TOKENS` tokens go together (one row is the least). Rows of a single target are
-    not mixed with others.
+    A batch has at most `size` sequences and `MOST_TOKENS` tokens, but at least one sequence.
+    Sequences of a single target are not mixed with others.
+
+    Yields
+    ------
+    numbers
+        Numbers of the sequences in the batch.
+    stacked
+        These sequences, padded and stacked; the last ones may be repetitions that fill the batch.
+    shape
+        What they are padded to.
     """
-    shapes = [shape(row) for row in rows]
+    shapes = [shape(sequence) for sequence in packed]
     for single in (False, True):
-        which = [i for i, found in enumerate(shapes) if (found[1] == 1) == single]
-        lengths = [shapes[i][0] for i in which]
-        for part, count in batches(lengths, lambda n: max(1, min(size, MOST_TOKENS // n))):
-            own = [which[j] for j in part]
-            num_tokens, num_targets, slots = map(max, zip(*(shapes[i] for i in own), strict=True))
-            padded = [pad(rows[i], num_tokens, num_targets) for i in np.resize(own, count)]
-            stacked = Row(*map(np.stack, zip(*padded, strict=True)))
-            yield own, stacked, (num_tokens, num_targets, slots)
+        kind = [i for i, padded in enumerate(shapes) if (padded.num_targets == 1) == single]
+        lengths = [shapes[i].num_tokens for i in kind]
+        for part, num_rows in batches(lengths, lambda n: max(1, min(size, MOST_TOKENS // n))):
+            numbers = [kind[j] for j in part]
+            largest = PackedShape(*map(max, zip(*(shapes[i] for i in numbers), strict=True)))
+            rows = [
+                pad(packed[i], largest.num_tokens, largest.num_targets)
+                for i in np.resize(numbers, num_rows)
+            ]
+            yield numbers, PackedAnswers(*map(np.stack, zip(*rows, strict=True))), largest

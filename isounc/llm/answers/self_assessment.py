@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from isounc.llm.answers import prompts
 from isounc.llm.answers.answer import MeasuredAnswer, OptionLogProbs, SelfAssessment
-from isounc.llm.answers.estimands import answer_log_probs
+from isounc.llm.answers.norms import answer_log_probs
 from isounc.llm.answers.packing import pack
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel

@@ -1,4 +1,4 @@
-"""Text of an answer: what a generation says first, its normal form, and how many words two answers share."""
+"""Text of an answer: the first line of a generation, normal forms, and words that answers share."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections import Counter
 from collections.abc import Iterable
 
 STOPS = ("\n", "Q:", "Question:")
-"""Where a generated answer ends, besides the end of the text: a new line, or the next question."""
+"""A generated answer ends before the first of these: a new line, or the next question."""
 
 _LABEL = re.compile(r"^(?:the answer is|answer|a)\s*:\s*", re.IGNORECASE)
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def first_answer(generated: str, *, stops: Iterable[str] = STOPS) -> str:
-    """The answer at the head of a generation: its first line, up to a stop, without an "A:" before it.
+    """The answer at the head of a generation: its first line, up to a stop, without an "A:".
 
-    Blank lines before the answer are skipped. What is left may be empty.
+    Blank lines before the answer are skipped. The result may be empty.
 
     Raises
     ------
     ValueError
-        Something other than text, or an empty stop.
+        The generation is not text, or a stop is empty.
     """
     _check_text("generated", generated)
     text = _LABEL.sub("", generated.lstrip())
     for stop in stops:
         if not stop:
-            raise ValueError("stops must not hold an empty text; leave it out")
+            raise ValueError("stops must be texts of at least one character, got an empty one")
         text = text.split(stop, 1)[0]
     return text.strip()
 
@@ -36,17 +36,19 @@ def first_answer(generated: str, *, stops: Iterable[str] = STOPS) -> str:
 def normalise(text: str) -> str:
     """Normal form in which answers are compared; empty if nothing of the text is left.
 
-    In this order: accents and compatibility forms are folded (Unicode NFKD, marks dropped), case is folded,
-    underscores become spaces, punctuation is deleted (Unicode classes P and Sk), words a, an, the are deleted, white
-    space becomes single spaces. As in SQuAD's script, punctuation leaves no space ("F.L.A." is "fla"), and numbers in
-    words stay words. Two departures: other scripts' punctuation counts, and signs with a meaning (+, $, °) stay, or
-    blood type "A+" would equal "A"; and a text of nothing but articles keeps them, or the note "A" would be empty.
+    In this order: accents and compatibility forms are folded (Unicode NFKD, marks dropped), case is
+    folded, underscores become spaces, punctuation is deleted (Unicode classes P and Sk), the words
+    a, an, the are deleted, and white space becomes single spaces. As in SQuAD's script, punctuation
+    leaves no space ("F.L.A." is "fla"), and numbers in words stay words. There are two departures.
+    The punctuation of other scripts counts, and signs with a meaning (+, $, °) stay, or blood type
+    "A+" would equal "A". A text of nothing but articles keeps them, or the note "A" would be empty.
 
-    Source: Rajpurkar et al. 2016 (arXiv 1606.05250) and Joshi et al. 2017 (arXiv 1705.03551), evaluation scripts.
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250) and Joshi et al. 2017 (arXiv 1705.03551),
+    evaluation scripts.
     """
     _check_text("text", text)
     if text.isascii():
-        # The rule below gives the same, and some fifty thousand aliases are read.
+        # The rule below gives the same, but there are some fifty thousand aliases.
         words = text.lower().translate(_ASCII).split()
         return " ".join([word for word in words if word not in _ARTICLES] or words)
     folded = unicodedata.normalize("NFKD", text)
@@ -69,7 +71,7 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def contains_words(longer: str, shorter: str) -> bool:
-    """Whether the words of one normal form stand next to each other, in order, in another; False if it has none."""
+    """Whether the words of one normal form follow each other in another; False if it has none."""
     return bool(shorter) and f" {shorter} " in f" {longer} "
 
 
@@ -84,4 +86,4 @@ _ASCII = {i: None for i in range(128) if _is_deleted(chr(i))} | {ord("_"): " "}
 
 def _check_text(argument: str, value: object) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{argument} must be text (str); got {value!r}")
+        raise ValueError(f"{argument} must be text (str), got {value!r}")

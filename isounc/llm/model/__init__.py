@@ -1,1 +1,1 @@
-"""Decoders, their checkpoints and tokenizers, and generation."""
+"""Decoders, their weights in files, tokenizers, and generation."""

@@ -1,4 +1,4 @@
-"""Models in folders as Hugging Face's libraries write them: config.json, safetensors in shards, tokenizer.json."""
+"""Models in folders of Hugging Face's libraries: config.json, safetensors and tokenizer.json."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from isounc.llm.model.tokens import Tokenizer, tokenizer_from_json
 _INDEX = "model.safetensors.index.json"
 _BLOCK = {
     "self_attn.q_proj.weight": "q", "self_attn.k_proj.weight": "k", "self_attn.v_proj.weight": "v",
-    "self_attn.o_proj.weight": "out", "self_attn.q_proj.bias": "q_bias", "self_attn.k_proj.bias": "k_bias",
-    "self_attn.v_proj.bias": "v_bias", "self_attn.o_proj.bias": "out_bias",
+    "self_attn.o_proj.weight": "out", "self_attn.q_proj.bias": "q_bias",
+    "self_attn.k_proj.bias": "k_bias", "self_attn.v_proj.bias": "v_bias",
+    "self_attn.o_proj.bias": "out_bias",
     "self_attn.q_norm.weight": "q_norm", "self_attn.k_norm.weight": "k_norm",
     "mlp.gate_proj.weight": "gate", "mlp.up_proj.weight": "up", "mlp.down_proj.weight": "down",
     "pre_feedforward_layernorm.weight": "mlp_norm_in",
@@ -26,35 +27,35 @@ _BLOCK = {
 }  # fmt: skip
 _TOP = {"embed_tokens.weight": "embed", "norm.weight": "norm", "lm_head.weight": "head"}
 _OTHER = re.compile(r"rotary_emb\.inv_freq$|^vision_tower\.|^multi_modal_projector\.")
-"""Buffers that the configuration implies, and the vision model that a Gemma 3 sits beside."""
+"""Buffers that the configuration implies, and the vision model that comes with a Gemma 3."""
 _PREFIXES = ("language_model.", "model.", "language_model.", "model.")
-"""Names of the modules around a decoder, in the orders that they have had."""
+"""Names of the modules around a decoder, in the orders of various versions."""
 
 
 class Folder(NamedTuple):
-    """The files of a checkpoint that are read."""
+    """The files of a model in a folder."""
 
     path: Path
-    """Where it is."""
+    """Path of the folder."""
     config: dict[str, Any]
-    """What config.json holds."""
+    """Content of config.json."""
     shards: tuple[Path, ...]
     """Files with weights."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Everything that a model is made of."""
+        """All files that a model is made of."""
         return (self.path / "config.json", *self.shards, self.path / "tokenizer.json")
 
 
 def open_folder(path: Path) -> Folder:
-    """Find the files of a checkpoint.
+    """Find the files of a model.
 
     Raises
     ------
     ValueError
-        For a folder that lacks one of them, naming it; weights in PyTorch's own format are refused, since reading them
-        can execute code.
+        A file is missing. Weights in PyTorch's own format are refused, since reading them can
+        execute code.
     """
     files = {file.name for file in path.iterdir()}
     config = _json(
@@ -65,35 +66,34 @@ def open_folder(path: Path) -> Folder:
         shards = sorted(set(names))
         if missing := [name for name in shards if name not in files]:
             raise ValueError(
-                f"{path.name} must have every shard that {_INDEX} lists; {', '.join(missing)} is missing"
+                f"{path.name} must have every shard that {_INDEX} lists, got no "
+                f"{', '.join(missing)}"
             )
     else:
         shards = sorted(name for name in files if name.endswith(".safetensors"))
     if not shards:
-        other = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
-        but = f" (it has {', '.join(sorted(other))}, and reading those can execute code)" * bool(
-            other
-        )
-        raise ValueError(f"{path.name} must have its weights as safetensors{but}")
+        others = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
+        given = f"{', '.join(others)}, and reading those can execute code" if others else "none"
+        raise ValueError(f"{path.name} must have its weights as safetensors, got {given}")
     if "tokenizer.json" not in files:
-        raise ValueError(
-            f"{path.name} must have a tokenizer.json; it has {', '.join(sorted(files))}"
-        )
+        raise ValueError(f"{path.name} must have a tokenizer.json, got {', '.join(sorted(files))}")
     return Folder(path, config, tuple(path / name for name in shards))
 
 
-def _json(path: Path, wanted: str) -> dict[str, Any]:
+def _json(path: Path, right: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
-            f"source must be {wanted}; {path.parent.name} has no {path.name}"
+            f"source must be {right}, got {path.parent.name} without {path.name}"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} of {path.parent.name} must be JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} of {path.parent.name} must be a JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path.name} of {path.parent.name} must be a JSON object, got {content!r:.40}"
+        )
+    return content
 
 
 def config_of(folder: Folder) -> DecoderConfig:
@@ -117,14 +117,14 @@ def tokenizer_of(folder: Folder) -> Tokenizer:
 
 
 def weights_of(folder: Folder, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and float32 arrays of all parameters, as `DecoderConfig.shapes` has them, one at a time.
+    """Names and float32 arrays of all parameters of `DecoderConfig.shapes`, one at a time.
 
     Raises
     ------
     ImportError
-        Without the package safetensors.
+        The package `safetensors` is not installed.
     ValueError
-        For a shard that cannot be read, or a tensor that the decoder has no place for.
+        A shard cannot be read, or a tensor is not one of the decoder's.
     """
     safetensors = require("safetensors")
     for shard in folder.shards:
@@ -142,41 +142,42 @@ def weights_of(folder: Folder, config: DecoderConfig) -> Iterator[tuple[str, np.
 def _named(
     name: str, array: np.ndarray, config: DecoderConfig, shard: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Own name and array of a tensor, or of the parts that were fused into it."""
+    """Name and array of the decoder's parameters in a tensor: one, or several fused into it."""
     short = name
     for prefix in _PREFIXES:
         short = short.removeprefix(prefix)
     if short in _TOP:
-        own = _TOP[short]
-        if own == "head":
+        parameter = _TOP[short]
+        if parameter == "head":
             if not config.tied:
-                yield own, array.T
+                yield parameter, array.T
             return
-        yield own, _scale(array, config) if own == "norm" else array
+        yield parameter, _scale(array, config) if parameter == "norm" else array
         return
     _, number, rest = [*short.split(".", 2), "", ""][:3]
-    parts = _block(rest, array, config)
-    if not short.startswith("layers.") or parts is None:
-        raise ValueError(f"{shard.name} has a tensor {name} that the decoder has no place for")
-    for own, part in parts:
-        yield f"layers.{number}.{own}", _scale(part, config) if "norm" in own else part.T
+    parts = _parts(rest, array, config)
+    if not short.startswith("layers.") or not parts:
+        raise ValueError(f"{shard.name} must hold only tensors of the decoder, got {name} besides")
+    for parameter, part in parts:
+        scale_or_matrix = _scale(part, config) if "norm" in parameter else part.T
+        yield f"layers.{number}.{parameter}", scale_or_matrix
 
 
-def _block(name: str, array: np.ndarray, config: DecoderConfig):
-    """Parts of a tensor of a block: rows are outputs, as PyTorch has them."""
+def _parts(name: str, array: np.ndarray, config: DecoderConfig) -> list[tuple[str, np.ndarray]]:
+    """Parameters in one tensor of a block, with outputs as rows; none for an unknown tensor."""
     if name == "self_attn.qkv_proj.weight":
         q, kv = (n * config.head_width for n in (config.num_heads, config.num_kv_heads))
-        return zip(("q", "k", "v"), np.split(array, [q, q + kv]), strict=True)
+        return list(zip(("q", "k", "v"), np.split(array, [q, q + kv]), strict=True))
     if name == "mlp.gate_up_proj.weight":
-        return zip(("gate", "up"), np.split(array, 2), strict=True)
+        return list(zip(("gate", "up"), np.split(array, 2), strict=True))
     if name == "input_layernorm.weight":
         return [("attention_norm_in", array)]
     if name == "post_attention_layernorm.weight":
         # After attention, or before the MLP: the same name has meant both.
         return [("attention_norm_out" if config.norm_out else "mlp_norm_in", array)]
-    return [(_BLOCK[name], array)] if name in _BLOCK else None
+    return [(_BLOCK[name], array)] if name in _BLOCK else []
 
 
 def _scale(array: np.ndarray, config: DecoderConfig) -> np.ndarray:
-    """Scales of a norm; Gemma stores what they differ from 1 by."""
+    """Scales of a norm; Gemma stores their differences from 1."""
     return array + 1 if config.architecture == "gemma3_text" else array

@@ -1,4 +1,4 @@
-"""Packages of the extra ``isounc[llm]``, imported where they are needed."""
+"""Packages of the extra `isounc[llm]`, imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require(name: str) -> ModuleType:
     Raises
     ------
     ImportError
-        Where it is not installed, with what to install.
+        The package is not installed; the message says what to install.
     """
     try:
         return importlib.import_module(name)

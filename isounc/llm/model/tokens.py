@@ -1,6 +1,6 @@
-"""Tokenizers: from a ``tokenizer.json``, or rebuilt from the metadata of a GGUF file.
+"""Tokenizers: from a `tokenizer.json`, or rebuilt from the metadata of a GGUF file.
 
-The work is done by the package `tokenizers`; here is which of its parts a GGUF file's few words stand for.
+The package `tokenizers` does the work; this module chooses its parts for what a GGUF file names.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from isounc.checks import check_choice
 from isounc.llm.model.packages import require
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-"""What SmolLM2 was trained to be told first."""
+"""The system message that SmolLM2 was trained with."""
 # Kinds of tokens in GGUF's tokenizer.ggml.token_type.
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -35,16 +36,16 @@ _SPLITS = {
     "gpt-2": None,
     "smollm": None,
 }
-"""How text is cut before pairs are merged; None is GPT-2's way, which the package knows."""
+"""Patterns that cut text before pairs are merged; None is GPT-2's, which the package knows."""
 _PRE = {
     "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
     "smaug-bpe": "llama3", "dbrx": "llama3", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
     "gpt-2": "gpt-2", "olmo": "gpt-2", "smollm": "smollm", "gpt-4o": "gpt-4o", "tekken": "tekken",
 }  # fmt: skip
-"""tokenizer.ggml.pre by the way of cutting."""
+"""Pattern in `_SPLITS` by tokenizer.ggml.pre."""
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "tekken")
-"""Those of whose files llama.cpp supposes, where they do not say, that a text begins with BOS; a word that is a token
-is not made of others there."""
+"""Values of tokenizer.ggml.pre for which llama.cpp assumes that a text begins with BOS unless the
+file says otherwise; a word that is a token is not made of others there."""
 
 
 class Tokenizer:
@@ -53,11 +54,11 @@ class Tokenizer:
     Parameters
     ----------
     backend
-        A `tokenizers.Tokenizer`, whose post-processor adds what the model wants at the beginning (BOS).
+        A `tokenizers.Tokenizer`, whose post-processor adds BOS if the model wants it.
     stop_ids
         Tokens that end an answer.
     bos_id
-        Token that begins a text, if there is one; added by `encode` where the backend does so.
+        Token that begins a text, if there is one; `encode` adds it if the backend does so.
     """
 
     def __init__(self, backend: Any, *, stop_ids: Iterable[int] = (), bos_id: int | None = None):
@@ -75,18 +76,19 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text.
 
-        Special tokens written in the text (``<|im_start|>``) become their ids. With ``special=False`` nothing is added
-        at the beginning, as for the continuation of a prompt.
+        Special tokens written in the text (`<|im_start|>`) become their ids. With `special=False`
+        nothing is added at the beginning, as for the continuation of a prompt.
         """
         if not isinstance(text, str):
             raise ValueError(f"text must be a string, got {text!r:.60}")
         return list(self.backend.encode(text, add_special_tokens=special).ids)
 
     def continuation(self, prompt: str, text: str) -> list[int]:
-        """Token ids of a text as what follows a prompt.
+        """Token ids of a text as the continuation of a prompt.
 
-        By itself it may have others: SentencePiece puts a space before every text that it is given. Where the prompt's
-        last token would grow into the text, the text's own ids are given.
+        They may differ from those of the text by itself: SentencePiece puts a space before every
+        text. If the prompt's last token would grow into the text, the ids are those of the text by
+        itself.
         """
         before = self.encode(prompt)
         both = self.encode(prompt + text)
@@ -94,62 +96,64 @@ class Tokenizer:
             return both[len(before) :]
         return self.encode(text, special=False)
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of token ids, without special tokens unless asked for."""
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, " T"], *, special: bool = False) -> str:
+        """Text of token ids, with special tokens only if `special`."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def chat(self, messages: Sequence[tuple[str, str]], *, system: str | None = None) -> str:
         """Text of a conversation in ChatML, up to where the assistant's next turn begins.
 
-        Only for models whose tokens have ChatML's marks (SmolLM2, Qwen): the templates that come with models are
-        programs, which isounc does not run.
+        This is only for models whose tokens include ChatML's marks (SmolLM2, Qwen): the templates
+        that come with models are programs, which isounc does not run.
 
         Parameters
         ----------
         messages
-            Pairs of a role (``"user"``, ``"assistant"``) and what it says.
+            Pairs of a role (`"user"`, `"assistant"`) and a text.
         system
-            Said before them; SmolLM2's own template says `SMOLLM2_SYSTEM`. None says nothing.
+            Message before the others, if any; that of SmolLM2's own template is `SMOLLM2_SYSTEM`.
 
         Raises
         ------
         ValueError
-            For a model without those marks, or a message that is no pair of strings.
+            The model lacks those marks, or a message is not a pair of strings.
         """
         if self.backend.token_to_id("<|im_start|>") is None:
             raise ValueError(
-                "chat must be for a model with ChatML's marks; <|im_start|> is no token"
+                "chat must be for a model with ChatML's marks, got one without the token "
+                "<|im_start|>"
             )
         turns = [] if system is None else [("system", system)]
         for message in messages:
             if len(message) != 2 or not all(isinstance(part, str) for part in message):
                 raise ValueError(f"messages must be pairs of role and text, got {message!r:.60}")
             turns.append((message[0], message[1]))
-        said = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns]
-        return "".join([*said, "<|im_start|>assistant\n"])
+        parts = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns]
+        return "".join([*parts, "<|im_start|>assistant\n"])
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
-        """Text of every token by itself; replacement characters stand for parts of a character."""
+        """Text of every token by itself; parts of a character become replacement characters."""
         return tuple(self.backend.decode([i], skip_special_tokens=True) for i in range(self.size))
 
 
 def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | None) -> Tokenizer:
-    """The tokenizer of a ``tokenizer.json``.
+    """The tokenizer of a `tokenizer.json`.
 
     Raises
     ------
     ImportError
-        Without the package tokenizers.
+        The package `tokenizers` is not installed.
     ValueError
-        For a file that cannot be read as one.
+        The file cannot be read as a tokenizer.
     """
     tokenizers = require("tokenizers")
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the package raises nothing more precise
         raise ValueError(
-            f"{path.name} must be a tokenizer of the package tokenizers: {error}"
+            f"{path.name} must be a tokenizer of the package tokenizers, got a file that it cannot "
+            f"read: {error}"
         ) from error
     return Tokenizer(backend, stop_ids=stop_ids, bos_id=bos_id)
 
@@ -157,90 +161,101 @@ def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | No
 def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe.
 
-    ``gpt2`` is byte-level byte-pair encoding with merges in the file. ``llama`` is SentencePiece's, whose merges follow
-    from the scores of the tokens: of two neighbours, those are joined whose union has the best score.
+    `gpt2` is byte-level byte-pair encoding with merges in the file. `llama` is SentencePiece's,
+    whose merges follow from the scores of the tokens: those neighbours are joined whose union has
+    the best score.
 
     Raises
     ------
     ImportError
-        Without the package tokenizers.
+        The package `tokenizers` is not installed.
     ValueError
-        For a kind of tokenizer or a way of cutting text that is not known, or metadata that are incomplete.
+        The kind of tokenizer or the way of cutting text is unknown, or metadata are missing.
     """
 
-    def of(key: str, default: Any = None) -> Any:
+    def entry(key: str, default: Any = None) -> Any:
         return metadata.get(f"tokenizer.ggml.{key}", default)
 
-    kind, tokens = of("model"), of("tokens")
+    kind, tokens = entry("model"), entry("tokens")
     check_choice(f"tokenizer.ggml.model of {name}", kind, ("gpt2", "llama"))
-    needed = {"tokens": tokens, "merges": of("merges")} if kind == "gpt2" else {
-        "tokens": tokens, "scores": of("scores")
-    }  # fmt: skip
-    if missing := [key for key, value in needed.items() if not value]:
-        raise ValueError(f"{name} must have tokenizer.ggml.{missing[0]} in its metadata")
-    kinds = of("token_type") or [1] * len(tokens)
-    backend = _byte_level(of, tokens, name) if kind == "gpt2" else _sentence_piece(of, tokens)
+    for key in ("tokens", "merges" if kind == "gpt2" else "scores"):
+        if not entry(key):
+            raise ValueError(f"{name} must have tokenizer.ggml.{key} in its metadata, got none")
+    kinds = entry("token_type") or [1] * len(tokens)
+    ids = {token: i for i, token in enumerate(tokens)}
+    if kind == "gpt2":
+        backend = _byte_level(entry("merges"), entry("pre", "none"), ids, name)
+    else:
+        unknown = entry("unknown_token_id")
+        backend = _sentence_piece(
+            ids,
+            np.asarray(entry("scores"), np.float64),
+            unknown=None if unknown is None else tokens[unknown],
+            add_space=entry("add_space_prefix", True),
+        )
     _add_tokens(backend, tokens, kinds)
-    bos = of("bos_token_id")
-    begins = kind == "llama" or of("pre") in _LLAMA3
-    if of("add_bos_token", begins) and bos is not None:
+    bos = entry("bos_token_id")
+    begins = kind == "llama" or entry("pre") in _LLAMA3
+    if entry("add_bos_token", begins) and bos is not None:
         processors = require("tokenizers.processors")
-        begin = processors.TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]}:0 $A:0",
             pair=f"{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1",
             special_tokens=[(tokens[bos], bos)],
         )
-        backend.post_processor = begin
-    stops = {of("eos_token_id"), of("eot_token_id"), of("eom_token_id")} - {None}
-    # Files of chat models often name the end of a text only, not that of a turn.
+    stops = {entry("eos_token_id"), entry("eot_token_id"), entry("eom_token_id")} - {None}
+    # Files of chat models often name only the end of a text, not that of a turn.
     ends = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-    at = {token: i for i, token in enumerate(tokens)}
-    stops |= {at[end] for end in ends if end in at and kinds[at[end]] in (_CONTROL, _USER)}
+    stops |= {ids[end] for end in ends if end in ids and kinds[ids[end]] in (_CONTROL, _USER)}
     return Tokenizer(backend, stop_ids=stops, bos_id=bos)
 
 
-def _byte_level(of, tokens: Sequence[str], name: str):
+def _byte_level(joined: Sequence[str], pre: str, ids: Mapping[str, int], name: str) -> Any:
+    """Backend of byte-level byte-pair encoding; `joined` are merges, as pairs with a space."""
     tokenizers = require("tokenizers")
-    pre, models = tokenizers.pre_tokenizers, tokenizers.models
-    way = of("pre", "none")
-    check_choice(f"tokenizer.ggml.pre of {name}", way, tuple(_PRE))
-    whole_words = way in _LLAMA3
-    way = _PRE[way]
-    at = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in of("merges")]
+    check_choice(f"tokenizer.ggml.pre of {name}", pre, tuple(_PRE))
+    merges = [tuple(pair.split(" ", 1)) for pair in joined]
     for merge in merges:
         # The package would end the process's thread over it.
-        if len(merge) != 2 or any(part not in at for part in (*merge, "".join(merge))):
+        if len(merge) != 2 or any(part not in ids for part in (*merge, "".join(merge))):
             raise ValueError(
-                f"tokenizer.ggml.merges of {name} must join tokens into tokens; {' '.join(merge)!r} does not"
+                f"tokenizer.ggml.merges of {name} must join tokens into tokens, got "
+                f"{' '.join(merge)!r}"
             )
-    backend = tokenizers.Tokenizer(models.BPE(at, merges, ignore_merges=whole_words))
-    pattern = _SPLITS[way]
+    model = tokenizers.models.BPE(ids, merges, ignore_merges=pre in _LLAMA3)
+    backend = tokenizers.Tokenizer(model)
+    pre_tokenizers, split = tokenizers.pre_tokenizers, _PRE[pre]
+    pattern = _SPLITS[split]
     if pattern is None:
-        cuts = [pre.ByteLevel(add_prefix_space=False, use_regex=True)]
-        if way == "smollm":
-            cuts.insert(0, pre.Digits(individual_digits=True))
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        if split == "smollm":
+            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     else:
-        cuts = [
-            pre.Split(tokenizers.Regex(pattern), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        steps = [
+            pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
-    if way == "qwen2":
+    if split == "qwen2":
         backend.normalizer = tokenizers.normalizers.NFC()
-    backend.pre_tokenizer = pre.Sequence(cuts)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend
 
 
-def _sentence_piece(of, tokens: Sequence[str]):
+def _sentence_piece(
+    ids: Mapping[str, int],
+    scores: Float[np.ndarray, " V"],
+    *,
+    unknown: str | None,
+    add_space: bool,
+) -> Any:
+    """Backend of SentencePiece's byte-pair encoding."""
     tokenizers = require("tokenizers")
-    at = {token: i for i, token in enumerate(tokens)}
-    unknown = of("unknown_token_id")
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE(
-            at,
-            _merges(at, np.asarray(of("scores"), np.float64)),
-            unk_token=None if unknown is None else tokens[unknown],
+            ids,
+            _merges(ids, scores),
+            unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -248,7 +263,7 @@ def _sentence_piece(of, tokens: Sequence[str]):
     space = "\u2581"
     steps = [tokenizers.normalizers.Replace(" ", space)]
     ends = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
-    if of("add_space_prefix", True):
+    if add_space:
         steps.insert(0, tokenizers.normalizers.Prepend(space))
         ends.append(tokenizers.decoders.Strip(content=" ", left=1))
     backend.normalizer = tokenizers.normalizers.Sequence(steps)
@@ -256,24 +271,32 @@ def _sentence_piece(of, tokens: Sequence[str]):
     return backend
 
 
-def _merges(at: Mapping[str, int], scores: np.ndarray) -> list[tuple[str, str]]:
-    """Pairs whose union is a token, the best score first; of one union's pairs, those with earlier halves first."""
-    found = []
-    for token, i in at.items():
+def _merges(ids: Mapping[str, int], scores: Float[np.ndarray, " V"]) -> list[tuple[str, str]]:
+    """Pairs whose union is a token, the best score first.
+
+    Pairs with the same union come in the order of their halves' ids.
+    """
+    pairs = []
+    for token, i in ids.items():
         for cut in range(1, len(token)):
-            left, right = at.get(token[:cut]), at.get(token[cut:])
+            left, right = ids.get(token[:cut]), ids.get(token[cut:])
             if left is not None and right is not None:
-                found.append((-scores[i], i, left, right, token[:cut], token[cut:]))
-    found.sort(key=lambda entry: entry[:4])
-    return [(left, right) for *_, left, right in found]
+                pairs.append((-scores[i], i, left, right, token[:cut], token[cut:]))
+    pairs.sort(key=lambda pair: pair[:4])
+    return [(left, right) for *_, left, right in pairs]
 
 
-def _add_tokens(backend, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Tokens that are never made of others: control tokens, which decoding leaves out, and those of the user."""
-    added = require("tokenizers").AddedToken
-    control = [added(t, special=True, normalized=False)
-               for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _UNKNOWN)]  # fmt: skip
-    user = [added(t, special=False, normalized=False)
-            for t, kind in zip(tokens, kinds, strict=True) if kind == _USER]  # fmt: skip
+def _add_tokens(backend: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
+    """Add tokens that are never made of others.
+
+    These are control tokens, which decoding leaves out, and those of the user.
+    """
+    added_token = require("tokenizers").AddedToken
+    control, user = [], []
+    for token, kind in zip(tokens, kinds, strict=True):
+        if kind in (_CONTROL, _UNKNOWN):
+            control.append(added_token(token, special=True, normalized=False))
+        elif kind == _USER:
+            user.append(added_token(token, special=False, normalized=False))
     backend.add_special_tokens(control)
     backend.add_tokens(user)

@@ -25,9 +25,9 @@ import numpy as np
 from scipy import stats
 
 from isounc.references import zscores
+from isounc.statistics import holm
 from isounc.studies.agreement.settings import Pair
 from isounc.studies.agreement.sides import Side, Totals
-from isounc.studies.calibration.uniformity import holm
 
 Rows = list[dict[str, Any]]
 
@@ -45,10 +45,6 @@ SUMMARY_COLUMNS = tuple(
     "control num_cells num_compared num_disagree num_marked single_p_adjusted together_p_adjusted verdict "
     "expected".split()
 )
-TEXT = frozenset("control problem outcome region bounds total verdict expected".split()) | {
-    f"{side}_{name}" for side in ("isounc", "numpyro") for name in ("gate", "reasons")
-}
-"""Columns that stay text when a table is read."""
 
 TOTALS = ("level", "var_sum")
 

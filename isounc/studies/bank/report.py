@@ -56,7 +56,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     return Report(
         tables=tables,
         plots=[plot],
-        sections=functools.partial(_sections, tables),
+        sections=functools.partial(_sections, rows),
         text="\n".join(lines),
         checks={"references": len(rows), "passed": num_passed},
     )
@@ -124,14 +124,10 @@ def _figure(rows: Sequence[Mapping[str, Any]], rhat_max: float, ess_min: float) 
     return figure
 
 
-def _sections(tables: Mapping[str, TableFile], drawn: Sequence[FigureFile]) -> list[Section]:
+def _sections(rows: Sequence[Mapping[str, Any]], drawn: Sequence[FigureFile]) -> list[Section]:
     return [
-        Section(
-            "summary", "Summary", (), tuple(drawn), (_summary_table(tables["summary.csv"].rows),)
-        ),
-        Section(
-            "references", "References", (), (), (_reference_table(tables["results.csv"].rows),)
-        ),
+        Section("summary", "Summary", (), tuple(drawn), (_summary_table(_summary(rows)),)),
+        Section("references", "References", (), (), (_reference_table(rows),)),
     ]
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from isounc.runs.folder import RunFolder
+from isounc.statistics import holm
 from isounc.studies.calibration.settings import Job
-from isounc.studies.calibration.uniformity import holm, judge
+from isounc.studies.calibration.uniformity import judge
 
 Rows = list[dict[str, Any]]
 

@@ -158,15 +158,3 @@ def check_bins(num_bins: int, num_replications: int, num_ranked: int) -> None:
             f"num_bins must be from 2 to {most} for {num_replications} replications ranked among "
             f"{num_ranked} draws; got {num_bins}"
         )
-
-
-def holm(p_values: Sequence[float]) -> Float[np.ndarray, " T"]:
-    """Adjust p-values for their number: the chance of one or more false alarms stays below the level.
-
-    p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j)) of the sorted p-values, whatever their dependence (Holm 1979).
-    """
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted

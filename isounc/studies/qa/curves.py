@@ -1,4 +1,4 @@
-"""Risk-coverage and rejection curves, whose areas are AURC and PRR (`isounc.studies.qa.ranking`)."""
+"""Risk-coverage and rejection curves, the areas under which are AURC and PRR."""
 
 from __future__ import annotations
 

@@ -53,14 +53,15 @@ def plots(scored: Sequence[ScoredAnswers], results: Sequence[Mapping[str, Any]])
         of_model = [answers for answers in scored if answers.model == model]
         for kind, make, caption in (
             ("auroc", functools.partial(_aurocs, results=results),
-             "AUROC for a wrong answer, with 95% bootstrap intervals over questions; the dashed line is chance. "
-             "Coloured: isotropic scores of the headline's estimand; grey: baselines."),
+             "AUROC for a wrong answer, with 95% bootstrap intervals over questions; the dashed "
+             "line is chance. Coloured: isotropic scores of the headline's estimand; grey: "
+             "baselines."),
             ("curves", _curves,
-             "Above: ROC curves for a wrong answer. Below: error rate of the answers that are kept, most certain "
-             "first; dotted is the best possible order."),
+             "Above: ROC curves for a wrong answer. Below: error rate of the answers that are "
+             "kept, most certain first; dotted is the best possible order."),
             ("distributions", _distributions,
-             "Scores of right and wrong answers, as ranks among all (higher is more uncertain). A score that says "
-             "nothing has two equal boxes."),
+             "Scores of right and wrong answers, as ranks among all (higher is more uncertain). A "
+             "score that says nothing has two equal boxes."),
         ):  # fmt: skip
             draw = functools.partial(_draw, make, of_model)
             figures.append(Plot(f"{kind}-{model}", kind, caption, draw))
@@ -157,10 +158,8 @@ def _distributions(scored: Sequence[ScoredAnswers]) -> Figure:
         )
         ax.set_title(_title(answers))
         ax.set_ylabel("rank of uncertainty")
-    figure.legend(
-        [Patch(facecolor=c, alpha=0.7, edgecolor="black") for c in (_RIGHT, _WRONG)], ["right", "wrong"],
-        loc="outside lower center", ncols=2,
-    )  # fmt: skip
+    patches = [Patch(facecolor=c, alpha=0.7, edgecolor="black") for c in (_RIGHT, _WRONG)]
+    figure.legend(patches, ["right", "wrong"], loc="outside lower center", ncols=2)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""The benchmarks' files as their authors publish them: read, checked, and mended where an encoding went wrong.
+"""The benchmarks' files as their authors publish them: read, checked, and mended.
 
-What comes out are rows of plain text, one a question, with lists of answers already split; what is done about their
-contents is `isounc.studies.qa.questions`' business.
+The results are rows of plain text, one a question, with lists of answers already split and faulty
+encodings mended. `isounc.studies.qa.questions` makes questions of them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from isounc.checks import check_choice
 
 
 class Origin(NamedTuple):
-    """Where a benchmark's rows come from."""
+    """The source of a benchmark's rows."""
 
     file: str
-    """Name under which the file is usually kept."""
+    """Usual name of the file."""
     address: str
-    """Where the file is to be had, for people."""
+    """Where people can get the file."""
     hub: tuple[str, str | None]
     """Data set and configuration on the Hugging Face hub; the split is always validation."""
     columns: tuple[str, ...]
@@ -37,7 +37,10 @@ class Origin(NamedTuple):
 
 
 _NATURAL = "https://github.com/google-research-datasets/natural-questions"
-_HONEST = "from the data of https://github.com/likenneth/honest_llama (question, answer, false_answer), saved as CSV"
+_HONEST = (
+    "from the data of https://github.com/likenneth/honest_llama (question, answer, false_answer), "
+    "saved as CSV"
+)
 ORIGINS = {
     "truthfulqa_mc": Origin(
         "truthfulqa_mc.json",
@@ -68,7 +71,7 @@ ORIGINS = {
         ("answer",),
     ),
 }
-"""The files that are understood. ``false_answer`` of the short-answer files may be missing: then no pairs are made."""
+"""The files that can be read. Without `false_answer` in a short-answer file no pairs are made."""
 
 _C1 = {i: bytes([i]).decode("cp1252", errors="ignore") or " " for i in range(0x80, 0xA0)}
 _PERCENT = re.compile(r"%[0-9A-F]{2}(?![0-9])")
@@ -78,13 +81,14 @@ class Table(NamedTuple):
     """Rows of a file."""
 
     rows: list[dict[str, Any]]
-    """One mapping a question: text, lists of text in `Origin.lists`, lists of (choice, label) in ``*_targets``."""
+    """One mapping a question: text, lists of text in `Origin.lists`, lists of (choice, label) in
+    `*_targets`."""
     file: str
     """Name of the file without its folder, or of the data set on the hub."""
     sha256: str
-    """Digest of the bytes that were read; "" for the hub, which has revisions of its own."""
+    """Digest of the bytes that were read; empty for the hub, which has revisions of its own."""
     mended: dict[str, int]
-    """Questions and answers whose text was mended, by what was wrong with them."""
+    """Number of questions and answers whose text was mended, by fault."""
 
 
 def read_table(file: str, source: str | Path) -> Table:
@@ -95,13 +99,14 @@ def read_table(file: str, source: str | Path) -> Table:
     file
         Key of `ORIGINS`.
     source
-        Path of the file, or ``hub``: the Hugging Face hub by way of the `datasets` package, where that is installed and
-        the network allows it.
+        Path of the file, or `hub`: the Hugging Face hub, which needs a network and the package
+        `datasets`.
 
     Raises
     ------
     ValueError
-        No such file; not UTF-8; not JSON or not of the expected form; a column is missing; no rows.
+        The file does not exist, is not UTF-8, is not JSON or not of the expected form, lacks a
+        column, or has no rows.
     """
     check_choice("file", file, ORIGINS)
     origin = ORIGINS[file]
@@ -112,20 +117,20 @@ def read_table(file: str, source: str | Path) -> Table:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"source must be the file {origin.file}, or 'hub'; {path} cannot be read "
-            f"({error.strerror}). Get it from: {origin.address}"
+            f"source must be the file {origin.file}, or 'hub', got {path} ({error.strerror}); get "
+            f"the file from: {origin.address}"
         ) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"source must be UTF-8 text; {path} has byte {data[error.start]:#x} at {error.start}: "
-            f"convert it, or get it again from: {origin.address}"
+            f"source must be UTF-8 text, got byte {data[error.start]:#x} at {error.start} of "
+            f"{path}; convert it, or get it again from: {origin.address}"
         ) from None
     raw = _json_rows(text, path, origin) if path.suffix == ".json" else _csv_rows(text)
     if not raw:
         raise ValueError(
-            f"source must hold questions; {path} has no rows. Get it from: {origin.address}"
+            f"source must hold questions, got no rows in {path}; get it from: {origin.address}"
         )
     _check_columns(raw, str(path), origin)
     _split_lists(raw, origin.lists)
@@ -134,23 +139,25 @@ def read_table(file: str, source: str | Path) -> Table:
     return Table(rows, path.name, hashlib.sha256(data).hexdigest(), dict(mended))
 
 
-def _check_columns(rows: Sequence[Mapping[str, Any]], where: str, origin: Origin) -> None:
+def _check_columns(rows: Sequence[Mapping[str, Any]], file: str, origin: Origin) -> None:
+    text = origin.columns[0]
     for number, row in enumerate(rows):
         missing = [column for column in origin.columns if row.get(column) is None]
-        if not missing and not isinstance(row[origin.columns[0]], str):
-            raise ValueError(
-                f"{origin.columns[0]} must be text; row {number} of {where} has {row[origin.columns[0]]!r:.200}"
-            )
         if missing:
             raise ValueError(
-                f"source must have {', '.join(origin.columns)} in every row; row {number} of {where} "
-                f"has no {', '.join(missing)} but {', '.join(map(str, row))}: is it {origin.file} "
-                f"from {origin.address}?"
+                f"source must have {', '.join(origin.columns)} in every row, got no "
+                f"{', '.join(missing)} but {', '.join(map(str, row))} in row {number} of {file}; "
+                f"{origin.file} can be had from {origin.address}"
+            )
+        if not isinstance(row[text], str):
+            raise ValueError(
+                f"{text} must be text, got {row[text]!r:.200} in row {number} of {file}"
             )
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
-    # newline="" lets the csv module see line ends inside quoted cells; surplus cells would come under the key None.
+    # newline="" lets the csv module see line ends inside quoted cells; surplus cells would come
+    # under the key None.
     rows = csv.DictReader(io.StringIO(text, newline=""), restkey="(cells beyond the header)")
     return [dict(row) for row in rows]
 
@@ -165,14 +172,15 @@ def _json_rows(text: str, path: Path, origin: Origin) -> list[dict[str, Any]]:
     try:
         raw = json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{wanted}; {path} is not JSON: {error}") from None
+        raise ValueError(f"{wanted}, got no JSON in {path}: {error}") from None
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
-        raise ValueError(f"{wanted}; {path} is not. Get it from: {origin.address}")
+        raise ValueError(f"{wanted}, got something else in {path}; get it from: {origin.address}")
     for number, row in enumerate(raw):
         for key in ("mc1_targets", "mc2_targets"):
             if key in row and not _are_targets(row[key]):
                 raise ValueError(
-                    f"{key} must map each choice to 0 or 1; row {number} of {path} has {row[key]!r:.200}"
+                    f"{key} must map each choice to 0 or 1, got {row[key]!r:.200} in row {number} "
+                    f"of {path}"
                 )
     return raw
 
@@ -185,20 +193,20 @@ def _are_targets(value: Any) -> bool:
 
 def _from_hub(file: str, origin: Origin) -> Table:
     try:
-        # A name of its own for the import, so that type checkers do not ask for an optional package.
+        # By name, so that type checkers do not ask for an optional package.
         load_dataset = importlib.import_module("datasets").load_dataset
     except ImportError:
         raise ValueError(
-            "source 'hub' needs the package datasets, which is not installed; install it, or give the "
-            f"path of {origin.file}, to be had from: {origin.address}"
+            "source 'hub' needs the package datasets, which is not installed; install it, or give "
+            f"the path of {origin.file}, to be had from: {origin.address}"
         ) from None
     name, configuration = origin.hub
     try:
         loaded = load_dataset(name, configuration, split="validation")
     except Exception as error:  # the package raises what its own dependencies do
         raise ValueError(
-            f"source 'hub' cannot give {name} ({error}); give the path of {origin.file}, to be had from: "
-            f"{origin.address}"
+            f"source 'hub' cannot give {name} ({error}); give the path of {origin.file}, to be had "
+            f"from: {origin.address}"
         ) from error
     rows = []
     for raw in loaded:
@@ -207,7 +215,7 @@ def _from_hub(file: str, origin: Origin) -> Table:
             if key in row:
                 row[key] = list(zip(row[key]["choices"], row[key]["labels"], strict=True))
         if isinstance(answer := row.get("answer"), dict):
-            # TriviaQA's own form: what is shown, and all its aliases.
+            # TriviaQA's own form: the answer to show, and all its aliases.
             shown = [answer["value"]] if answer.get("value") else []
             row["answer"] = [*shown, *(a for a in answer["aliases"] if a not in shown)]
         if file == "truthfulqa":
@@ -230,7 +238,7 @@ def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
             return value
         text = value
         if '""' in text:
-            # Quoted for CSV twice over: what is left are doubled quotes, at times with a pair around the whole.
+            # Quoted for CSV twice over: doubled quotes are left, at times with a pair around them.
             text = re.sub(r'^"((?:[^"]|"")*)"$', r"\1", text.strip()).replace('""', '"')
             mended["doubled quotes"] += 1
         if any("\x80" <= c <= "\x9f" for c in text):
@@ -248,8 +256,8 @@ def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
 def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Split the cells that hold several answers, in place, at ";".
 
-    The published files write "; ", and a bare ";" is part of an answer there ("TL;DR"); a file without any "; " was
-    written by somebody who separates by ";" alone.
+    The published files write "; ", and a bare ";" is part of an answer there ("TL;DR"); a file
+    without any "; " was written by somebody who separates by ";" alone.
     """
     cells = [row[column] for row in rows for column in columns]
     separator = r";(?:\s+|$)" if any("; " in cell for cell in cells) else ";"

@@ -1,9 +1,12 @@
-"""The questions of TruthfulQA, TriviaQA and Natural Questions, cleaned by stated rules that count what they drop.
+"""The questions of TruthfulQA, TriviaQA and Natural Questions, cleaned by rules that count drops.
 
-Four files (`isounc.studies.qa.files.ORIGINS`) give five benchmarks. What the rules are for was found in the files:
+Four files (`isounc.studies.qa.files.ORIGINS`) give five benchmarks. The rules answer to faults that
+were found in the files:
 
-- the false answers of the short-answer files were written by a language model, and many are true, or cut short;
-- TriviaQA repeats questions, and its aliases are page titles that point to the answer's page, in no order;
+- the false answers of the short-answer files were written by a language model, and many are true,
+  or cut short;
+- TriviaQA repeats questions, and its aliases are page titles that point to the answer's page, in no
+  order;
 - in the multiple-choice file the true choices come first;
 - TruthfulQA lists empty answers, and answers that are both correct and incorrect.
 """
@@ -14,7 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,20 +33,21 @@ ID_DIGITS = 10
 
 
 class Provenance(NamedTuple):
-    """Where questions come from and what happened to the rows on the way."""
+    """The source of questions, and counts of what was dropped."""
 
     file: str
     """File name without folder, or data set on the hub."""
     sha256: str
-    """Digest of the file's bytes; "" for the hub."""
+    """Digest of the file's bytes; empty for the hub."""
     rows_read: int
     """Rows of the file."""
     rows_dropped: dict[str, int]
-    """Rows that gave no question of their own, by reason; ``rows_read`` less their sum are the questions."""
+    """Rows that gave no question of their own, by reason; `rows_read` less their sum is the number
+    of questions."""
     answers_dropped: dict[str, int]
     """Answers, aliases and choices left out, by reason, counted over all rows."""
     mended: dict[str, int]
-    """Questions and answers whose text was mended, by what was wrong."""
+    """Number of questions and answers whose text was mended, by fault."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class QuestionSet:
     benchmark: str
     """Key of `BENCHMARKS`."""
     questions: tuple[Question, ...]
-    """In the order of the file."""
+    """Questions in the order of the file."""
     provenance: Provenance
     """File and counts."""
-    seed: int = field(default=0)
+    seed: int = 0
     """Seed of the choices' order."""
 
     def __len__(self) -> int:
@@ -69,54 +73,62 @@ def load_questions(benchmark: str, source: str | Path, *, seed: int = 0) -> Ques
     Parameters
     ----------
     benchmark
-        Key of `BENCHMARKS`: ``truthfulqa_mc1``, ``truthfulqa_mc2``, ``truthfulqa``, ``triviaqa``,
-        ``natural_questions``.
+        Key of `BENCHMARKS`: `truthfulqa_mc1`, `truthfulqa_mc2`, `truthfulqa`, `triviaqa`,
+        `natural_questions`.
     source
-        Path of the file (`isounc.studies.qa.files.ORIGINS` says which and where from), or ``hub``.
+        Path of the file (`isounc.studies.qa.files.ORIGINS` says where to get it), or `hub`.
     seed
-        Seed of the order of choices; each question's order depends on it and on the question's id alone.
+        Seed of the order of choices; each question's order depends on it and on the question's id
+        alone.
 
     Raises
     ------
     ValueError
-        Unknown benchmark, bad seed, a file that cannot be used (see `read_table`), or that leaves no question.
+        The benchmark is unknown, the seed is negative, or the file cannot be used (see
+        `read_table`) or leaves no question.
     """
     check_choice("benchmark", benchmark, BENCHMARKS)
     check_count("seed", seed, 0)
     file, read = BENCHMARKS[benchmark]
     table = read_table(file, source)
-    notes = _Notes(Counter(), Counter())
-    questions = tuple(read(benchmark, table, notes, seed))
+    dropped = _Dropped(Counter(), Counter())
+    questions = tuple(read(benchmark, table, dropped, seed))
     provenance = Provenance(
         table.file, table.sha256, len(table.rows),
-        dict(notes.rows), dict(notes.answers), table.mended,
+        dict(dropped.rows), dict(dropped.answers), table.mended,
     )  # fmt: skip
     if not questions:
         raise ValueError(
-            f"source must leave questions; of {table.file} all rows were dropped: {dict(notes.rows)}"
+            f"source must leave questions, got none from {table.file}; rows were dropped: "
+            f"{dict(dropped.rows)}"
         )
     return QuestionSet(benchmark, questions, provenance, seed)
 
 
 def question_id(benchmark: str, question: str) -> str:
-    """Id of a question, see `Question.id`."""
+    """Id of a question: `<benchmark>-<digits>`.
+
+    The digits come from the normalised text of the question: they are the same in every version and
+    order of the file, and in all benchmarks that ask it.
+    """
     return f"{benchmark}-{hashlib.sha256(normalise(question).encode()).hexdigest()[:ID_DIGITS]}"
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """A random generator that belongs to a seed and a name, say a question's id."""
+    """The random generator of a seed and a name, such as a question's id."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
 def shown_alias(aliases: Sequence[str]) -> str:
-    """The alias to write down where one is needed; none is canonical, and all are accepted in judging.
+    """The alias to show in an example; none is canonical, and all are accepted in judging.
 
-    Aliases are tried in this order: without brackets, slashes and colons, which mark titles of other pages; those that
-    another alias repeats in capitals (often the answer as TriviaQA's author wrote it); in neither capitals nor small
-    letters throughout, nor with capitals inside a word; the one whose words are in most aliases; not in capitals,
-    however short; the shortest; the first in the alphabet. The rule sees the aliases alone and gives the same whatever
-    their order.
+    The first of these preferences that tells two aliases apart decides: without brackets, slashes
+    and colons, which mark titles of other pages; repeated by another alias in capitals (often the
+    answer as TriviaQA's author wrote it); in neither capitals nor small letters throughout, nor
+    with capitals inside a word; with words that are in most aliases; not in capitals, however
+    short; the shortest; the first in the alphabet. The result does not depend on the order of the
+    aliases.
     """
     words = [normalise(alias).split() for alias in aliases]
     cases = {(tuple(w), alias.isupper()) for alias, w in zip(aliases, words, strict=True)}
@@ -134,30 +146,32 @@ def shown_alias(aliases: Sequence[str]) -> str:
     return aliases[min(range(len(aliases)), key=rank)]
 
 
-class _Notes(NamedTuple):
-    """Counts made on the way."""
+class _Dropped(NamedTuple):
+    """Counts of what was dropped so far, by reason."""
 
     rows: Counter[str]
     answers: Counter[str]
 
 
-def _multiple_choice(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
+def _multiple_choice(
+    benchmark: str, table: Table, dropped: _Dropped, seed: int
+) -> Iterable[Question]:
     """Questions of the multiple-choice file: mc1 has one true choice, mc2 one or more."""
     key = f"{benchmark.removeprefix('truthfulqa_')}_targets"
     seen: set[str] = set()
     for row in table.rows:
         text = row["question"].strip()
         name = question_id(benchmark, text)
-        choices = _consistent(row[key], notes)
+        choices = _consistent(row[key], dropped)
         num_true = sum(choices.values())
         if not normalise(text):
-            notes.rows["question empty"] += 1
+            dropped.rows["question empty"] += 1
         elif name in seen:
-            notes.rows["question repeated"] += 1
+            dropped.rows["question repeated"] += 1
         elif num_true == 0 or num_true == len(choices):
-            notes.rows["no true choice" if num_true == 0 else "no false choice"] += 1
+            dropped.rows["no true choice" if num_true == 0 else "no false choice"] += 1
         elif key == "mc1_targets" and num_true > 1:
-            notes.rows["more than one true choice in mc1"] += 1
+            dropped.rows["more than one true choice in mc1"] += 1
         else:
             seen.add(name)
             order = generator(seed, name).permutation(len(choices))
@@ -172,40 +186,40 @@ def _multiple_choice(benchmark: str, table: Table, notes: _Notes, seed: int) -> 
             )  # fmt: skip
 
 
-def _consistent(targets: Iterable[tuple[str, int]], notes: _Notes) -> dict[str, int]:
+def _consistent(targets: Iterable[tuple[str, int]], dropped: _Dropped) -> dict[str, int]:
     """Choices without empty, repeated and contradictory ones."""
     labels: dict[str, set[int]] = {}
     spelled: dict[str, str] = {}
     for choice, label in targets:
         form = " ".join(choice.casefold().split()).rstrip(".")
         if not form:
-            notes.answers["answer empty"] += 1
+            dropped.answers["answer empty"] += 1
             continue
         if form in spelled:
-            notes.answers["answer repeated"] += 1
+            dropped.answers["answer repeated"] += 1
         spelled.setdefault(form, choice.strip())
         labels.setdefault(form, set()).add(label)
     both = [form for form, seen in labels.items() if len(seen) > 1]
-    notes.answers.update({"answer both true and false": len(both)} if both else {})
+    dropped.answers.update({"answer both true and false": len(both)} if both else {})
     return {spelled[form]: min(labels[form]) for form in spelled if form not in both}
 
 
-def _truthfulqa(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
-    """Questions of TruthfulQA's generation file; the seed has nothing to do."""
+def _truthfulqa(benchmark: str, table: Table, dropped: _Dropped, seed: int) -> Iterable[Question]:
+    """Questions of TruthfulQA's generation file; the seed has no effect."""
     seen: set[str] = set()
     for row in table.rows:
         text = row["Question"].strip()
         name = question_id(benchmark, text)
         true, false = row["Correct Answers"], row["Incorrect Answers"]
-        kept = _consistent([(a, 1) for a in true] + [(a, 0) for a in false], notes)
+        kept = _consistent([(a, 1) for a in true] + [(a, 0) for a in false], dropped)
         correct = tuple(answer for answer, label in kept.items() if label)
         incorrect = tuple(answer for answer, label in kept.items() if not label)
         if not normalise(text):
-            notes.rows["question empty"] += 1
+            dropped.rows["question empty"] += 1
         elif name in seen:
-            notes.rows["question repeated"] += 1
+            dropped.rows["question repeated"] += 1
         elif not correct or not incorrect:
-            notes.rows["no correct answer, or no incorrect one"] += 1
+            dropped.rows["no correct answer, or no incorrect one"] += 1
         else:
             seen.add(name)
             best = row["Best Answer"].strip()
@@ -216,38 +230,40 @@ def _truthfulqa(benchmark: str, table: Table, notes: _Notes, seed: int) -> Itera
             )  # fmt: skip
 
 
-def _short_answers(benchmark: str, table: Table, notes: _Notes, seed: int) -> Iterable[Question]:
-    """Questions of the short-answer files; repeated ones are merged, aliases and false answers alike."""
+def _short_answers(
+    benchmark: str, table: Table, dropped: _Dropped, seed: int
+) -> Iterable[Question]:
+    """Questions of the short-answer files; repeated ones are merged with all their answers."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in table.rows:
         if normalise(row["question"]):
             groups.setdefault(question_id(benchmark, row["question"]), []).append(row)
         else:
-            notes.rows["question empty"] += 1
+            dropped.rows["question empty"] += 1
     for name, rows in groups.items():
-        aliases = _aliases([alias for row in rows for alias in row["answer"]], notes)
+        aliases = _aliases([alias for row in rows for alias in row["answer"]], dropped)
         if not aliases:
-            notes.rows["no alias left"] += len(rows)
+            dropped.rows["no alias left"] += len(rows)
             continue
         if len(rows) > 1:
-            notes.rows["question repeated"] += len(rows) - 1
+            dropped.rows["question repeated"] += len(rows) - 1
         forms = {normalise(alias) for alias in aliases}
         # Judged row by row, before the rows are merged, so that the counts are of rows.
         false = [row["false_answer"].strip() for row in rows if row.get("false_answer") is not None]
         kept = []
         for answer in false:
-            why = why_not_false(answer, forms) or (
-                "false answer repeated" if answer in kept else ""
-            )
-            notes.answers.update([why] if why else [])
-            kept += [] if why else [answer]
+            repeated = "false answer repeated" if answer in kept else ""
+            if why := why_not_false(answer, forms) or repeated:
+                dropped.answers[why] += 1
+            else:
+                kept.append(answer)
         yield Question(
             name, benchmark, rows[0]["question"].strip(), aliases=aliases, incorrect=tuple(kept),
             best=shown_alias(aliases),
         )  # fmt: skip
 
 
-def _aliases(aliases: Iterable[str], notes: _Notes) -> tuple[str, ...]:
+def _aliases(aliases: Iterable[str], dropped: _Dropped) -> tuple[str, ...]:
     kept: dict[str, None] = {}
     for alias in aliases:
         # Quotes around the whole, a rest of quoting for CSV twice over, would be shown to a model.
@@ -255,19 +271,19 @@ def _aliases(aliases: Iterable[str], notes: _Notes) -> tuple[str, ...]:
         if normalise(alias):
             kept.setdefault(alias)
         else:
-            notes.answers["alias empty after normalising"] += 1
+            dropped.answers["alias empty after normalising"] += 1
     return tuple(kept)
 
 
 _CUT_SHORT = re.compile(
     r"(?:^|\s)(?:St|Dr|Mr|Mrs|Ms|Mt|Ft|Lt|Sgt|Capt|Col|Gen|Jr|Sr|Rev|No|vs)$|\s[A-HJ-UWYZ]$"
 )
-"""Ends of an answer that was cut at the full stop of an abbreviation or an initial ("Dr", "Warren G"); I, V and X
-also number kings and wars and may stand."""
+"""Ends of an answer that was cut at the full stop of an abbreviation or an initial ("Dr", "Warren
+G"); I, V and X also number kings and wars and may stand."""
 
 
 def why_not_false(answer: str, forms: Iterable[str]) -> str:
-    """Why an answer that is given as false must not be used as false; "" if nothing speaks against it.
+    """Why an answer that is given as false must not be used as false; empty if it may be.
 
     Parameters
     ----------
@@ -278,9 +294,10 @@ def why_not_false(answer: str, forms: Iterable[str]) -> str:
 
     Notes
     -----
-    An answer is dropped where its words contain an alias or stand in one ("River Clyde" for "Clyde"; "Warren G" for
-    "Warren G. Harding"): it is true, or half true, more often than not. That drops some false ones ("Apollo 11" where
-    "11" is an alias) and finds no synonyms: a few of the remaining false answers will be true.
+    An answer is dropped if its words contain an alias or are contained in one ("River Clyde" for
+    "Clyde"; "Warren G" for "Warren G. Harding"): it is true, or half true, more often than not.
+    This drops some false answers ("Apollo 11" if "11" is an alias) and finds no synonyms: a few of
+    the remaining false answers will be true.
     """
     form, forms = normalise(answer), set(forms)
     if not form:
@@ -292,8 +309,8 @@ def why_not_false(answer: str, forms: Iterable[str]) -> str:
     return "false answer cut short" if _CUT_SHORT.search(answer) else ""
 
 
-Reader = Callable[[str, Table, _Notes, int], Iterable[Question]]
-BENCHMARKS: dict[str, tuple[str, Reader]] = {
+_Reader = Callable[[str, Table, _Dropped, int], Iterable[Question]]
+BENCHMARKS: dict[str, tuple[str, _Reader]] = {
     "truthfulqa_mc1": ("truthfulqa_mc", _multiple_choice),
     "truthfulqa_mc2": ("truthfulqa_mc", _multiple_choice),
     "truthfulqa": ("truthfulqa", _truthfulqa),

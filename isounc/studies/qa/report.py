@@ -198,8 +198,8 @@ def _sections(
         Section(
             "summary", "Which uncertainty predicts a wrong answer?",
             (
-                "AUROC of each score for the event that the answer is wrong. Estimands and rules were fixed before the "
-                "first result (see `isounc qa --help` and the settings).",
+                "AUROC of each score for the event that the answer is wrong. Estimands and rules "
+                "were fixed before the first result (see `isounc qa --help` and the settings).",
             ),
             of_kind("auroc"), (auroc_table(scored, tables["results"]), accuracy_table(scored)),
         ),

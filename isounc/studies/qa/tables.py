@@ -42,8 +42,9 @@ def auroc_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Table:
     heads = tuple(f"{answers.title} ({answers.estimand})" for answers in scored)
     return Table(
         "AUROC for a wrong answer (Table 2)", ("score", *heads), lines,
-        "Mean and 95% bootstrap interval over questions; .5 is chance. In brackets the estimand of the isotropic "
-        "scores. The paper's values are means and standard deviations over four other models.",
+        "Mean and 95% bootstrap interval over questions; .5 is chance. In brackets the estimand of "
+        "the isotropic scores. The paper's values are means and standard deviations over four "
+        "other models.",
     )  # fmt: skip
 
 
@@ -97,9 +98,10 @@ def comparison_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Ta
                 )
             )  # fmt: skip
     return Table(
-        "AUROC against baselines", ("answers", "score", "against", "gain", "p, corrected", "alternative"), lines,
-        "The best baseline is chosen anew in every resample. p-values are corrected over all scores and estimands of a "
-        "benchmark (Benjamini and Hochberg), not over those shown.",
+        "AUROC against baselines",
+        ("answers", "score", "against", "gain", "p, corrected", "alternative"), lines,
+        "The best baseline is chosen anew in every resample. p-values are corrected over all "
+        "scores and estimands of a benchmark (Benjamini and Hochberg), not over those shown.",
     )  # fmt: skip
 
 
@@ -133,7 +135,8 @@ def correlation_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> T
                 lines.append((answers.title, name, other, interval(row, "spearman")))
     return Table(
         "Is epistemic a signal of its own? Spearman with the other scores",
-        ("answers", "score", "other", "Spearman"), lines, "All turned so that higher is more uncertain.",
+        ("answers", "score", "other", "Spearman"), lines,
+        "All turned so that higher is more uncertain.",
     )  # fmt: skip
 
 
@@ -147,9 +150,10 @@ def transfer_table(rows: Sequence[Row]) -> Table:
         for row in rows
     ]  # fmt: skip
     return Table(
-        "Leave one model out", ("benchmark", "left out", "scores", "normalised", "AUROC", "reason"), lines,
-        "Logistic regression of the named scores, fitted on the answers of all other models; normalised within each "
-        "model, or raw.",
+        "Leave one model out",
+        ("benchmark", "left out", "scores", "normalised", "AUROC", "reason"), lines,
+        "Logistic regression of the named scores, fitted on the answers of all other models; "
+        "normalised within each model, or raw.",
     )  # fmt: skip
 
 
@@ -157,9 +161,11 @@ def accuracy_table(scored: Sequence[ScoredAnswers]) -> Table:
     """How many answers are right, and how that was judged."""
     return Table(
         "Answers",
-        ("answers", "questions", "right", "by guessing", "judged by", "empty answers", "P(True): mass on both options"),
+        ("answers", "questions", "right", "by guessing", "judged by", "empty answers",
+         "P(True): mass on both options"),
         [_accuracy_line(answers) for answers in scored],
-        "The last column is the median over questions; P(True) is the share of the mass that is on True.",
+        "The last column is the median over questions; P(True) is the share of the mass that is on "
+        "True.",
     )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def transfer(
 def _features_of(
     model: str, table: ScoreTable, names: Sequence[str], normalise: str
 ) -> tuple[tuple[Float[np.ndarray, "Q F"], Bool[np.ndarray, " Q"]], int]:
-    """Normalised features and wrong answers where all are defined; the number of other questions."""
+    """Normalised features and wrong answers where all are defined; number of other questions."""
     for name in names:
         check_choice(f"features (of {model})", name, table.uncertainty)
     features = np.stack([table.uncertainty[name] for name in names], axis=1)

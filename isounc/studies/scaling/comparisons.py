@@ -15,12 +15,19 @@ from isounc.problems import Problem
 from isounc.sampling.moments import Moments
 from isounc.statistics import Comparison, compare
 
-RESULT_COLUMNS = tuple(
-    "problem width depth activation parameterisation prior_sd seed point region estimator "
-    "quantity class n_points pearson spearman log10_pearson n_dropped slope attenuation reason "
-    "gate rhat_max ess_min seconds nll ece mcmc_nll mcmc_ece pearson_sd".split()
+RESULT_COLUMNS = (
+    *("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "seed"),
+    *("point", "region", "estimator", "quantity", "class", "n_points"),
+    *("pearson", "spearman", "log10_pearson", "n_dropped", "slope", "attenuation", "reason"),
+    *("gate", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
+    "pearson_sd",
 )
-"""Columns of `results.csv`."""
+"""Columns of `results.csv`, in order."""
+TEXT_COLUMNS = (
+    *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
+    *("class", "reason", "gate"),
+)
+"""Columns of text: class "1" is a label, not a number."""
 
 
 def quantities(point: str, estimator: str) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import pandas as pd
+
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
@@ -47,10 +49,12 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         source = f"{len(records)} records"
         if not place.keys() <= {record.name for record in records}:
             source += f" of {len(place)}, since the run did not finish"
-        results = Results(folder, rows, {record.name: record.meta for record in records}, source)
+        results = Results(
+            folder, pd.DataFrame(rows), {record.name: record.meta for record in records}, source
+        )
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows)),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows).to_dict("records")),
         }
     else:
         results, tables = Results.of(folder), {}
@@ -103,7 +107,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
 
 
 def _overview(results: Results) -> tuple[str, ...]:
-    if not results.rows and not results.cells:
+    if results.rows.empty and not results.cells:
         return ("The run holds no results yet.",)
     lines = [
         f"How well estimates of predictive uncertainty agree with MCMC, for {len(results.setups)} "

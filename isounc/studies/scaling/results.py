@@ -2,25 +2,38 @@
 
 Rows come from `results.csv`, or from the records where the run has not finished and written it. A
 *setup* is everything that a scaling curve holds fixed: the problem, and the model but for its
-width. Numbers of several seeds are put together by `isounc.studies.scaling.summary` and nowhere else.
+width. Numbers of several seeds are put together by `isounc.studies.scaling.summary` and nowhere
+else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator_names
 from isounc.runs.folder import RunFolder
 from isounc.statistics import Trend, trend
-from isounc.studies.scaling.summary import KEY_COLUMNS, summarise
+from isounc.studies.scaling.comparisons import TEXT_COLUMNS
+from isounc.studies.scaling.summary import KEY_COLUMNS, STATISTICS, summarise
+
+if TYPE_CHECKING:
+    import pandas
 
 REGIONS = ("test", "grid", "far")
 _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
 )
+_TYPES = {
+    **{"width": int, "depth": int, "prior_sd": float, "seed": int},
+    **dict.fromkeys(TEXT_COLUMNS, object),
+    **dict.fromkeys([*STATISTICS, "attenuation"], float),
+}
+"""Columns of result rows that are read, and their NumPy types (in which small frames are fast)."""
+_CURVE = ("setup", "region", "point", "quantity", "estimator")
+"""Columns that tell curves apart."""
 
 
 class Setup(NamedTuple):
@@ -38,7 +51,7 @@ class Setup(NamedTuple):
     """Prior standard deviation of a weight, before the parameterisation's scaling."""
 
 
-class Cell(NamedTuple):
+class CellRecord(NamedTuple):
     """A record that describes a cell of a sweep."""
 
     name: str
@@ -66,49 +79,58 @@ class Results:
     run
         The run folder that was read.
     rows
-        Result rows, in their order.
+        Result rows in the main class of their setup, and those about predictions, with a column
+        `setup`, the label of a row's setup; undefined numbers are NaN.
+    curves
+        What `summarise` makes of these rows, with a column `setup`; sorted by setup and width.
     cells
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
         Where the rows are from, in words.
     setups
         All setups: known problems in the order of the paper, then others as they appear.
+
+    The columns `setup`, `region`, `point` and `estimator` are categories in house order, so that a
+    table is sorted by sorting its rows.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        rows: Iterable[Mapping[str, Any]],
+        rows: pandas.DataFrame,
         metas: Mapping[str, Mapping[str, Any]],
         source: str,
     ):
         self.run = run
-        self.rows = [dict(row) for row in rows]
         self.source = source
-        found = [(name, meta) for name, meta in metas.items() if isinstance(meta.get("cell"), dict)]
         cells = [
-            Cell(name, _setup(meta["cell"]), meta["cell"]["width"], meta["cell"]["seed"], meta)
-            for name, meta in ((name, dict(meta)) for name, meta in found)
+            CellRecord(name, _setup(cell), cell["width"], cell["seed"], dict(meta))
+            for name, meta in metas.items()
+            if isinstance(cell := meta.get("cell"), dict)
         ]
-        seen = dict.fromkeys([*(_setup(row) for row in self.rows), *(c.setup for c in cells)])
-        names = list(dict.fromkeys(setup.problem for setup in seen))
-        rank = {name: i for i, name in enumerate(ordered(names, _PROBLEMS))}
-        self.setups = sorted(seen, key=lambda setup: rank[setup.problem])
+        rows = rows.reindex(columns=list(_TYPES)).astype(_TYPES).reset_index(drop=True)
+        of_rows = rows[list(Setup._fields)].drop_duplicates().itertuples(index=False, name=None)
+        setups = dict.fromkeys([*(Setup(*values) for values in of_rows), *(c.setup for c in cells)])
+        problems = ordered(dict.fromkeys(setup.problem for setup in setups), _PROBLEMS)
+        self.setups = sorted(setups, key=lambda setup: problems.index(setup.problem))
         place = {setup: i for i, setup in enumerate(self.setups)}
-        self.cells = sorted(cells, key=lambda c: (place[c.setup], c.width, c.seed))
-        self._index: dict[tuple, list[dict[str, Any]]] = {}
-        self._classes: dict[Setup, set[str]] = {}
-        self._widths: dict[Setup, set[int]] = {}
-        for cell in self.cells:
-            self._widths.setdefault(cell.setup, set()).add(cell.width)
-        for row in self.rows:
-            setup = _setup(row)
-            self._widths.setdefault(setup, set()).add(row["width"])
-            keys = ("region", "point", "quantity", "estimator")
-            self._index.setdefault((setup, *(row[key] for key in keys)), []).append(row)
-            if row["quantity"] != "predictive":  # which is of all classes
-                self._classes.setdefault(setup, set()).add(row["class"])
-        self._curves: dict[tuple, list[dict[str, Any]]] = {}
+        self.cells = sorted(cells, key=lambda cell: (place[cell.setup], cell.width, cell.seed))
+        self._labels = {setup: self._name(setup, "{} ({})", "{} {}", ", ") for setup in self.setups}
+        rows = self._arranged(rows)
+        predictive = rows["quantity"] == "predictive"  # which is of all classes
+        classes = rows[~predictive].groupby("setup", observed=True)["class"].agg(set)
+        self._main_class = {
+            label: "trace" if "trace" in names else min(names) for label, names in classes.items()
+        }
+        is_main = rows["class"] == rows["setup"].astype(object).map(self._main_class)
+        self.rows = rows[is_main | predictive]
+        curves = self._arranged(summarise(self.rows))
+        self.curves = curves.sort_values(["setup", "width"], kind="stable")
+        self._rows, self._curves = (
+            dict(iter(frame.groupby(list(_CURVE), observed=True, sort=False)))
+            for frame in (self.rows, self.curves)
+        )
+        self._no_rows, self._no_curve = self.rows.iloc[:0], self.curves.iloc[:0]
 
     @classmethod
     def of(cls, run: RunFolder | Results) -> Results:
@@ -119,27 +141,28 @@ class Results:
         ValueError
             If `results.csv` is there and cannot be read, or anything is of a newer format.
         """
+        import pandas as pd
+
         if isinstance(run, Results):
             return run
         metas = {record.name: record.meta for record in run.records()}
         if (run.path / "results.csv").is_file():
-            rows = run.read_rows()
-            missing = [c for c in (*KEY_COLUMNS, "seed", "gate") if rows and c not in rows[0]]
+            source = "results.csv"
+            rows = run.read_table(source, text_columns=TEXT_COLUMNS)
+            missing = [c for c in (*KEY_COLUMNS, "seed", "gate") if c not in rows]
             if missing:
                 raise ValueError(f"results.csv of {run.path} lacks the columns {missing}")
-            return cls(run, rows, metas, "results.csv")
-        rows = [row for meta in metas.values() for row in meta.get("rows") or []]
-        source = f"{len(metas)} records, since the run has no results.csv (it did not finish)"
+        else:
+            rows = pd.DataFrame([row for meta in metas.values() for row in meta.get("rows") or []])
+            source = f"{len(metas)} records, since the run has no results.csv (it did not finish)"
         return cls(run, rows, metas, source)
 
     def values(self, column: str) -> list[Any]:
         """Distinct values of a column of the rows; regions, points and estimators in house order.
 
-        None, which is an empty cell of the table, is left out.
+        Empty cells are left out.
         """
-        found = dict.fromkeys(row[column] for row in self.rows if row.get(column) is not None)
-        known = {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
-        return ordered(found, known.get(column, ()))
+        return ordered(self.rows[column].dropna().unique(), _house_order().get(column, ()))
 
     def shown(self, view: str) -> list[str]:
         """Estimators of the rows that belong into a view, those not registered here among them."""
@@ -151,82 +174,83 @@ class Results:
 
     def widths(self, setup: Setup) -> list[int]:
         """Widths of a setup in rows or records, ascending."""
-        return sorted(self._widths.get(setup, ()))
+        of_rows = self.rows.loc[self.rows["setup"] == self._labels[setup], "width"]
+        return sorted({*of_rows, *(cell.width for cell in self.cells if cell.setup == setup)})
 
     def label(self, setup: Setup) -> str:
         """The problem, and what tells this setup from the run's others of the problem."""
-        differing = self._differing(setup)
-        details = ", ".join(f"{key} {getattr(setup, key)}" for key in differing)
-        return f"{setup.problem} ({details})" if details else setup.problem
+        return self._labels[setup]
 
     def slug(self, setup: Setup) -> str:
         """`label` as part of a file name."""
-        parts = [f"{key}-{getattr(setup, key)}" for key in self._differing(setup)]
-        return re.sub(r"[^A-Za-z0-9_.-]", "-", "_".join([setup.problem, *parts]))
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", self._name(setup, "{}_{}", "{}-{}", "_"))
 
     def main_class(self, setup: Setup) -> str:
         """The class view that stands for a setup: the trace, or its only one."""
-        views = self._classes.get(setup, ())
-        return "trace" if "trace" in views else min(views, default="1")
+        return self._main_class.get(self._labels[setup], "1")
 
     def select(
-        self, setup: Setup, *, region: str, point: str, quantity: str, estimator: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Rows of all widths and seeds in the main class; of every estimator if None is asked for.
+        self, setup: Setup, *, region: str, point: str, quantity: str, estimator: str
+    ) -> pandas.DataFrame:
+        """Rows of all widths and seeds in the main class.
 
-        Rows of the quantity `predictive` have no class and are all given.
+        Rows of the quantity `predictive`, which have no class of their own, are all given.
         """
-        if estimator is None:
-            names = {key[4] for key in self._index if key[:4] == (setup, region, point, quantity)}
-        else:
-            names = {estimator}
-        rows = [
-            row
-            for name in names
-            for row in self._index.get((setup, region, point, quantity, name), ())
-        ]
-        if quantity == "predictive":
-            return rows
-        return [row for row in rows if row["class"] == self.main_class(setup)]
+        key = (self._labels[setup], region, point, quantity, estimator)
+        return self._rows.get(key, self._no_rows)
 
     def curve(
         self, setup: Setup, *, region: str, point: str, estimator: str, quantity: str = "epistemic"
-    ) -> list[dict[str, Any]]:
+    ) -> pandas.DataFrame:
         """Summary rows, one a width, ascending; see `isounc.studies.scaling.summary.summarise`."""
-        key = (setup, region, point, quantity, estimator)
-        if key not in self._curves:
-            rows = self.select(
-                setup, region=region, point=point, quantity=quantity, estimator=estimator
-            )
-            self._curves[key] = sorted(summarise(rows), key=lambda row: row["width"])
-        return self._curves[key]
+        key = (self._labels[setup], region, point, quantity, estimator)
+        return self._curves.get(key, self._no_curve)
 
-    def at_width(self, setup: Setup, width: int, **which: str) -> dict[str, Any] | None:
+    def at_width(self, setup: Setup, width: int, **which: str) -> dict[Hashable, Any] | None:
         """The summary row of `curve` at one width; None where there is none."""
-        return next((r for r in self.curve(setup, **which) if r["width"] == width), None)
+        curve = self.curve(setup, **which)
+        widths = curve["width"].tolist()
+        return curve.iloc[widths.index(width)].to_dict() if width in widths else None
 
     def trend(self, setup: Setup, *, statistic: str = "pearson", **which: str) -> Trend | None:
         """Change with width of a correlation; None where there are fewer than two widths."""
         rows = self.select(setup, **{"quantity": "epistemic", **which})
-        widths = sorted({row["width"] for row in rows})
+        widths = sorted(rows["width"].unique().tolist())
         if len(widths) < 2:
             return None
-        seeds: dict[Any, dict[int, float | None]] = {}
-        for row in rows:
-            kept = row["gate"] == "pass"
-            value = row[statistic] if kept and row.get(statistic) not in (None, "") else None
-            seeds.setdefault(row["seed"], {})[row["width"]] = value
-        return trend(widths, {s: [by.get(w) for w in widths] for s, by in seeds.items()})
+        passed = rows[rows["gate"] == "pass"]
+        by_seed = passed.pivot(index="seed", columns="width", values=statistic)
+        by_seed = by_seed.reindex(columns=widths).astype(object)
+        return trend(widths, by_seed.where(by_seed.notna(), None).to_numpy().tolist())
 
-    def shown_cell(self, setup: Setup) -> Cell | None:
+    def shown_cell(self, setup: Setup) -> CellRecord | None:
         """The cell that stands for a setup: largest width, first seed that passed (or first)."""
         cells = [cell for cell in self.cells if cell.setup == setup]
         cells = [cell for cell in cells if cell.width == cells[-1].width]
         return next((cell for cell in cells if cell.passed), cells[0] if cells else None)
 
-    def _differing(self, setup: Setup) -> list[str]:
+    def _name(self, setup: Setup, whole: str, part: str, separator: str) -> str:
         others = [other for other in self.setups if other.problem == setup.problem]
-        return [f for f in Setup._fields if len({getattr(o, f) for o in others}) > 1]
+        details = [
+            part.format(field, f"{value:g}" if isinstance(value, float) else value)
+            for field, value in setup._asdict().items()
+            if len({getattr(other, field) for other in others}) > 1
+        ]
+        return whole.format(setup.problem, separator.join(details)) if details else setup.problem
+
+    def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
+        """The rows with a column `setup`, and with categories in house order."""
+        import pandas as pd
+
+        setups = frame[list(Setup._fields)].itertuples(index=False, name=None)
+        frame = frame.assign(setup=[self._labels[Setup(*values)] for values in setups])
+        orders = {"setup": list(self._labels.values()), **_house_order()}
+        return frame.assign(**{
+            column: pd.Categorical(
+                frame[column], ordered(frame[column].dropna().unique(), order), ordered=True
+            )
+            for column, order in orders.items()
+        })  # fmt: skip
 
 
 def point_of(estimator: str, point: str) -> str:
@@ -235,10 +259,14 @@ def point_of(estimator: str, point: str) -> str:
     return "posterior" if known is not None and known.points == ("posterior",) else point
 
 
-def ordered(found: Iterable[Any], known: Iterable[Any]) -> list[Any]:
-    """Known names first and in their own order, then the others as they were found."""
-    found, known = list(found), list(known)
-    return [name for name in known if name in found] + [n for n in found if n not in known]
+def ordered(names: Iterable[Any], known: Iterable[Any]) -> list[Any]:
+    """Known names first and in their own order, then the others in the order given."""
+    names, known = list(names), list(known)
+    return [name for name in known if name in names] + [n for n in names if n not in known]
+
+
+def _house_order() -> dict[str, Iterable[str]]:
+    return {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
 
 
 def _setup(row: Mapping[str, Any]) -> Setup:

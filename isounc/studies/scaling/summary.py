@@ -6,17 +6,23 @@ never from resampling locations: those of a grid are near-copies of each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
 
 from isounc.statistics import IntervalKind, interval_over_seeds
+
+if TYPE_CHECKING:
+    import pandas
 
 KEY_COLUMNS = (
     *("problem", "width", "depth", "activation", "parameterisation", "prior_sd"),
     *("point", "region", "estimator", "quantity", "class"),
 )
-"""What identifies a row of ``summary.csv``: the key of a result row without its seed."""
-_STATISTICS: dict[str, IntervalKind] = {
+"""What identifies a row of `summary.csv`: the key of a result row without its seed."""
+STATISTICS: dict[str, IntervalKind] = {
     "pearson": "correlation",
     "spearman": "correlation",
     "log10_pearson": "correlation",
@@ -26,76 +32,91 @@ _STATISTICS: dict[str, IntervalKind] = {
     "mcmc_nll": "mean",
     "mcmc_ece": "mean",
 }
+"""Statistics of result rows, and the scale on which each is averaged over seeds."""
+_PARTS = ("mean", "low", "high")
 SUMMARY_COLUMNS = (
     *KEY_COLUMNS,
     *("num_seeds", "num_failed_gate", "num_undefined"),
-    *(f"{statistic}_{part}" for statistic in _STATISTICS for part in ("mean", "low", "high")),
+    *(f"{statistic}_{part}" for statistic in STATISTICS for part in _PARTS),
 )
-"""Columns of ``summary.csv``, in order."""
+"""Columns of `summary.csv`, in order."""
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], *, level: float = 0.95) -> list[dict[str, Any]]:
+def summarise(
+    rows: pandas.DataFrame | Iterable[dict[str, Any]], *, level: float = 0.95
+) -> pandas.DataFrame:
     """Means and intervals over seeds of result rows: one row for each value of `KEY_COLUMNS`.
 
-    Rows whose ``gate`` is ``fail`` are counted in ``num_failed_gate`` and used for nothing else. Of
-    the others, ``num_seeds`` have their main statistic (Pearson; NLL where ``quantity`` is
-    ``predictive``) and ``num_undefined`` have not. Every statistic is over the rows where it is
-    itself defined: a constant estimate has no correlation but has a level. Levels are averaged
-    geometrically. ``low`` and ``high`` are None for fewer than two values.
+    Rows whose `gate` is `fail` are counted in `num_failed_gate` and used for nothing else. Of the
+    others, `num_seeds` have their main statistic (Pearson; NLL where `quantity` is `predictive`)
+    and `num_undefined` have not. Every statistic is over the rows where it is itself defined: a
+    constant estimate has no correlation but has a level. Levels are averaged geometrically. `low`
+    and `high` are undefined for fewer than two values.
 
     Parameters
     ----------
     rows
-        Mappings with the key columns, ``seed``, ``gate`` and statistics as numbers; undefined is
-        None, absent, or "" (as a CSV file is read).
+        A table with the key columns, `seed`, `gate` and statistics, or dicts with those keys.
+        An undefined statistic is NA, None or absent.
     level
         Confidence level of the intervals.
 
     Returns
     -------
-    list of dict
-        Keys `SUMMARY_COLUMNS`, undefined is None; in the order in which keys first appear in rows.
+    DataFrame
+        Columns `SUMMARY_COLUMNS`, undefined is NA; in the order in which keys first appear in rows.
 
     Raises
     ------
     ValueError
-        A row without a key column, with a gate other than pass or fail, with a number that is not
-        finite, or that repeats the key and seed of another (seeds are the unit of replication).
+        If a key column is missing, a gate is neither pass nor fail, a number is infinite or outside
+        the range of its statistic, or a row repeats the key and seed of another (seeds are the
+        unit of replication).
     """
-    groups: dict[tuple, dict[str, Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows):
-        for column in (*KEY_COLUMNS, "seed", "gate"):
-            if column not in row:
-                raise ValueError(f"rows[{number}] must have a column {column!r}; got {list(row)}")
-        key, seed, gate = tuple(row[c] for c in KEY_COLUMNS), str(row["seed"]), row["gate"]
-        if gate not in ("pass", "fail"):
-            raise ValueError(f"gate of rows[{number}] must be 'pass' or 'fail'; got {gate!r}")
-        seeds = groups.setdefault(key, {})
-        if seed in seeds:
-            raise ValueError(f"rows[{number}] must not repeat seed {seed} of {_describe(key)}")
-        seeds[seed] = row
-    return [_summary_row(key, list(seeds.values()), level) for key, seeds in groups.items()]
+    import pandas as pd
+
+    rows = pd.DataFrame(rows)
+    needed = [*KEY_COLUMNS, "seed", "gate"]
+    missing = [] if rows.empty else [column for column in needed if column not in rows]
+    if missing:
+        raise ValueError(f"rows must have the columns {', '.join(needed)}, got none of {missing}")
+    rows = rows.reindex(columns=[*needed, *STATISTICS]).reset_index(drop=True)
+    verdicts = set(rows["gate"])
+    if not verdicts <= {"pass", "fail"}:
+        raise ValueError(f"gate must be 'pass' or 'fail', got {verdicts - {'pass', 'fail'}}")
+    repeated = rows.duplicated([*KEY_COLUMNS, "seed"])
+    if repeated.any():
+        *key, seed, _ = rows.loc[repeated, needed].iloc[0]
+        raise ValueError(f"rows must not repeat a seed, got seed {seed} again of {_describe(key)}")
+    passed = (rows["gate"] == "pass").to_numpy(bool)
+    values = rows[list(STATISTICS)].to_numpy(float, na_value=np.nan)
+    groups: Any = rows.groupby(list(KEY_COLUMNS), sort=False, dropna=False).indices
+    summary = [_summary_row(key, passed[i], values[i], level) for key, i in groups.items()]
+    frame = pd.DataFrame(summary, columns=list(SUMMARY_COLUMNS))
+    return frame.astype({f"{s}_{part}": float for s in STATISTICS for part in _PARTS})
 
 
-def _summary_row(key: tuple, rows: list[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    passed = [row for row in rows if row["gate"] == "pass"]
+def _summary_row(
+    key: tuple, passed: Bool[np.ndarray, " seeds"], values: Float[np.ndarray, "seeds statistics"],
+    level: float,
+) -> dict[str, Any]:  # fmt: skip
+    """One row of the summary, from the statistics of one key's seeds in the order of `STATISTICS`."""
+    summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
     intervals = {}
-    for statistic, kind in _STATISTICS.items():
-        defined = [float(v) for row in passed if (v := row.get(statistic)) not in (None, "")]
+    for (statistic, kind), column in zip(STATISTICS.items(), values[passed].T, strict=True):
+        defined = column[~np.isnan(column)]
         try:
             intervals[statistic] = interval_over_seeds(defined, kind=kind, level=level)
         except ValueError as error:
             raise ValueError(f"{statistic} of {_describe(key)}: {error}") from None
-    summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
     main = intervals["nll" if summary["quantity"] == "predictive" else "pearson"]
     summary["num_seeds"] = main.num_seeds
-    summary["num_failed_gate"] = len(rows) - len(passed)
-    summary["num_undefined"] = len(passed) - main.num_seeds
+    summary["num_failed_gate"] = int((~passed).sum())
+    summary["num_undefined"] = int(passed.sum()) - main.num_seeds
     for statistic, interval in intervals.items():
-        for part in ("mean", "low", "high"):
-            summary[f"{statistic}_{part}"] = getattr(interval, part)
+        summary |= {f"{statistic}_{part}": getattr(interval, part) for part in _PARTS}
     return summary
 
 
-def _describe(key: tuple) -> str:
+def _describe(key: Iterable[Any]) -> str:
     return ", ".join(f"{column}={value}" for column, value in zip(KEY_COLUMNS, key, strict=True))

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
 from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
-from isounc.studies.scaling.results import Cell, Results, Setup, ordered, point_of
+from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered, point_of
 
 _SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
 
@@ -63,14 +65,14 @@ def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",))
         for estimator, point in chosen:
             cells = []
             for region in regions:
-                found = results.trend(setup, region=region, point=point, estimator=estimator)
-                if found is None or found.slope_mean is None:
+                trend = results.trend(setup, region=region, point=point, estimator=estimator)
+                if trend is None or trend.slope_mean is None:
                     cells.append("-")
-                elif found.low is None or found.high is None:
-                    cells.append(f"{found.slope_mean:+.3f} {found.verdict} (one seed)")
+                elif trend.low is None or trend.high is None:
+                    cells.append(f"{trend.slope_mean:+.3f} {trend.verdict} (one seed)")
                 else:
-                    interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
-                    cells.append(f"{found.slope_mean:+.3f} {interval} {found.verdict}")
+                    interval = f"[{trend.low:+.3f}, {trend.high:+.3f}]"
+                    cells.append(f"{trend.slope_mean:+.3f} {interval} {trend.verdict}")
             if set(cells) != {"-"}:
                 rows.append((results.label(setup), estimator, point, *cells))
     note = (
@@ -90,17 +92,14 @@ def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",))
 
 def gate_table(results: Results) -> Table:
     """Diagnostics of the reference for every problem and width, and why seeds failed."""
+    at_map = results.rows.query(
+        "point == 'map' and quantity == 'epistemic' and estimator == 'isotropic'"
+    )
+    losses = at_map.groupby(["setup", "width"], observed=True)["attenuation"].min()
     rows = []
     for (setup, width), cells in _by_width(results).items():
         gates = [cell.meta.get("gate") or {} for cell in cells]
-        losses = [
-            row["attenuation"]
-            for region in results.values("region")
-            for row in results.select(
-                setup, region=region, point="map", quantity="epistemic", estimator="isotropic"
-            )
-            if row["width"] == width and row.get("attenuation") is not None
-        ]
+        loss = losses.get((results.label(setup), width))
         rows.append((
             results.label(setup), str(width),
             f"{sum(cell.passed for cell in cells)} of {len(cells)}",
@@ -109,7 +108,7 @@ def gate_table(results: Results) -> Table:
             _worst(gates, "ebfmi_min", min, "{:.2f}"),
             _worst(gates, "divergences", max, "{:.0f}"),
             _worst(gates, "var_mcse_median", max, "{:.1%}"),
-            f"{min(losses):.3f}" if losses else "-",
+            "-" if pd.isna(loss) else f"{loss:.3f}",
             _reasons((cell.seed, gate.get("reasons")) for cell, gate in zip(cells, gates, strict=True)),
         ))  # fmt: skip
     return Table(
@@ -130,9 +129,9 @@ def point_table(results: Results) -> Table:
     """Checks of the point estimates for every problem and width."""
     rows = []
     for (setup, width), cells in _by_width(results).items():
-        found = [cell.meta.get("points") or {} for cell in cells]
-        for point in ordered(dict.fromkeys(p for one in found for p in one), POINT_WORDS):
-            checks = [one.get(point) or {} for one in found]
+        points = [cell.meta.get("points") or {} for cell in cells]
+        for point in ordered(dict.fromkeys(p for of_cell in points for p in of_cell), POINT_WORDS):
+            checks = [of_cell.get(point) or {} for of_cell in points]
             curvature = ordered(dict.fromkeys(c["laplace"] for c in checks if "laplace" in c), ())
             rows.append((
                 results.label(setup), str(width), point,
@@ -157,17 +156,14 @@ def level_table(results: Results) -> Table:
     """The factor sigma^2 that makes an estimate's sum equal the reference's."""
     region = _main_region(results)
     estimators = results.shown("levels")
+    curves = results.curves
+    curves = curves[(curves["region"] == region) & (curves["quantity"] == "epistemic")]
+    points = {name: point_of(name, "map") for name in estimators}
+    curves = curves[curves["point"] == curves["estimator"].astype(object).map(points)]
     rows = []
-    for setup in results.setups:
-        for width in results.widths(setup):
-            cells = []
-            for estimator in estimators:
-                point = point_of(estimator, "map")
-                which = {"region": region, "point": point, "estimator": estimator}
-                row = results.at_width(setup, width, **which)
-                cells.append("-" if row is None else _interval(row, "slope", "{:.3g}"))
-            if set(cells) != {"-"}:
-                rows.append((results.label(setup), str(width), *cells))
+    for (setup, width), group in curves.groupby(["setup", "width"], observed=True):
+        cells = {r["estimator"]: _interval(r, "slope", "{:.3g}") for r in group.to_dict("records")}
+        rows.append((setup, str(width), *(cells.get(name, "-") for name in estimators)))
     return Table(
         "Level of the estimates",
         ("problem", "width", *estimators),
@@ -180,26 +176,21 @@ def level_table(results: Results) -> Table:
 
 def aleatoric_table(results: Results) -> Table:
     """The paper's aleatoric part beside the one without the epistemic part, at the largest width."""
-    names = ("aleatoric", "aleatoric_corrected")
+    numbers = [
+        (statistic, quantity, form)
+        for statistic, form in (("pearson", "{:.2f}"), ("slope", "{:.3g}"))
+        for quantity in ("aleatoric", "aleatoric_corrected")
+    ]
+    widest = {results.label(setup): max(results.widths(setup)) for setup in results.setups}
+    curves = results.curves[results.curves["estimator"] == "isotropic"]
+    curves = curves[curves["width"] == curves["setup"].astype(object).map(widest)]
+    places = ["setup", "width", "point", "region"]
     rows = []
-    for setup in results.setups:
-        width = max(results.widths(setup))
-        for point in results.values("point"):
-            for region in results.values("region"):
-                found = [
-                    results.at_width(
-                        setup, width, region=region, point=point, estimator="isotropic", quantity=q
-                    )
-                    for q in names
-                ]
-                if not any(found):
-                    continue
-                cells = [
-                    "-" if row is None else _interval(row, statistic, form)
-                    for statistic, form in (("pearson", "{:.2f}"), ("slope", "{:.3g}"))
-                    for row in found
-                ]
-                rows.append((results.label(setup), str(width), point, region, *cells))
+    for (setup, width, point, region), group in curves.groupby(places, observed=True):
+        pair = {row["quantity"]: row for row in group.to_dict("records")}
+        cells = [_interval(pair[q], s, form) if q in pair else "-" for s, q, form in numbers]
+        if set(cells) != {"-"}:
+            rows.append((setup, str(width), point, region, *cells))
     return Table(
         "Aleatoric part: p(1−p), and p(1−p) less the isotropic estimate",
         (
@@ -215,17 +206,12 @@ def aleatoric_table(results: Results) -> Table:
 
 def predictive_table(results: Results) -> Table:
     """Calibration of the point's prediction beside that of MCMC's, on labelled regions."""
+    curves = results.curves[results.curves["quantity"] == "predictive"]
     rows = []
-    for setup in results.setups:
-        for point in results.values("point"):
-            for region in results.values("region"):
-                found = results.select(setup, region=region, point=point, quantity="predictive")
-                for estimator in dict.fromkeys(row["estimator"] for row in found):
-                    which = {"region": region, "point": point, "estimator": estimator}
-                    for row in results.curve(setup, quantity="predictive", **which):
-                        cells = [_interval(row, s) for s in ("nll", "mcmc_nll", "ece", "mcmc_ece")]
-                        place = (results.label(setup), str(row["width"]), point, region)
-                        rows.append((*place, _seeds(row), *cells))
+    for row in curves.sort_values(["setup", "point", "region", "width"]).to_dict("records"):
+        cells = [_interval(row, statistic) for statistic in ("nll", "mcmc_nll", "ece", "mcmc_ece")]
+        place = (row["setup"], str(row["width"]), row["point"], row["region"])
+        rows.append((*place, _seeds(row), *cells))
     return Table(
         "Calibration of the predictions",
         ("problem", "width", "point", "region", "seeds", "NLL", "MCMC NLL", "ECE", "MCMC ECE"),
@@ -237,24 +223,13 @@ def predictive_table(results: Results) -> Table:
 
 def undefined_table(results: Results) -> Table:
     """Correlations that are undefined in cells that passed, with their reasons."""
-    counts: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for setup in results.setups:
-        for point in results.values("point"):
-            for region in results.values("region"):
-                for row in results.select(setup, region=region, point=point, quantity="epistemic"):
-                    if row["gate"] == "pass" and row.get("pearson") is None:
-                        why = row.get("reason") or "no reason given"
-                        key = (results.label(setup), point, region, row["estimator"], why)
-                        counts.setdefault(key, []).append((row["width"], row["seed"]))
-    rows = [
-        (
-            *key[:4],
-            ", ".join(str(w) for w in sorted({w for w, _ in where})),
-            str(len(where)),
-            key[4],
-        )
-        for key, where in counts.items()
-    ]
+    undefined = results.rows.query("quantity == 'epistemic' and gate == 'pass' and pearson.isna()")
+    undefined = undefined.replace({"reason": {"": "no reason given"}})
+    places = ["setup", "point", "region", "estimator", "reason"]
+    rows = []
+    for (*place, reason), cells in undefined.groupby(places, observed=True):
+        widths = ", ".join(map(str, sorted(set(cells["width"]))))
+        rows.append((*place, widths, str(len(cells)), reason))
     return Table(
         "Undefined correlations",
         ("problem", "point", "region", "estimate", "widths", "cells", "reason"),
@@ -288,7 +263,7 @@ def summary_table(run: RunFolder | Results) -> str:
         If the run's results cannot be read.
     """
     results = Results.of(run)
-    if not results.rows:
+    if results.rows.empty:
         return f"{results.run.path} holds no result rows yet.\n"
     table = paper_table(results)
     widths, right = (20, 5, 9, 5, 18, 5, 18, 5), (1, 3, 5, 7)
@@ -321,25 +296,25 @@ def _region(name: str) -> str:
     return f"region {name}"
 
 
-def _by_width(results: Results) -> dict[tuple[Setup, int], list[Cell]]:
-    groups: dict[tuple[Setup, int], list[Cell]] = {}
+def _by_width(results: Results) -> dict[tuple[Setup, int], list[CellRecord]]:
+    groups: dict[tuple[Setup, int], list[CellRecord]] = {}
     for cell in results.cells:
         groups.setdefault((cell.setup, cell.width), []).append(cell)
     return groups
 
 
-def _interval(row: Mapping[str, Any], statistic: str, form: str = "{:.2f}") -> str:
+def _interval(row: Mapping[Hashable, Any], statistic: str, form: str = "{:.2f}") -> str:
     """Mean [low, high], or why there is none."""
     mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
-    if mean is None:
+    if pd.isna(mean):
         passed = row["num_seeds"] + row["num_undefined"]
         return "undefined" if passed else "gate failed"
-    if low is None:
+    if pd.isna(low):
         return form.format(mean)
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
 
 
-def _seeds(row: Mapping[str, Any]) -> str:
+def _seeds(row: Mapping[Hashable, Any]) -> str:
     total = row["num_seeds"] + row["num_undefined"] + row["num_failed_gate"]
     return f"{row['num_seeds']}/{total}"
 
@@ -347,8 +322,7 @@ def _seeds(row: Mapping[str, Any]) -> str:
 def _worst(
     checks: Iterable[Mapping[str, Any]], name: str, worst: Callable[..., float], form: str
 ) -> str:
-    values = [check[name] for check in checks if isinstance(check.get(name), int | float)]
-    values = [float(value) for value in values if not math.isnan(value)]
+    values = [float(v) for check in checks if pd.notna(v := check.get(name))]
     return form.format(worst(values)) if values else "-"
 
 

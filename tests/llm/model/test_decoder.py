@@ -221,5 +221,5 @@ def test_weights_that_do_not_fit():
         Decoder(config, {k: v for k, v in right.items() if k != "layers.0.q"})
     with pytest.raises(ValueError, match="must not have head"):
         Decoder(config, right | {"head": jnp.zeros((4, 8))})
-    with pytest.raises(ValueError, match=r"norm is \(5,\) and should be \(4,\)"):
+    with pytest.raises(ValueError, match=r"norm must have shape \(4,\), got \(5,\)"):
         Decoder(config, right | {"norm": jnp.zeros(5)})

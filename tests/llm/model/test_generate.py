@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -40,7 +41,7 @@ def settings(**changes):
 
 
 def test_greedy_is_argmax_without_a_cache(model, log_probs):
-    found = generate(model, PROMPTS, settings(temperature=0))
+    found = generate(model, PROMPTS, settings(temperature=0.0))
     assert found.tokens.shape == (3, 1, 20)
     for i, prompt in enumerate(PROMPTS):
         ids = model.tokenizer.encode(prompt)
@@ -130,7 +131,7 @@ def test_draws_of_one_among_many_follow_the_softmax():
     scores[256:512] = -np.inf
     scores[-1] = -np.inf
     keys = jax.random.split(jax.random.key(0), 200_000)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, scores)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, jnp.asarray(scores))))(keys))
     counts = np.bincount(draws, minlength=1000)
     p = np.exp(scores - scores.max())
     expected = len(keys) * p / p.sum()
@@ -178,7 +179,7 @@ def test_stops(model):
         ({"top_k": 0}, "top_k"),
         ({"stop": "\n"}, "stop must be a tuple"),
         ({"stop": ("",)}, "stop must be a tuple of non-empty"),
-        ({"temperature": 0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
+        ({"temperature": 0.0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):
@@ -189,11 +190,13 @@ def test_settings_that_cannot_be(changes, words):
 def test_prompts_that_cannot_be(model):
     with pytest.raises(ValueError, match="at least one prompt"):
         generate(model, [])
-    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+    with pytest.raises(ValueError, match="got no tokens for prompt 1"):
         generate(model, ["a", ""], settings())
-    with pytest.raises(ValueError, match=r"20 new tokens in the context of 64; prompt 0 has 50"):
+    with pytest.raises(
+        ValueError, match=r"20 new tokens in the context of 64, got 50 tokens in prompt 0"
+    ):
         generate(model, ["ab " * 25], settings())
-    with pytest.raises(ValueError, match=r"token ids 0..63; prompt 0 has 1 to 64"):
+    with pytest.raises(ValueError, match=r"token ids 0..63, got 1 to 64 in prompt 0"):
         generate(model, [[1, 64]], settings())
     with pytest.raises(ValueError, match=r"stop_ids must be token ids 0..63, got 64"):
         generate(model, ["a"], settings(stop_ids=(64,)))

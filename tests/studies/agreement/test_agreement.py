@@ -228,9 +228,9 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
     assert found.cells[0]["outcome"] == "not compared: isounc failed"
     assert found.cells[0]["mean_z_max"] > 50 and "rms" in found.cells[0]["bounds"]
     assert "not compared: isounc failed" in report.summary_text(found)
-    rows = folder.read_rows("results.csv", text_columns=tables.TEXT)
-    assert len(rows) == 20 and rows[0]["isounc_reasons"] == "R-hat is 1.2"
-    assert rows[0]["p_adjusted"] is None and rows[1]["p_adjusted"] > 0.005
+    rows = folder.results
+    assert len(rows) == 20 and rows["isounc_reasons"][0] == "R-hat is 1.2"
+    assert rows["p_adjusted"].isna()[0] and rows["p_adjusted"][1] > 0.005
     assert (folder.path / "figures" / "agreement.png").stat().st_size > 10_000
     assert "not compared: isounc failed" in (folder.path / "report.html").read_text()
 
@@ -292,15 +292,12 @@ def test_a_killed_run_goes_on_and_finds_the_planted_fault(tmp_path, monkeypatch,
     out = tmp_path / "run"
     assert calls == ["none", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
-    summary = folder.read_rows("summary.csv", text_columns=tables.TEXT)
-    assert [(r["control"], r["num_compared"], r["verdict"]) for r in summary] == [
-        ("none", 1, "AGREES"),
-        ("prior", 1, "DISAGREES"),
-    ]
-    cells = folder.read_rows("results.csv", text_columns=tables.TEXT)
-    assert [r["outcome"] for r in cells] == ["agrees", "disagrees"]
-    assert cells[1]["var_ratio"] > 1.1, "a wider prior gives wider predictions"
-    assert len(folder.read_rows("regions.csv", text_columns=tables.TEXT)) == 6
+    summary = folder.summary[["control", "num_compared", "verdict"]]
+    assert summary.to_numpy().tolist() == [["none", 1, "AGREES"], ["prior", 1, "DISAGREES"]]
+    cells = folder.results
+    assert cells["outcome"].tolist() == ["agrees", "disagrees"]
+    assert cells["var_ratio"][1] > 1.1, "a wider prior gives wider predictions"
+    assert len(folder.read_table("regions.csv")) == 6
     assert {p.name for p in (out / "figures").glob("*.png")} == {
         "agreement.png", "agreement-prior.png",
     }  # fmt: skip

@@ -19,6 +19,7 @@ from isounc.runs.command import main
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.settings import SamplerSettings
+from isounc.statistics import holm
 from isounc.studies.calibration import cell, uniformity
 from isounc.studies.calibration.geweke import GewekeSettings, geweke
 from isounc.studies.calibration.sbc import (
@@ -35,7 +36,6 @@ from isounc.studies.calibration.uniformity import (
     ecdf_band,
     ecdf_difference,
     ecdf_p_value,
-    holm,
     judge,
 )
 
@@ -144,11 +144,6 @@ def test_bins_of_unequal_size_expect_their_share():
     counts, share = uniformity.rank_histogram(np.array([0, 1, 2, 9, 9]), 9, 4)
     np.testing.assert_array_equal(counts, [3, 0, 0, 2])
     np.testing.assert_allclose(share, [0.3, 0.2, 0.3, 0.2])
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
-    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
 
 
 @pytest.mark.parametrize(
@@ -313,19 +308,17 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     assert run_study(STUDY, settings)
     assert calls == ["none", "none", "prior", "prior", "prior"], "what was done is not done again"
     folder = RunFolder.load(out)
-    text = ("sampler", "case", "control", "verdict", "sbc", "geweke", "expected", "reasons")
-    summary = folder.read_rows("summary.csv", text_columns=text)
-    assert [(r["control"], r["sbc"], r["expected"]) for r in summary] == [
-        ("none", "PASS", "PASS"),
-        ("prior", "FAIL", "FAIL"),
+    summary = folder.summary
+    assert summary[["control", "sbc", "expected"]].to_numpy().tolist() == [
+        ["none", "PASS", "PASS"],
+        ["prior", "FAIL", "FAIL"],
     ]
-    sbc = folder.read_rows("results.csv", text_columns=text)
-    assert len(sbc) == 12 and {r["num_replications"] for r in sbc} == {40}
-    assert len(folder.read_rows("geweke.csv", text_columns=text)) == 24
+    assert len(folder.results) == 12 and set(folder.results["num_replications"]) == {40}
+    assert len(folder.read_table("geweke.csv")) == 24
     # 400 draws a chain are too few for the gate's R-hat: every failure is listed, all 40 are ranked.
-    gates = folder.read_rows("gates.csv", text_columns=text)
-    assert len(gates) == sum(r["num_failed_gate"] for r in summary) > 0
-    assert all(r["reasons"] for r in gates)
+    gates = folder.read_table("gates.csv")
+    assert len(gates) == summary["num_failed_gate"].sum() > 0
+    assert gates["reasons"].notna().all()
     figures = {path.name for path in (out / "figures").glob("*.png")}
     assert figures == {
         "sbc-hmc-logistic-none.png", "sbc-hmc-logistic-prior.png", "geweke-hmc.png",

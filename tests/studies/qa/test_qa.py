@@ -144,17 +144,15 @@ def test_a_run_goes_on_where_it_was(finished):
 def test_tables_figures_and_report(finished):
     out, _ = finished
     folder = RunFolder.load(out)
-    text = ("model", "benchmark", "score", "reason", "best", "against", "alternative", "statistic", "id",
-            "question", "answer", "rule", "other", "baselines", "extra")  # fmt: skip
-    rows = folder.read_rows("results.csv", text_columns=text)
+    rows = folder.results.to_dict("records")
     by = {(row["benchmark"], row["score"]): row for row in rows}
     for benchmark, estimand in (("truthfulqa_mc1", "choice"), ("triviaqa", "length_normalised")):
         for kind in ("epistemic", "aleatoric", "total_sum", "link_aware"):
             assert by[benchmark, f"{kind}/{estimand}"]["num_questions"] == 10
         assert (benchmark, "p_true") in by and (benchmark, "semantic_entropy") in by
     assert ("triviaqa", "epistemic/choice") not in by
-    right = sum(row["correct"] for row in folder.read_rows("answers.csv", text_columns=text)
-                if row["benchmark"] == "truthfulqa_mc1")  # fmt: skip
+    answers = folder.read_table("answers.csv")
+    right = answers.loc[answers["benchmark"] == "truthfulqa_mc1", "correct"].sum()
     row = by["truthfulqa_mc1", "epistemic/choice"]
     assert row["num_wrong"] == 10 - right
     if 0 < right < 10:
@@ -336,8 +334,7 @@ def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     assert rules["truthfulqa_mc2"] == ("mc2", False) and rules["truthfulqa"][1]
     assert rules["natural_questions"] == ("exact_match", False)
     assert rules["natural_questions_pairs"] == ("mc1", False)
-    text = ("benchmark", "left_out", "features", "normalise", "reason")
-    rows = folder.read_rows("transfer.csv", text_columns=text)
+    rows = folder.read_table("transfer.csv").to_dict("records")
     assert {row["left_out"] for row in rows} == {"tiny", "other"}
     pairs = [row for row in rows if row["benchmark"] == "natural_questions_pairs"]
     assert {row["normalise"] for row in pairs} == {"raw", "z", "rank"}

@@ -58,17 +58,17 @@ def mc_file(tmp_path, rows):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.csv", None, "triviaqa.csv, or 'hub'.*mandarjoshi90"),
-        ("empty.csv", b"", "has no rows"),
-        ("header.csv", b"question,answer,false_answer\n", "has no rows"),
-        ("columns.csv", b"Question,Answer\nwho,me\n", "row 0 of .*has no question, answer"),
+        ("gone.csv", None, "triviaqa.csv, or 'hub', got .*mandarjoshi90"),
+        ("empty.csv", b"", "got no rows"),
+        ("header.csv", b"question,answer,false_answer\n", "got no rows"),
+        ("columns.csv", b"Question,Answer\nwho,me\n", "got no question, answer but .*in row 0 of"),
         (
             "short.csv",
             b"question,answer,false_answer\nwho,me,you\nwhy\n",
-            "row 1 of .*has no answer",
+            "got no answer but .*in row 1 of",
         ),
         ("latin.csv", "question,answer\nwho,caf\xe9\n".encode("latin-1"), "byte 0xe9 at 23"),
-        ("no alias.csv", b"question,answer\nwho,--\n", "all rows were dropped"),
+        ("no alias.csv", b"question,answer\nwho,--\n", "got none from"),
     ],
 )
 def test_unusable_short_answer_files(tmp_path, name, content, message):
@@ -82,9 +82,9 @@ def test_unusable_short_answer_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{not json", "is not JSON"),
+        ("{not json", "got no JSON"),
         ('{"question": "who"}', "must be a JSON list"),
-        ('[{"question": "who"}]', "has no mc1_targets, mc2_targets"),
+        ('[{"question": "who"}]', "got no mc1_targets, mc2_targets"),
         (
             '[{"question": "who", "mc1_targets": {"me": "yes"}, "mc2_targets": {}}]',
             "each choice to 0 or 1",
@@ -93,7 +93,7 @@ def test_unusable_short_answer_files(tmp_path, name, content, message):
             '[{"question": 7, "mc1_targets": {"me": 1}, "mc2_targets": {"me": 1}}]',
             "question must be text",
         ),
-        ("[]", "has no rows"),
+        ("[]", "got no rows"),
     ],
 )
 def test_unusable_json(tmp_path, content, message):
@@ -305,7 +305,7 @@ def test_hub_rows_become_those_of_the_files(monkeypatch):
     gives([{"question": "Q?", "answer": whole, "false_answer": "Rome"}])
     assert load_questions("triviaqa", "hub").questions[0].aliases == ("Paris", "City of Light")
     gives([{"question": "Q?", "false_answer": "Rome"}])
-    with pytest.raises(ValueError, match=r"row 0 of OamPatel/iti_trivia_qa_val has no answer"):
+    with pytest.raises(ValueError, match=r"got no answer .*in row 0 of OamPatel/iti_trivia_qa_val"):
         load_questions("triviaqa", "hub")
 
     def offline(*names, split):

@@ -63,7 +63,7 @@ def test_transfer_refuses_and_gives_reasons():
         transfer({"a": by_model["a"]}, ["u"])
     with pytest.raises(ValueError, match=r"features \(of a\) must be one of u, other, got 'v'"):
         transfer(by_model, ["v"])
-    by_model["b"] = make_score_table({"u": np.r_[np.nan, np.arange(9.0)]}, np.ones(10))
+    by_model["b"] = make_score_table({"u": np.r_[np.nan, np.arange(9.0)]}, np.ones(10, int))
     first, second = transfer(by_model, ["u"], bootstrap=FEW)
     assert first["reason"] == "one class only among the training answers" and first["auroc"] is None
     assert second["reason"] == "one class only among the left-out answers"

@@ -66,7 +66,7 @@ def write_run(
                 run.write(record)
                 rows += record.meta["rows"]
     if tables:
-        run.write_rows("results.csv", rows, RESULT_COLUMNS)
+        run.write_table("results.csv", rows, RESULT_COLUMNS)
     run.write_info({"versions": {"jax": "0.0.1", "numpy": "0.0.2"}, "device": {"kind": "cpu"}})
     return run
 

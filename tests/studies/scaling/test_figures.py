@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 import xml.etree.ElementTree
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 from isounc.estimates.estimators import ESTIMATORS
@@ -42,12 +42,12 @@ def results(run):
 
 @functools.cache
 def _read(path):
-    return RunFolder.load(path).read_rows()
+    return RunFolder.load(path).results
 
 
 def table(run):
-    """Rows of the run, read once, as copies that a test may change."""
-    return [dict(row) for row in _read(run.path)]
+    """Rows of the run, read once, as a copy that a test may change."""
+    return _read(run.path).copy()
 
 
 def panel(figure, problem):
@@ -74,13 +74,13 @@ def rows_of(run, problem, estimator, *, point="map", region="test", quantity="ep
         "problem": problem, "estimator": estimator, "point": point, "region": region,
         "quantity": quantity, "class": name,
     }  # fmt: skip
-    return [row for row in table(run) if all(row[k] == v for k, v in wanted.items())]
+    rows = table(run)
+    return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 
 def means(run, *which, statistic="pearson", **more):
-    by_width = {row["width"]: row for row in summarise(rows_of(run, *which, **more))}
-    values = [by_width[w][f"{statistic}_mean"] for w in WIDTHS]
-    return [math.nan if value is None else value for value in values]
+    summary = summarise(rows_of(run, *which, **more)).set_index("width")
+    return summary.loc[list(WIDTHS), f"{statistic}_mean"].to_numpy()
 
 
 @pytest.mark.parametrize("statistic", ["pearson", "spearman", "log10_pearson"])
@@ -112,36 +112,31 @@ def test_failed_cells_are_hollow_and_in_no_line(run, results):
     for problem in PROBLEMS:
         for estimator in ("isotropic", "laplace"):
             rows = rows_of(run, problem, estimator, region="far")
-            failed = [row for row in rows if row["gate"] == "fail"]
+            failed = rows[rows["gate"] == "fail"]
             assert len(failed) == sum(cell[0] == problem for cell in FAILED)
             hollow = lines(panel(figure, problem)).get(f"_failed {label(estimator)}")
-            if not failed:
+            if failed.empty:
                 assert hollow is None
                 continue
             assert hollow.get_markerfacecolor() == "white"
             assert hollow.get_linestyle() == "None"
-            np.testing.assert_array_equal(hollow.get_xdata(), [r["width"] for r in failed])
-            np.testing.assert_array_equal(hollow.get_ydata(), [r["pearson"] for r in failed])
+            np.testing.assert_array_equal(hollow.get_xdata(), failed["width"])
+            np.testing.assert_array_equal(hollow.get_ydata(), failed["pearson"])
 
 
 def test_seeds_that_passed_are_dots(run, results):
     figure = scaling_curves(results, region="far", point="map")
     for problem in PROBLEMS:
-        passed = [
-            (row["width"], row["pearson"])
-            for row in rows_of(run, problem, "isotropic", region="far")
-            if row["gate"] == "pass" and row["pearson"] is not None
-        ]
+        rows = rows_of(run, problem, "isotropic", region="far").dropna(subset="pearson")
+        passed = rows.loc[rows["gate"] == "pass", ["width", "pearson"]].to_numpy().tolist()
         dots = lines(panel(figure, problem))[f"_seeds {label('isotropic')}"]
-        assert sorted(zip(*dots.get_data(), strict=True)) == sorted(passed)
+        assert sorted(np.stack(dots.get_data(), axis=1).tolist()) == sorted(passed)
 
 
 def test_cell_that_failed_only_the_check_of_its_point(run):
     rows = table(run)
-    for row in rows:
-        cell = (row["problem"], row["width"], row["seed"], row["point"])
-        if cell == ("nonlinear_regression", 8, 1, "map"):
-            row["gate"] = "fail"
+    cell = "problem == 'nonlinear_regression' and width == 8 and seed == 1 and point == 'map'"
+    rows.loc[rows.eval(cell), "gate"] = "fail"
     figure = scaling_headline(Results(run, rows, {}, "changed rows"))
     assert notes(panel(figure, "nonlinear_regression")) == ["1 of 9 failed a point's check"]
 
@@ -157,19 +152,18 @@ def test_bands_are_intervals_of_two_seeds_or_more(run, results):
     vertices = np.concatenate([path.vertices for path in bands[0].get_paths()])
     # One seed passed at width 2, which makes no interval.
     assert set(vertices[:, 0]) == {8, 32}
-    summary = {r["width"]: r for r in summarise(rows_of(run, "xor", "isotropic", point="trained"))}
+    summary = summarise(rows_of(run, "xor", "isotropic", point="trained")).set_index("width")
     for width in (8, 32):
         ends = vertices[vertices[:, 0] == width, 1]
-        assert ends.min() == pytest.approx(summary[width]["pearson_low"])
-        assert ends.max() == pytest.approx(summary[width]["pearson_high"])
-    assert summary[2]["pearson_low"] is None
+        assert ends.min() == pytest.approx(summary.loc[width, "pearson_low"])
+        assert ends.max() == pytest.approx(summary.loc[width, "pearson_high"])
+    assert np.isnan(summary.loc[2, "pearson_low"])
 
 
 def test_an_interval_between_gaps_is_a_stroke(run):
-    rows = [row for row in table(run) if row["width"] == 8]
-    results = Results(run, rows, {}, "one width")
+    results = Results(run, table(run).query("width == 8"), {}, "one width")
     ax = panel(scaling_curves(results, region="test", point="map"), "rings3")
-    row = summarise(rows_of(run, "rings3", "isotropic"))[1]
+    row = summarise(rows_of(run, "rings3", "isotropic")).loc[1]
     strokes = [path.vertices for c in ax.collections for path in c.get_paths() if len(path) == 2]
     ends = [[8, row["pearson_low"]], [8, row["pearson_high"]]]
     assert any(np.allclose(stroke, ends) for stroke in strokes)
@@ -232,9 +226,8 @@ def test_layer_scaled_is_left_out_where_it_is_isotropic(run):
         panel(scaling_curves(run, region="test", point="map"), "rings3")
     )
     rows = table(run)
-    for row in rows:
-        if (row["estimator"], row["problem"], row["width"]) == ("layer_scaled", "xor", 8):
-            row["pearson"] = 0.123
+    cell = "estimator == 'layer_scaled' and problem == 'xor' and width == 8"
+    rows.loc[rows.eval(cell), "pearson"] = 0.123
     changed = Results(run, rows, {}, "changed rows")
     assert label("layer_scaled") in lines(
         panel(scaling_curves(changed, region="test", point="map"), "rings3")
@@ -242,11 +235,8 @@ def test_layer_scaled_is_left_out_where_it_is_isotropic(run):
 
 
 def test_an_estimator_and_a_region_of_ones_own_are_drawn(run):
-    rows = [dict(row) for row in table(run) if row["region"] == "test"]
-    for row in rows:
-        row["region"] = "shifted"
-        if row["estimator"] == "laplace":
-            row["estimator"] = "my_estimator"
+    rows = table(run).query("region == 'test'")
+    rows = rows.replace({"region": {"test": "shifted"}, "estimator": {"laplace": "my_estimator"}})
     results = Results(run, rows, {}, "own rows")
     figure = scaling_curves(results, region="shifted", point="map")
     expected = means(run, "rings3", "laplace")
@@ -258,8 +248,8 @@ def test_an_estimator_and_a_region_of_ones_own_are_drawn(run):
 
 def test_settings_of_the_model_make_panels_of_their_own(run):
     rows = table(run)
-    more = [dict(row, prior_sd=1.0, parameterisation="standard") for row in rows]
-    results = Results(run, rows + more, {}, "two priors")
+    more = rows.assign(prior_sd=1.0, parameterisation="standard")
+    results = Results(run, pd.concat([rows, more]), {}, "two priors")
     figure = scaling_headline(results)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert len(titles) == len(set(titles)) == 6
@@ -291,8 +281,7 @@ def test_headline_has_each_point_and_the_average(run, results):
 
 
 def test_no_legend_of_hollow_markers_where_no_cell_failed(run):
-    rows = [row for row in table(run) if row["gate"] == "pass"]
-    figure = scaling_headline(Results(run, rows, {}, "passed"))
+    figure = scaling_headline(Results(run, table(run).query("gate == 'pass'"), {}, "passed"))
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert not any(text.startswith("hollow") for text in legend)
 
@@ -314,9 +303,7 @@ def test_bars_of_the_budget_are_the_means(run, results):
 
 def test_budget_says_what_is_undefined_or_failed(run):
     rows = table(run)
-    for row in rows:
-        if row["problem"] == "rings3" and row["width"] == 2:
-            row["gate"] = "fail"
+    rows.loc[rows.eval("problem == 'rings3' and width == 2"), "gate"] = "fail"
     figure = error_budget(Results(run, rows, {}, "changed rows"), region="test")
     assert notes(panel(figure, "xor")).count("undefined") == 1
     assert notes(panel(figure, "rings3")).count("gate failed") == 5
@@ -479,7 +466,8 @@ def test_shown_cell_is_the_widest_that_passed(results):
     later = [c for c in results.cells if not (c.width == 32 and c.seed == 0)]
     metas = {c.name: c.meta for c in later if c.setup == setups["rings3"]}
     # Seed 1 failed its gate at this width.
-    shown = Results(results.run, [], metas, "some cells").shown_cell(setups["rings3"])
+    some = Results(results.run, results.rows.iloc[:0], metas, "some cells")
+    shown = some.shown_cell(setups["rings3"])
     assert shown.name == cell("rings3", 32, 2)
 
 
@@ -510,7 +498,8 @@ def test_skipped_figures_have_a_reason(tmp_path):
         tmp_path / "run", problems=("wine",), widths=(2,), seeds=(0,), points=("map",),
         regions=("test",),
     )  # fmt: skip
-    results = Results(run, [], {r.name: r.meta for r in run.records()}, "no rows")
+    metas = {record.name: record.meta for record in run.records()}
+    results = Results(run, table(run).iloc[:0], metas, "no rows")
     figures = draw_plots(plots(results), run.path / "figures")
     assert [(d.name, d.kind, len(d.paths)) for d in figures] == [
         ("maps_wine", "maps", 0),
@@ -551,8 +540,8 @@ def test_run_without_regions_records_or_anything(run, tmp_path):
     with pytest.raises(NothingToDraw, match="no records"):
         scatter(empty, "cell")
     only_table = RunFolder.open(tmp_path / "table", {})
-    rows = [r for r in table(run) if (r["region"], r["point"]) == ("far", "map")]
-    only_table.write_rows("results.csv", rows, RESULT_COLUMNS)
+    rows = table(run).query("region == 'far' and point == 'map'")
+    only_table.write_table("results.csv", rows, RESULT_COLUMNS)
     names = [path.stem for path in files_of(Results.of(only_table))]
     assert names[::2] == ["scaling", "scaling_far_map", "error_budget_far"]
 
@@ -581,7 +570,7 @@ def test_wrong_names_are_refused_with_near_matches(results, draw, message):
 
 def test_table_without_a_column_is_refused(tmp_path):
     run = RunFolder.open(tmp_path / "run", {})
-    run.write_rows("results.csv", [{"problem": "xor", "width": 2}], ("problem", "width"))
+    run.write_table("results.csv", [{"problem": "xor", "width": 2}], ("problem", "width"))
     with pytest.raises(ValueError, match=r"results.csv .* lacks the columns \['depth'"):
         Results.of(run)
 

@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     )  # fmt: skip
     run_study(STUDY, settings)
     folder = RunFolder.load(settings.out)
-    yield folder, folder.read_rows("results.csv")
+    yield folder, folder.results.to_dict("records")
     del ESTIMATORS["nine_fold"]
 
 

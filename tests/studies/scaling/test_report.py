@@ -7,6 +7,8 @@ import functools
 import html.parser
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from isounc.__main__ import main
@@ -66,12 +68,12 @@ def page(run):
 
 @functools.cache
 def _read(path):
-    return RunFolder.load(path).read_rows()
+    return RunFolder.load(path).results
 
 
 def table(run):
-    """Rows of the run, read once, as copies that a test may change."""
-    return [dict(row) for row in _read(run.path)]
+    """Rows of the run, read once, as a copy that a test may change."""
+    return _read(run.path).copy()
 
 
 class Page(html.parser.HTMLParser):
@@ -140,7 +142,7 @@ def test_page_can_be_found_one_s_way_in(parsed):
 def test_text_of_the_run_is_escaped(page, parsed):
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
-    assert "example.org/x.png&quot;" in text
+    assert "example.org/x.png&#34;" in text
     shown = "".join(parsed.text)
     assert HOSTILE in shown
     assert "a <b>run & co" in shown
@@ -202,8 +204,10 @@ def summary_of(run, problem, estimator, width, *, name, point="map", **more):
         "problem": problem, "estimator": estimator, "width": width, "point": point,
         "region": "test", "class": name, "quantity": "epistemic", **more,
     }  # fmt: skip
-    rows = [row for row in table(run) if all(row[k] == v for k, v in wanted.items())]
-    (row,) = summarise(rows)
+    rows = table(run)
+    (row,) = summarise(rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]).to_dict(
+        "records"
+    )
     return row
 
 
@@ -272,7 +276,7 @@ def test_trend_table_is_the_trend_of_the_summary(run, results):
         "problem": "rings3", "estimator": "isotropic", "point": "trained", "region": "far",
         "class": "trace", "quantity": "epistemic",
     }  # fmt: skip
-    for row in table(run):
+    for row in table(run).to_dict("records"):
         if all(row[k] == v for k, v in wanted.items()) and row["gate"] == "pass":
             seeds[row["seed"]][row["width"]] = row["pearson"]
     expected = trend(WIDTHS, {s: list(values.values()) for s, values in seeds.items()})
@@ -283,20 +287,21 @@ def test_trend_table_is_the_trend_of_the_summary(run, results):
 
 def test_trend_finds_what_improves_and_what_declines(run):
     rows = table(run)
-    for row in rows:
-        if row["estimator"] == "isotropic" and row["quantity"] == "epistemic":
-            sign = 1 if row["point"] == "map" else -1
-            row["pearson"] = sign * (0.1 * row["width"] ** 0.5 + 0.001 * row["seed"])
-            row["gate"] = "pass"
+    changed = rows.eval("estimator == 'isotropic' and quantity == 'epistemic'")
+    sign = np.where(rows["point"] == "map", 1, -1)
+    pearson = sign * (0.1 * rows["width"] ** 0.5 + 0.001 * rows["seed"])
+    rows = rows.assign(
+        pearson=rows["pearson"].mask(changed, pearson), gate=rows["gate"].mask(changed, "pass")
+    )
     found = tables.trend_table(Results(run, rows, {}, "changed rows"))
     for point, verdict in (("map", "improves"), ("trained", "declines")):
         assert find(found, "xor", "isotropic", point)["region test"].endswith(verdict)
-    one = Results(run, [row for row in rows if row["seed"] == 0], {}, "one seed")
+    one = Results(run, rows.query("seed == 0"), {}, "one seed")
     cell = find(tables.trend_table(one), "xor", "isotropic", "map")["region test"]
     assert cell.endswith("undecided (one seed)")
-    narrow = Results(run, [row for row in rows if row["width"] == 2], {}, "one width")
+    narrow = Results(run, rows.query("width == 2"), {}, "one width")
     assert tables.trend_table(narrow).rows == []
-    standard = [dict(row, parameterisation="standard") for row in rows]
+    standard = rows.assign(parameterisation="standard")
     assert "confounds" in tables.trend_table(Results(run, standard, {}, "standard")).note
     assert "confounds" not in found.note
 
@@ -317,7 +322,7 @@ def test_settings_are_shown_whatever_they_are():
     table = settings_table(settings | {"empty": {}, "on": True}, "Settings")
     assert dict(table.rows) == {
         "widths": "2, 4", "sampler.chains": "4", "sampler.more.x": "0.1", "none": "-",
-        "empty": "{}", "on": "True",
+        "empty": "{}", "on": "yes",
     }  # fmt: skip
 
 
@@ -329,12 +334,8 @@ def test_summary_table_fits_a_terminal(run, results):
     assert "2/3" in line
     assert re.search(r"xor +32 +isotropic +0/3 +undefined +0\.65 +undefined +0\.68", text)
     assert "2603.29466" in text
-    two = [
-        dict(row, problem="a_problem_with_a_long_name", depth=depth)
-        for depth in (1, 2)
-        for row in results.rows
-        if row["problem"] == "xor"
-    ]
+    xor = results.rows.query("problem == 'xor'").assign(problem="a_problem_with_a_long_name")
+    two = pd.concat([xor.assign(depth=depth) for depth in (1, 2)])
     text = report.summary_table(Results(run, two, {}, "two depths"))
     assert max(map(len, text.splitlines())) <= 100
     assert "a_problem_with_a_long_name (depth 1)" in text
@@ -351,8 +352,7 @@ def test_empty_run_has_a_report_that_says_so(tmp_path):
 
 def test_table_without_records_and_records_without_table(run, tmp_path):
     only_table = RunFolder.open(tmp_path / "table", {})
-    rows = [row for row in table(run) if row["region"] == "test"]
-    only_table.write_rows("results.csv", rows, RESULT_COLUMNS)
+    only_table.write_table("results.csv", table(run).query("region == 'test'"), RESULT_COLUMNS)
     text = page_of(only_table).read_text(encoding="utf-8")
     assert "no gate results, maps or scatter plots" in text
     assert "Trend with width" in text

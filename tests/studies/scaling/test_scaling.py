@@ -73,7 +73,8 @@ def test_writes_tables_figures_and_report(finished):
     for name in ("settings.json", "info.json", "results.csv", "summary.csv", "report.html"):
         assert (out / name).stat().st_size > 0, name
     assert list((out / "figures").glob("*.png")) and list((out / "figures").glob("*.svg"))
-    rows = RunFolder.load(out).read_rows("results.csv")
+    rows = RunFolder.load(out).results.astype(object)
+    rows = rows.where(rows.notna(), None).to_dict("records")
     assert {r["point"] for r in rows} == {"map", "trained", "draw", "posterior"}
     assert {r["region"] for r in rows} == {"test", "grid", "far"}
     assert {r["quantity"] for r in rows} == {
@@ -81,8 +82,8 @@ def test_writes_tables_figures_and_report(finished):
     }  # fmt: skip
     # 40 draws cannot pass the gate: every cell says so, none enters a mean.
     assert {r["gate"] for r in rows} == {"fail"}
-    summary = RunFolder.load(out).read_rows("summary.csv")
-    assert all(r["num_failed_gate"] == 2 and r["pearson_mean"] is None for r in summary)
+    summary = RunFolder.load(out).summary
+    assert (summary["num_failed_gate"] == 2).all() and summary["pearson_mean"].isna().all()
     assert "0 of 4 cells passed the gate" in said
     for row in rows:
         defined = row["pearson"] if row["quantity"] != "predictive" else row["nll"]

@@ -4,10 +4,13 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+from isounc.runs.folder import RunFolder
 from isounc.statistics import Interval, interval_over_seeds, trend
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.summary import KEY_COLUMNS, SUMMARY_COLUMNS, summarise
 
 
@@ -115,8 +118,9 @@ def test_summary_counts_and_averages():
         result_row(3, None, reason="estimate is constant", slope=2.0),
         result_row(0, 0.1, estimator="link_aware"),
     ]
-    first, second = summarise(rows)
-    assert tuple(first) == SUMMARY_COLUMNS
+    summary = summarise(rows)
+    assert tuple(summary.columns) == SUMMARY_COLUMNS
+    first, second = summary.to_dict("records")
     assert {column: first[column] for column in KEY_COLUMNS} == {
         column: rows[0][column] for column in KEY_COLUMNS
     }
@@ -126,55 +130,54 @@ def test_summary_counts_and_averages():
         assert (first[f"{name}_mean"], first[f"{name}_low"]) == (expected.mean, expected.low)
         assert first[f"{name}_high"] == expected.high
     assert first["slope_mean"] == pytest.approx(2.0)
-    assert first["nll_mean"] is None
-    assert (second["estimator"], second["pearson_mean"], second["pearson_low"]) == (
-        *("link_aware", 0.1),
-        None,
-    )
+    assert math.isnan(first["nll_mean"])
+    assert (second["estimator"], second["pearson_mean"]) == ("link_aware", 0.1)
+    assert math.isnan(second["pearson_low"])
 
 
 def test_summary_of_a_group_that_never_passed():
-    (row,) = summarise([result_row(0, gate="fail"), result_row(1, gate="fail")])
+    row = summarise([result_row(0, gate="fail"), result_row(1, gate="fail")]).loc[0]
     assert (row["num_seeds"], row["num_failed_gate"], row["num_undefined"]) == (0, 2, 0)
-    assert row["pearson_mean"] is None
-    assert row["slope_mean"] is None
+    assert math.isnan(row["pearson_mean"])
+    assert math.isnan(row["slope_mean"])
 
 
 def test_summary_of_predictive_rows_counts_by_likelihood():
     blank = {"spearman": None, "log10_pearson": None, "slope": None, "quantity": "predictive"}
     calibration = {"ece": 0.1, "mcmc_nll": 0.2, "mcmc_ece": 0.05}
     rows = [result_row(s, None, nll=0.3 + s, **calibration, **blank) for s in range(3)]
-    (row,) = summarise(rows)
+    (row,) = summarise(rows).to_dict("records")
     assert (row["num_seeds"], row["num_undefined"]) == (3, 0)
     assert (row["nll_mean"], row["ece_mean"]) == (pytest.approx(1.3), 0.1)
     assert row["nll_low"] < 1.3 < row["nll_high"]
-    assert row["pearson_mean"] is None
+    assert math.isnan(row["pearson_mean"])
 
 
-def test_summary_of_text_as_read_from_a_csv_file():
-    typed = [result_row(0, 0.4), result_row(1, 0.6), result_row(2, None)]
-    text = [{k: "" if v is None else str(v) for k, v in row.items()} for row in typed]
-    (from_typed,), (from_text,) = summarise(typed), summarise(text)
-    assert from_text["pearson_high"] == from_typed["pearson_high"]
-    assert from_text["num_undefined"] == from_typed["num_undefined"] == 1
+def test_summary_of_a_table_is_that_of_its_rows(tmp_path):
+    rows = [result_row(0, 0.4), result_row(1, 0.6), result_row(2, None), result_row(0, width=8)]
+    run = RunFolder.open(tmp_path, {})
+    run.write_table("results.csv", rows, RESULT_COLUMNS)
+    expected = summarise(rows)
+    pd.testing.assert_frame_equal(summarise(run.results), expected, check_dtype=False)
+    assert expected["num_undefined"].tolist() == [1, 0]
 
 
 def test_summary_keeps_groups_in_order_whatever_the_order_of_seeds():
     names = ["rings", "moons", "xor"]
     rows = [result_row(s, 0.1 * s, problem=p) for p in names for s in range(4)]
     summary = summarise(rows)
-    assert [row["problem"] for row in summary] == names
+    assert summary["problem"].tolist() == names
     by_seed = sorted(rows, key=lambda row: -row["seed"])
-    assert summarise(by_seed) == summary
+    pd.testing.assert_frame_equal(summarise(by_seed), summary, check_exact=True)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([result_row(0), result_row(0)], "must not repeat seed 0 of problem=moons, width=16"),
-        ([result_row(0, gate="maybe")], "gate of rows.0. must be 'pass' or 'fail'"),
-        ([{"problem": "moons"}], "must have a column 'width'"),
-        ([result_row(0, math.nan)], "pearson of problem=moons"),
+        ([result_row(0), result_row(0)], "repeat a seed, got seed 0 again of problem=moons, width"),
+        ([result_row(0, gate="maybe")], "gate must be 'pass' or 'fail', got {'maybe'}"),
+        ([{"problem": "moons"}], "must have the columns problem, width.*got none of .*'width'"),
+        ([result_row(0, math.inf)], "pearson of problem=moons"),
     ],
 )
 def test_summary_refuses_bad_rows(rows, message):

@@ -34,7 +34,7 @@ def plots(results: Results) -> list[Plot]:
 
 
 def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure]]]:
-    if results.rows:
+    if len(results.rows):
         regions = results.values("region")
         points = [p for p in results.values("point") if p != "posterior"]
         caption = (

@@ -7,11 +7,12 @@ undefined leaves a gap, and the panel says so.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -96,7 +97,7 @@ def scaling_headline(
         As `scaling_curves`.
     """
     results = Results.of(run)
-    region = results.values("region")[0] if region is None and results.rows else region
+    region = results.values("region")[0] if region is None and len(results.rows) else region
     check_figure(results, region=region, statistic=statistic)
     assert region is not None
     lines = [
@@ -157,7 +158,7 @@ def _lines(results: Results, region: str, point: str, statistic: str, quantity: 
             look = look._replace(label="p(1−p) of the point estimate")  # no gradient is in it
         for at in dict.fromkeys((point, "posterior")):
             which = {"region": region, "point": at, "quantity": quantity, "estimator": estimator}
-            if any(results.select(setup, **which) for setup in results.setups):
+            if any(len(results.select(setup, **which)) for setup in results.setups):
                 lines.append(Line(look, estimator, at, estimator))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [
@@ -172,17 +173,12 @@ def _differs(results: Results, region: str, point: str, statistic: str, quantity
     which = {"region": region, "point": point, "quantity": quantity}
     for setup in results.setups:
         plain, scaled = (
-            {(r["width"], r["seed"]): r.get(statistic) for r in rows}
-            for rows in (
-                results.select(setup, estimator=e, **which) for e in ("isotropic", "layer_scaled")
-            )
+            results.select(setup, estimator=e, **which).set_index(["width", "seed"])[statistic]
+            for e in ("isotropic", "layer_scaled")
         )
-        for key, value in scaled.items():
-            other = plain.get(key)
-            if (value is None) != (other is None):
-                return True
-            if value is not None and other is not None and abs(value - other) > _LAYERED_SAME:
-                return True
+        plain = plain.reindex(scaled.index)
+        if (plain.isna() != scaled.isna()).any() or (plain - scaled).abs().max() > _LAYERED_SAME:
+            return True
     return False
 
 
@@ -239,12 +235,9 @@ def _line(
     color, marker = line.look.color, line.look.marker
     drawn: list[float] = []
     curve = results.curve(setup, **which)
-    if curve:
-        x = np.array([row["width"] for row in curve], dtype=float)
-        mean, low, high = (
-            np.array([_nan(row[f"{statistic}_{part}"]) for row in curve])
-            for part in ("mean", "low", "high")
-        )
+    if len(curve):
+        columns = ["width", *(f"{statistic}_{part}" for part in ("mean", "low", "high"))]
+        x, mean, low, high = curve[columns].to_numpy(float).T
         strong = line.estimator == "isotropic"
         ax.fill_between(x, low, high, color=color, alpha=0.11 if strong else 0.06, linewidth=0)
         alone = np.isfinite(low) & ~(_neighbour(low, 1) | _neighbour(low, -1))
@@ -256,28 +249,24 @@ def _line(
             linewidth=2.0 if strong else 1.3,
         )  # fmt: skip
         drawn += mean.tolist()
-    passed, failed = (
-        [
-            (row["width"], row[statistic])
-            for row in results.select(setup, **which)
-            if row["gate"] == verdict and row.get(statistic) is not None
-        ]
-        for verdict in ("pass", "fail")
-    )
-    if passed and line.estimator == "isotropic":
+    rows = results.select(setup, **which)
+    seeds, gate = rows[["width", statistic]].to_numpy(float), rows["gate"].to_numpy()
+    defined = np.isfinite(seeds[:, 1])
+    passed, failed = (seeds[defined & (gate == verdict)] for verdict in ("pass", "fail"))
+    if len(passed) and line.estimator == "isotropic":
         # The seeds themselves: an interval of two or three says little about where they are.
         ax.plot(
-            *zip(*passed, strict=True), linestyle="none", marker=".", markersize=4, color=color,
+            *passed.T, linestyle="none", marker=".", markersize=4, color=color,
             alpha=0.6, markeredgewidth=0, label=f"_seeds {line.look.label}",
         )  # fmt: skip
-        drawn += [value for _, value in passed]
-    if failed:
+        drawn += passed[:, 1].tolist()
+    if len(failed):
         ax.plot(
-            *zip(*failed, strict=True), linestyle="none", marker=marker, markersize=5,
+            *failed.T, linestyle="none", marker=marker, markersize=5,
             markerfacecolor="white", markeredgecolor=color, markeredgewidth=0.9, zorder=2.5,
             label=f"_failed {line.look.label}",
         )  # fmt: skip
-        drawn += [value for _, value in failed]
+        drawn += failed[:, 1].tolist()
     return drawn
 
 
@@ -298,27 +287,22 @@ def _bars(
                 continue
             mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
             color = line.look.color
-            if mean is not None:
-                ax.bar(
-                    x, mean, step * 0.92, color=color,
-                    label=line.look.label,
-                )  # fmt: skip
+            if pd.notna(mean):
+                ax.bar(x, mean, step * 0.92, color=color, label=line.look.label)
                 drawn.append(mean)
             else:
                 why = "undefined" if row["num_undefined"] else "gate failed"
                 ax.text(
                     x, 0.03, why, rotation=90, ha="center", va="bottom", fontsize=6.5, color=color
                 )
-            if low is not None and mean is not None:
+            if pd.notna(low):
                 ax.errorbar(
                     x, mean, [[mean - low], [high - mean]], elinewidth=0.9, capsize=1.5,
                     ecolor="#999999" if color == "#000000" else "#333333", fmt="none", zorder=4,
                 )  # fmt: skip
             rows = results.select(setup, quantity="epistemic", **which)
-            failed = [
-                r[statistic] for r in rows
-                if r["width"] == width and r["gate"] == "fail" and r.get(statistic) is not None
-            ]  # fmt: skip
+            rows = rows[(rows["width"] == width) & (rows["gate"] == "fail")]
+            failed = rows[statistic].dropna().tolist()
             if failed:
                 ax.plot(
                     [x] * len(failed), failed, linestyle="none", marker="o", markersize=4,
@@ -328,8 +312,8 @@ def _bars(
                 drawn += failed
     ax.set_xticks(range(len(shown)), [f"width {w}" for w in shown])
     ax.axhline(0, color="#333333", linewidth=0.8)
-    rows = [r for r in rows_of(results, setup, lines, region, "epistemic") if r["width"] in shown]
-    return drawn, gate_note(rows)
+    rows = rows_of(results, setup, lines, region, "epistemic")
+    return drawn, gate_note(rows[rows["width"].isin(shown)])
 
 
 def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
@@ -342,28 +326,16 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
     ax.set_xlabel("width", labelpad=1)
 
 
-def _undefined_note(
-    rows: Sequence[dict[str, Any]], lines: Sequence[Line], statistic: str
-) -> list[str]:
+def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -> list[str]:
     """Which correlations are undefined in cells that passed."""
-    counts: dict[str, int] = {}
-    for line in lines:
-        count = sum(
-            row["gate"] == "pass" and row.get(statistic) is None
-            for row in rows
-            if (row["estimator"], row["point"]) == (line.estimator, line.point)
-        )
-        if count:
-            counts[line.short] = count
+    undefined = rows[(rows["gate"] == "pass") & rows[statistic].isna()]
+    cells = collections.Counter(zip(undefined["estimator"], undefined["point"], strict=True))
+    counts = {ln.short: n for ln in lines if (n := cells[ln.estimator, ln.point])}
     if not counts:
         return []
     name, most = max(counts.items(), key=lambda item: item[1])
     more = f" (and {len(counts) - 1} more)" if len(counts) > 1 else ""
     return [f"undefined in {most} cells: {name}{more}"]
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _neighbour(values: np.ndarray, shift: int) -> np.ndarray:

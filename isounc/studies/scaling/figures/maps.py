@@ -167,7 +167,7 @@ def _training_data(ax: Axes, record: Record) -> None:
     X, y = record.arrays.get("X"), record.arrays.get("y")
     if X is None or y is None:
         return
-    for c in np.unique(y).astype(int):
+    for c in np.unique(y).astype(int).tolist():
         look = _class_look(c)
         ax.plot(
             *X[y == c].T, linestyle="none", marker=look.marker, markersize=3.8, color=look.color,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,7 +37,7 @@ class Line(NamedTuple):
 def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
     """Raise a ValueError unless the run has what a figure is asked to show."""
     check_choice("statistic", statistic, STATISTICS)
-    if not results.rows:
+    if results.rows.empty:
         raise NothingToDraw(f"{results.run.path} holds no result rows yet")
     for argument, value in wanted.items():
         check_choice(argument, value, results.values(argument))
@@ -44,7 +45,7 @@ def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> N
 
 def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: str) -> list[Setup]:
     """Setups that have a row for any of the lines; `NothingToDraw` if none has."""
-    setups = [s for s in results.setups if rows_of(results, s, lines, region, quantity)]
+    setups = [s for s in results.setups if len(rows_of(results, s, lines, region, quantity))]
     if not setups:
         raise NothingToDraw(f"no {quantity} rows in region {region} at this point")
     return setups
@@ -52,14 +53,11 @@ def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: 
 
 def rows_of(
     results: Results, setup: Setup, lines: Sequence[Line], region: str, quantity: str
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """All rows that a panel shows."""
-    found = []
-    for line in lines:
-        found += results.select(
-            setup, region=region, point=line.point, quantity=quantity, estimator=line.estimator
-        )
-    return found
+    which = {"region": region, "quantity": quantity}
+    shown = [results.select(setup, point=ln.point, estimator=ln.estimator, **which) for ln in lines]
+    return results.rows.loc[[label for rows in shown for label in rows.index]]
 
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
@@ -118,13 +116,11 @@ def title_panels(
             ).set_in_layout(False)  # fmt: skip
 
 
-def gate_note(rows: Sequence[dict[str, Any]]) -> list[str]:
+def gate_note(rows: pd.DataFrame) -> list[str]:
     """How many cells failed: the gate of their reference, or only the check of a point estimate."""
-    verdicts: dict[tuple, set[str]] = {}
-    for row in rows:
-        verdicts.setdefault((row["width"], row["seed"]), set()).add(row["gate"])
-    failed = sum(verdict == {"fail"} for verdict in verdicts.values())
-    partly = sum(len(verdict) == 2 for verdict in verdicts.values())
+    verdicts = rows.groupby(["width", "seed"])["gate"].agg(set)
+    failed = sum(verdict == {"fail"} for verdict in verdicts)
+    partly = sum(len(verdict) == 2 for verdict in verdicts)
     notes = [f"{failed} of {len(verdicts)} cells failed the gate"] if failed else []
     if partly:
         notes.append(f"{partly} of {len(verdicts)} failed a point's check")

@@ -1,4 +1,4 @@
-"""Estimands of a language model's answers against plain gradients of each answer by itself."""
+"""Gradient norms of a language model's answers against plain gradients of each by itself."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm.answers.estimands import (
-    ESTIMANDS,
-    SCALINGS,
-    answer_log_probs,
-    answer_norms,
-    logit_of_log,
-)
+from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS, logit_of_log
+from isounc.llm.answers.norms import answer_log_probs, answer_norms
 from isounc.llm.answers.packing import only, pack
 from isounc.llm.model.config import from_huggingface
 from isounc.llm.model.decoder import Decoder
@@ -122,7 +117,7 @@ def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
     rows = [pack(PROMPT, ANSWERS), pack(PROMPT, [[2]]), pack(PROMPT[:3], ANSWERS[:2])]
     for row, found in zip(rows, answer_log_probs(decoder, rows), strict=True):
         prompt = row.tokens[row.branches == -1].tolist()
-        answers = [row.targets[row.answer == k].tolist() for k in range(row.answer.max() + 1)]
+        answers = [row.targets[row.answer == k].tolist() for k in range(row.num_answers)]
         expected = [float(log_probs(forward, prompt, answer).sum()) for answer in answers]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -244,7 +239,7 @@ def test_batches_do_not_change_the_numbers(decoder):
         (lambda d: pack([1], []), ("answers", "0 answers")),
         (lambda d: answer_norms(d, [pack([1], [[1]])], estimands=["choices"]), ("choices", "'choice'")),
         (lambda d: answer_norms(d, [pack([1], [[1]])], scalings=["last"]), ("'last'", "last_layer")),
-        (lambda d: answer_norms(d, [pack([1], [[1]])], chosen=[1]), ("chosen", "row 0", "got 1")),
+        (lambda d: answer_norms(d, [pack([1], [[1]])], chosen=[1]), ("chosen", "question 0", "got 1")),
     ],
 )  # fmt: skip
 def test_bad_input(decoder, call, words):
@@ -257,5 +252,5 @@ def test_bad_input(decoder, call, words):
 def test_logits_that_are_not_finite():
     broken = make(True)
     broken.norm[...] = broken.norm[...] * jnp.nan
-    with pytest.raises(ValueError, match=r"row 0 .* are not"):
+    with pytest.raises(ValueError, match=r"finite, got .* for question 0"):
         answer_norms(broken, [pack(PROMPT, [[1]])], batch_size=1)

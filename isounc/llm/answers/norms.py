@@ -1,0 +1,366 @@
+"""Exact squared gradient norms of the probabilities of answers, over all parameters of a model.
+
+All choices of a question are packed into one sequence (`isounc.llm.answers.packing.pack`), in which
+each attends to the prompt and to itself: the prompt is read once, in one forward pass.
+
+Axes: N questions in all, B in a batch, A tokens of the answers in a packed sequence, K answers,
+E probabilities.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from isounc.checks import check_choice, check_count
+from isounc.gradnorm import value_and_sq_grad_norms
+from isounc.llm.answers.estimands import (
+    ESTIMANDS,
+    SCALINGS,
+    log_odds_of_mean,
+    log_odds_of_product,
+    logit_of_log,
+    token_log_odds,
+)
+from isounc.llm.answers.packing import (
+    NO_ANSWER,
+    PackedAnswers,
+    PackedShape,
+    forward_shape_of,
+    only,
+    packed_batches,
+    shape_of,
+)
+from isounc.llm.model.decoder import Decoder
+
+
+class AnswerNorms(NamedTuple):
+    """Probabilities of N answers and norms of their gradients; NaN where undefined."""
+
+    chosen: Int[np.ndarray, " N"]
+    """The answer that the numbers are about, of those given."""
+    log_probs: list[Float[np.ndarray, " K"]]
+    """Log probability of each of the given answers, as a sequence."""
+    token_log_probs: list[Float[np.ndarray, " A"]]
+    """log p_t of the chosen answer."""
+    token_entropies: list[Float[np.ndarray, " A"]]
+    """Entropy of the distribution of each of its tokens, in nats."""
+    log_odds: dict[str, Float[np.ndarray, " N"]]
+    """log p - log(1 - p) by estimand, float64."""
+    log_sq_norms: dict[str, dict[str, Float[np.ndarray, " N"]]]
+    """log ||grad log p||^2 by estimand and scaling, float64; minus infinity for a zero norm."""
+
+
+def answer_norms(
+    decoder: Decoder,
+    packed: Sequence[PackedAnswers],
+    *,
+    chosen: Sequence[int] | None = None,
+    estimands: Sequence[str] = ESTIMANDS,
+    scalings: Sequence[str] = SCALINGS,
+    batch_size: int = 8,
+) -> AnswerNorms:
+    """Log-odds and exact squared gradient norms of answers.
+
+    `choice` costs one forward and one backward pass over the sequence with all answers. The other
+    estimands cost one forward pass over the prompt and the chosen answer, and a backward pass for
+    each of `sequence` (`length_normalised` shares it), `mean_token` and `first_token`; a single one
+    for an answer of one token. No gradient of a weight matrix is stored.
+
+    Parameters
+    ----------
+    decoder
+        The model.
+    packed
+        From `isounc.llm.answers.packing.pack`. Sequences are padded to few shapes, each of which
+        compiles once.
+    chosen
+        The answer of each question that the numbers are about; None is the one of largest sequence
+        probability.
+    estimands
+        Some of `ESTIMANDS`; `choice` is NaN for a question with one answer.
+    scalings
+        Some of `SCALINGS`.
+    batch_size
+        Sequences at a time. Long ones go fewer at a time, so that the memory of their activations
+        is bounded (`isounc.llm.answers.packing.packed_batches`).
+
+    Raises
+    ------
+    ValueError
+        A name is unknown, a chosen answer does not exist, or logits are not finite.
+
+    Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466); exact norms: `isounc.gradnorm`.
+    """
+    for value in estimands:
+        check_choice("estimands", value, ESTIMANDS)
+    for value in scalings:
+        check_choice("scalings", value, SCALINGS)
+    check_count("batch_size", batch_size, 1)
+    num_answers = [sequence.num_answers for sequence in packed]
+    answer = np.full(len(packed), NO_ANSWER) if chosen is None else np.asarray(chosen)
+    for i, (k, count) in enumerate(zip(answer, num_answers, strict=True)):
+        if chosen is not None and not 0 <= k < count:
+            raise ValueError(
+                f"chosen must be below {count}, the number of answers, for question {i}, got {k}"
+            )
+    columns = [e for e in ("sequence", "mean_token", "first_token") if e in estimands]
+    if "length_normalised" in estimands and "sequence" not in columns:
+        columns.insert(0, "sequence")
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    weights = {scaling: leaf_weights(decoder, scaling) for scaling in scalings}
+
+    def norms(
+        sequences: Sequence[PackedAnswers], chosen: Int[np.ndarray, " N"], columns: Sequence[str]
+    ) -> list[_Norms]:
+        def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> Any:
+            # All probabilities of a single token are the same one.
+            computed = tuple(columns[: 1 if shape.num_targets == 1 else None])
+            repeated = np.resize(chosen[numbers], len(stacked.tokens)).astype(np.int32)
+            return _log_odds_and_norms(
+                params, stacked, repeated, weights,
+                graphdef=graphdef, columns=computed, num_answers=shape.num_answers,
+            )  # fmt: skip
+
+        return [_Norms(*arrays) for arrays in _in_batches(sequences, shape_of, batch_size, program)]
+
+    several = [i for i, count in enumerate(num_answers) if count > 1]
+    together = [packed[i] for i in several]
+    choice: dict[int, _Norms] = {}
+    log_probs: dict[int, Float[np.ndarray, " K"]] = {}
+    if "choice" in estimands:
+        choice = dict(zip(several, norms(together, answer[several], ("choice",)), strict=True))
+        for i, norm in choice.items():
+            log_probs[i] = norm.log_probs[: num_answers[i]].astype(float)
+    elif several:
+        totals = answer_log_probs(decoder, together, batch_size=batch_size)
+        log_probs = dict(zip(several, totals, strict=True))
+    if chosen is None:
+        most_probable = {i: int(np.argmax(totals)) for i, totals in log_probs.items()}
+        answer = np.array([most_probable.get(i, 0) for i in range(len(packed))], int)
+    # The other estimands are about one answer and need no other: its sequence is shorter.
+    alone = [
+        only(sequence, k) if sequence.num_answers > 1 else sequence
+        for sequence, k in zip(packed, answer.tolist(), strict=True)
+    ]
+    single = norms(alone, np.zeros(len(packed), int), columns)
+    lengths = [sequence.at.size for sequence in alone]
+    for i, sequence in enumerate(alone):
+        _check_finite(i, sequence, single[i].log_odds, single[i].token_log_probs)
+        if i in choice:
+            _check_finite(i, sequence, choice[i].log_odds)
+    token_log_probs = [
+        norm.token_log_probs[:length].astype(float)
+        for norm, length in zip(single, lengths, strict=True)
+    ]
+    log_odds, log_sq_norms = _by_estimand(single, choice, columns, lengths, estimands, scalings)
+    return AnswerNorms(
+        chosen=answer.astype(int),
+        log_probs=[
+            log_probs[i] if i in log_probs else log_p.sum(keepdims=True)
+            for i, log_p in enumerate(token_log_probs)
+        ],
+        token_log_probs=token_log_probs,
+        token_entropies=[
+            norm.token_entropies[:length].astype(float)
+            for norm, length in zip(single, lengths, strict=True)
+        ],
+        log_odds=log_odds,
+        log_sq_norms=log_sq_norms,
+    )
+
+
+class _Norms(NamedTuple):
+    """Results of `_log_odds_and_norms` for one sequence."""
+
+    log_odds: Float[np.ndarray, " E"]
+    """Log-odds of E probabilities."""
+    sq_norms: dict[str, Float[np.ndarray, " E"]]
+    """Squared norms of the gradients of the log-odds, by scaling."""
+    log_probs: Float[np.ndarray, " K"]
+    """Log probability of each answer as a sequence; minus infinity if there is none."""
+    token_log_probs: Float[np.ndarray, " A"]
+    """Log probability of each target."""
+    token_entropies: Float[np.ndarray, " A"]
+    """Entropy of the distribution of each target, in nats."""
+
+
+def answer_log_probs(
+    decoder: Decoder, packed: Sequence[PackedAnswers], *, batch_size: int = 16
+) -> list[Float[np.ndarray, " K"]]:
+    """Log probability of each answer as a sequence, from forward passes alone; float64.
+
+    Raises
+    ------
+    ValueError
+        Logits are not finite.
+    """
+    check_count("batch_size", batch_size, 1)
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    by_token = _in_batches(
+        packed, forward_shape_of, batch_size,
+        lambda stacked, numbers, shape: _token_log_probs(params, stacked, graphdef=graphdef),
+    )  # fmt: skip
+    log_probs = []
+    for i, (sequence, log_p) in enumerate(zip(packed, by_token, strict=True)):
+        _check_finite(i, sequence, log_p)
+        log_p = log_p[: sequence.answer.size].astype(float)
+        log_probs.append(np.bincount(sequence.answer, log_p))
+    return log_probs
+
+
+def leaf_weights(decoder: Decoder, scaling: str) -> dict[str, Float[Array, ""]]:
+    """Factor of each parameter array's squared norm under a scaling, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(decoder, nnx.Param))
+    last = "embed" if decoder.config.tied else "unembed"
+    weights = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path)
+        if scaling == "layer_scaled":
+            weights[name] = jnp.mean(jnp.square(leaf.astype(jnp.float32)))
+        elif scaling == "last_layer":
+            weights[name] = jnp.float32(f"['{last}']" in name)
+        else:
+            weights[name] = jnp.float32(1)
+    return weights
+
+
+def _in_batches(
+    packed: Sequence[PackedAnswers],
+    shape: Callable[[PackedAnswers], PackedShape],
+    batch_size: int,
+    program: Callable[[PackedAnswers, list[int], PackedShape], Any],
+) -> list[Any]:
+    """Results of a program for each sequence, with NumPy arrays.
+
+    The program is given stacked sequences, their numbers and their shape.
+    """
+    results: dict[int, Any] = {}
+    for numbers, stacked, padded in packed_batches(packed, shape, batch_size):
+        batch = jax.tree.map(np.asarray, program(stacked, numbers, padded))
+        for row, i in enumerate(numbers):
+            results[i] = jax.tree.map(lambda array, row=row: array[row], batch)
+    return [results[i] for i in range(len(packed))]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _token_log_probs(
+    params: PyTree[Array], packed: PackedAnswers, *, graphdef: nnx.GraphDef
+) -> Float[Array, "B A"]:
+    def log_probs(sequence: PackedAnswers) -> Float[Array, " A"]:
+        log_odds, _ = token_log_odds(nnx.merge(graphdef, params), sequence)
+        return -jax.nn.softplus(-log_odds)
+
+    return jax.vmap(log_probs)(packed)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "columns", "num_answers"))
+def _log_odds_and_norms(
+    params: PyTree[Array],
+    packed: PackedAnswers,
+    chosen: Int[Array, " B"],
+    weights: dict[str, dict[str, Float[Array, ""]]],
+    *,
+    graphdef: nnx.GraphDef,
+    columns: tuple[str, ...],
+    num_answers: int,
+) -> tuple[
+    Float[Array, "B E"],
+    dict[str, Float[Array, "B E"]],
+    Float[Array, "B K"],
+    Float[Array, "B A"],
+    Float[Array, "B A"],
+]:
+    """The fields of `_Norms` for each sequence of a batch.
+
+    `columns` is `choice` alone, or estimands about the one answer of a sequence.
+    """
+
+    def log_odds_of_columns(
+        params: PyTree[Array], sequence: PackedAnswers, chosen: Int[Array, ""]
+    ) -> tuple[
+        Float[Array, " E"], tuple[Float[Array, " K"], Float[Array, " A"], Float[Array, " A"]]
+    ]:
+        log_odds, entropies = token_log_odds(nnx.merge(graphdef, params), sequence)
+        log_p = -jax.nn.softplus(-log_odds)
+        belongs = sequence.answer[None, :] == jnp.arange(num_answers)[:, None]
+        sums = jnp.where(belongs, log_p[None, :], 0).sum(1)
+        totals = jnp.where(belongs.any(1), sums, -jnp.inf)
+        chosen = jnp.where(chosen == NO_ANSWER, jnp.argmax(totals), chosen)
+        of_chosen = belongs[chosen]
+        values = []
+        for column in columns:
+            if column == "sequence":
+                values.append(log_odds_of_product(log_odds, of_chosen))
+            elif column == "mean_token":
+                values.append(log_odds_of_mean(log_odds, of_chosen))
+            elif column == "first_token":
+                values.append(log_odds[jnp.argmax(of_chosen)])
+            else:
+                rest = jnp.where(jnp.arange(num_answers) == chosen, -jnp.inf, totals)
+                values.append(sums[chosen] - jax.nn.logsumexp(rest))
+        return jnp.stack(values) if values else jnp.zeros(0), (totals, log_p, entropies)
+
+    if not columns:
+        values, rest = jax.vmap(log_odds_of_columns, (None, 0, 0))(params, packed, chosen)
+        return values, dict.fromkeys(weights, values), *rest
+    norms = value_and_sq_grad_norms(log_odds_of_columns, per_leaf=True, has_aux=True, in_axes=0)
+    (values, rest), by_leaf = norms(params, packed, chosen)
+    sq_norms: dict[str, Any] = {
+        scaling: sum(factor * by_leaf[name] for name, factor in factors.items())
+        for scaling, factors in weights.items()
+    }
+    return values, sq_norms, *rest
+
+
+def _by_estimand(
+    single: Sequence[_Norms],
+    choice: Mapping[int, _Norms],
+    columns: Sequence[str],
+    lengths: Sequence[int],
+    estimands: Sequence[str],
+    scalings: Sequence[str],
+) -> tuple[dict[str, Float[np.ndarray, " N"]], dict[str, dict[str, Float[np.ndarray, " N"]]]]:
+    """Log-odds and log squared norms of grad log p as arrays over questions, in float64."""
+    count = len(single)
+    log_odds = {e: np.full(count, np.nan) for e in estimands}
+    log_sq_norms = {e: {s: np.full(count, np.nan) for s in scalings} for e in estimands}
+    for i, length in enumerate(lengths):
+        for e in estimands:
+            if e == "choice":
+                if i not in choice:
+                    continue
+                norms, at = choice[i], 0
+            else:
+                # The mean's gradient is the sum's, but for a factor. All probabilities of a single
+                # token are the same, and there is one column.
+                column = "sequence" if e == "length_normalised" else e
+                norms, at = single[i], 0 if length == 1 else columns.index(column)
+            divisor = length if e == "length_normalised" else 1
+            odds = float(norms.log_odds[at])
+            log_odds[e][i] = odds
+            if divisor > 1:
+                log_odds[e][i] = logit_of_log(-np.logaddexp(0, -odds) / divisor)
+            for s in scalings:
+                # A sum of products may round to just below zero.
+                sq_norm = max(float(norms.sq_norms[s][at]), 0.0)
+                with np.errstate(divide="ignore"):
+                    log_norm = np.log(sq_norm) - 2 * np.logaddexp(0, odds)
+                log_sq_norms[e][s][i] = log_norm - 2 * np.log(divisor)
+    return log_odds, log_sq_norms
+
+
+def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(
+            f"logits must be finite, got NaN or infinite ones for question {number} "
+            f"({sequence.tokens.size} tokens); check the weights, and whether bfloat16 is too "
+            "coarse for them"
+        )
