@@ -93,8 +93,8 @@ def _table(title: str, columns: str, rows: Rows, note: str = "") -> Table:
 def _sections(comparisons: Comparisons, drawn: Sequence[FigureFile]) -> list[Section]:
     verdict = comparisons.summary[0]["verdict"]
     text = (
-        f"isounc against NumPyro's NUTS: {verdict}. A posterior where either side fails its gate is "
-        "shown but not compared. A control has a planted fault, which the run must find."
+        f"isounc against NumPyro's NUTS: {verdict}. A posterior is shown but not compared if its "
+        "gate fails on either side. A control has a planted fault, which the run must find."
     )
     z = "mean_z_rms mean_z_max var_z_rms var_z_max var_ratio var_ratio_se"
     reasons = "bounds isounc_reasons numpyro_reasons"
