@@ -263,7 +263,9 @@ def test_an_unfinished_run_is_not_installed(settings, tmp_path, monkeypatch):
     other = dataclasses.replace(settings, out=str(tmp_path / "run"))
     with pytest.raises(KeyboardInterrupt):
         run_study(STUDY, other)
-    with pytest.raises(ValueError, match="run is not finished: give the command"):
+    with pytest.raises(
+        ValueError, match=r"run must be finished \(repeat its command\), got .*run, which is not"
+    ):
         install(other.out, tmp_path / "bank")
     assert len(calls) == 1 and not (tmp_path / "bank").exists()
 

@@ -1,1 +1,1 @@
-"""Agreement: the sampler against NumPyro's NUTS, within Monte Carlo error."""
+"""Agreement compares the sampler with NumPyro's NUTS, within Monte Carlo error."""

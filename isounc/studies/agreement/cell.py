@@ -1,4 +1,4 @@
-"""A cell of the agreement study: one posterior, sampled by isounc or by NumPyro."""
+"""A cell of the agreement study samples one posterior by isounc or by NumPyro."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from isounc.problems import make_problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.studies.agreement.settings import Settings
+from isounc.studies.agreement.settings import Cell, Settings
 from isounc.studies.agreement.sides import isounc_side, numpyro_side
 
 LOCATIONS = {"num_test": 64, "num_far": 64, "grid_size": 8}
-"""At most as many locations a region as isounc keeps every draw of, so that both sides have the same ones."""
+"""Sizes of the regions. isounc keeps every draw at so many locations, so that both sides have the
+same ones."""
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
@@ -23,7 +24,7 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
     return [_sample(cell, settings, say) for cell in batch.cells]
 
 
-def _sample(cell, settings: Settings, say: Say) -> Record:
+def _sample(cell: Cell, settings: Settings, say: Say) -> Record:
     problem = make_problem(cell.pair.problem, n=settings.n, seed=settings.seed, **LOCATIONS)
     model = make_model(
         problem,

@@ -1,4 +1,4 @@
-"""Views of a run of the agreement study: tables, figures and sections of the page."""
+"""The report of a run of the agreement study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ from collections.abc import Sequence
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section
+from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import table_of_rows
 from isounc.studies.agreement.figures import z_figure
-from isounc.studies.agreement.settings import Cell, Settings, pairs
+from isounc.studies.agreement.settings import Cell, Pair, Settings, pairs
 from isounc.studies.agreement.sides import Side
 from isounc.studies.agreement.tables import (
     CELL_COLUMNS,
+    HEADINGS,
     REGION_COLUMNS,
     SUMMARY_COLUMNS,
     TEST_COLUMNS,
-    Findings,
-    judge,
+    Comparisons,
+    Rows,
+    compare_sides,
 )
+
+_HOLM = "p-values are corrected for their number (Holm)."
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run of the agreement study.
+    """Make the tables, figures and sections of a run of the agreement study.
 
     Raises
     ------
     ValueError
         If the run lacks a record.
     """
-    findings = judge(read_sides(folder, settings), level=settings.level)
+    comparisons = compare_sides(read_sides(folder, settings), level=settings.level)
     tables = {
-        "results.csv": TableFile(CELL_COLUMNS, findings.cells),
-        "regions.csv": TableFile(REGION_COLUMNS, findings.regions),
-        "tests.csv": TableFile(TEST_COLUMNS, findings.tests),
-        "summary.csv": TableFile(SUMMARY_COLUMNS, findings.summary),
+        "results.csv": TableFile(CELL_COLUMNS, comparisons.cells),
+        "regions.csv": TableFile(REGION_COLUMNS, comparisons.regions),
+        "tests.csv": TableFile(TEST_COLUMNS, comparisons.tests),
+        "summary.csv": TableFile(SUMMARY_COLUMNS, comparisons.summary),
     }
     return Report(
         tables=tables,
-        plots=plots(findings, level=settings.level),
-        sections=functools.partial(_sections, findings),
-        text=summary_text(findings) + "\np-values are corrected for their number (Holm).",
-        checks=findings.summary,
-        passed=all(line["verdict"] == line["expected"] for line in findings.summary),
+        plots=plots(comparisons, level=settings.level),
+        sections=functools.partial(_sections, comparisons),
+        text=f"{summary_text(comparisons)}\n{_HOLM}",
+        checks=comparisons.summary,
+        passed=all(line["verdict"] == line["expected"] for line in comparisons.summary),
     )
 
 
-def read_sides(folder: RunFolder, settings: Settings):
-    """The sides of every posterior by planted fault, `none` without one."""
+def read_sides(folder: RunFolder, settings: Settings) -> dict[str, dict[Pair, tuple[Side, Side]]]:
+    """Read both sides of every posterior, isounc's first, by planted fault (`none` without one)."""
 
     def read(cell: Cell) -> Side:
         return Side.from_record(folder.require(cell.name))
@@ -61,86 +65,80 @@ def read_sides(folder: RunFolder, settings: Settings):
     }
 
 
-def plots(findings: Findings, *, level: float) -> list[Plot]:
-    """One figure for each control."""
+def plots(comparisons: Comparisons, *, level: float) -> list[Plot]:
+    """List a figure for each control."""
     figures = []
-    for line in findings.summary:
+    for line in comparisons.summary:
         control = line["control"]
-        rows = [row for row in findings.regions if row["control"] == control]
+        rows = [row for row in comparisons.regions if row["control"] == control]
         planted = "" if control == "none" else f" (planted fault: {control})"
         title = f"isounc against NumPyro's NUTS{planted}: {line['verdict']}"
+        caption = f"z-scores of each region's mean prediction and summed variance{planted}."
         figures.append(
             Plot(
                 "agreement" if control == "none" else f"agreement-{control}",
                 "z-scores",
-                f"z-scores of the mean prediction and of the summed variance of every region{planted}.",
+                caption,
                 functools.partial(z_figure, rows, title=title, level=level),
             )
         )
     return figures
 
 
-def _sections(findings: Findings, drawn: Sequence[FigureFile]) -> list[Section]:
-    verdict = findings.summary[0]["verdict"]
+def _table(title: str, columns: str, rows: Rows, note: str = "") -> Table:
+    headings = {name: HEADINGS.get(name, name) for name in columns.split()}
+    return table_of_rows(title, headings, rows, note)
+
+
+def _sections(comparisons: Comparisons, drawn: Sequence[FigureFile]) -> list[Section]:
+    verdict = comparisons.summary[0]["verdict"]
     text = (
-        f"isounc against NumPyro's NUTS: {verdict}. A posterior where either side fails its gate is "
-        "shown and not compared. A control has a planted fault, which must be found."
+        f"isounc against NumPyro's NUTS: {verdict}. A posterior is shown but not compared if its "
+        "gate fails on either side. A control has a planted fault, which the run must find."
     )
-    verdicts = {
-        "control": "control", "num_cells": "posteriors", "num_compared": "compared",
-        "num_disagree": "disagree", "num_marked": "out of bounds", "single_p_adjusted": "p, single",
-        "together_p_adjusted": "p, together", "verdict": "verdict", "expected": "expected",
-    }  # fmt: skip
-    where = {"control": "control", "problem": "problem", "width": "width"}
-    z = {
-        "mean_z_rms": "z of means: rms", "mean_z_max": "max", "var_z_rms": "z of variances: rms",
-        "var_z_max": "max", "var_ratio": "ratio of variances", "var_ratio_se": "s.e.",
-    }  # fmt: skip
-    sides = {
-        "isounc_rhat": "R-hat, isounc", "numpyro_rhat": "NumPyro",
-        "isounc_ess_bulk": "ESS, isounc", "numpyro_ess_bulk": "NumPyro",
-        "isounc_seconds": "seconds, isounc", "numpyro_seconds": "NumPyro",
-    }  # fmt: skip
-    reasons = {
-        "bounds": "z-scores out of bounds", "isounc_reasons": "gate of isounc",
-        "numpyro_reasons": "gate of NumPyro",
-    }  # fmt: skip
-    tests = {
-        "control": "control", "region": "region", "total": "total", "num_cells": "posteriors",
-        "chi_square": "sum of z²", "p_value": "p", "p_adjusted": "p, corrected",
-    }  # fmt: skip
-    levels = {"region": "region", **z, "level_z": "z of level", "var_sum_z": "z of summed variance"}
-    marked = [row for row in findings.cells if any(row.get(name) for name in reasons)]
-    holm_note = "p-values are corrected for their number (Holm)."
+    z = "mean_z_rms mean_z_max var_z_rms var_z_max var_ratio var_ratio_se"
+    reasons = "bounds isounc_reasons numpyro_reasons"
+    marked = [row for row in comparisons.cells if any(row.get(name) for name in reasons.split())]
+    verdicts = _table(
+        "Verdicts",
+        "control num_cells num_compared num_disagree num_marked single_p_adjusted "
+        "together_p_adjusted verdict expected",
+        comparisons.summary,
+        _HOLM,
+    )
+    posteriors = _table(
+        "Posteriors",
+        f"control problem width outcome {z} isounc_rhat numpyro_rhat isounc_ess_bulk "
+        "numpyro_ess_bulk isounc_seconds numpyro_seconds",
+        comparisons.cells,
+        "z-scores are isounc minus NumPyro in units of the joint standard error, in the worst "
+        "region; the ratio is that of the first region.",
+    )
+    failed = _table("Failed checks", f"control problem width {reasons}", marked)
+    regions = _table(
+        "Regions", f"control problem width region {z} level_z var_sum_z", comparisons.regions
+    )
+    tests = _table(
+        "Sums of squares over posteriors",
+        "control region total num_cells chi_square p_value p_adjusted",
+        comparisons.tests,
+        _HOLM,
+    )
     return [
-        Section(
-            "summary", "Summary", (text,), tuple(drawn),
-            (table_of_rows("Verdicts", verdicts, findings.summary, holm_note),),
-        ),
-        Section(
-            "posteriors", "Posteriors", (), (),
-            (
-                table_of_rows(
-                    "Posteriors", {**where, "outcome": "outcome", **z, **sides}, findings.cells,
-                    "z-scores are isounc minus NumPyro in units of the joint standard error: the "
-                    "worst region; the ratio is that of the first region.",
-                ),
-                table_of_rows("What failed", {**where, **reasons}, marked),
-                table_of_rows("Regions", {**where, **levels}, findings.regions),
-                table_of_rows("Sums of squares over posteriors", tests, findings.tests, holm_note),
-            ),
-        ),
-    ]  # fmt: skip
+        Section("summary", "Summary", (text,), tuple(drawn), (verdicts,)),
+        Section("posteriors", "Posteriors", (), (), (posteriors, failed, regions, tests)),
+    ]
 
 
-def summary_text(findings: Findings) -> str:
-    """The table of cells and the verdicts as lines for a terminal."""
+def summary_text(comparisons: Comparisons) -> str:
+    """Write the table of cells and the verdicts as lines for a terminal."""
     lines = [
-        "z-scores are isounc minus NumPyro: worst region; ratio of summed variances: first region. isounc / NumPyro.",
+        "z-scores are isounc minus NumPyro, in the worst region; the ratio of summed variances is "
+        "that of the first region. Pairs are isounc / NumPyro.",
         f"{'problem':<21}{'width':>5}{'z mean':>7}{'max':>5}{'z var':>7}{'max':>5}{'var ratio':>15}"
         f"{'R-hat':>15}{'least ESS':>14}{'1000 grads':>14}{'seconds':>12}  outcome",
     ]
-    for row in findings.cells:
+    for row in comparisons.cells:
         if row["control"] != "none":
             continue
         sides = ("isounc", "numpyro")
@@ -153,19 +151,19 @@ def summary_text(findings: Findings) -> str:
         z = "".join(f"{row[f'{q}_z_rms']:>7.2f}{row[f'{q}_z_max']:>5.1f}" for q in ("mean", "var"))
         ratio = f"{row['var_ratio']:.3f} ± {row['var_ratio_se']:.3f}"
         lines.append(
-            f"{row['problem']:<21}{row['width']:>5}{z}{ratio:>15}{rhats:>15}{ess:>14}{grads:>14}{seconds:>12}"
-            f"  {row['outcome']}{' (z-scores out of bounds)' if row['bounds'] else ''}"
+            f"{row['problem']:<21}{row['width']:>5}{z}{ratio:>15}{rhats:>15}{ess:>14}{grads:>14}"
+            f"{seconds:>12}  {row['outcome']}{' (z-scores out of bounds)' if row['bounds'] else ''}"
         )
     lines.append("")
-    for line in findings.summary:
-        what = (
-            "No fault" if line["control"] == "none" else f"Control, planted fault {line['control']}"
-        )
+    for line in comparisons.summary:
+        control = line["control"]
+        name = "No fault" if control == "none" else f"Control, planted fault {control}"
         expected = "" if line["verdict"] == line["expected"] else f" (expected: {line['expected']})"
         lines.append(
-            f"{what}: {line['verdict']}{expected}; {line['num_compared']} of {line['num_cells']} cells compared, "
-            f"{line['num_disagree']} of them disagree, {line['num_marked']} have z-scores out of bounds; "
-            f"smallest p: single {line['single_p_adjusted']:.2g}, together {line['together_p_adjusted']:.2g}"
+            f"{name}: {line['verdict']}{expected}; {line['num_compared']} of {line['num_cells']} "
+            f"cells compared, {line['num_disagree']} of them disagree, {line['num_marked']} have "
+            f"z-scores out of bounds; smallest p: single {line['single_p_adjusted']:.2g}, "
+            f"together {line['together_p_adjusted']:.2g}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Settings of the agreement study, and its cells."""
+"""Settings and cells of the agreement study."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Settings(RunSettings):
     widths: tuple[int, ...] = (2, 8)
     """Hidden units per layer."""
     controls: tuple[str, ...] = ("prior",)
-    """Faults planted in what isounc is given, which must be found: prior (the prior sd is a tenth
-    too wide). The list may be empty."""
+    """Faults planted in isounc's input, which the comparison must find: prior (the prior sd is a
+    tenth too large). The list may be empty."""
     depth: int = 1
     """Hidden layers."""
     activation: str = "tanh"
-    """tanh, relu, gelu or silu."""
+    """Activation: tanh, relu, gelu or silu."""
     parameterisation: str = "ntk"
-    """ntk, fan_in or standard."""
+    """Parameterisation: ntk, fan_in or standard."""
     prior_sd: float = 2.0
     """Prior standard deviation."""
     n: int = 100
     """Training examples."""
     level: float = 0.01
-    """Probability that two correct samplers are said to disagree."""
+    """Probability that two correct samplers get the verdict DISAGREES."""
     sampling: SamplerSettings = field(
         default_factory=lambda: SamplerSettings(num_draws=2000, max_draws=8000)
     )
-    """How isounc samples; its gate holds for both sides."""
+    """Settings of isounc's sampler; its gate holds for both sides."""
     numpyro: NutsSettings = field(default_factory=NutsSettings)
-    """How NumPyro samples."""
+    """Settings of NumPyro's sampler."""
     seed: int = 0
-    """Decides the data and every random number."""
+    """Seed of the data and of all random numbers."""
 
 
 PRESETS = {
@@ -76,19 +76,18 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the record. NumPyro is never given a fault, and has one record for all controls."""
+        """Name of the record; NumPyro never has a fault, so that one record serves all controls."""
         name = f"{self.side}-{self.pair.problem}-w{self.pair.width}"
         return name if self.side == "numpyro" else f"{name}-{self.control}"
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that cannot be run.
+    """Check that settings can be run.
 
     Raises
     ------
     ValueError
-        For a name that is not known, an empty list or one that repeats itself, or a number out of
-        its range.
+        If a name is unknown, a list is empty or repeats a value, or a number is out of its range.
     """
     for argument in ("problems", "widths"):
         values = getattr(settings, argument)
@@ -113,12 +112,12 @@ def check(settings: Settings) -> None:
 
 
 def pairs(settings: Settings) -> list[Pair]:
-    """The posteriors, in the order of the tables."""
+    """Return the posteriors in the order of the tables."""
     return [Pair(problem, width) for problem in settings.problems for width in settings.widths]
 
 
 def plan(settings: Settings) -> list[Group]:
-    """For each posterior NumPyro once, and isounc without a fault and with each.
+    """Sample each posterior by NumPyro once, and by isounc without a fault and with each.
 
     Problems of one width share their programs.
     """

@@ -1,8 +1,9 @@
-"""isounc's sampler against NumPyro's NUTS: the same posterior, written twice and sampled by two programs.
+"""A posterior has two sides, sampled by isounc and by NumPyro's NUTS as a model of its own.
 
-The network is written here again as a NumPyro model, from its definition: priors by `numpyro.sample`, a forward pass
-of its own, NumPyro's likelihoods and the link. Nothing of `isounc.densities` or of `isounc.models`' forward pass is
-used, so that an error in isounc's density or predictions shows as disagreement, as one in its sampler does.
+The network is written here again as a NumPyro model, from its definition: priors by
+`numpyro.sample`, a forward pass of its own, NumPyro's likelihoods and the link. It uses neither
+`isounc.densities` nor the forward pass of `isounc.models`, so that an error in isounc's density or
+predictions shows as disagreement, as one in its sampler does.
 
 Axes: K chains, S draws per chain, N locations of a region, M columns of the predictive quantity.
 """
@@ -41,7 +42,8 @@ FAULTS: dict[str, Callable[[float], float]] = {
     "none": lambda prior_sd: prior_sd,
     "prior": lambda prior_sd: 1.1 * prior_sd,
 }
-"""Faults that can be planted in what isounc is given, as controls: prior sd -> prior sd. `prior`: a tenth too wide."""
+"""Faults that can be planted in isounc's input, as controls: prior sd -> prior sd. `prior` makes it
+a tenth too large."""
 
 _ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -53,18 +55,23 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class NutsSettings:
-    """How NumPyro samples; what is not here is NumPyro's default (target acceptance .8, diagonal metric, depth 10)."""
+    """Settings of NumPyro's NUTS.
+
+    Others are at their defaults (target acceptance 0.8, diagonal metric, tree depth 10).
+    """
 
     num_chains: int = 4
-    """K, vectorised, each from its own draw of the prior."""
+    """Number of chains K, vectorised; each starts from its own draw of the prior."""
     num_warmup: int = 500
     """Warm-up transitions of a chain."""
     num_draws: int = 500
-    """Transitions of a chain after warm-up before the gate is first tried, and between two tries."""
+    """Transitions of a chain after warm-up before the gate is first checked, and between checks."""
     max_draws: int = 1500
-    """While the gate or the precision fails, S grows up to this, rounded up to a multiple of num_draws."""
+    """Draws per chain after which sampling ends even if the gate or the precision fails, rounded up
+    to a multiple of num_draws."""
     target_var_se: float = 0.04
-    """Precision, as in `SamplerSettings`: standard error of the predictive variance over the variance, median."""
+    """Precision at which sampling may end: median standard error of the predictive variance over
+    the variance."""
 
     def __post_init__(self):
         for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_draws", 4)):
@@ -74,7 +81,7 @@ class NutsSettings:
 
 
 class Totals(NamedTuple):
-    """Two numbers of a region with their Monte Carlo errors, each the mean of one number a draw."""
+    """Two numbers of a region with their Monte Carlo errors; each is a mean over draws."""
 
     level: float
     """Mean over the locations of the predictive mean of the first column."""
@@ -87,23 +94,23 @@ class Totals(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What one of the two programs says of a posterior."""
+    """A posterior as one of the two programs samples it."""
 
     regions: dict[str, Moments]
-    """Predictive moments by region (NumPyro: mean and variance only, the others NaN)."""
+    """Predictive moments by region; those of NumPyro are NaN but for mean and variance."""
     totals: dict[str, Totals]
     """Totals by region."""
     gate: Gate
     """Convergence checks at all locations."""
     num_draws: int
-    """S."""
+    """Draws per chain S."""
     num_gradients: int
     """Integration steps after warm-up, over all chains."""
     seconds: float
     """Wall time of everything, compilation included."""
 
     def to_record(self, name: str) -> Record:
-        """A record of a run folder."""
+        """Make a record of a run folder."""
         arrays = {
             f"{region}/{field}": array
             for region, moments in self.regions.items()
@@ -118,22 +125,23 @@ class Side(NamedTuple):
 
     @classmethod
     def from_record(cls, record: Record) -> Side:
-        """What `to_record` wrote."""
+        """Read what `to_record` wrote."""
         meta = dict(record.meta)
         totals = {region: Totals(**numbers) for region, numbers in meta.pop("totals").items()}
-        found = meta.pop("gate")
+        checks = meta.pop("gate")
         regions = {
             region: Moments(*(record.arrays[f"{region}/{field}"] for field in Moments._fields))
             for region in totals
         }
-        return cls(regions, totals, Gate(**found | {"reasons": tuple(found["reasons"])}), **meta)
+        return cls(regions, totals, Gate(**checks | {"reasons": tuple(checks["reasons"])}), **meta)
 
 
 def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:
-    """Outputs (N, O) of an MLP whose parameters are NumPyro sites `kernel0`, `bias0`, `kernel1`, ...
+    """Compute the outputs of an MLP whose parameters are NumPyro sites `kernel0`, `bias0`, ...
 
-    Layer l computes h W_l / c + b_l with W_l ~ N(0, s^2), b_l ~ N(0, prior_sd^2), and (s, c) = (prior_sd, sqrt(fan_in))
-    under `ntk`, (prior_sd / sqrt(fan_in), 1) under `fan_in`, (prior_sd, 1) under `standard`.
+    Layer l computes h W_l / c + b_l with W_l ~ N(0, s^2), b_l ~ N(0, prior_sd^2), and (s, c) =
+    (prior_sd, sqrt(fan_in)) under `ntk`, (prior_sd / sqrt(fan_in), 1) under `fan_in`, (prior_sd, 1)
+    under `standard`.
     """
     sizes = [model.in_features, *[model.width] * model.depth, model.out_features]
     hidden = X
@@ -156,7 +164,7 @@ def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:
 def posterior_model(
     X: Float[Array, "n D"], y: Shaped[Array, " n"], noise_sd: Any, prior_sd: Any, *, model: Model
 ) -> None:
-    """The NumPyro model of `network` and its labels: Bernoulli, Categorical or Normal(f, noise_sd)."""
+    """Define the NumPyro model: `network`, with Bernoulli, Categorical or Normal labels."""
     outputs = network(X, prior_sd, model=model)
     if model.likelihood == "bernoulli":
         numpyro.sample("y", dist.BernoulliLogits(outputs[:, 0]), obs=y)
@@ -166,8 +174,10 @@ def posterior_model(
         numpyro.sample("y", dist.Normal(outputs[:, 0], noise_sd), obs=y)
 
 
-def training_data(problem: Problem) -> tuple[Array, Array, Array]:
-    """X, y and noise sd (1 where there is none) as `posterior_model` takes them."""
+def training_data(
+    problem: Problem,
+) -> tuple[Float[Array, "n D"], Shaped[Array, " n"], Float[Array, ""]]:
+    """Return X, y and the noise sd (1 if there is none) for `posterior_model`."""
     real = problem.likelihood == "gaussian"
     y = jnp.asarray(problem.y, jnp.result_type(float) if real else jnp.int32)
     return jnp.asarray(problem.X, jnp.result_type(float)), y, jnp.asarray(problem.noise_sd or 1.0)
@@ -177,9 +187,9 @@ def training_data(problem: Problem) -> tuple[Array, Array, Array]:
 def predict(
     samples: Mapping[str, Float[Array, "K S ..."]], X: Float[Array, "N D"], *, model: Model
 ) -> Float[Array, "K S N M"]:
-    """p(y=1|x), the class probabilities or f(x), of every draw of the sites."""
+    """Predict p(y=1|x), the class probabilities or f(x), for every draw of the sites."""
 
-    def one(theta):
+    def predict_draw(theta):
         f: Any = handlers.substitute(functools.partial(network, model=model), data=theta)(X, 1.0)
         if model.likelihood == "bernoulli":
             return 1 / (1 + jnp.exp(-f))
@@ -190,13 +200,13 @@ def predict(
 
     # Under vmap all draws' hidden layers would lie in memory at once.
     flat = {name: draws.reshape(-1, *draws.shape[2:]) for name, draws in samples.items()}
-    values = jax.lax.map(one, flat, batch_size=64)
+    values = jax.lax.map(predict_draw, flat, batch_size=64)
     return values.reshape(*next(iter(samples.values())).shape[:2], *values.shape[1:])
 
 
 @functools.lru_cache(maxsize=4)
 def _mcmc(model: Model, num_warmup: int, num_draws: int, num_chains: int) -> infer.MCMC:
-    """One program for all problems of a shape: the data are arguments of it."""
+    """Make one program for all problems of a shape; the data are its arguments."""
     kernel = infer.NUTS(
         functools.partial(posterior_model, model=model), init_strategy=infer.init_to_sample
     )
@@ -220,8 +230,9 @@ def numpyro_side(
 ) -> Side:
     """Sample with NumPyro's NUTS until gate and precision are met or the draws run out.
 
-    Trajectories that end at NUTS's step limit are counted in the gate but do not fail it: a NUTS trajectory that is cut
-    short leaves the posterior invariant and only mixes more slowly, which R-hat and ESS see.
+    Trajectories that end at NUTS's step limit are counted in the gate but do not fail it. A NUTS
+    trajectory that is cut short leaves the posterior invariant and only mixes more slowly, which
+    shows in R-hat and ESS.
     """
     started = time.perf_counter()
     data = *training_data(problem), jnp.asarray(prior_sd)
@@ -235,28 +246,28 @@ def numpyro_side(
         progress("numpyro", len(values) * settings.num_draws, settings.max_draws)
         mcmc.run(key, *data, extra_fields=fields)
         values.append(np.asarray(predict(mcmc.get_samples(group_by_chain=True), X, model=model)))
-        seen = mcmc.get_extra_fields(group_by_chain=True)
+        new = mcmc.get_extra_fields(group_by_chain=True)
         for name in fields:
-            extra[name].append(np.asarray(seen[name]))
-        # Goes on where it stands, with the step size and metric of the warm-up.
+            extra[name].append(np.asarray(new[name]))
+        # The next run continues from this state, with the step size and metric of the warm-up.
         mcmc.post_warmup_state = mcmc.last_state
         key = jax.random.fold_in(key, 1)
         p = np.concatenate(values, axis=1)
         steps, diverging, energy = (np.concatenate(extra[name], axis=1) for name in fields)
-        found = gate(
+        checks = gate(
             p, energy=energy, num_divergent=int(diverging.sum()),
             num_saturated=int((steps >= 2**10 - 1).sum()), num_transitions=steps.size,
             settings=bounds,
         )  # fmt: skip
-        error = found.var_mcse_median
+        error = checks.var_mcse_median
         precise = error is not None and error <= settings.target_var_se
-        if (found.passed and precise) or len(values) * settings.num_draws >= settings.max_draws:
+        if (checks.passed and precise) or len(values) * settings.num_draws >= settings.max_draws:
             break
     by_region = split(p, problem)
     return Side(
         {region: _moments(draws) for region, draws in by_region.items()},
         {region: totals(draws) for region, draws in by_region.items()},
-        found,
+        checks,
         num_draws=p.shape[1],
         num_gradients=int(steps.sum()),
         seconds=time.perf_counter() - started,
@@ -273,46 +284,51 @@ def isounc_side(
     fault: str = "none",
     progress: Progress = lambda *_: None,
 ) -> Side:
-    """Sample with `sample_posterior`; moments and their errors are the ones that it returns (batch means)."""
+    """Sample with `sample_posterior`, which also gives moments and their errors (batch means)."""
     started = time.perf_counter()
-    found = sample_posterior(
+    posterior = sample_posterior(
         problem, model, prior_sd=FAULTS[fault](prior_sd), key=key, settings=settings,
         keep_values=True, progress=progress,
     )  # fmt: skip
-    assert found.values is not None
+    assert posterior.values is not None
     return Side(
-        dict(found.regions),
-        {region: totals(draws) for region, draws in found.values.items()},
-        found.gate,
-        num_draws=found.num_draws,
-        num_gradients=found.num_gradients,
+        dict(posterior.regions),
+        {region: totals(draws) for region, draws in posterior.values.items()},
+        posterior.gate,
+        num_draws=posterior.num_draws,
+        num_gradients=posterior.num_gradients,
         seconds=time.perf_counter() - started,
     )
 
 
-def split(values: Float[np.ndarray, "K S Q M"], problem: Problem) -> dict[str, np.ndarray]:
-    """Draws at all locations, one region after the other, as draws by region."""
+def split(
+    values: Float[np.ndarray, "K S locations M"], problem: Problem
+) -> dict[str, Float[np.ndarray, "K S _ M"]]:
+    """Split draws at the locations of all regions, one region after the other, by region."""
     ends = np.cumsum([len(X) for X in problem.regions.values()])
     return dict(zip(problem.regions, np.split(values, ends[:-1], axis=2), strict=True))
 
 
 def totals(values: Float[np.ndarray, "K S N M"]) -> Totals:
-    """Level and summed variance of a region.
+    """Compute the level and the summed variance of a region.
 
-    Of draw t: a_t = mean_n p_tn0 and b_t = sum_nm (p_tnm - mean p_nm)^2. Their means are the two totals; their standard
-    errors are those of means of correlated draws. That mean p is itself estimated changes the second one's error in
-    second order only.
+    They are the means over draws t of a_t = mean_n p_tn0 and b_t = sum_nm (p_tnm - mean p_nm)^2,
+    with the standard errors of means of correlated draws. The error of mean p changes that of the
+    summed variance in second order only.
     """
     p = np.asarray(values, float)
     squares = ((p - p.mean(axis=(0, 1))) ** 2).sum(axis=(2, 3))
-    found = diagnose(np.stack([p[..., 0].mean(axis=2), squares], axis=2))
-    (level, var_sum), (level_se, var_sum_se) = found.mean.tolist(), found.mean_se.tolist()
+    means = diagnose(np.stack([p[..., 0].mean(axis=2), squares], axis=2))
+    (level, var_sum), (level_se, var_sum_se) = means.mean.tolist(), means.mean_se.tolist()
     return Totals(level, level_se, var_sum, var_sum_se)
 
 
 def _moments(values: Float[np.ndarray, "K S N M"]) -> Moments:
-    found = diagnose(values)
-    known = {name: getattr(found, name) for name in ("mean", "mean_se", "var", "var_se")}
-    columns = {name: np.full(found.mean.shape, np.nan) for name in ("aleatoric", "aleatoric_se")}
-    rows = ("expected_entropy", "expected_entropy_se", "entropy")
-    return Moments(**known, **columns, **{name: np.full(len(found.mean), np.nan) for name in rows})
+    summary = diagnose(values)
+    known = {name: getattr(summary, name) for name in ("mean", "mean_se", "var", "var_se")}
+    columns = {name: np.full(summary.mean.shape, np.nan) for name in ("aleatoric", "aleatoric_se")}
+    rows = {
+        name: np.full(len(summary.mean), np.nan)
+        for name in ("expected_entropy", "expected_entropy_se", "entropy")
+    }
+    return Moments(**known, **columns, **rows)

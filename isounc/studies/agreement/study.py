@@ -2,20 +2,20 @@
 
 Protocol, fixed before the run. Every cell (problem x width) is an MLP of one hidden layer in NTK
 parameterisation, prior sd 2, n = 100, float32. NumPyro samples it as a NumPyro model of its own
-(priors, forward pass, likelihood and link are written again in isounc/studies/agreement/sides.py),
-so that densities and predictions are compared, not samplers alone. Both run four chains and go on
-until the convergence gate of isounc passes and the variance is known to 3% (NumPyro 4%: its draws
-cost more), or their draws run out; what is not in the settings is their default. Compared are
-predictions at up to 64 locations near the data (test), on a grid and far away: mean and variance at
-each (z-scores and bounds of `isounc.references.compare`), and in each region the mean prediction
-and the summed variance (`level`, `var_sum`), with the Monte Carlo errors of both.
+(isounc/studies/agreement/sides.py writes priors, forward pass, likelihood and link again), so that
+the study compares densities and predictions as well as samplers. Both run four chains until the
+convergence gate of isounc passes and the variance is known to 3% (NumPyro 4%, since its draws cost
+more), or their draws run out; anything that is not in the settings is at its default. The study
+compares predictions at up to 64 locations near the data (test), on a grid and far away: mean and
+variance at each (z-scores and bounds of `isounc.references.compare`), and in each region the mean
+prediction and the summed variance (`level`, `var_sum`), with the Monte Carlo errors of both.
 
 A cell where either side fails its gate is not compared: it is shown with its z-scores and never
-counted as agreement. Over the compared cells the verdict is by the z-scores of level and var_sum,
-at a level of 1% in all: half of it for single z-scores, half for sums of their squares over cells
-(isounc/studies/agreement/tables.py). Controls give isounc a wrong prior, which has to be found. The
-run folder holds results.csv (a row for each cell), regions.csv, tests.csv, summary.csv and the
-figure. A run that was killed resumes when the same command is given again.
+counted as agreement. The verdict over the compared cells rests on the z-scores of level and
+var_sum, at a level of 1% in all: half of it for single z-scores, half for sums of their squares
+over cells (isounc/studies/agreement/tables.py). Controls give isounc a wrong prior, which the
+comparison has to find. The run folder holds results.csv (a row for each cell), regions.csv,
+tests.csv, summary.csv and the figure. The same command resumes a run that was killed.
 
     isounc agreement                                minutes: two problems, widths 2 and 8
     isounc agreement --preset paper                 eight problems, widths 2 to 128

@@ -1,18 +1,22 @@
-"""From the records of an agreement run to z-scores, verdicts, tables and the figure.
+"""The verdicts of an agreement run are made from its records, as rows of tables.
 
-A cell is compared where both sides pass their gate. Each region of a compared cell gives two z-scores, isounc minus
-NumPyro over the joint standard error: of the level and of the summed variance (`agreement.Totals`). They are judged
-in two families, each corrected for its size (Holm), which no dependence between z-scores can upset, at half the
-level:
+A cell is compared if both sides pass their gate. Each region of a compared cell gives two z-scores,
+isounc minus NumPyro over the joint standard error: of the level and of the summed variance
+(`isounc.studies.agreement.sides.Totals`). They are judged in two families at half the level. Each
+is corrected for its size (Holm), which is valid under any dependence between z-scores:
 
-    single      every z-score of every compared cell, p = 2 Phi(-|z|): finds one cell that is far off;
-    together    for each region and total, the sum of z^2 over cells, chi-square with as many degrees of freedom, since
-                cells share no draws: finds many cells that are a little off.
+    single      every z-score of every compared cell, p = 2 Phi(-|z|);
+                this finds a single cell that is far off
+    together    for each region and total, the sum of z^2 over cells, chi-square with as many
+                degrees of freedom, since cells share no draws;
+                this finds many cells that are a little off
 
-The verdict is AGREES where neither rejects: for two right samplers the chance of DISAGREES is at most about the level.
-About, since the standard errors are estimates, and both sides stop where theirs are small. z-scores at single locations
-are held against the bounds of `scoring.compare` and shown; over many cells those bounds have no error level (a root
-mean square above 3 comes by chance about once in 400), so that they mark a cell but decide nothing.
+The verdict is AGREES if neither rejects: for two correct samplers the chance of DISAGREES is at
+most the level. This holds approximately, since the standard errors are estimates, and both sides
+stop when theirs are small. z-scores at single locations are compared with the bounds of
+`isounc.references.zscores.compare` and shown. Over many cells those bounds have no error level (a
+root mean square above 3 comes by chance about once in 400), so that they mark a cell but decide
+nothing.
 """
 
 from __future__ import annotations
@@ -33,72 +37,104 @@ Rows = list[dict[str, Any]]
 
 _ABOUT = "rhat ess_bulk ess_var draws gradients seconds gate reasons".split()
 CELL_COLUMNS = tuple(
-    "control problem width outcome mean_z_rms mean_z_max var_z_rms var_z_max region var_ratio var_ratio_se "
-    "p_adjusted bounds".split()
+    "control problem width outcome mean_z_rms mean_z_max var_z_rms var_z_max region var_ratio "
+    "var_ratio_se p_adjusted bounds".split()
 ) + tuple(f"{side}_{name}" for side in ("isounc", "numpyro") for name in _ABOUT)
 REGION_COLUMNS = tuple(
-    "control problem width compared region mean_z_rms mean_z_max var_z_rms var_z_max var_ratio var_ratio_se "
-    "level_z level_p_adjusted var_sum_z var_sum_p_adjusted".split()
+    "control problem width compared region mean_z_rms mean_z_max var_z_rms var_z_max var_ratio "
+    "var_ratio_se level_z level_p_adjusted var_sum_z var_sum_p_adjusted".split()
 )
 TEST_COLUMNS = tuple("control region total num_cells chi_square p_value p_adjusted".split())
 SUMMARY_COLUMNS = tuple(
-    "control num_cells num_compared num_disagree num_marked single_p_adjusted together_p_adjusted verdict "
-    "expected".split()
+    "control num_cells num_compared num_disagree num_marked single_p_adjusted "
+    "together_p_adjusted verdict expected".split()
 )
+HEADINGS = {
+    "num_cells": "posteriors",
+    "num_compared": "compared",
+    "num_disagree": "disagree",
+    "num_marked": "out of bounds",
+    "single_p_adjusted": "p, single",
+    "together_p_adjusted": "p, together",
+    "mean_z_rms": "z of means: rms",
+    "mean_z_max": "max",
+    "var_z_rms": "z of variances: rms",
+    "var_z_max": "max",
+    "var_ratio": "ratio of variances",
+    "var_ratio_se": "s.e.",
+    "isounc_rhat": "R-hat, isounc",
+    "numpyro_rhat": "NumPyro",
+    "isounc_ess_bulk": "ESS, isounc",
+    "numpyro_ess_bulk": "NumPyro",
+    "isounc_seconds": "seconds, isounc",
+    "numpyro_seconds": "NumPyro",
+    "bounds": "z-scores out of bounds",
+    "isounc_reasons": "gate of isounc",
+    "numpyro_reasons": "gate of NumPyro",
+    "level_z": "z of level",
+    "var_sum_z": "z of summed variance",
+    "chi_square": "sum of z²",
+    "p_value": "p",
+    "p_adjusted": "p, corrected",
+}
+"""Headings on the page of the columns that are not headed by their own name."""
 
 TOTALS = ("level", "var_sum")
+"""Fields of `Totals` that are compared."""
 
 
-class Findings(NamedTuple):
-    """What the records of a run say."""
+class Comparisons(NamedTuple):
+    """Rows of the tables of a run: isounc compared with NumPyro, with verdicts."""
 
     cells: Rows
     """A row for each cell and control, `CELL_COLUMNS`."""
     regions: Rows
-    """A row for each region of each, `REGION_COLUMNS`."""
+    """A row for each region of each of them, `REGION_COLUMNS`."""
     tests: Rows
     """A row for each sum of squares over cells, `TEST_COLUMNS`."""
     summary: Rows
-    """A row for each control, and for none, `SUMMARY_COLUMNS`."""
+    """A row for each control and for the run without a fault, `SUMMARY_COLUMNS`."""
 
 
-def judge(sides: Mapping[str, Mapping[Pair, tuple[Side, Side]]], *, level: float) -> Findings:
-    """Compare isounc with NumPyro.
+def compare_sides(
+    sides: Mapping[str, Mapping[Pair, tuple[Side, Side]]], *, level: float
+) -> Comparisons:
+    """Compare isounc with NumPyro, and judge the comparison.
 
     Parameters
     ----------
     sides
-        By planted fault (`none` without one) and cell: isounc's side and NumPyro's.
+        isounc's side and NumPyro's, by planted fault (`none` without one) and cell.
     level
-        Chance that two right samplers are said to disagree, for each planted fault.
+        Chance that two correct samplers get the verdict DISAGREES, for each planted fault.
     """
-    found = Findings([], [], [], [])
+    comparisons = Comparisons([], [], [], [])
     for control, by_cell in sides.items():
         rows, regions = Rows(), Rows()
         for cell, (ours, theirs) in by_cell.items():
-            row, its_regions = _compare(ours, theirs)
-            who = {"control": control, **cell._asdict()}
-            rows.append(who | row)
-            regions += [who | {"compared": row["outcome"] == "agrees"} | r for r in its_regions]
-        _judge(found, control, rows, regions, level)
-    return found
+            row, region_rows = _compare_cell(ours, theirs)
+            key = {"control": control, **cell._asdict()}
+            rows.append(key | row)
+            regions += [key | {"compared": row["outcome"] == "agrees"} | r for r in region_rows]
+        _judge(comparisons, control, rows, regions, level)
+    return comparisons
 
 
-def _compare(ours: Side, theirs: Side) -> tuple[dict[str, Any], Rows]:
-    """The row of a cell, before it is judged, and those of its regions."""
+def _compare_cell(ours: Side, theirs: Side) -> tuple[dict[str, Any], Rows]:
+    """Make the row of a cell, before it is judged, and those of its regions."""
     agreement = zscores.compare(theirs, ours)
     regions = Rows()
     for name, region in agreement.regions.items():
-        a, b = ours.totals[name], theirs.totals[name]
+        our_totals, their_totals = ours.totals[name], theirs.totals[name]
         # Draws of a failed side may all be the same.
-        ratio = a.var_sum / b.var_sum if b.var_sum else math.nan
-        relative = [s.var_sum_se / s.var_sum if s.var_sum else math.nan for s in (a, b)]
+        ratio = our_totals.var_sum / their_totals.var_sum if their_totals.var_sum else math.nan
+        relative = [
+            totals.var_sum_se / totals.var_sum if totals.var_sum else math.nan
+            for totals in (our_totals, their_totals)
+        ]
         row = {"region": name} | region.summary()
-        row |= {f"{total}_z": _z(a, b, total) for total in TOTALS}
-        row |= {
-            "var_ratio": ratio,
-            "var_ratio_se": ratio * math.hypot(*relative),
-        }
+        row |= {f"{total}_z": _z(our_totals, their_totals, total) for total in TOTALS}
+        row |= {"var_ratio": ratio, "var_ratio_se": ratio * math.hypot(*relative)}
         regions.append(row)
     failed = [s for s, side in (("isounc", ours), ("numpyro", theirs)) if not side.gate.passed]
     words = {0: "agrees", 1: f"not compared: {''.join(failed[:1])} failed"}
@@ -124,8 +160,8 @@ def _z(ours: Totals, theirs: Totals, total: str) -> float:
     return (getattr(ours, total) - getattr(theirs, total)) / se if se else math.nan
 
 
-def _judge(found: Findings, control: str, rows: Rows, regions: Rows, level: float) -> None:
-    """Correct the p-values of one comparison over cells, and add it to what was found."""
+def _judge(comparisons: Comparisons, control: str, rows: Rows, regions: Rows, level: float) -> None:
+    """Judge the cells of one control, and add its rows to the comparisons."""
     compared = [r for r in regions if r["compared"]]
     places = [(r, total) for r in compared for total in TOTALS]
     single = holm([2 * float(stats.norm.sf(abs(r[f"{total}_z"]))) for r, total in places])
@@ -136,30 +172,34 @@ def _judge(found: Findings, control: str, rows: Rows, regions: Rows, level: floa
         for total in TOTALS:
             z = np.array([r[f"{total}_z"] for r in compared if r["region"] == name])
             square = float((z**2).sum())
-            tests.append(
-                {"control": control, "region": name, "total": total, "num_cells": len(z), "chi_square": square,
-                 "p_value": float(stats.chi2.sf(square, len(z)))}
-            )  # fmt: skip
+            tests.append({
+                "control": control, "region": name, "total": total, "num_cells": len(z),
+                "chi_square": square, "p_value": float(stats.chi2.sf(square, len(z))),
+            })  # fmt: skip
     for test, p in zip(tests, holm([t["p_value"] for t in tests]), strict=True):
         test["p_adjusted"] = float(p)
     for row in (row for row in rows if row["outcome"] == "agrees"):
-        mine = [r for r in compared if (r["problem"], r["width"]) == (row["problem"], row["width"])]
-        row["p_adjusted"] = min(r[f"{total}_p_adjusted"] for r in mine for total in TOTALS)
+        cell = (row["problem"], row["width"])
+        of_cell = [r for r in compared if (r["problem"], r["width"]) == cell]
+        row["p_adjusted"] = min(r[f"{total}_p_adjusted"] for r in of_cell for total in TOTALS)
         if row["p_adjusted"] < level / 2:
             row["outcome"] = "disagrees"
-    num_compared = sum(not row["outcome"].startswith("not") for row in rows)
+    compared_cells = [row for row in rows if not row["outcome"].startswith("not")]
     least = {
         "single_p_adjusted": float(min(single, default=math.nan)),
         "together_p_adjusted": min((t["p_adjusted"] for t in tests), default=math.nan),
     }
     verdict = "AGREES" if all(p >= level / 2 for p in least.values()) else "DISAGREES"
-    found.summary.append(
-        {"control": control, "num_cells": len(rows), "num_compared": num_compared,
-         "num_disagree": sum(row["outcome"] == "disagrees" for row in rows),
-         "num_marked": sum(bool(row["bounds"]) for row in rows if row["outcome"][:3] != "not"), **least,
-         "verdict": verdict if num_compared else "NOTHING COMPARED",
-         "expected": "AGREES" if control == "none" else "DISAGREES"}
-    )  # fmt: skip
-    found.cells.extend(rows)
-    found.regions.extend(regions)
-    found.tests.extend(tests)
+    comparisons.summary.append({
+        "control": control,
+        "num_cells": len(rows),
+        "num_compared": len(compared_cells),
+        "num_disagree": sum(row["outcome"] == "disagrees" for row in compared_cells),
+        "num_marked": sum(bool(row["bounds"]) for row in compared_cells),
+        **least,
+        "verdict": verdict if compared_cells else "NOTHING COMPARED",
+        "expected": "AGREES" if control == "none" else "DISAGREES",
+    })  # fmt: skip
+    comparisons.cells.extend(rows)
+    comparisons.regions.extend(regions)
+    comparisons.tests.extend(tests)

@@ -1,1 +1,1 @@
-"""The bank of reference posteriors: made, checked and installed."""
+"""The bank study makes, checks and installs reference posteriors."""

@@ -1,4 +1,4 @@
-"""A cell of the bank study: one reference, sampled or exact."""
+"""A cell of the bank study makes one reference, sampled or exact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from isounc.studies.bank.settings import Settings
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
-    """The record of each reference."""
+    """Make the reference of each cell; one record each."""
     records = []
     for cell in batch.cells:
         started = time.perf_counter()
@@ -41,7 +41,7 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
 
 
 def make(name: str, recipe: Mapping[str, Any], say: Say) -> Reference:
-    """A reference from the settings that are stored with it."""
+    """Make a reference from the settings that are stored with it."""
     problem = make_problem(recipe["problem"], n=recipe["n"], seed=recipe["seed"])
     model = make_model(
         problem,
@@ -75,10 +75,10 @@ def make(name: str, recipe: Mapping[str, Any], say: Say) -> Reference:
 
 
 def sampler_settings(stored: Mapping[str, Any]) -> SamplerSettings:
-    """Sampler settings as they were stored, without those that this version of isounc does not have."""
+    """Read stored sampler settings, without those that this version of isounc does not have."""
     known = {f.name for f in dataclasses.fields(SamplerSettings)}
     unknown = sorted(set(stored) - known)
     if unknown:
-        print(f"Without settings that this sampler does not have: {', '.join(unknown)}")
+        print(f"These stored settings are unknown and are ignored: {', '.join(unknown)}")
     chosen = {k: v for k, v in stored.items() if k in known}
     return SamplerSettings(**{**chosen, "gate": GateSettings(**stored["gate"])})

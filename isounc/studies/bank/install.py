@@ -1,4 +1,4 @@
-"""What is done with finished references: they are installed into a bank, or made again and compared."""
+"""Finished references are installed into a bank, or made again and compared."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ MAX_BYTES = 20_000_000
 
 
 def read(folder: RunFolder, name: str) -> Reference:
-    """A reference from the record of a run.
+    """Read a reference from the record of a run.
 
     Raises
     ------
     ValueError
-        If the run lacks it.
+        If the run has no such record.
     """
     record = folder.require(name)
     return references.from_record(name, record.meta["reference"], record.arrays)
 
 
 def verdict(reference: Reference) -> str:
-    """Whether a reference passed its checks, in words."""
+    """Say whether a reference passed its checks, and why not."""
     return "passed" if reference.passed else f"FAILED: {'; '.join(reference.reasons)}"
 
 
@@ -53,11 +53,14 @@ def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False
     Raises
     ------
     ValueError
-        If the run is not finished, a reference is there already, or the bank becomes too large.
+        If the run is not finished, the bank has another reference of the same name, or the bank
+        becomes too large.
     """
     folder, bank = RunFolder.load(run), Path(bank)
     if "checks" not in folder.read_info():
-        raise ValueError(f"{folder.path} is not finished: give the command of the run again first")
+        raise ValueError(
+            f"run must be finished (repeat its command), got {folder.path}, which is not"
+        )
     for name in folder.names():
         references.save(read(folder, name), bank, overwrite=overwrite)
     num_bytes = sum(path.stat().st_size for path in bank.iterdir())
@@ -82,7 +85,7 @@ def check_again(names: Sequence[str], bank: str | Path = BANK) -> bool:
     agreed = True
     for name in names:
         with warnings.catch_warnings():
-            # The verdict on both is printed below.
+            # Both verdicts are printed below.
             warnings.simplefilter("ignore", references.FailedReferenceWarning)
             stored = references.load(name, bank)
         recipe = dict(stored.settings) | {"key": stored.settings["key"] + 1}

@@ -1,4 +1,4 @@
-"""Views of a run of the bank study: tables, figures and sections of the page."""
+"""The report of a run of the bank study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
@@ -24,10 +24,21 @@ RESULT_COLUMNS = (
 """Columns of `results.csv`: a row for each reference."""
 SUMMARY_COLUMNS = ("method", "num_references", "num_passed", "rhat_max", "ess_min", "seconds")
 """Columns of `summary.csv`: a row for each method."""
+HEADINGS = {
+    "name": "reference",
+    "num_params": "P",
+    "num_references": "references",
+    "num_passed": "passed",
+    "rhat_max": "largest R-hat",
+    "ess_min": "smallest ESS",
+    "num_draws": "draws",
+    "reasons": "failed checks",
+}
+"""Headings on the page of the columns that are not headed by their own name."""
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run of the bank study.
+    """Make the tables, figures and sections of a run of the bank study.
 
     Raises
     ------
@@ -63,7 +74,8 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
 
 
 def _row(folder: RunFolder, name: str) -> dict[str, Any]:
-    reference, gate = read(folder, name), read(folder, name).gate
+    reference = read(folder, name)
+    gate = reference.gate
     row = {
         "name": name,
         "method": reference.method,
@@ -87,17 +99,17 @@ def _row(folder: RunFolder, name: str) -> dict[str, Any]:
 def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     summary = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        same = [row for row in rows if row["method"] == method]
-        rhat = [row["rhat_max"] for row in same if row.get("rhat_max") is not None]
-        ess = [row["ess_min"] for row in same if row.get("ess_min") is not None]
+        of_method = [row for row in rows if row["method"] == method]
+        rhat = [row["rhat_max"] for row in of_method if row.get("rhat_max") is not None]
+        ess = [row["ess_min"] for row in of_method if row.get("ess_min") is not None]
         summary.append(
             {
                 "method": method,
-                "num_references": len(same),
-                "num_passed": sum(row["passed"] for row in same),
+                "num_references": len(of_method),
+                "num_passed": sum(row["passed"] for row in of_method),
                 "rhat_max": max(rhat, default=None),
                 "ess_min": min(ess, default=None),
-                "seconds": sum(row["seconds"] for row in same),
+                "seconds": sum(row["seconds"] for row in of_method),
             }
         )
     return summary
@@ -108,16 +120,16 @@ def _figure(rows: Sequence[Mapping[str, Any]], rhat_max: float, ess_min: float) 
     if not sampled:
         raise NothingToDraw("no reference of this run is sampled")
     names = [row["name"] for row in sampled]
-    height = list(range(len(sampled)))[::-1]
+    heights = list(range(len(sampled)))[::-1]
     with styled():
         figure = Figure(figsize=(7.6, 1.2 + 0.2 * len(sampled)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, column, bound in ((left, "rhat_max", rhat_max), (right, "ess_min", ess_min)):
-            for row, y in zip(sampled, height, strict=True):
+            for row, y in zip(sampled, heights, strict=True):
                 face = "#0072B2" if row["passed"] else "white"
                 axes.plot(row[column], y, "o", color="#0072B2", markerfacecolor=face)
             axes.axvline(bound, color="#777777", linestyle="--", linewidth=0.8)
-        left.set_yticks(height, names, fontsize=7.5)
+        left.set_yticks(heights, names, fontsize=7.5)
         left.set_xlabel("largest R-hat (hollow: failed)")
         right.set_xlabel("smallest effective sample size")
         right.set_xscale("log")
@@ -125,38 +137,17 @@ def _figure(rows: Sequence[Mapping[str, Any]], rhat_max: float, ess_min: float) 
 
 
 def _sections(rows: Sequence[Mapping[str, Any]], drawn: Sequence[FigureFile]) -> list[Section]:
-    return [
-        Section("summary", "Summary", (), tuple(drawn), (_summary_table(_summary(rows)),)),
-        Section("references", "References", (), (), (_reference_table(rows),)),
-    ]
+    def table(title: str, columns: Sequence[str], rows, note: str = "") -> Table:
+        return table_of_rows(title, {c: HEADINGS.get(c, c) for c in columns}, rows, note)
 
-
-def _summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = {
-        "method": "method",
-        "num_references": "references",
-        "num_passed": "passed",
-        "rhat_max": "largest R-hat",
-        "ess_min": "smallest ESS",
-        "seconds": "seconds",
-    }
-    return table_of_rows("By method", columns, rows)
-
-
-def _reference_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = {
-        "name": "reference",
-        "method": "method",
-        "num_params": "P",
-        "passed": "passed",
-        "rhat_max": "largest R-hat",
-        "ess_min": "smallest ESS",
-        "num_draws": "draws",
-        "seconds": "seconds",
-        "reasons": "failed checks",
-    }
+    by_method = table("By method", SUMMARY_COLUMNS, _summary(rows))
+    shown = [column for column in RESULT_COLUMNS if column not in ("problem", "parameterisation")]
     note = (
         "ESS is the smallest bulk effective sample size of p and of (p − mean)². A reference that "
         "failed its checks is kept and says so."
     )
-    return table_of_rows("References", columns, rows, note)
+    by_name = table("References", shown, rows, note)
+    return [
+        Section("summary", "Summary", (), tuple(drawn), (by_method,)),
+        Section("references", "References", (), (), (by_name,)),
+    ]

@@ -1,4 +1,4 @@
-"""Settings of the bank study, and its cells: what to make, by name."""
+"""Settings and cells of the bank study: the references to make, by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from isounc.runs.settings import RunSettings
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 
-# Batches of 500 draws are far longer than the autocorrelation of a posterior that passes the gate, and there are at
-# least 32 of them: their standard errors are known to an eighth. Steps are shorter than by default: a bank is made
-# once, and what is narrow in a posterior must not be missed.
+# Batches of 500 draws are far longer than the autocorrelation of a posterior that passes the gate,
+# and there are at least 32 of them, so that standard errors are known to an eighth. Steps are
+# shorter than by default: a bank is made once, and no narrow part of a posterior may be missed.
 SAMPLING = SamplerSettings(
     num_warmup=1000,
     num_draws=4000,
@@ -31,36 +31,36 @@ SAMPLING = SamplerSettings(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
-    """Settings of the bank; every one that changes a number is stored with each reference."""
+    """Settings of the bank study; each reference is stored with those that decide its numbers."""
 
     problems: tuple[str, ...] = ("xor", "linear_regression")
     """Problems whose posteriors are sampled."""
     widths: tuple[int, ...] = (8,)
     """Hidden units per layer."""
     parameterisations: tuple[str, ...] = ("ntk",)
-    """ntk, fan_in or standard."""
+    """Parameterisations: ntk, fan_in or standard."""
     logistic: tuple[str, ...] = ("linear",)
-    """Binary problems with two inputs whose logistic regression is worked out by quadrature."""
+    """Binary problems with two inputs whose logistic regression is solved by quadrature."""
     gaussian: tuple[str, ...] = ("linear_regression",)
-    """Regression problems whose Bayesian linear regression is worked out in closed form."""
+    """Regression problems whose Bayesian linear regression is solved in closed form."""
     depth: int = 1
     """Hidden layers."""
     activation: str = "tanh"
-    """tanh, relu, gelu or silu."""
+    """Activation: tanh, relu, gelu or silu."""
     prior_sd: float = 2.0
     """Prior standard deviation."""
     n: int = 100
     """Training examples."""
     seed: int = 0
-    """Of the problems."""
+    """Seed of the problems."""
     version: int = 1
-    """The v of the names: raise it where anything that is stored changes."""
+    """Version in the names of references; raise it whenever anything that is stored changes."""
     key: int = 0
-    """Of the sampler's randomness, together with the name."""
+    """Key of the sampler's randomness, together with the name of the reference."""
     sampling: SamplerSettings = SAMPLING
-    """How posteriors are sampled."""
+    """Settings of the sampler."""
     thinning: Thinning = field(default_factory=Thinning)
-    """How much of each is kept."""
+    """Settings that decide how many draws of each posterior are kept."""
 
 
 PRESETS = {
@@ -81,16 +81,16 @@ class Cell(NamedTuple):
     name: str
     """Name in the bank, and of the record."""
     recipe: dict[str, Any]
-    """The settings that are stored with the reference and from which it can be made again."""
+    """Settings that are stored with the reference and from which it can be made again."""
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that cannot be run.
+    """Check that settings can be run.
 
     Raises
     ------
     ValueError
-        For a name that is not known, or a number out of its range.
+        If a name is unknown or a number is out of its range.
     """
     check_choice("activation", settings.activation, ACTIVATIONS)
     for value in settings.parameterisations:
@@ -106,7 +106,7 @@ def check(settings: Settings) -> None:
 
 
 def recipes(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What to make, by name: the settings that are stored with a reference and from which `make` makes it."""
+    """Return the settings from which each reference is made, by name; both are stored with it."""
     shared = {
         "prior_sd": settings.prior_sd,
         "n": settings.n,
@@ -115,26 +115,27 @@ def recipes(settings: Settings) -> dict[str, dict[str, Any]]:
         "key": settings.key,
         "thinning": dataclasses.asdict(settings.thinning),
     }
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for kind, problems in (("logistic", settings.logistic), ("gaussian", settings.gaussian)):
         for problem in problems:
-            found[f"{problem}-{kind}-v{settings.version}"] = shared | {
-                "kind": kind, "problem": problem, "width": 1, "depth": 0, "parameterisation": "standard",
+            by_name[f"{problem}-{kind}-v{settings.version}"] = shared | {
+                "kind": kind, "problem": problem, "width": 1, "depth": 0,
+                "parameterisation": "standard",
             }  # fmt: skip
-    # One shape after the other, so that its program is compiled once and then reused.
+    # One shape follows the other, so that its program is compiled once and then reused.
     cells = itertools.product(settings.widths, settings.parameterisations, settings.problems)
     for width, parameterisation, problem in cells:
         name = f"{problem}-{parameterisation}-w{width}"
         name += "" if settings.depth == 1 else f"-d{settings.depth}"
-        found[f"{name}-v{settings.version}"] = shared | {
+        by_name[f"{name}-v{settings.version}"] = shared | {
             "kind": "sampled", "problem": problem, "width": width, "depth": settings.depth,
             "parameterisation": parameterisation, "sampler": dataclasses.asdict(settings.sampling),
         }  # fmt: skip
-    return found
+    return by_name
 
 
 def plan(settings: Settings) -> list[Group]:
-    """Each reference as a batch; those of one shape as a group, whose program is compiled once."""
+    """Make a batch of each reference, and a group of each shape, which shares its program."""
     groups: dict[tuple, list[Batch]] = {}
     for name, recipe in recipes(settings).items():
         shape = tuple(recipe[k] for k in ("kind", "width", "parameterisation"))

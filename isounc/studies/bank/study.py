@@ -2,8 +2,8 @@
 
 The study samples the posterior of every problem, width and parameterisation until its convergence
 gate passes or the draws run out, and adds the exact references: logistic regression by quadrature
-and linear regression in closed form. A posterior that fails its gate is kept and says so. A run
-that was killed resumes when the same command is given again.
+and linear regression in closed form. A posterior that fails its gate is kept and says so. The same
+command resumes a run that was killed.
 
     isounc bank                              quick: two problems, one width, and the exact ones
     isounc bank --preset paper               eight problems, three widths, two parameterisations

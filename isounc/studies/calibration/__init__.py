@@ -1,1 +1,1 @@
-"""Calibration: the sampler against data from the prior (SBC) and against itself (Geweke)."""
+"""Calibration tests the sampler on data from the prior (SBC) and against itself (Geweke)."""

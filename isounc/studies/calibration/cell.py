@@ -1,4 +1,4 @@
-"""A cell of the calibration study: the ranks of a batch of replications, or Geweke's test."""
+"""A cell of the calibration study ranks a batch of replications, or runs Geweke's test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isounc.studies.calibration.settings import CASES, Case, Cell, Settings
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
-    """The record of each cell."""
+    """Evaluate each cell of a batch; one record each."""
     return [
         _geweke(cell, settings, say) if cell.batch is None else _ranks(cell, settings, say)
         for cell in batch.cells
@@ -27,7 +27,7 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
 
 
 def template(case: Case, settings: Settings) -> tuple[Problem, Model]:
-    """Inputs of a problem, two locations near them and two far from them, and the model."""
+    """Return a case's inputs, with two locations near them and two far from them, and its model."""
     source = make_problem(
         case.problem, n=settings.n, seed=settings.seed, label_noise=case.label_noise,
         num_test=2, num_far=2, grid_size=2,
@@ -41,7 +41,7 @@ def template(case: Case, settings: Settings) -> tuple[Problem, Model]:
 
 
 def _key(settings: Settings, name: str) -> jax.Array:
-    """A key that depends on what is computed, not on where it stands in the run."""
+    """Make a key that depends on what is computed, not on where it stands in the run."""
     return jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(name.encode()))
 
 

@@ -1,6 +1,7 @@
-"""Figures of a calibration run: rank histograms over ECDF differences, and the z-scores of Geweke's test.
+"""Figures of a calibration run: rank histograms, ECDF differences, z-scores of Geweke's test.
 
-Blue is a test quantity whose verdict is PASS, orange one whose verdict is FAIL; the word stands in the panel as well.
+A test quantity whose verdict is PASS is blue, one whose verdict is FAIL is orange; the panel also
+has the word.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from isounc.studies.calibration.uniformity import ecdf_band, ecdf_difference, ra
 
 PASS, FAIL, BAND = "#0072B2", "#D55E00", "#D9D9D9"
 BAND_LEVEL = 0.05
-"""Chance that uniform ranks leave a band: 95% bands, as is the custom. Verdicts have a level of their own."""
+"""Chance that uniform ranks leave a band: the customary 95% bands. Verdicts have another level."""
 Z_SHOWN = 8.0
 """Larger z-scores are drawn at the edge, with their number."""
 
 
-class Scores(NamedTuple):
+class MomentTest(NamedTuple):
     """The z-scores of one joint-distribution test."""
 
     title: str
-    """What was tested."""
+    """The sampler, the case and the planted fault, for people."""
     moments: Sequence[str]
     """Names of the T moments."""
     z: Float[np.ndarray, " T"]
@@ -51,9 +52,10 @@ def rank_figure(
     level: float,
     title: str,
 ) -> Figure:
-    """A column for each test quantity: histogram of its ranks, and below it ECDF minus uniform CDF, with 95% bands.
+    """Draw a histogram of the ranks of each test quantity, above its ECDF minus the uniform CDF.
 
-    The ECDF's band is simultaneous over all ranks; the histogram's is binomial, shared out over the bins (Bonferroni).
+    Both have 95% bands. The ECDF's is simultaneous over all ranks; the histogram's is binomial,
+    with the level divided by the number of bins (Bonferroni).
     """
     with styled():
         figure = Figure(figsize=(2.0 * len(names) + 0.8, 4.9), layout="constrained")
@@ -90,7 +92,9 @@ def rank_figure(
     return figure
 
 
-def _histogram(ax: Axes, ranks: np.ndarray, num_ranked: int, num_bins: int, color: str) -> None:
+def _histogram(
+    ax: Axes, ranks: Int[np.ndarray, " R"], num_ranked: int, num_bins: int, color: str
+) -> None:
     counts, share = rank_histogram(ranks, num_ranked, num_bins)
     edges = np.concatenate([[0], np.cumsum(share)])
     tail = BAND_LEVEL / 2 / num_bins
@@ -100,13 +104,13 @@ def _histogram(ax: Axes, ranks: np.ndarray, num_ranked: int, num_bins: int, colo
     ax.stairs(len(ranks) * share, edges, color="#777777", linewidth=0.7, baseline=None)
 
 
-def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: str) -> Figure:
-    """A panel for each test: a z-score a moment, and the bound beyond which any of them fails.
+def geweke_figure(tests: Sequence[MomentTest], *, bounds: Sequence[float], title: str) -> Figure:
+    """Draw a panel per test: the z-score of each moment, and the bound beyond which it fails.
 
     Parameters
     ----------
     bounds
-        Of each test, the |z| that the largest of its family of moments may reach.
+        Largest |z| that a moment may reach, for each test; it depends on the size of its family.
     """
     columns = min(3, len(tests))
     rows = math.ceil(len(tests) / columns)
@@ -117,10 +121,10 @@ def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: st
         for ax in grid[len(tests) :]:
             ax.remove()
         for ax, test, bound in zip(grid, tests, bounds, strict=False):
-            at = np.arange(len(test.moments))[::-1]
+            heights = np.arange(len(test.moments))[::-1]
             ax.axvspan(-bound, bound, color=BAND, linewidth=0)
             ax.axvline(0, color="#777777", linewidth=0.7)
-            for y, z, ok in zip(at, test.z, test.passed, strict=True):
+            for y, z, ok in zip(heights, test.z, test.passed, strict=True):
                 color = PASS if ok else FAIL
                 if abs(z) <= Z_SHOWN:
                     ax.plot(z, y, "o" if ok else "X", color=color)
@@ -128,10 +132,11 @@ def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: st
                 side = math.copysign(1, z)
                 ax.plot(side * Z_SHOWN, y, ">" if z > 0 else "<", color=color)
                 ax.annotate(
-                    f"{z:.0f}".replace("-", "−"), (side * Z_SHOWN, y), xytext=(-6 * side, 0), fontsize=7.5,
-                    textcoords="offset points", va="center", ha="right" if z > 0 else "left",
+                    f"{z:.0f}".replace("-", "−"), (side * Z_SHOWN, y), xytext=(-6 * side, 0),
+                    fontsize=7.5, textcoords="offset points", va="center",
+                    ha="right" if z > 0 else "left",
                 )  # fmt: skip
-            ax.set_yticks(at, test.moments, fontsize=7)
+            ax.set_yticks(heights, test.moments, fontsize=7)
             ax.set_xlim(-Z_SHOWN - 0.6, Z_SHOWN + 0.6)
             ax.set_xticks([-8, -4, 0, 4, 8])
             ax.set_xlabel("z-score")
@@ -141,7 +146,7 @@ def geweke_figure(tests: Sequence[Scores], *, bounds: Sequence[float], title: st
             "FAIL (a triangle with its number: beyond ±8)": Line2D(
                 [], [], linestyle="none", marker="X", color=FAIL
             ),
-            "beyond this every z-score fails": Patch(facecolor=BAND),
+            "a z-score outside of the band fails": Patch(facecolor=BAND),
         }
         legend_below(figure, legend)
     return figure

@@ -1,29 +1,31 @@
-"""Geweke's joint-distribution test: whether a sampler's transitions leave p(theta|X, y) as it is, whatever the data.
+"""Geweke's joint-distribution test: a sampler's transitions must leave the posterior invariant.
 
 A chain that alternates transitions at given data with a redraw of the data at given parameters,
 
     theta' ~ T(. | theta, y)  (a few times),    y' ~ p(y | X, theta'),
 
-keeps (theta', y) distributed as p(theta) p(y|X, theta) if and only if T leaves p(theta|X, y) invariant for almost all
-y. Its moments are held against those of direct draws of (theta, y). Test functions are evaluated at (theta', y), after
-the transitions and before the redraw: after it, a sampler that ignores data could not be seen.
+keeps (theta', y) distributed as p(theta) p(y|X, theta) if and only if T leaves p(theta|X, y)
+invariant for almost all y. Its moments are compared with those of direct draws of (theta, y). Test
+functions are evaluated at (theta', y), after the transitions and before the redraw: a later
+evaluation could not detect a sampler that ignores the data.
 
-It knows nothing of ranks, gates, warm-up or thinning, and so fails for other reasons than
+The test involves no ranks, gates, warm-up or thinning, and so fails for other reasons than
 `isounc.studies.calibration.sbc`.
 
-Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators", JASA 99(467).
+Source: Geweke 2004, "Getting it right: joint distribution tests of posterior simulators",
+JASA 99(467).
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy import stats
 
 from isounc import densities
@@ -51,17 +53,17 @@ class GewekeSettings:
     """Size of a joint-distribution test."""
 
     num_chains: int = 64
-    """K, each started from its own direct draw of (theta, y), so that no chain needs a warm-up."""
+    """Number of chains K. Each starts from its own direct draw of (theta, y), without warm-up."""
     num_iterations: int = 2000
     """Redraws of the data in each chain."""
     num_rows: int = 8
-    """Rows of the problem's data that are used, at most: the more the data say of theta, the longer a chain stays."""
+    """Most rows of the problem's data that are used; more data slow the chains down."""
     num_transitions: int = 3
     """Transitions of the sampler between two redraws."""
     mean_steps: int = 8
-    """Integration steps on average (not nuts), uniform between 1 and twice this less one."""
+    """Mean number of integration steps, uniform from 1 to twice this less one (not nuts)."""
     num_direct: int = 100_000
-    """Direct draws of (theta, y) that the chains are held against."""
+    """Direct draws of (theta, y) with which the chains are compared."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -76,15 +78,15 @@ class GewekeSettings:
 
 
 class GewekeResult(NamedTuple):
-    """Moments of the chains against those of direct draws; T = 2 Q moments, in units of the prior's mean and sd."""
+    """T = 2 Q moments of the chains and of direct draws, in units of the prior's mean and sd."""
 
     moments: tuple[str, ...]
-    """Names: each of `quantity_names` with `mean` (of u = (g - prior mean) / prior sd) and `square` (of u^2)."""
+    """Names: a quantity g with `mean`, of u = (g - prior mean) / prior sd, or `square`, of u^2."""
     chain_mean: Float[np.ndarray, " T"]
     """Mean over all chains and iterations."""
     chain_se: Float[np.ndarray, " T"]
-    """Its standard error, sd of the K chain means / sqrt(K): the chains are independent and, if the sampler is right,
-    stationary from the start, so it holds whatever their autocorrelation."""
+    """Its standard error, sd of the K chain means / sqrt(K). The chains are independent and, if the
+    sampler is correct, stationary from the start, so that it holds for any autocorrelation."""
     direct_mean: Float[np.ndarray, " T"]
     """Mean over direct draws: 0 and 1 by the choice of units."""
     direct_se: Float[np.ndarray, " T"]
@@ -94,19 +96,26 @@ class GewekeResult(NamedTuple):
     z: Float[np.ndarray, " T"]
     """(chain_mean - direct_mean) / hypot(chain_se, direct_se)."""
     p_value: Float[np.ndarray, " T"]
-    """Two-sided, of z, by Student's t of K - 1 degrees of freedom."""
+    """Two-sided p-value of z under Student's t of K - 1 degrees of freedom."""
     num_chains: int
-    """K."""
+    """Number of chains K."""
     acceptance: float
     """Mean acceptance probability of the transitions."""
 
 
 def _transition(
-    key, theta, model: Model, data: Data, step_size, num_steps, settings: SamplerSettings
-) -> tuple[Array, Any]:
-    """One transition of the reference sampler at fixed step size and identity metric in prior coordinates.
+    key: PRNGKeyArray,
+    theta: Float[Array, " P"],
+    model: Model,
+    data: Data,
+    step_size: Float[Array, ""],
+    num_steps: Int[Array, ""],
+    settings: SamplerSettings,
+) -> tuple[Float[Array, " P"], Float[Array, ""]]:
+    """Make one transition of a sampler at fixed step size and identity metric in prior coordinates.
 
-    The only lines that know how a kernel is called. They take the sampler's own log density, for it is under test.
+    Only these lines know how a kernel is called. They use the sampler's own log density, which is
+    under test.
     """
     sampler = SAMPLERS[settings.sampler]
 
@@ -116,38 +125,49 @@ def _transition(
     chains = start_chains((theta / data.prior_sd)[None], remainder)
     extra = sampler.begin(theta.size, settings)
     tuning = start_tuning(theta.size, theta.dtype, settings, extra=extra)
-    # Half a step less than asked for, so that rounding cannot make it one more; u = 1/2 is every sampler's mean length.
+    # Half a step is subtracted so that rounding cannot add one; u = 1/2 gives every sampler's mean
+    # length.
     tuning = tuning._replace(step_size=step_size, trajectory_length=(num_steps - 0.5) * step_size)
-    chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)  # pyright: ignore
+    chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)
     return data.prior_sd * chains.x[0], jnp.asarray(info.acceptance)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings"))
 def _chains(
-    key, data, rows, sampled_sd, X_query, step_size, num_steps,
-    *, model, prior_sd, sampler_settings, settings,
-):  # fmt: skip
-    """Test quantities (K, S, Q) along the chains, and the mean acceptance (K, S).
+    key: PRNGKeyArray,
+    data: Data,
+    rows: Int[Array, " rows"],
+    sampled_sd: Float[Array, " P"],
+    X_query: Float[Array, "queries D"],
+    step_size: Float[Array, ""],
+    num_steps: Int[Array, "S transitions"],
+    *,
+    model: Model,
+    prior_sd: float,
+    sampler_settings: SamplerSettings,
+    settings: GewekeSettings,
+) -> tuple[Float[Array, "K S Q"], Float[Array, "K S"]]:
+    """Run the chains; return the test quantities along them, and the mean acceptance.
 
-    The transitions are given the rows ``rows`` of the data and the prior sds ``sampled_sd`` (P,), which a planted fault
-    may have changed.
+    The transitions are given the rows `rows` of the data and the prior sds `sampled_sd`, either of
+    which a planted fault may have changed.
     """
     X, noise_sd = data.X, data.noise_sd
 
-    def one_chain(key):
+    def run_chain(key):
         key_start, key_run = jax.random.split(key)
 
         def iterate(carry, xs):
             theta, y = carry
-            key, steps = xs
+            key, lengths = xs
             key_moves, key_y = jax.random.split(key)
-            seen = Data(X[rows], y[rows], noise_sd, sampled_sd)
+            given = Data(X[rows], y[rows], noise_sd, sampled_sd)
 
             def move(theta, xs):
-                return _transition(xs[0], theta, model, seen, step_size, xs[1], sampler_settings)
+                return _transition(xs[0], theta, model, given, step_size, xs[1], sampler_settings)
 
             keys = jax.random.split(key_moves, settings.num_transitions)
-            theta, acceptance = jax.lax.scan(move, theta, (keys, steps))
+            theta, acceptance = jax.lax.scan(move, theta, (keys, lengths))
             values = quantities(model, theta, Data(X, y, noise_sd, data.prior_sd), X_query)
             y = draw_labels(key_y, model, theta, X, noise_sd)
             return (theta, y), (values, acceptance.mean())
@@ -156,18 +176,26 @@ def _chains(
         keys = jax.random.split(key_run, settings.num_iterations)
         return jax.lax.scan(iterate, start, (keys, num_steps))[1]
 
-    return jax.vmap(one_chain)(jax.random.split(key, settings.num_chains))
+    return jax.vmap(run_chain)(jax.random.split(key, settings.num_chains))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "settings"))
-def _direct(key, data, X_query, *, model, prior_sd, settings):
-    """Test quantities (num_direct, Q) at independent draws of (theta, y)."""
+def _direct(
+    key: PRNGKeyArray,
+    data: Data,
+    X_query: Float[Array, "queries D"],
+    *,
+    model: Model,
+    prior_sd: float,
+    settings: GewekeSettings,
+) -> Float[Array, "draws Q"]:
+    """Evaluate the test quantities at independent draws of (theta, y)."""
 
-    def one(key):
+    def draw(key):
         theta, y = draw_joint(key, model, data.X, data.noise_sd, prior_sd=prior_sd)
         return quantities(model, theta, data._replace(y=y), X_query)
 
-    return jax.vmap(one)(jax.random.split(key, settings.num_direct))
+    return jax.vmap(draw)(jax.random.split(key, settings.num_direct))
 
 
 def geweke(
@@ -186,21 +214,22 @@ def geweke(
     Parameters
     ----------
     key
-        Decides every number drawn.
+        Source of all randomness.
     problem
-        Gives X, the likelihood and the query locations; its labels are not used. Data of one class only are kept here.
+        Source of X, of the likelihood and of the query locations; its labels are not used. Unlike
+        in SBC, data that hold a single class are kept.
     sampler
         A name of `isounc.sampling.kernels.SAMPLERS`.
     step_size
-        Integration step in prior standard deviations; fixed, because a step that is adapted to the state would leave
-        another distribution invariant.
+        Integration step in prior standard deviations. It is fixed, since a step that adapts to the
+        state would leave another distribution invariant.
     fault
-        One of `isounc.studies.calibration.sbc.FAULTS`, planted in what the transitions are given.
+        One of `isounc.studies.calibration.sbc.FAULTS`, planted in the input of the transitions.
 
     Raises
     ------
     ValueError
-        For an unknown sampler or fault, or a prior_sd or step_size that is not positive.
+        If the sampler or the fault is unknown, or `prior_sd` or `step_size` is not positive.
     """
     settings = GewekeSettings() if settings is None else settings
     check_choice("sampler", sampler, SAMPLERS)
@@ -210,7 +239,8 @@ def geweke(
     data = data._replace(X=data.X[: settings.num_rows], y=data.y[: settings.num_rows])
     X_query = jnp.asarray(query_points(problem), data.X.dtype)
     key_chains, key_direct, key_steps = jax.random.split(key, 3)
-    # All chains share the lengths of their trajectories: they depend on no state, and none waits for the longest.
+    # All chains share the lengths of their trajectories, which depend on no state: none has to wait
+    # for the longest.
     num_steps = jax.random.randint(
         key_steps, (settings.num_iterations, settings.num_transitions), 1, 2 * settings.mean_steps
     )
@@ -228,7 +258,8 @@ def geweke(
     chain_u = np.concatenate([chain_u, chain_u**2], axis=2)
     direct_u = np.concatenate([direct_u, direct_u**2], axis=1)
     direct_se = direct_u.std(0) / np.sqrt(len(direct_u))
-    # Not sd / sqrt(ESS), whose ESS is itself an estimate, and a poor one where the data hold theta fast.
+    # sd / sqrt(ESS) would rest on an ESS that is itself an estimate, and a poor one if the data
+    # hold theta fast.
     chain_se = chain_u.mean(1).std(0, ddof=1) / np.sqrt(settings.num_chains)
     chain_mean = chain_u.mean((0, 1))
     z = (chain_mean - direct_u.mean(0)) / np.hypot(chain_se, direct_se)

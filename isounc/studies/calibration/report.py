@@ -1,4 +1,4 @@
-"""Views of a run of the calibration study: tables, figures and sections of the page."""
+"""The report of a run of the calibration study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section
+from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import table_of_rows
-from isounc.studies.calibration.figures import Scores, geweke_figure, rank_figure
-from isounc.studies.calibration.settings import Settings, jobs_of
+from isounc.studies.calibration.figures import MomentTest, geweke_figure, rank_figure
+from isounc.studies.calibration.settings import Job, Settings, jobs_of
 from isounc.studies.calibration.tables import (
     GATE_COLUMNS,
     GEWEKE_COLUMNS,
+    HEADINGS,
     SBC_COLUMNS,
     SUMMARY_COLUMNS,
-    Findings,
+    Rows,
+    Verdicts,
     gather,
     rows_of,
 )
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run of the calibration study.
+    """Make the tables, figures and sections of a run of the calibration study.
 
     Raises
     ------
     ValueError
         If the run lacks a record.
     """
-    findings = gather(
+    verdicts = gather(
         folder,
         jobs_of(settings),
         num_ranked=settings.num_ranked,
@@ -42,45 +45,45 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         level=settings.level,
     )
     tables = {
-        "results.csv": TableFile(SBC_COLUMNS, findings.sbc),
-        "geweke.csv": TableFile(GEWEKE_COLUMNS, findings.geweke),
-        "gates.csv": TableFile(GATE_COLUMNS, findings.gates),
-        "summary.csv": TableFile(SUMMARY_COLUMNS, findings.summary),
+        "results.csv": TableFile(SBC_COLUMNS, verdicts.sbc),
+        "geweke.csv": TableFile(GEWEKE_COLUMNS, verdicts.geweke),
+        "gates.csv": TableFile(GATE_COLUMNS, verdicts.gates),
+        "summary.csv": TableFile(SUMMARY_COLUMNS, verdicts.summary),
     }
     return Report(
         tables=tables,
-        plots=plots(findings, settings),
-        sections=functools.partial(_sections, findings),
-        text=summary_text(findings) + "\n\np-values are corrected for their number (Holm).",
-        checks=findings.summary,
+        plots=plots(verdicts, settings),
+        sections=functools.partial(_sections, verdicts),
+        text=summary_text(verdicts) + "\n\np-values are corrected for their number (Holm).",
+        checks=verdicts.summary,
     )
 
 
-def plots(findings: Findings, settings: Settings) -> list[Plot]:
-    """The ranks of each job, and the z-scores of each sampler."""
+def plots(verdicts: Verdicts, settings: Settings) -> list[Plot]:
+    """List a figure of ranks for each job, and one of z-scores for each sampler."""
     ranked = [
         Plot(
             f"sbc-{job.name}",
             "ranks",
             f"Ranks of the truth among posterior draws, {job.title}.",
-            functools.partial(_rank_figure, findings, job, settings),
+            functools.partial(_rank_figure, verdicts, job, settings),
         )
-        for job in findings.ranks
+        for job in verdicts.ranks
     ]
     tested = [
         Plot(
             f"geweke-{sampler}",
             "geweke",
             f"z-scores of Geweke's joint-distribution test of {sampler}.",
-            functools.partial(_geweke_figure, findings, sampler, settings.level),
+            functools.partial(_geweke_figure, verdicts, sampler, settings.level),
         )
-        for sampler in dict.fromkeys(job.sampler for job in findings.ranks)
+        for sampler in dict.fromkeys(job.sampler for job in verdicts.ranks)
     ]
     return ranked + tested
 
 
-def _rank_figure(findings, job, settings):
-    rows, ranks = rows_of(findings.sbc, job), findings.ranks[job]
+def _rank_figure(verdicts: Verdicts, job: Job, settings: Settings) -> Figure:
+    rows, ranks = rows_of(verdicts.sbc, job), verdicts.ranks[job]
     failed = f"{rows[0]['num_failed_gate']} of {len(ranks)} references failed the gate"
     return rank_figure(
         ranks,
@@ -95,15 +98,15 @@ def _rank_figure(findings, job, settings):
     )
 
 
-def _geweke_figure(findings, sampler, level):
+def _geweke_figure(verdicts: Verdicts, sampler: str, level: float) -> Figure:
     tests, bounds = [], []
-    for job in (job for job in findings.ranks if job.sampler == sampler):
-        rows = rows_of(findings.geweke, job)
+    for job in (job for job in verdicts.ranks if job.sampler == sampler):
+        rows = rows_of(verdicts.geweke, job)
         passed = [row["verdict"] == "PASS" for row in rows]
         z = np.array([row["z"] for row in rows])
-        tests.append(Scores(job.title, [row["moment"] for row in rows], z, passed))
-        together = [other for other in findings.ranks if other.family == job.family]
-        size = sum(len(rows_of(findings.geweke, other)) for other in together)
+        tests.append(MomentTest(job.title, [row["moment"] for row in rows], z, passed))
+        family = [other for other in verdicts.ranks if other.family == job.family]
+        size = sum(len(rows_of(verdicts.geweke, other)) for other in family)
         bounds.append(float(stats.t.isf(level / 2 / size, rows[0]["num_chains"] - 1)))
     return geweke_figure(
         tests,
@@ -113,51 +116,47 @@ def _geweke_figure(findings, sampler, level):
     )
 
 
-def _sections(findings: Findings, drawn: Sequence[FigureFile]) -> list[Section]:
+def _table(title: str, columns: str, rows: Rows, note: str = "") -> Table:
+    names = ("sampler", "case", "control", *columns.split())
+    return table_of_rows(title, {name: HEADINGS.get(name, name) for name in names}, rows, note)
+
+
+def _sections(verdicts: Verdicts, drawn: Sequence[FigureFile]) -> list[Section]:
     def figures(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind)
 
-    where = {"sampler": "sampler", "case": "case", "control": "planted fault"}
-    summary = {
-        "num_replications": "replications", "num_failed_gate": "failed the gate",
-        "sbc_p_adjusted": "SBC: smallest p", "sbc": "SBC",
-        "geweke_p_adjusted": "Geweke: smallest p", "geweke": "Geweke", "expected": "expected",
-    }  # fmt: skip
-    quantities = {
-        "quantity": "quantity", "ess_min": "smallest ESS", "difference": "largest difference",
-        "p_value": "p", "p_adjusted": "p, corrected", "verdict": "verdict",
-    }  # fmt: skip
-    moments = {
-        "moment": "moment", "chain_mean": "chains", "chain_se": "s.e.", "direct_mean": "direct",
-        "direct_se": "s.e.", "z": "z", "p_adjusted": "p, corrected", "verdict": "verdict",
-    }  # fmt: skip
-    gates = {
-        "replication": "replication", "rhat_max": "largest R-hat", "ess_bulk_min": "smallest ESS",
-        "reasons": "failed checks",
-    }  # fmt: skip
-    note = (
-        "p-values are corrected for their number (Holm). A control has a planted fault, which must "
-        "be found."
+    summary = _table(
+        "Verdicts",
+        "num_replications num_failed_gate sbc_p_adjusted sbc geweke_p_adjusted geweke expected",
+        verdicts.summary,
+        "p-values are corrected for their number (Holm). A control has a planted fault, which the "
+        "tests must find.",
     )
-    failed = "Replications whose reference failed its gate. They are ranked all the same."
+    quantities = _table(
+        "Test quantities", "quantity ess_min difference p_value p_adjusted verdict", verdicts.sbc
+    )
+    moments = _table(
+        "Moments",
+        "moment chain_mean chain_se direct_mean direct_se z p_adjusted verdict",
+        verdicts.geweke,
+    )
+    gates = _table("Failed gates", "replication rhat_max ess_bulk_min reasons", verdicts.gates)
+    failed = "The references of these replications failed their gate. They are ranked all the same."
     return [
-        Section("summary", "Summary", (), (),
-                (table_of_rows("Verdicts", where | summary, findings.summary, note),)),
-        Section("sbc", "Simulation-based calibration", (), figures("ranks"),
-                (table_of_rows("Test quantities", where | quantities, findings.sbc),)),
-        Section("geweke", "Geweke's test", (), figures("geweke"),
-                (table_of_rows("Moments", where | moments, findings.geweke),)),
-        Section("gates", "Failed gates", (failed,), (),
-                (table_of_rows("Failed gates", where | gates, findings.gates),)),
-    ]  # fmt: skip
-
-
-def summary_text(findings: Findings) -> str:
-    """The summary as lines for a terminal."""
-    lines = [
-        f"{'':<32}{'failed gate':>14}{'SBC, smallest p':>20}{'Geweke, smallest p':>20}{'expected':>10}"
+        Section("summary", "Summary", (), (), (summary,)),
+        Section("sbc", "Simulation-based calibration", (), figures("ranks"), (quantities,)),
+        Section("geweke", "Geweke's test", (), figures("geweke"), (moments,)),
+        Section("gates", "Failed gates", (failed,), (), (gates,)),
     ]
-    for row in findings.summary:
+
+
+def summary_text(verdicts: Verdicts) -> str:
+    """Write the summary as lines for a terminal."""
+    lines = [
+        f"{'':<32}{'failed gate':>14}{'SBC, smallest p':>20}{'Geweke, smallest p':>20}"
+        f"{'expected':>10}"
+    ]
+    for row in verdicts.summary:
         control = "" if row["control"] == "none" else f", {row['control']}"
         gates = f"{row['num_failed_gate']} of {row['num_replications']}"
         lines.append(

@@ -1,4 +1,4 @@
-"""Settings of the calibration study, and its cells."""
+"""Settings and cells of the calibration study."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from isounc.studies.calibration.uniformity import check_bins
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and the problem whose inputs and likelihood it takes; labels come from the prior."""
+    """A model and the problem that gives its inputs and likelihood; labels come from the prior."""
 
     problem: str
-    """Name in the registry of problems."""
+    """Name of the problem in the registry."""
     depth: int
     """Hidden layers."""
     width: int
@@ -28,7 +28,7 @@ class Case:
     step_size: float
     """Leapfrog step of Geweke's test, in prior standard deviations."""
     label_noise: float = 1.0
-    """Regression: multiplies the problem's noise sd."""
+    """Factor on the noise sd of a regression problem."""
 
 
 CASES = {
@@ -46,31 +46,33 @@ class Settings(RunSettings):
     samplers: tuple[str, ...] = ("hmc",)
     """Samplers to check, e.g. hmc nuts."""
     cases: tuple[str, ...] = ("logistic", "binary4")
-    """Models: logistic (logistic regression, 2 inputs), binary4 (MLP of width 4, 2 classes), softmax8 (width 8, 3
-    classes), regression8 (width 8, 1 input, noise sd 0.5)."""
+    """Models: logistic (logistic regression, 2 inputs), binary4 (MLP of width 4, 2 classes),
+    softmax8 (width 8, 3 classes), regression8 (width 8, 1 input, noise sd 0.5)."""
     controls: tuple[str, ...] = ("prior",)
-    """Faults planted in the first case, which must be found: prior (variance for sd), data (a quarter of the rows
-    counted twice; 100 replications are too few for SBC to see it, 400 are enough)."""
+    """Faults planted in the first case, which the tests must find: prior (variance for sd), data (a
+    quarter of the rows counted twice; SBC needs about 400 replications to find it)."""
     n: int = 20
-    """Rows of data of a replication."""
+    """Rows of data in a replication."""
     prior_sd: float = 2.0
     """Prior standard deviation."""
     num_replications: int = 100
-    """R, data sets drawn from the prior for each case; rounded up to whole batches."""
+    """Data sets drawn from the prior for each case, rounded up to whole batches."""
     batch: int = 50
     """Replications that are sampled together, in one program."""
     num_ranked: int = 99
-    """Posterior draws that a rank is taken among (ranks are 0 to this), evenly spaced over the chains."""
+    """Posterior draws among which the truth is ranked, evenly spaced over the chains; ranks go from
+    0 to this."""
     num_bins: int = 10
     """Bins of the rank histograms."""
     level: float = 0.01
-    """Chance of one or more false alarms in a family: all quantities of all cases, for one test and sampler."""
+    """Chance of one or more false alarms in a family: all quantities of all cases, for one test of
+    one sampler."""
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
-    """How posteriors are sampled (its sampler gives way to each of `samplers`)."""
+    """Settings of the samplers; each of `samplers` takes the place of its sampler."""
     geweke: GewekeSettings = field(default_factory=GewekeSettings)
     """Size of Geweke's test."""
     seed: int = 0
-    """Decides every random number."""
+    """Seed of all random numbers."""
 
 
 PRESETS = {
@@ -106,12 +108,12 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Part of a record's name."""
+        """Part of the name of a record."""
         return "-".join(self)
 
     @property
     def title(self) -> str:
-        """What people read."""
+        """The job in words."""
         planted = "" if self.control == "none" else f", planted fault: {self.control}"
         return f"{self.case} ({self.sampler}{planted})"
 
@@ -122,12 +124,12 @@ class Job(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that cannot be run.
+    """Check that settings can be run.
 
     Raises
     ------
     ValueError
-        For a name that is not known, an empty list, or a number out of its range.
+        If a name is unknown, a list is empty or a number is out of its range.
     """
     for argument in ("samplers", "cases"):
         if not getattr(settings, argument):
@@ -144,11 +146,11 @@ def check(settings: Settings) -> None:
     check_real("prior_sd", settings.prior_sd, positive=True)
     check_bins(settings.num_bins, settings.num_replications, settings.num_ranked)
     if not 0.001 <= settings.level < 1:
-        raise ValueError(f"level must be from 0.001 to below 1, got {settings.level}")
+        raise ValueError(f"level must be at least 0.001 and below 1, got {settings.level}")
 
 
 def jobs_of(settings: Settings) -> list[Job]:
-    """Every sampler on every case, and on the first case with each planted fault."""
+    """Pair every sampler with every case, and with each planted fault on the first case."""
     return [
         Job(sampler, case, control)
         for sampler in settings.samplers
@@ -174,7 +176,7 @@ class Cell(NamedTuple):
 
 
 def plan(settings: Settings) -> list[Group]:
-    """For each job its batches of replications, then Geweke's test."""
+    """Make a group of each job: its batches of replications, then Geweke's test."""
     num_batches = -(-settings.num_replications // settings.batch)
     return [
         tuple(

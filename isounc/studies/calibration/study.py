@@ -1,13 +1,14 @@
-"""Calibration of the reference sampler, by two tests that need no other sampler to compare with.
+"""Calibration of the reference sampler by two tests that need no other sampler to compare with.
 
 Simulation-based calibration draws parameters from the prior and data from them, samples the
 posterior of each data set and ranks the parameters among its draws: a correct sampler gives uniform
 ranks, for predictions at fixed locations, for the log likelihood of the data and for the log prior.
 Geweke's joint-distribution test alternates the sampler's transitions with redraws of the data and
 compares moments with direct draws. Both repeat on the first case with planted faults (controls),
-which they have to find. The verdict of each quantity is by its p-value, corrected for how many
-there are (Holm). The run folder holds results.csv (SBC), geweke.csv, gates.csv (every reference that failed
-its gate; all replications are ranked) and figures. A run that was killed resumes when the same command is given again.
+which they have to find. The verdict of each quantity rests on its p-value, corrected for their
+number (Holm). The run folder holds results.csv (SBC), geweke.csv, gates.csv (every reference that
+failed its gate; all replications are ranked) and figures. The same command resumes a run that was
+killed.
 
     isounc calibration                              minutes: few replications of the smallest models
     isounc calibration --preset paper               all cases, 400 replications each

@@ -1,8 +1,8 @@
-"""From the records of a calibration run to verdicts, tables and figures.
+"""The verdicts of a calibration run are made from its records, as rows of tables.
 
-A verdict is PASS where a quantity's p-value, corrected for how many there are in its family (Holm), is at least the
-level. A family is one test of one sampler: all quantities of all cases. Each control, in which a fault was planted, is
-a family of its own.
+A verdict is PASS if a quantity's p-value, corrected for the number in its family (Holm), is at
+least the level. A family is one test of one sampler: all quantities of all cases. Each control, in
+which a fault was planted, is a family of its own.
 """
 
 from __future__ import annotations
@@ -21,29 +21,50 @@ from isounc.studies.calibration.uniformity import judge
 Rows = list[dict[str, Any]]
 
 SBC_COLUMNS = tuple(
-    "sampler case control quantity num_replications num_failed_gate num_few_draws ess_min ess_median "
-    "difference p_value p_adjusted p_chi_square p_gate_passed verdict".split()
+    "sampler case control quantity num_replications num_failed_gate num_few_draws ess_min "
+    "ess_median difference p_value p_adjusted p_chi_square p_gate_passed verdict".split()
 )
 GEWEKE_COLUMNS = tuple(
-    "sampler case control moment chain_mean chain_se direct_mean direct_se ess z p_value p_adjusted "
-    "num_chains acceptance verdict".split()
+    "sampler case control moment chain_mean chain_se direct_mean direct_se ess z p_value "
+    "p_adjusted num_chains acceptance verdict".split()
 )
 GATE_COLUMNS = tuple("sampler case control replication rhat_max ess_bulk_min reasons".split())
 SUMMARY_COLUMNS = tuple(
     "sampler case control num_replications num_failed_gate num_few_draws sbc_p_adjusted sbc "
     "geweke_p_adjusted geweke expected".split()
 )
+HEADINGS = {
+    "control": "planted fault",
+    "num_replications": "replications",
+    "num_failed_gate": "failed the gate",
+    "sbc_p_adjusted": "SBC: smallest p",
+    "sbc": "SBC",
+    "geweke_p_adjusted": "Geweke: smallest p",
+    "geweke": "Geweke",
+    "ess_min": "smallest ESS",
+    "difference": "largest difference",
+    "p_value": "p",
+    "p_adjusted": "p, corrected",
+    "chain_mean": "chains",
+    "chain_se": "s.e.",
+    "direct_mean": "direct",
+    "direct_se": "s.e.",
+    "rhat_max": "largest R-hat",
+    "ess_bulk_min": "smallest ESS",
+    "reasons": "failed checks",
+}
+"""Headings on the page of the columns that are not headed by their own name."""
 
 
-class Findings(NamedTuple):
-    """What the records of a run say."""
+class Verdicts(NamedTuple):
+    """Rows of the tables of a run, with the verdict of each test, and the ranks behind them."""
 
     sbc: Rows
     """A row for each test quantity of each job, `SBC_COLUMNS`."""
     geweke: Rows
     """A row for each moment of each job, `GEWEKE_COLUMNS`."""
     gates: Rows
-    """A row for each replication whose reference failed its gate (it is ranked all the same), `GATE_COLUMNS`."""
+    """A row for each replication whose reference failed its gate, `GATE_COLUMNS`."""
     summary: Rows
     """A row for each job, `SUMMARY_COLUMNS`."""
     ranks: dict[Job, Int[np.ndarray, "R Q"]]
@@ -52,59 +73,59 @@ class Findings(NamedTuple):
 
 def gather(
     folder: RunFolder, jobs: Sequence[Job], *, num_ranked: int, num_bins: int, level: float
-) -> Findings:
+) -> Verdicts:
     """Judge the ranks and moments of every job.
 
     Parameters
     ----------
     folder
-        With the records `sbc-<job>-<batch>` and `geweke-<job>` of every job.
+        A run folder with the records `sbc-<job>-<batch>` and `geweke-<job>` of every job.
     num_ranked, num_bins
-        As in `isounc.studies.calibration.uniformity.judge`.
+        Ranked draws and histogram bins, as in `isounc.studies.calibration.uniformity.judge`.
     level
         Chance of one or more false alarms in a family.
     """
-    found = Findings([], [], [], [], {})
+    verdicts = Verdicts([], [], [], [], {})
     for job in jobs:
-        _gather_ranks(found, folder, job, num_ranked, num_bins)
+        _gather_ranks(verdicts, folder, job, num_ranked, num_bins)
         record = folder.require(f"geweke-{job.name}")
         for i, moment in enumerate(record.meta["moments"]):
             row = {name: float(array[i]) for name, array in record.arrays.items()}
             row |= {name: record.meta[name] for name in ("acceptance", "num_chains")}
             row["moment"] = moment
-            found.geweke.append(job._asdict() | row)
-    for rows in (found.sbc, found.geweke):
+            verdicts.geweke.append(job._asdict() | row)
+    for rows in (verdicts.sbc, verdicts.geweke):
         _add_verdicts(rows, level)
     for job in jobs:
-        sbc, geweke = rows_of(found.sbc, job), rows_of(found.geweke, job)
+        sbc, geweke = rows_of(verdicts.sbc, job), rows_of(verdicts.geweke, job)
         line = {name: sbc[0][name] for name in ("num_replications", "num_failed_gate")}
         line["num_few_draws"] = max(row["num_few_draws"] for row in sbc)
         for test, rows in (("sbc", sbc), ("geweke", geweke)):
             line[f"{test}_p_adjusted"] = min(row["p_adjusted"] for row in rows)
             line[test] = "PASS" if all(row["verdict"] == "PASS" for row in rows) else "FAIL"
         line["expected"] = "PASS" if job.control == "none" else "FAIL"
-        found.summary.append(job._asdict() | line)
-    return found
+        verdicts.summary.append(job._asdict() | line)
+    return verdicts
 
 
 def rows_of(rows: Rows, job: Job) -> Rows:
-    """The rows of one job."""
+    """Return the rows of one job."""
     return [row for row in rows if (row["sampler"], row["case"], row["control"]) == job]
 
 
 def _gather_ranks(
-    found: Findings, folder: RunFolder, job: Job, num_ranked: int, num_bins: int
+    verdicts: Verdicts, folder: RunFolder, job: Job, num_ranked: int, num_bins: int
 ) -> None:
     records = [r for r in folder.records() if r.name.startswith(f"sbc-{job.name}-")]
     ranks, ess = (np.concatenate([r.arrays[name] for r in records]) for name in ("ranks", "ess"))
     gates = [gate for r in records for gate in r.meta["gates"]]
     passed = np.array([gate["passed"] for gate in gates])
-    found.ranks[job] = ranks
+    verdicts.ranks[job] = ranks
     for i, gate in enumerate(gates):
         if not gate["passed"]:
             row = {name: gate[name] for name in ("rhat_max", "ess_bulk_min")}
             row |= {"replication": i, "reasons": "; ".join(gate["reasons"])}
-            found.gates.append(job._asdict() | row)
+            verdicts.gates.append(job._asdict() | row)
     judgements = judge(
         ranks, records[0].meta["quantities"],
         num_ranked=num_ranked, num_bins=num_bins, passed=passed,
@@ -113,12 +134,12 @@ def _gather_ranks(
         row = {
             "num_replications": len(ranks),
             "num_failed_gate": int((~passed).sum()),
-            # A NaN, of draws that never move, counts as too few.
+            # Draws that never move have an ESS of NaN, which counts as too few.
             "num_few_draws": int((~(column >= 2 * num_ranked)).sum()),
             "ess_min": float(column.min()),
             "ess_median": float(np.median(column)),
         }
-        found.sbc.append(job._asdict() | judgement._asdict() | row)
+        verdicts.sbc.append(job._asdict() | judgement._asdict() | row)
 
 
 def _add_verdicts(rows: Rows, level: float) -> None:

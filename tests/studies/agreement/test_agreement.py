@@ -1,4 +1,4 @@
-"""isounc against NumPyro: the model written twice, a cell sampled twice, a planted fault found, the command."""
+"""isounc against NumPyro: equal models, a cell sampled twice, a planted fault, the command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from isounc.studies.agreement.study import STUDY
 
 PRIOR_SD = 1.5
 PROBLEMS = {"bernoulli": "xor", "categorical": "clusters3", "gaussian": "nonlinear_regression"}
-# A tiny cell is compared at a few hundred effective draws, whose maximal R-hat is not yet below 1.01.
+# A tiny cell is compared at a few hundred effective draws, whose R-hat is not yet below 1.01.
 BOUNDS = GateSettings(ess_min=300, rhat_max=1.05)
 # Its precision is out of reach: it goes on once.
 NUTS = NutsSettings(num_warmup=200, num_draws=250, max_draws=500, target_var_se=0.001)
@@ -89,25 +89,25 @@ def test_activations_are_the_same(x64, activation):
 def test_totals_of_independent_draws_have_the_errors_of_independent_draws():
     rng = np.random.default_rng(0)
     draws = rng.normal([[1.0, 0.0], [3.0, 0.0]], [[1.0, 2.0], [1.0, 3.0]], (4, 5000, 2, 2))
-    found = agreement.totals(draws)
-    assert found.level == pytest.approx(2.0, abs=4 * found.level_se)
-    assert found.level_se == pytest.approx(np.sqrt(0.5 / 20000), rel=0.1)
-    assert found.var_sum == pytest.approx(15.0, abs=4 * found.var_sum_se)
+    totals = agreement.totals(draws)
+    assert totals.level == pytest.approx(2.0, abs=4 * totals.level_se)
+    assert totals.level_se == pytest.approx(np.sqrt(0.5 / 20000), rel=0.1)
+    assert totals.var_sum == pytest.approx(15.0, abs=4 * totals.var_sum_se)
     # Var[x^2] = 2 sigma^4 for each of the four.
-    assert found.var_sum_se == pytest.approx(np.sqrt(2 * (1 + 16 + 1 + 81) / 20000), rel=0.1)
+    assert totals.var_sum_se == pytest.approx(np.sqrt(2 * (1 + 16 + 1 + 81) / 20000), rel=0.1)
 
 
 @pytest.fixture(scope="module")
 def sampled():
-    """Two problems of one shape sampled by both, the second by isounc with a wrong prior as well."""
-    found = {}
+    """Two problems of one shape, each sampled by isounc and by NumPyro."""
+    sides = {}
     for name in ("linear", "xor"):
         problem = small_problem(name, n=20)
         model = make_model(problem, width=3)
         shared = {"prior_sd": 2.0, "key": jax.random.key(5)}
         theirs = numpyro_side(problem, model, settings=NUTS, bounds=BOUNDS, **shared)
-        found[name] = problem, isounc_side(problem, model, settings=SAMPLING, **shared), theirs
-    return found
+        sides[name] = problem, isounc_side(problem, model, settings=SAMPLING, **shared), theirs
+    return sides
 
 
 @pytest.mark.parametrize("name", ["linear", "xor"])
@@ -183,29 +183,33 @@ def made_up_sides(seed, change=lambda i: {}, num_cells=20):
 
 
 def judged(*args, **settings):
-    return tables.judge({"none": made_up_sides(*args, **settings)}, level=0.01)
+    return tables.compare_sides({"none": made_up_sides(*args, **settings)}, level=0.01)
 
 
 def test_right_sides_agree_and_false_alarms_are_as_rare_as_stated():
-    found = [judged(seed) for seed in range(100)]
-    verdicts = [f.summary[0]["verdict"] for f in found]
+    runs = [judged(seed) for seed in range(100)]
+    verdicts = [run.summary[0]["verdict"] for run in runs]
     assert verdicts.count("DISAGREES") <= 4
     # z-scores are in units of the joint error.
-    z = [r["level_z"] for f in found for r in f.regions]
+    z = [r["level_z"] for run in runs for r in run.regions]
     assert np.mean(np.square(z)) == pytest.approx(1, abs=0.1)
 
 
 def test_one_cell_that_is_far_off_is_found_and_named():
-    found = judged(0, lambda i: {"shift": 12.0} if i == 4 else {})
-    assert found.summary[0]["verdict"] == "DISAGREES"
-    assert found.summary[0]["single_p_adjusted"] < 0.005
-    assert [r["width"] for r in found.cells if r["outcome"] == "disagrees"] == [5]
+    comparisons = judged(0, lambda i: {"shift": 12.0} if i == 4 else {})
+    assert comparisons.summary[0]["verdict"] == "DISAGREES"
+    assert comparisons.summary[0]["single_p_adjusted"] < 0.005
+    assert [r["width"] for r in comparisons.cells if r["outcome"] == "disagrees"] == [5]
 
 
 def test_many_cells_that_are_a_little_off_are_found_together():
-    found = judged(0, lambda i: {"shift": 1.4}, num_cells=60)
-    assert found.summary[0]["together_p_adjusted"] < 0.005 < found.summary[0]["single_p_adjusted"]
-    assert found.summary[0]["verdict"] == "DISAGREES"
+    comparisons = judged(0, lambda i: {"shift": 1.4}, num_cells=60)
+    assert (
+        comparisons.summary[0]["together_p_adjusted"]
+        < 0.005
+        < comparisons.summary[0]["single_p_adjusted"]
+    )
+    assert comparisons.summary[0]["verdict"] == "DISAGREES"
 
 
 def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
@@ -222,12 +226,12 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
         widths=tuple(dict.fromkeys(pair.width for pair in sides)), controls=(),
     )  # fmt: skip
     assert report_run(STUDY, restudied(folder, settings))
-    found = tables.judge(report.read_sides(folder, settings), level=0.01)
-    line = found.summary[0]
+    comparisons = tables.compare_sides(report.read_sides(folder, settings), level=0.01)
+    line = comparisons.summary[0]
     assert (line["num_cells"], line["num_compared"], line["verdict"]) == (20, 19, "AGREES")
-    assert found.cells[0]["outcome"] == "not compared: isounc failed"
-    assert found.cells[0]["mean_z_max"] > 50 and "rms" in found.cells[0]["bounds"]
-    assert "not compared: isounc failed" in report.summary_text(found)
+    assert comparisons.cells[0]["outcome"] == "not compared: isounc failed"
+    assert comparisons.cells[0]["mean_z_max"] > 50 and "rms" in comparisons.cells[0]["bounds"]
+    assert "not compared: isounc failed" in report.summary_text(comparisons)
     rows = folder.results
     assert len(rows) == 20 and rows["isounc_reasons"][0] == "R-hat is 1.2"
     assert rows["p_adjusted"].isna()[0] and rows["p_adjusted"][1] > 0.005
@@ -241,9 +245,9 @@ def restudied(folder, settings):
 
 
 def test_nothing_compared_is_no_agreement():
-    found = judged(0, lambda i: {"passed": False}, num_cells=2)
-    assert found.summary[0]["verdict"] == "NOTHING COMPARED"
-    assert "NOTHING COMPARED" in report.summary_text(found)
+    comparisons = judged(0, lambda i: {"passed": False}, num_cells=2)
+    assert comparisons.summary[0]["verdict"] == "NOTHING COMPARED"
+    assert "NOTHING COMPARED" in report.summary_text(comparisons)
 
 
 def test_a_side_comes_back_from_its_record(sampled, tmp_path):
@@ -270,7 +274,7 @@ def tiny(out, **changes):
 
 
 def test_a_killed_run_goes_on_and_finds_the_planted_fault(tmp_path, monkeypatch, capsys):
-    # A fault that shows at this size; the one of the command, a tenth, needs a full run.
+    # This fault shows at this size; that of the command, a tenth, needs a full run.
     monkeypatch.setitem(agreement.FAULTS, "prior", lambda prior_sd: 2 * prior_sd)
     right, calls = cell.isounc_side, []
 

@@ -1,7 +1,7 @@
-"""Calibration: bands that cover as they say, exact draws that pass, planted faults that fail, the experiment itself.
+"""Calibration: bands cover as stated, exact draws pass, planted faults fail, and the study runs.
 
-Keys and seeds are fixed, so a test that passes once passes always on one machine; verdicts of right samplers are at a
-level of 1e-3 so that another machine's rounding is no false alarm.
+Keys and seeds are fixed, so that a test which passes once always passes on one machine. Verdicts on
+correct samplers have a level of 1e-3, so that another machine's rounding is no false alarm.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,7 +84,10 @@ def test_the_band_covers_simultaneously(num_replications, num_ranked, level):
 
 
 def conjugate_ranks(fault="none", *, num_replications=2000, num_ranked=99, dim=8, seed=5):
-    """Ranks of (theta_1, log likelihood, log prior) among exact draws for y_i ~ N(theta_i, 1), theta_i ~ N(0, 2^2)."""
+    """Rank (theta_1, log likelihood, log prior) among exact draws of a conjugate posterior.
+
+    The model is y_i ~ N(theta_i, 1) with theta_i ~ N(0, 2^2).
+    """
     rng = np.random.default_rng(seed)
     theta = 2.0 * rng.standard_normal((num_replications, 1, dim))
     y = theta + rng.standard_normal(theta.shape)
@@ -149,7 +153,7 @@ def test_bins_of_unequal_size_expect_their_share():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rank(np.zeros(1), np.full((3, 1), np.nan), None), "draws must be finite; 3"),
+        (lambda: rank(np.zeros(1), np.full((3, 1), np.nan), None), "draws must be finite, got 3"),
         (lambda: ecdf_band(100, 9, level=0.0), "level must be between"),
         (lambda: judged(np.zeros((400, 2), int)), "ranks must be"),
         (lambda: judged(np.full((400, 3), 100)), r"ranks must be .* 0\.\.99"),
@@ -180,7 +184,8 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
     keys = list(jax.random.split(KEY, 400))
     drawn = draw_replications(keys, problem, model, prior_sd=PRIOR_SD)
     assert drawn.theta.shape == (400, model.num_params)
-    p = jax.jit(jax.vmap(lambda t: model.predict(t, problem.X)))(drawn.theta)
+    X = jnp.asarray(problem.X)
+    p = jax.jit(jax.vmap(lambda t: model.predict(t, X)))(drawn.theta)
     y = np.stack([q.y for q in drawn.problems])
     if likelihood == "gaussian":
         residual = (y - np.asarray(p)[..., 0]) / 0.5
@@ -188,11 +193,13 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
         assert abs(residual.var() - 1) < 4 * np.sqrt(2 / residual.size)
         assert abs(drawn.theta.std() / PRIOR_SD - 1) < 4 / np.sqrt(2 * drawn.theta.size)
         return
-    # Redrawing what held one class only tilts p(y|theta) a little: the data are compared as they are, all together.
-    one = y == 1
+    # Redrawing data that held a single class tilts p(y|theta) a little, so that all data are
+    # compared together.
+    is_one = y == 1
     p_one = np.asarray(p)[..., 1 if likelihood == "categorical" else 0]
     assert drawn.num_redrawn > 0 and all(len(np.unique(labels)) > 1 for labels in y)
-    z = (one - p_one).sum(1).mean() / ((one - p_one).sum(1).std() / 20)
+    excess = (is_one - p_one).sum(1)
+    z = excess.mean() / (excess.std() / 20)
     assert abs(z) < 4
     again = draw_replications(keys, problem, model, prior_sd=PRIOR_SD)
     np.testing.assert_array_equal(again.problems[7].y, y[7])
@@ -201,7 +208,7 @@ def test_labels_are_drawn_from_the_likelihood(likelihood):
 def test_quantities_are_named_in_order():
     problem, model = make_case("categorical", 2, 1)
     data = densities.make_data(problem, model, PRIOR_SD)
-    query = query_points(problem)
+    query = jnp.asarray(query_points(problem))
 
     @jax.jit
     def compute(key):
@@ -315,7 +322,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     ]
     assert len(folder.results) == 12 and set(folder.results["num_replications"]) == {40}
     assert len(folder.read_table("geweke.csv")) == 24
-    # 400 draws a chain are too few for the gate's R-hat: every failure is listed, all 40 are ranked.
+    # 400 draws per chain are too few for the gate's R-hat: failures are listed, all 40 are ranked.
     gates = folder.read_table("gates.csv")
     assert len(gates) == summary["num_failed_gate"].sum() > 0
     assert gates["reasons"].notna().all()
@@ -339,7 +346,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
         ({"num_ranked": 401}, "num_ranked must be"),
         ({"num_bins": 9}, "num_bins must be from 2 to 8"),
         ({"prior_sd": -1.0}, "prior_sd must be a positive"),
-        ({"level": 0.0}, "level must be from 0.001"),
+        ({"level": 0.0}, "level must be at least 0.001"),
         ({"batch": 0}, "batch must be"),
     ],
 )
@@ -363,7 +370,7 @@ def test_help_teaches_the_settings(capsys):
 
 @pytest.fixture
 def faulty_likelihood(monkeypatch):
-    """Plant a log likelihood multiplied by a number; no program compiled with it outlives the test."""
+    """Plant a factor on the log likelihood; no program compiled with it outlives the test."""
     right = densities.log_likelihood
 
     def plant(factor):
