@@ -1,9 +1,10 @@
-"""Are ranks uniform? ECDF differences with simultaneous bands, histograms, p-values corrected for their number.
+"""Tests of the uniformity of ranks: ECDF differences with simultaneous bands, and histograms.
 
-Source: Säilynoja, Bürkner and Vehtari, "Graphical test for discrete uniformity and its applications in
-goodness-of-fit evaluation and multiple sample comparison", Statistics and Computing 32(32), 2022 (arXiv 2103.10522).
+Source: Säilynoja, Bürkner and Vehtari, "Graphical test for discrete uniformity and its applications
+in goodness-of-fit evaluation and multiple sample comparison", Statistics and Computing 32(32), 2022
+(arXiv 2103.10522).
 
-Axes: R replications, Q test quantities, S draws that a rank is taken among: ranks are 0..S.
+Axes: R replications, Q test quantities, S draws among which a rank is taken: ranks are 0..S.
 """
 
 from __future__ import annotations
@@ -17,30 +18,32 @@ from jaxtyping import Float, Int, Shaped
 from scipy import special, stats
 
 NUM_SIMULATIONS = 20_000
-"""Simulated sets of ranks behind a band and its p-values, of which none is below 1 / (this + 1)."""
+"""Simulated sets of ranks behind a band and its p-values; no p-value is below 1 / (this + 1)."""
 _LEAST_FOR_TEST = 20
+"""Fewest replications that are tested."""
 
 
 class Judgement(NamedTuple):
     """The ranks of one test quantity against the uniform distribution."""
 
     quantity: str
-    """Name, of `quantity_names`."""
+    """Name of the quantity, one of `quantity_names`."""
     difference: float
     """Largest |ECDF - uniform CDF|."""
     p_value: float
-    """Of the simultaneous band: the share of uniform sets of ranks that leave a band as wide as these just leave."""
+    """Share of uniform sets of ranks that leave the simultaneous band which these just leave."""
     p_chi_square: float
-    """Of the histogram's chi-square statistic, for information."""
+    """p-value of the histogram's chi-square statistic, for information."""
     p_gate_passed: float | None
-    """As `p_value` without the replications that failed their gate, for information; None if fewer than 20 are left."""
+    """`p_value` without the replications that failed their gate, for information; None if fewer
+    than 20 are left."""
 
 
 @functools.lru_cache(maxsize=64)
 def _null(num_replications: int, num_ranked: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two-sided tail probability of each count at each rank, and the sorted smallest ones of uniform ranks.
+    """Two-sided tail probability of each count at each rank, and sorted minima of uniform ranks.
 
-    Of R uniform ranks on 0..S, the number that are k or less is Binomial(R, (k+1) / (S+1)).
+    The number of R uniform ranks on 0..S that are k or less is Binomial(R, (k+1) / (S+1)).
     """
     counts = np.arange(num_replications + 1)[:, None]
     z = np.arange(1, num_ranked + 1) / (num_ranked + 1)
@@ -63,13 +66,19 @@ def _cumulated(ranks: np.ndarray, num_ranked: int) -> np.ndarray:
 def ecdf_band(
     num_replications: int, num_ranked: int, *, level: float = 0.05
 ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Simultaneous band of ECDF - CDF at (k+1)/(S+1), k = 0..S-1: uniform ranks leave it anywhere with chance `level`.
+    """Simultaneous band of ECDF - CDF, which uniform ranks leave anywhere with chance `level`.
 
-    The band holds, at every k, the counts whose two-sided binomial tail probability is at least gamma; gamma is the
-    `level` quantile, over simulated uniform ranks, of the smallest tail probability of a set.
+    It is given at (k+1)/(S+1), k = 0..S-1. At every k it holds the counts whose two-sided binomial
+    tail probability is at least gamma, the `level` quantile, over simulated uniform ranks, of the
+    smallest tail probability of a set.
+
+    Raises
+    ------
+    ValueError
+        If the level is not between 1 / `NUM_SIMULATIONS` and 1.
     """
     if not 1 / NUM_SIMULATIONS < level < 1:
-        raise ValueError(f"level must be between {1 / NUM_SIMULATIONS:g} and 1; got {level}")
+        raise ValueError(f"level must be between {1 / NUM_SIMULATIONS:g} and 1, got {level}")
     tail, smallest = _null(num_replications, num_ranked)
     inside = tail >= smallest[int(level * (len(smallest) + 1)) - 1]
     low = inside.argmax(axis=0)
@@ -85,16 +94,19 @@ def ecdf_difference(ranks: Int[np.ndarray, " R"], num_ranked: int) -> Float[np.n
 
 
 def ecdf_p_value(ranks: Int[np.ndarray, " R"], num_ranked: int) -> float:
-    """The chance that uniform ranks leave a band that these just leave: below `level` where `ecdf_band` is left."""
+    """Chance that uniform ranks leave the band which these just leave.
+
+    It is at most `level` exactly if the ranks leave `ecdf_band` of that level.
+    """
     tail, smallest = _null(len(ranks), num_ranked)
-    own = tail[_cumulated(ranks, num_ranked), np.arange(num_ranked)].min()
-    return float((1 + np.searchsorted(smallest, own, side="right")) / (1 + len(smallest)))
+    observed = tail[_cumulated(ranks, num_ranked), np.arange(num_ranked)].min()
+    return float((1 + np.searchsorted(smallest, observed, side="right")) / (1 + len(smallest)))
 
 
 def rank_histogram(
     ranks: Int[np.ndarray, " R"], num_ranked: int, num_bins: int
 ) -> tuple[Int[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
-    """Counts in bins of neighbouring ranks, and the share of the S + 1 ranks that each bin holds."""
+    """Counts in bins of neighbouring ranks, and the share of the S + 1 ranks in each bin."""
     bin_of = np.arange(num_ranked + 1) * num_bins // (num_ranked + 1)
     return (
         np.bincount(bin_of[ranks], minlength=num_bins),
@@ -110,27 +122,31 @@ def judge(
     num_bins: int,
     passed: Shaped[np.ndarray, " R"] | None = None,
 ) -> list[Judgement]:
-    """Hold the ranks of every test quantity against the uniform distribution.
+    """Compare the ranks of every test quantity with the uniform distribution.
 
     Parameters
     ----------
     ranks
-        Of all replications, whether they passed their gate or not.
+        Ranks in all replications, whether these passed their gate or not.
+    names
+        Names of the quantities.
+    num_ranked
+        The number S of draws among which a rank is taken.
     num_bins
-        Bins of the histogram: at most one a rank, and at least 5 replications in each are expected.
+        Bins of the histogram: at most one a rank, each with 5 expected replications or more.
     passed
-        Whether each replication passed its gate; left out, all did.
+        Whether each replication passed its gate; by default all did.
 
     Raises
     ------
     ValueError
-        For too many bins, ranks outside 0..num_ranked, or a name too many or too few.
+        If there are too many bins, ranks outside 0..num_ranked, or not one name for each quantity.
     """
     ranks = np.asarray(ranks)
     if ranks.ndim != 2 or ranks.shape[1] != len(names):
-        raise ValueError(f"ranks must be (replications, {len(names)}); got shape {ranks.shape}")
+        raise ValueError(f"ranks must have shape (R, {len(names)}), got {ranks.shape}")
     if ranks.size == 0 or ranks.min() < 0 or ranks.max() > num_ranked:
-        raise ValueError(f"ranks must be some, in 0..{num_ranked}; got {ranks}")
+        raise ValueError(f"ranks must lie in 0..{num_ranked}, at least one, got {ranks}")
     check_bins(num_bins, len(ranks), num_ranked)
     passed = np.ones(len(ranks), bool) if passed is None else np.asarray(passed, bool)
     judgements = []
@@ -151,10 +167,10 @@ def judge(
 
 
 def check_bins(num_bins: int, num_replications: int, num_ranked: int) -> None:
-    """Raise a ValueError unless a histogram of so many bins has a rank and 5 expected replications in each."""
+    """Raise a ValueError unless each bin has a rank, and 5 expected replications."""
     most = min(num_replications // 5, num_ranked + 1)
     if not 2 <= num_bins <= most:
         raise ValueError(
             f"num_bins must be from 2 to {most} for {num_replications} replications ranked among "
-            f"{num_ranked} draws; got {num_bins}"
+            f"{num_ranked} draws, got {num_bins}"
         )

@@ -1,9 +1,8 @@
-"""A run folder as figures and tables look at it: rows by what they are about, cells by problem.
+"""The results of a run, arranged for figures and tables: rows by curve, cells by problem.
 
-Rows come from `results.csv`, or from the records where the run has not finished and written it. A
-*setup* is everything that a scaling curve holds fixed: the problem, and the model but for its
-width. Numbers of several seeds are put together by `isounc.studies.scaling.summary` and nowhere
-else.
+Rows come from `results.csv`, or from the records of a run that did not write it. A *setup* is
+everything that a scaling curve holds fixed: the problem, and the model without its width. Only
+`isounc.studies.scaling.summary` combines the numbers of several seeds.
 """
 
 from __future__ import annotations
@@ -79,19 +78,19 @@ class Results:
     run
         The run folder that was read.
     rows
-        Result rows in the main class of their setup, and those about predictions, with a column
-        `setup`, the label of a row's setup; undefined numbers are NaN.
+        Result rows in the main class of their setup, and those about predictions. A column `setup`
+        has the label of the setup. Undefined numbers are NaN.
     curves
-        What `summarise` makes of these rows, with a column `setup`; sorted by setup and width.
+        Summary of `rows` by `summarise`, with a column `setup`, sorted by setup and width.
     cells
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
-        Where the rows are from, in words.
+        Origin of the rows, in words.
     setups
         All setups: known problems in the order of the paper, then others as they appear.
 
-    The columns `setup`, `region`, `point` and `estimator` are categories in house order, so that a
-    table is sorted by sorting its rows.
+    The columns `setup`, `region`, `point` and `estimator` are ordered categories: built-in names in
+    their own order, then others as they appear. A table in that order is one sorted by them.
     """
 
     def __init__(
@@ -115,7 +114,10 @@ class Results:
         self.setups = sorted(setups, key=lambda setup: problems.index(setup.problem))
         place = {setup: i for i, setup in enumerate(self.setups)}
         self.cells = sorted(cells, key=lambda cell: (place[cell.setup], cell.width, cell.seed))
-        self._labels = {setup: self._name(setup, "{} ({})", "{} {}", ", ") for setup in self.setups}
+        self._labels = {}
+        for setup in self.setups:
+            details = ", ".join(f"{field} {value}" for field, value in self._details(setup))
+            self._labels[setup] = f"{setup.problem} ({details})" if details else setup.problem
         rows = self._arranged(rows)
         predictive = rows["quantity"] == "predictive"  # which is of all classes
         classes = rows[~predictive].groupby("setup", observed=True)["class"].agg(set)
@@ -134,12 +136,12 @@ class Results:
 
     @classmethod
     def of(cls, run: RunFolder | Results) -> Results:
-        """Read a run folder once; what has been read already is passed through.
+        """Read a run folder; `Results` are returned as they are.
 
         Raises
         ------
         ValueError
-            If `results.csv` is there and cannot be read, or anything is of a newer format.
+            If `results.csv` exists and cannot be read, or anything is of a newer format.
         """
         import pandas as pd
 
@@ -158,14 +160,14 @@ class Results:
         return cls(run, rows, metas, source)
 
     def values(self, column: str) -> list[Any]:
-        """Distinct values of a column of the rows; regions, points and estimators in house order.
+        """Distinct values of a column of the rows, without empty cells.
 
-        Empty cells are left out.
+        Built-in regions, points and estimators come first, in their own order.
         """
-        return ordered(self.rows[column].dropna().unique(), _house_order().get(column, ()))
+        return ordered(self.rows[column].dropna().unique(), _orders().get(column, ()))
 
     def shown(self, view: str) -> list[str]:
-        """Estimators of the rows that belong into a view, those not registered here among them."""
+        """Estimators of the rows that a view shows, with those that are not registered here."""
         return [
             name
             for name in self.values("estimator")
@@ -178,12 +180,13 @@ class Results:
         return sorted({*of_rows, *(cell.width for cell in self.cells if cell.setup == setup)})
 
     def label(self, setup: Setup) -> str:
-        """The problem, and what tells this setup from the run's others of the problem."""
+        """The problem, with the fields that tell this setup from the run's others of it."""
         return self._labels[setup]
 
     def slug(self, setup: Setup) -> str:
         """`label` as part of a file name."""
-        return re.sub(r"[^A-Za-z0-9_.-]", "-", self._name(setup, "{}_{}", "{}-{}", "_"))
+        details = (f"{field}-{value}" for field, value in self._details(setup))
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", "_".join([setup.problem, *details]))
 
     def main_class(self, setup: Setup) -> str:
         """The class view that stands for a setup: the trace, or its only one."""
@@ -192,28 +195,25 @@ class Results:
     def select(
         self, setup: Setup, *, region: str, point: str, quantity: str, estimator: str
     ) -> pandas.DataFrame:
-        """Rows of all widths and seeds in the main class.
-
-        Rows of the quantity `predictive`, which have no class of their own, are all given.
-        """
+        """Rows of all widths and seeds in the main class, or of all classes for `predictive`."""
         key = (self._labels[setup], region, point, quantity, estimator)
         return self._rows.get(key, self._no_rows)
 
     def curve(
         self, setup: Setup, *, region: str, point: str, estimator: str, quantity: str = "epistemic"
     ) -> pandas.DataFrame:
-        """Summary rows, one a width, ascending; see `isounc.studies.scaling.summary.summarise`."""
+        """Summary rows of `summarise`, one for each width, in ascending order."""
         key = (self._labels[setup], region, point, quantity, estimator)
         return self._curves.get(key, self._no_curve)
 
     def at_width(self, setup: Setup, width: int, **which: str) -> dict[Hashable, Any] | None:
-        """The summary row of `curve` at one width; None where there is none."""
+        """The summary row of `curve` at one width; None if there is none."""
         curve = self.curve(setup, **which)
         widths = curve["width"].tolist()
         return curve.iloc[widths.index(width)].to_dict() if width in widths else None
 
     def trend(self, setup: Setup, *, statistic: str = "pearson", **which: str) -> Trend | None:
-        """Change with width of a correlation; None where there are fewer than two widths."""
+        """Change of a correlation with width; None for fewer than two widths."""
         rows = self.select(setup, **{"quantity": "epistemic", **which})
         widths = sorted(rows["width"].unique().tolist())
         if len(widths) < 2:
@@ -229,32 +229,29 @@ class Results:
         cells = [cell for cell in cells if cell.width == cells[-1].width]
         return next((cell for cell in cells if cell.passed), cells[0] if cells else None)
 
-    def _name(self, setup: Setup, whole: str, part: str, separator: str) -> str:
+    def _details(self, setup: Setup) -> list[tuple[str, Any]]:
+        """Fields that differ between the setups of a problem, with their values as texts."""
         others = [other for other in self.setups if other.problem == setup.problem]
-        details = [
-            part.format(field, f"{value:g}" if isinstance(value, float) else value)
+        return [
+            (field, f"{value:g}" if isinstance(value, float) else value)
             for field, value in setup._asdict().items()
             if len({getattr(other, field) for other in others}) > 1
         ]
-        return whole.format(setup.problem, separator.join(details)) if details else setup.problem
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
-        """The rows with a column `setup`, and with categories in house order."""
+        """Rows with a column `setup`, and with ordered categories."""
         import pandas as pd
 
         setups = frame[list(Setup._fields)].itertuples(index=False, name=None)
         frame = frame.assign(setup=[self._labels[Setup(*values)] for values in setups])
-        orders = {"setup": list(self._labels.values()), **_house_order()}
-        return frame.assign(**{
-            column: pd.Categorical(
-                frame[column], ordered(frame[column].dropna().unique(), order), ordered=True
-            )
-            for column, order in orders.items()
-        })  # fmt: skip
+        for column, order in {"setup": list(self._labels.values()), **_orders()}.items():
+            names = ordered(frame[column].dropna().unique(), order)
+            frame[column] = pd.Categorical(frame[column], names, ordered=True)
+        return frame
 
 
 def point_of(estimator: str, point: str) -> str:
-    """The point of an estimator's rows where those at `point` are asked for."""
+    """The point of an estimator's rows in a view of `point`."""
     known = ESTIMATORS.get(estimator)
     return "posterior" if known is not None and known.points == ("posterior",) else point
 
@@ -265,7 +262,7 @@ def ordered(names: Iterable[Any], known: Iterable[Any]) -> list[Any]:
     return [name for name in known if name in names] + [n for n in names if n not in known]
 
 
-def _house_order() -> dict[str, Iterable[str]]:
+def _orders() -> dict[str, Iterable[str]]:
     return {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
 
 

@@ -1,4 +1,4 @@
-"""From result rows of single seeds to rows of means and intervals over seeds.
+"""Summary of result rows: means and intervals over seeds.
 
 The unit of replication is the seed (new data, new initialisation). Intervals come from seeds alone,
 never from resampling locations: those of a grid are near-copies of each other.
@@ -100,7 +100,7 @@ def _summary_row(
     key: tuple, passed: Bool[np.ndarray, " seeds"], values: Float[np.ndarray, "seeds statistics"],
     level: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """One row of the summary, from the statistics of one key's seeds in the order of `STATISTICS`."""
+    """One row of the summary, from the seeds' statistics in the order of `STATISTICS`."""
     summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
     intervals = {}
     for (statistic, kind), column in zip(STATISTICS.items(), values[passed].T, strict=True):

@@ -1,7 +1,8 @@
-"""Tables of a run, made from its folder alone: what the report shows and the console prints.
+"""Tables of a run for its report and the terminal, from its folder alone.
 
-Each function gives a `Table` of texts. A number over seeds is written mean [low, high], with the
-interval of `isounc.studies.scaling.summary`; what is undefined or failed says so instead of being left out.
+Each function returns a `Table` of texts. A number over seeds is written mean [low, high], with the
+interval of `isounc.studies.scaling.summary`. A number that is undefined, or whose cells failed,
+is not left out: its place in the table says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pandas as pd
 
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
-from isounc.runs.style import POINT_WORDS
+from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
 from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered, point_of
 
@@ -109,14 +110,14 @@ def gate_table(results: Results) -> Table:
             _worst(gates, "divergences", max, "{:.0f}"),
             _worst(gates, "var_mcse_median", max, "{:.1%}"),
             "-" if pd.isna(loss) else f"{loss:.3f}",
-            _reasons((cell.seed, gate.get("reasons")) for cell, gate in zip(cells, gates, strict=True)),
+            _reasons(zip(cells, gates, strict=True)),
         ))  # fmt: skip
     return Table(
         "Gate of the reference posterior",
         (
-            "problem", "width", "passed", "largest R-hat", "least bulk ESS", "least ESS of variance",
-            "least tail ESS", "least E-BFMI", "most divergences", "error of variance (median)",
-            "least attenuation", "failed because",
+            "problem", "width", "passed", "largest R-hat", "least bulk ESS",
+            "least ESS of variance", "least tail ESS", "least E-BFMI", "most divergences",
+            "error of variance (median)", "least attenuation", "failed because",
         ),
         rows,
         "The worst of the seeds, each over the monitored locations. error of variance: Monte Carlo "
@@ -139,7 +140,7 @@ def point_table(results: Results) -> Table:
                 _worst(checks, "rel_grad_norm", max, "{:.1e}"),
                 _worst(checks, "hessian_min_eigenvalue", min, "{:.3g}"),
                 ", ".join(map(str, curvature)) or "-",
-                _reasons((cell.seed, c.get("reasons")) for cell, c in zip(cells, checks, strict=True)),
+                _reasons(zip(cells, checks, strict=True)),
             ))  # fmt: skip
     return Table(
         "Checks of the point estimates",
@@ -175,7 +176,7 @@ def level_table(results: Results) -> Table:
 
 
 def aleatoric_table(results: Results) -> Table:
-    """The paper's aleatoric part beside the one without the epistemic part, at the largest width."""
+    """The paper's aleatoric part, and the one less the epistemic part, at the largest width."""
     numbers = [
         (statistic, quantity, form)
         for statistic, form in (("pearson", "{:.2f}"), ("slope", "{:.3g}"))
@@ -255,7 +256,7 @@ def cost_table(results: Results) -> Table:
 
 
 def summary_table(run: RunFolder | Results) -> str:
-    """What an experiment prints at its end: `paper_table` as plain text, in at most 100 columns.
+    """Text for the end of an experiment: `paper_table` in at most 100 columns.
 
     Raises
     ------
@@ -304,7 +305,7 @@ def _by_width(results: Results) -> dict[tuple[Setup, int], list[CellRecord]]:
 
 
 def _interval(row: Mapping[Hashable, Any], statistic: str, form: str = "{:.2f}") -> str:
-    """Mean [low, high], or why there is none."""
+    """The text of mean [low, high], or of the reason why there is none."""
     mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
     if pd.isna(mean):
         passed = row["num_seeds"] + row["num_undefined"]
@@ -326,9 +327,10 @@ def _worst(
     return form.format(worst(values)) if values else "-"
 
 
-def _reasons(by_seed: Iterable[tuple[int, Sequence[str] | None]]) -> str:
+def _reasons(checks: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> str:
+    """The reasons why cells failed a check, each with its seeds."""
     seeds: dict[str, list[int]] = {}
-    for seed, reasons in by_seed:
-        for reason in reasons or ():
-            seeds.setdefault(str(reason), []).append(seed)
+    for cell, check in checks:
+        for reason in check.get("reasons") or ():
+            seeds.setdefault(str(reason), []).append(cell.seed)
     return "; ".join(f"{why} (seed {', '.join(map(str, who))})" for why, who in seeds.items())

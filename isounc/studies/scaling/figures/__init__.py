@@ -1,8 +1,9 @@
-"""Figures of a run: scaling curves and the error budget; `plots` lists all there are.
+"""Figures of a run of the scaling study: curves, error budgets, maps and scatter plots.
 
 Everything is drawn from a run folder alone. Lines and bars are means over the seeds that passed
-the gate of their reference, with the interval of `isounc.studies.scaling.summary`; a seed that failed is a hollow
-marker of its own and in no mean. What is undefined leaves a gap, and the panel says so.
+the gate of their reference, with the interval of `isounc.studies.scaling.summary`. A seed that
+failed is a hollow marker of its own and enters no mean. An undefined value leaves a gap, and the
+panel says so.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Callable, Iterator
 from matplotlib.figure import Figure
 
 from isounc.runs.figures import Plot
-from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.figures.maps import uncertainty_maps
 from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.results import Results
@@ -29,7 +30,7 @@ __all__ = [
 
 
 def plots(results: Results) -> list[Plot]:
-    """Every figure that a run may have."""
+    """All figures that a run may have."""
     return [Plot(*parts) for parts in _plan(results)]
 
 

@@ -1,8 +1,8 @@
 """Scaling curves and the error budget: correlations with the reference, a panel per problem.
 
 Lines and bars are means over the seeds that passed the gate of their reference, with the interval
-of `isounc.studies.scaling.summary`; a seed that failed is a hollow marker of its own and in no mean. What is
-undefined leaves a gap, and the panel says so.
+of `isounc.studies.scaling.summary`. A seed that failed is a hollow marker of its own and enters no
+mean. An undefined value leaves a gap, and the panel says so.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from isounc.checks import check_choice
 from isounc.runs.folder import RunFolder
-from isounc.runs.style import (
+from isounc.runs.style import styled
+from isounc.studies.scaling.figures.looks import (
+    CORRELATIONS,
+    LOOKS,
     PAPER_COLOR,
     POINT_LOOKS,
     POINT_WORDS,
-    STATISTICS,
-    styled,
+    estimator_look,
 )
-from isounc.studies.scaling.figures.looks import LOOKS, estimator_look
 from isounc.studies.scaling.figures.panels import (
     Line,
     check_figure,
@@ -43,9 +44,9 @@ from isounc.studies.scaling.paper import UNKNOWN, paper_value
 from isounc.studies.scaling.results import Results, Setup, point_of
 
 _BUDGET = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
-"""The argument of `error_budget`: from no approximation but the first order, to what is cheap."""
+"""Estimators of `error_budget`, from the first order alone to the cheap ones."""
 _LAYERED_SAME = 1e-4
-"""Up to this difference everywhere, `layer_scaled` is `isotropic` (equal prior sds) and left out."""
+"""If no correlation differs by more (equal prior sds), `layer_scaled` is left out."""
 
 
 def scaling_curves(
@@ -56,15 +57,15 @@ def scaling_curves(
     statistic: str = "pearson",
     quantity: str = "epistemic",
 ) -> Figure:
-    """Correlation with the reference against width: a panel per problem, a line per estimator.
+    """Draw correlations with the reference against width: panels of problems, lines of estimators.
 
     Parameters
     ----------
     run
         A run folder.
     region, point
-        Where predictions are compared, and at which point estimate. Estimators that need none
-        (`posterior_averaged`) are drawn whatever the point.
+        Where predictions are compared, and at which point estimate. Estimators without a point
+        (`posterior_averaged`) are always drawn.
     statistic
         `pearson`, `spearman` or `log10_pearson`.
     quantity
@@ -73,7 +74,7 @@ def scaling_curves(
     Raises
     ------
     ValueError
-        A region, point, statistic or quantity that the run does not have (with near matches).
+        If the run does not have the region, point, statistic or quantity; it names near matches.
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
@@ -87,14 +88,14 @@ def scaling_curves(
 def scaling_headline(
     run: RunFolder | Results, *, region: str | None = None, statistic: str = "pearson"
 ) -> Figure:
-    """The isotropic estimate at each kind of point, and averaged over draws, against width.
+    """Draw correlations of the isotropic estimate at each point, and averaged over draws.
 
-    `region` is `test` if none is given and the run has it, else the run's first.
+    If no region is given, it is `test`, or the first one of a run without `test`.
 
     Raises
     ------
     ValueError
-        As `scaling_curves`.
+        See `scaling_curves`.
     """
     results = Results.of(run)
     region = results.values("region")[0] if region is None and len(results.rows) else region
@@ -115,16 +116,16 @@ def scaling_headline(
 def error_budget(
     run: RunFolder | Results, *, region: str, point: str = "map", statistic: str = "pearson"
 ) -> Figure:
-    """What each approximation costs: bars at the smallest, the middle and the largest width.
+    """Draw the cost of each approximation, at the smallest, the middle and the largest width.
 
-    From `posterior_averaged` to `oracle` one linearises at one point; from `oracle` to `isotropic`
-    the covariance of the draws gives way to the identity; `link_aware` keeps the link function.
-    Differences need not add up.
+    From `posterior_averaged` to `oracle` the model is linearised at one point. From `oracle` to
+    `isotropic` the covariance of the draws is replaced by the identity. `link_aware` keeps the link
+    function. Differences need not add up.
 
     Raises
     ------
     ValueError
-        As `scaling_curves`.
+        See `scaling_curves`.
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
@@ -141,7 +142,7 @@ def error_budget(
         title_panels(panels, results, setups, notes)
         whisker = Line2D([], [], color="#333333", linewidth=1)
         finish_panels(
-            figure, panels, values, f"{STATISTICS[statistic]} with MCMC variance",
+            figure, panels, values, f"{CORRELATIONS[statistic]} with MCMC variance",
             {"95% t interval over seeds": whisker},
         )  # fmt: skip
         figure.suptitle(f"Error budget {POINT_WORDS.get(point, point)} (region: {region})")
@@ -149,7 +150,7 @@ def error_budget(
 
 
 def _lines(results: Results, region: str, point: str, statistic: str, quantity: str) -> list[Line]:
-    """Estimators with rows at a point, or at none; `layer_scaled` only where it differs."""
+    """Lines of the estimators with rows at a point or without one; see `_LAYERED_SAME`."""
     lines, num_spare = [], 0
     for estimator in results.shown("curves"):
         look = estimator_look(estimator, position=num_spare)
@@ -210,7 +211,7 @@ def _curves(
         wide = ", very wide for two" if len(results.values("seed")) == 2 else ""
         title_panels(panels, results, setups, notes)
         finish_panels(
-            figure, panels, values, f"{STATISTICS[statistic]} with MCMC {reference}",
+            figure, panels, values, f"{CORRELATIONS[statistic]} with MCMC {reference}",
             {f"band: 95% t interval over seeds{wide}": band, "dots: isotropic, each seed": dot},
         )  # fmt: skip
         if any(setup.parameterisation == "standard" for setup in setups):
@@ -228,7 +229,7 @@ def _line(
     statistic: str,
     quantity: str,
 ) -> list[float]:
-    """A mean line with its band, a hollow marker for each seed that failed; the values drawn."""
+    """Draw a mean with its band, and a hollow marker for each failed seed; the values drawn."""
     which = {
         "region": region, "point": line.point, "estimator": line.estimator, "quantity": quantity,
     }  # fmt: skip
@@ -273,7 +274,7 @@ def _line(
 def _bars(
     ax: Axes, results: Results, setup: Setup, lines: Sequence[Line], region: str, statistic: str
 ) -> tuple[list[float], list[str]]:
-    """Groups of bars at up to three widths, with intervals and failed seeds; values, notes."""
+    """Draw groups of bars at up to three widths; the values drawn, and notes for the panel."""
     drawn: list[float] = []
     widths = results.widths(setup)
     shown = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
@@ -306,8 +307,8 @@ def _bars(
             if failed:
                 ax.plot(
                     [x] * len(failed), failed, linestyle="none", marker="o", markersize=4,
-                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9, zorder=5,
-                    label=f"_failed {line.look.label}",
+                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9,
+                    zorder=5, label=f"_failed {line.look.label}",
                 )  # fmt: skip
                 drawn += failed
     ax.set_xticks(range(len(shown)), [f"width {w}" for w in shown])
@@ -327,7 +328,7 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
 
 
 def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -> list[str]:
-    """Which correlations are undefined in cells that passed."""
+    """A note on the correlations that are undefined in cells that passed."""
     undefined = rows[(rows["gate"] == "pass") & rows[statistic].isna()]
     cells = collections.Counter(zip(undefined["estimator"], undefined["point"], strict=True))
     counts = {ln.short: n for ln in lines if (n := cells[ln.estimator, ln.point])}

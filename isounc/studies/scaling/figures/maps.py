@@ -1,7 +1,7 @@
 """Figures of one cell: its uncertainty over the input space.
 
-Class columns are summed (the trace) wherever one number stands for several classes. Levels: an
-estimate of a variance is known up to a factor, which is fitted on region `test` where it matters.
+Class columns are summed (the trace) wherever one number stands for several classes. An estimate of
+a variance is known up to a factor, its level, which is fitted on region `test` where it matters.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from isounc.checks import check_choice
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.style import (
-    CLASS_LOOKS,
-    POINT_WORDS,
     NothingToDraw,
     legend_below,
     styled,
 )
 from isounc.statistics import compare
-from isounc.studies.scaling.figures.looks import estimator_look
+from isounc.studies.scaling.figures.looks import POINT_WORDS, class_look, estimator_look
 from isounc.studies.scaling.results import Results, point_of
 
 
 def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
-    """MCMC and point estimates over the input space of one cell, with the training data.
+    """Draw MCMC and point estimates over the input space of one cell, with the training data.
 
-    Two inputs: maps of the prediction, the epistemic and the aleatoric part (for C classes summed
-    over them), each with a colour scale of its own. One input: the predictive mean with two
-    standard deviations, and the standard deviations by themselves, where an estimate is multiplied
-    by the level that fits it to MCMC on region `test`.
+    Over two inputs these are maps of the prediction, the epistemic and the aleatoric part (summed
+    over C classes), each with its own colour scale. Over one input they are the predictive mean
+    with two standard deviations, and the standard deviations by themselves, where an estimate is
+    multiplied by the level that fits it to MCMC on region `test`.
 
     Raises
     ------
     ValueError
-        If there is no such cell (with near matches), or it has no grid to draw on.
+        If there is no such cell (it names near matches), or the cell has no grid.
     """
     results, record = cell_record(run, cell_name)
     arrays = record.arrays
@@ -63,7 +61,7 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
 
 
 def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
-    """The record of a cell; a ValueError with near matches if there is none."""
+    """Read the record of a cell; a ValueError with near matches if there is none."""
     results = Results.of(run)
     names = [cell.name for cell in results.cells]
     if not names:
@@ -86,7 +84,7 @@ def cell_heading(results: Results, record: Record, point: str) -> str:
 
 
 def _two_inputs(results: Results, record: Record, point: str) -> Figure:
-    """Rows: prediction, epistemic, aleatoric; first column MCMC."""
+    """Draw rows of the prediction, the epistemic and the aleatoric part; MCMC comes first."""
     a = record.arrays
     try:
         axes, order = _mesh(a["grid/X"])
@@ -137,7 +135,7 @@ def _two_inputs(results: Results, record: Record, point: str) -> Figure:
 def _image(
     figure: Figure, ax: Axes, axes: tuple[np.ndarray, np.ndarray], values: np.ndarray, kind: str
 ) -> None:
-    """One map; `values` is (n1, n2, M) in "ij" order."""
+    """Draw one map of values of shape (n1, n2, M), in "ij" order."""
     half = [(axis[-1] - axis[0]) / (len(axis) - 1) / 2 for axis in axes]
     extent = (
         *(axes[0][0] - half[0], axes[0][-1] + half[0]),
@@ -145,7 +143,7 @@ def _image(
     )
     settings = {"origin": "lower", "extent": extent, "aspect": "auto", "interpolation": "nearest"}
     if kind == "p" and values.shape[2] > 1:
-        colors = np.array([to_rgb(_class_look(c).color) for c in range(values.shape[2])])
+        colors = np.array([to_rgb(class_look(c).color) for c in range(values.shape[2])])
         shown = np.clip(np.transpose(values, (1, 0, 2)) @ colors, 0, 1)
         ax.imshow(shown, **settings)
         return
@@ -168,7 +166,7 @@ def _training_data(ax: Axes, record: Record) -> None:
     if X is None or y is None:
         return
     for c in np.unique(y).astype(int).tolist():
-        look = _class_look(c)
+        look = class_look(c)
         ax.plot(
             *X[y == c].T, linestyle="none", marker=look.marker, markersize=3.8, color=look.color,
             markeredgecolor="white", markeredgewidth=0.6, label=look.label,
@@ -176,7 +174,7 @@ def _training_data(ax: Axes, record: Record) -> None:
 
 
 def _one_input(results: Results, record: Record, point: str) -> Figure:
-    """Mean with two standard deviations, above the standard deviations by themselves."""
+    """Draw means with two standard deviations, above the standard deviations by themselves."""
     a = record.arrays
     order = np.argsort(a["grid/X"][:, 0])
     x, mean, var = (a[f"grid/{k}"][order, 0] for k in ("X", "mcmc_mean", "mcmc_var"))
@@ -248,7 +246,3 @@ def _mesh(points: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray
     if min(len(axis) for axis in axes) < 2 or not np.array_equal(points[order], mesh):
         raise ValueError("its grid is no mesh of two axes")
     return axes, order
-
-
-def _class_look(c: int):
-    return CLASS_LOOKS[c % len(CLASS_LOOKS)]

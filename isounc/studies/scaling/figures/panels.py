@@ -1,7 +1,7 @@
-"""Panels of figures that compare problems: a panel per problem, one y axis, one legend.
+"""Panels of figures that compare problems: one for each problem, with one y axis and one legend.
 
-A panel's title says what a reader must know about it: how many cells failed the gate, and what is
-undefined. A hollow marker is a seed that failed.
+Notes under a panel's title say how many cells failed the gate, and what is undefined. A hollow
+marker is a seed that failed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from isounc.checks import check_choice
-from isounc.runs.style import STATISTICS, Look, NothingToDraw, legend_below
+from isounc.runs.style import Look, NothingToDraw, legend_below
+from isounc.studies.scaling.figures.looks import CORRELATIONS
 from isounc.studies.scaling.results import Results, Setup
 
 
@@ -27,7 +28,7 @@ class Line(NamedTuple):
     look: Look
     """Label, colour and marker."""
     short: str
-    """What notes call it."""
+    """Name in notes."""
     point: str
     """Point of its rows."""
     estimator: str
@@ -35,8 +36,8 @@ class Line(NamedTuple):
 
 
 def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
-    """Raise a ValueError unless the run has what a figure is asked to show."""
-    check_choice("statistic", statistic, STATISTICS)
+    """Raise a ValueError unless the run has a figure's statistic, region and point."""
+    check_choice("statistic", statistic, CORRELATIONS)
     if results.rows.empty:
         raise NothingToDraw(f"{results.run.path} holds no result rows yet")
     for argument, value in wanted.items():
@@ -44,7 +45,7 @@ def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> N
 
 
 def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: str) -> list[Setup]:
-    """Setups that have a row for any of the lines; `NothingToDraw` if none has."""
+    """Setups with a row for any of the lines; `NothingToDraw` if there are none."""
     setups = [s for s in results.setups if len(rows_of(results, s, lines, region, quantity))]
     if not setups:
         raise NothingToDraw(f"no {quantity} rows in region {region} at this point")
@@ -61,7 +62,7 @@ def rows_of(
 
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels that share their y axis; four to a row, or fewer."""
+    """A figure of `count` panels that share their y axis, with up to four panels a row."""
     columns = min(count, 3 if count in (5, 6, 9) else 4)
     rows = math.ceil(count / columns)
     size = ({1: 5.6, 2: 8.0}.get(columns, 10.0), 2.35 * rows + 1.1)
@@ -77,7 +78,7 @@ def finish_panels(
     figure: Figure, panels: Sequence[Axes], values: Iterable[float], label: str,
     more: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Common limits and grid lines, the y label, one legend for all panels (with `more`)."""
+    """Set common limits and grid lines, the y label, and one legend for all panels and `more`."""
     lowest = min([v for v in values if math.isfinite(v)], default=0.0)
     # Intervals of two or three seeds may reach to -1 and are cut; means and seeds never are.
     low = max(-1.05, math.floor(10 * min(0.0, lowest - 0.03)) / 10)
@@ -102,7 +103,7 @@ def finish_panels(
 def title_panels(
     panels: Sequence[Axes], results: Results, setups: Sequence[Setup], notes: Sequence[list[str]]
 ) -> None:
-    """The problem over each panel, and under it in small what a reader must know about it."""
+    """Write the problem over each panel, and its notes in small letters below."""
     most = max(len(lines) for lines in notes)  # so that all titles stand at one height
     for ax, setup, lines in zip(panels, setups, notes, strict=True):
         name = results.label(setup)
@@ -117,7 +118,7 @@ def title_panels(
 
 
 def gate_note(rows: pd.DataFrame) -> list[str]:
-    """How many cells failed: the gate of their reference, or only the check of a point estimate."""
+    """A note on cells that failed the gate of their reference, or the check of a point estimate."""
     verdicts = rows.groupby(["width", "seed"])["gate"].agg(set)
     failed = sum(verdict == {"fail"} for verdict in verdicts)
     partly = sum(len(verdict) == 2 for verdict in verdicts)

@@ -22,21 +22,21 @@ from isounc.studies.scaling.figures.maps import cell_heading, cell_record, refer
 from isounc.studies.scaling.results import REGIONS, Results, ordered
 
 _MAX_DECADES = 6
-"""Axes of `scatter` reach this far below the largest value; saturated predictions go to 1e-38."""
+"""Decades below the largest value on an axis of `scatter`; saturated predictions reach 1e-38."""
 
 
 def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
-    """Estimates against the MCMC variance on log axes: a panel per estimator, a colour per region.
+    """Draw estimates against the MCMC variance on log axes, a panel for each estimator.
 
-    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of theirs,
-    which it cannot exceed). The dashed line is the level fitted on region `test`: reference =
+    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of their
+    errors, which bounds it). The dashed line is the level fitted on region `test`: reference =
     sigma^2 x estimate. Values that are not positive, or far below the others, are counted and not
-    shown; the correlations in the titles are over all.
+    shown, but the correlations in the titles are over all values.
 
     Raises
     ------
     ValueError
-        If there is no such cell (with near matches), or it has no estimates at this point.
+        If there is no such cell (it names near matches), or the cell has no estimates at the point.
     """
     results, record = cell_record(run, cell_name)
     arrays = record.arrays
@@ -151,7 +151,7 @@ def _scatter_panel(
 
 
 def _plain_log_axis(ax: Axes) -> None:
-    """Labels like 0.02 and 1e-5: mathematical text takes longer than the rest of the figure."""
+    """Label ticks like 0.02 and 1e-5: mathematical text takes longer than all the rest to draw."""
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         if axis.get_scale() != "log":
             continue
@@ -171,7 +171,7 @@ def _short(value: float) -> str:
 
 
 def _log_limits(values: list[np.ndarray]) -> tuple[float, float] | None:
-    """Limits of a log axis: all positive values, but no more than some decades of them."""
+    """Limits of a log axis that show all positive values, or the upper `_MAX_DECADES` of them."""
     every = np.concatenate([v.ravel() for v in values]) if values else np.empty(0)
     positive = every[np.isfinite(every) & (every > 0)]
     if not len(positive):
