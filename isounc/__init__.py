@@ -8,6 +8,7 @@ from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_map, fit_t
 from isounc.likelihoods import register_likelihood
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem, register_problem
+from isounc.sampling.drivers import register_sampler
 from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posterior
@@ -37,6 +38,7 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "Moments",
     "Posterior",
     "sample_posterior",
+    "register_sampler",
     "references",
     # estimates
     "Estimate",

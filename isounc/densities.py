@@ -1,6 +1,7 @@
 """Log prior, log likelihood and log posterior, as separate terms.
 
-The likelihood is summed over the examples (temperature 1) and the prior covers every parameter, biases included.
+The likelihood is summed over the examples (temperature 1) and the prior covers every parameter,
+biases included.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
 
 
 def _host_data(problem: Problem, model: Model, prior_sd: float) -> Data:
-    """`make_data` as NumPy arrays: what JAX does outside of a jitted function it compiles shape by shape."""
+    """`make_data` as NumPy arrays: JAX would compile its conversions shape by shape."""
     dtype = jnp.result_type(float)
     y_dtype = dtype if problem.y.dtype.kind == "f" else np.int32
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
@@ -52,20 +53,21 @@ def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Da
     Raises
     ------
     ValueError
-        For problems of different shapes, a model that was made for another kind of problem, or a ``prior_sd`` that
-        is not positive.
+        For problems of different shapes, a model that was made for another kind of problem, or a
+        `prior_sd` that is not positive.
     """
     for problem in problems:
         asked = (problem.num_features, problem.num_outputs, problem.likelihood)
         given = (model.in_features, model.out_features, model.likelihood)
         if asked != given:
             raise ValueError(
-                f"model does not fit problem {problem.name!r}: (inputs, outputs, likelihood) must be {asked}; "
-                f"got {given}; use make_model(problem, ...)"
+                f"model must have the inputs, outputs and likelihood of problem {problem.name!r}, "
+                f"{asked}, got {given}; use make_model(problem, ...)"
             )
         if problem.X.shape != problems[0].X.shape:
             raise ValueError(
-                f"problems must all have X of one shape; got {problems[0].X.shape} and {problem.X.shape}"
+                f"problems must all have X of one shape, got {problems[0].X.shape} and "
+                f"{problem.X.shape}"
             )
     parts = [_host_data(problem, model, prior_sd) for problem in problems]
     return jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *parts)

@@ -1,6 +1,7 @@
-"""Point estimates theta*: the MAP to a true stationary point, and what a practitioner's training gives.
+"""Point estimates theta*: the MAP, to a true stationary point, and a practitioner's training.
 
-Both are found with Optax; several problems of one shape (seeds, say) are fitted in one compiled, vmapped call.
+Both are found with Optax; several problems of one shape (seeds, say) are fitted in one compiled,
+vmapped call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from isounc import densities
@@ -23,11 +24,11 @@ from isounc.checks import check_count, check_real, settings_from
 from isounc.covariance import hessian
 from isounc.densities import Data, stack_data
 from isounc.likelihoods import LIKELIHOODS
-from isounc.models import Model
+from isounc.models import Model, Theta
 from isounc.problems import Problem
 
 DENSE_HESSIAN_MAX = 1100
-"""Largest P whose Hessian is formed densely (10 MB and about a second on one core); Lanczos beyond."""
+"""Largest P whose Hessian is formed densely (10 MB, about a second on one core); Lanczos beyond."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,11 @@ class PointEstimate(NamedTuple):
     log_likelihood: float
     """Summed log likelihood of the training data at theta, nats."""
     rel_grad_norm: float | None
-    """||grad U|| / max(1, ||z||) in prior coordinates z = theta / sigma, U minus the log posterior (map only)."""
+    """||grad U|| / max(1, ||z||) in prior coordinates z = theta / sigma, with U minus the log
+    posterior (map only)."""
     hessian_min_eigenvalue: float | None
-    """Smallest eigenvalue of the Hessian of U in prior coordinates, where the prior alone gives 1 (map only)."""
+    """Smallest eigenvalue of the Hessian of U in prior coordinates, where the prior alone gives 1
+    (map only)."""
     hessian_method: str | None
     """dense or lanczos."""
     hessian: Float[np.ndarray, "P P"] | None
@@ -149,7 +152,7 @@ def fit_maps(
     keys: Sequence[PRNGKeyArray],
     settings: MapSettings = MapSettings(),
 ) -> list[PointEstimate]:
-    """`fit_map` of several problems of one shape in one compiled call."""
+    """Call `fit_map` on several problems of one shape, in one compiled program."""
     with double_precision():
         data = stack_data(problems, model, prior_sd)
         shape = (settings.num_restarts, model.num_params)
@@ -157,21 +160,22 @@ def fit_maps(
         z, values, norms = jax.device_get(_search(data, starts, model=model, settings=settings))
         results = []
         for i in range(len(problems)):
-            # A restart that has not converged may sit higher by rounding: only near-ties prefer the converged one.
+            # A restart that has not converged may sit higher by rounding: of near-ties the
+            # converged one is taken.
             rank = values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)
             best = int(np.argmin(np.where(np.isnan(rank), np.inf, rank)))
-            one = jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), data)
-            results.append(_checked_map(model, one, z[i], values[i], norms[i], best, settings))
+            data_i = jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), data)
+            results.append(_checked_map(model, data_i, z[i], values[i], norms[i], best, settings))
     return results
 
 
 def _generator(key: PRNGKeyArray) -> np.random.Generator:
-    """NumPy's generator from a JAX key, for draws on the host: JAX would compile a program for each shape."""
+    """NumPy's generator from a JAX key, as JAX would compile a program for each shape of draws."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:
-    """U(z) = -log posterior at theta = sigma z, without the prior's constants (they would cost digits)."""
+    """U(z) = -log posterior at theta = sigma z, without constants, which would cost digits."""
 
     def potential(z):
         return 0.5 * z @ z - densities.log_likelihood(model, data.prior_sd * z, data)
@@ -180,8 +184,12 @@ def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
-def _search(data: Data, starts, *, model: Model, settings: MapSettings):
-    def one_start(data, z):
+def _search(
+    data: Data, starts: Float[Array, "B R P"], *, model: Model, settings: MapSettings
+) -> tuple[Float[Array, "B R P"], Float[Array, "B R"], Float[Array, "B R"]]:
+    """z, U(z) and the relative gradient norm that each of R restarts of B problems ends at."""
+
+    def search_from(data, z):
         potential = _potential(model, data)
         adam = optax.adam(
             optax.cosine_decay_schedule(settings.adam_learning_rate, settings.adam_steps)
@@ -215,13 +223,22 @@ def _search(data: Data, starts, *, model: Model, settings: MapSettings):
 
         start = (z, *jax.value_and_grad(potential)(z), lbfgs.init(z), 0)
         z, value, gradient, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, start)
-        return z, value, relative(z, gradient)
+        return jnp.asarray(z), value, relative(z, gradient)
 
-    return jax.vmap(lambda d, zs: jax.vmap(lambda z: one_start(d, z))(zs))(data, starts)
+    return jax.vmap(lambda d, zs: jax.vmap(lambda z: search_from(d, z))(zs))(data, starts)
 
 
-def _checked_map(model, data, z, values, norms, best, settings) -> PointEstimate:
-    z, value, norm = z[best], values[best], norms[best]
+def _checked_map(
+    model: Model,
+    data: Data,
+    restarts: Float[np.ndarray, "R P"],
+    values: Float[np.ndarray, " R"],
+    norms: Float[np.ndarray, " R"],
+    best: int,
+    settings: MapSettings,
+) -> PointEstimate:
+    """The restart `best` of one problem, with its checks."""
+    z, value, norm = restarts[best], values[best], norms[best]
     sd = np.asarray(data.prior_sd)
     theta = z * sd
     dense = model.num_params <= DENSE_HESSIAN_MAX
@@ -260,17 +277,19 @@ def _checked_map(model, data, z, values, norms, best, settings) -> PointEstimate
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _hessian(theta, data, *, model):
+def _hessian(theta: Float[Array, " P"], data: Data, *, model: Model) -> Float[Array, "P P"]:
     return hessian(model, theta, data)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _hessian_vector_product(z, v, data, *, model):
+def _hessian_vector_product(
+    z: Float[Array, " P"], v: Float[Array, " P"], data: Data, *, model: Model
+) -> Float[Array, " P"]:
     return jax.jvp(jax.grad(_potential(model, data)), (z,), (v,))[1]
 
 
-def _lanczos_min_eigenvalue(model: Model, data: Data, z) -> float | None:
-    """Smallest eigenvalue of the Hessian in prior coordinates by ARPACK, or None where it did not converge."""
+def _lanczos_min_eigenvalue(model: Model, data: Data, z: Theta) -> float | None:
+    """Smallest eigenvalue of the Hessian in prior coordinates by ARPACK; None if not converged."""
 
     def product(v):
         return np.asarray(_hessian_vector_product(z, jnp.asarray(v.ravel()), data, model=model))
@@ -279,10 +298,9 @@ def _lanczos_min_eigenvalue(model: Model, data: Data, z) -> float | None:
     shape, dtype = (z.size, z.size), np.asarray(z).dtype
     operator = LinearOperator(shape, matvec=product, dtype=dtype)  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(z.size)
+    settings: dict[str, Any] = {"which": "SA", "tol": 1e-3, "v0": start}
     try:
-        return float(
-            eigsh(operator, k=1, which="SA", tol=1e-3, v0=start, return_eigenvectors=False)[0]  # pyright: ignore
-        )
+        return float(eigsh(operator, k=1, return_eigenvectors=False, **settings)[0])
     except ArpackNoConvergence:
         return None
 
@@ -329,7 +347,7 @@ def fit_trained_many(
     prior_sd: float = 1.0,
     settings: TrainSettings = TrainSettings(),
 ) -> list[PointEstimate]:
-    """`fit_trained` of several problems of one shape in one compiled call."""
+    """Call `fit_trained` on several problems of one shape, in one compiled program."""
     data = stack_data(problems, model, prior_sd)
     orders = np.stack([_orders(key, data.X.shape[1], settings) for key in keys])
     thetas, log_liks, log_dens = jax.device_get(
@@ -366,8 +384,10 @@ def fit_trained_many(
     return results
 
 
-def _orders(key: PRNGKeyArray, num_examples: int, settings: TrainSettings) -> np.ndarray:
-    """The rows of every step, (epochs x steps, minibatch): a new order of the examples each epoch."""
+def _orders(
+    key: PRNGKeyArray, num_examples: int, settings: TrainSettings
+) -> Int[np.ndarray, "steps minibatch"]:
+    """The rows of every step: a new order of the examples each epoch."""
     minibatch = min(settings.minibatch, num_examples)
     steps = num_examples // minibatch
     rows = np.tile(np.arange(num_examples, dtype=np.int32), (settings.epochs, 1))
@@ -376,11 +396,19 @@ def _orders(key: PRNGKeyArray, num_examples: int, settings: TrainSettings) -> np
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
-def _train(data: Data, keys, orders, *, model: Model, settings: TrainSettings):
+def _train(
+    data: Data,
+    keys: Shaped[Array, "B *key"],
+    orders: Int[np.ndarray | Array, "B steps minibatch"],
+    *,
+    model: Model,
+    settings: TrainSettings,
+) -> tuple[Float[Array, "B P"], Float[Array, " B"], Float[Array, " B"]]:
+    """Parameters, log likelihood and log posterior of each of B problems."""
     minibatch = orders.shape[-1]
     adamw = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def one(data, key, order):
+    def train_on(data, key, order):
         def loss(theta, rows):
             part = data._replace(X=data.X[rows], y=data.y[rows])
             return -densities.log_likelihood(model, theta, part) / minibatch
@@ -396,11 +424,11 @@ def _train(data: Data, keys, orders, *, model: Model, settings: TrainSettings):
         log_lik = densities.log_likelihood(model, theta, data)
         return theta, log_lik, log_lik + densities.log_prior(theta, data)
 
-    return jax.vmap(one)(data, keys, orders)
+    return jax.vmap(train_on)(data, keys, orders)
 
 
 def constant_log_likelihood(problem: Problem) -> float:
-    """Log likelihood of the best prediction that ignores x: class frequencies, or the mean of y."""
+    """Log likelihood of the best prediction that ignores x: class frequencies or the mean of y."""
     y = np.asarray(problem.y)
     likelihood = LIKELIHOODS[problem.likelihood]
     constant = likelihood.constant_prediction(y, problem.num_columns)

@@ -46,7 +46,7 @@ class Likelihood(Protocol):
     quantity: str = "f"
     """Name of the predictive quantity: p for probabilities."""
     link: str = "identity"
-    """Name of the function from outputs to the prediction; see `isounc.estimates.links.LINK_MOMENTS`."""
+    """Name of the function from outputs to the prediction (`isounc.estimates.links`)."""
     uses_noise_sd: bool = False
     """Whether y is the output plus Gaussian noise, whose standard deviation a problem must give."""
     num_classes: tuple[int, float] = (0, 0)
@@ -57,18 +57,18 @@ class Likelihood(Protocol):
         return 1
 
     def column_names(self, num_columns: int) -> tuple[str, ...]:
-        """What each column of the prediction is called in result rows."""
+        """Names of the columns of the prediction in result rows."""
         return (self.quantity,)
 
     @abstractmethod
     def check_labels(
         self, argument: str, y: Shaped[np.ndarray, " n"], num_classes: int
     ) -> Shaped[np.ndarray, " n"]:
-        """Labels as int64 or float64; a ValueError that names `argument` unless all are possible."""
+        """Return labels as int64 or float64; raise a ValueError unless all are possible."""
         ...
 
     def check_prediction(self, argument: str, p: Float[np.ndarray, "N M"]) -> None:
-        """Raise a ValueError that names `argument` unless `p` can be predictions or the truth."""
+        """Raise a ValueError unless `p` can be predictions, or the truth."""
 
     @abstractmethod
     def log_prob(
@@ -110,7 +110,7 @@ class Likelihood(Protocol):
     def curvature_factor(
         self, outputs: Float[Array, "N O"], noise_sd: NoiseSd
     ) -> Float[Array, "N O O"]:
-        """B with B B^T = E_y[-d2 log p(y | f) / df2], the output side of the Gauss-Newton matrix."""
+        """B with B B^T = E_y[-d2 log p(y | f) / df2], the outputs' part of the GGN."""
         ...
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Likelihood(Protocol):
         ...
 
     def predictive_entropy(self, p: Float[np.ndarray, "N M"]) -> Float[np.ndarray, " N"]:
-        """Entropy of y under the averaged prediction, in nats; NaN where `p` does not determine it."""
+        """Entropy of y under the averaged prediction, in nats; NaN where that does not suffice."""
         return np.full(len(p), np.nan)
 
     def constant_prediction(
@@ -148,7 +148,7 @@ class Likelihood(Protocol):
 
 
 class _Classes(Likelihood):
-    """What Bernoulli and categorical labels share: classes 0..C-1 with probabilities."""
+    """Labels that are classes 0..C-1, whose probabilities are predicted."""
 
     quantity = "p"
 

@@ -1,8 +1,8 @@
 """Flax NNX multilayer perceptrons by width, depth, activation and parameterisation.
 
-A `Model` is a hashable description; its functions work on one flat parameter vector ``theta`` (P,), ordered layer by
-layer as (kernel row by row, then bias), so that samplers and covariances are plain linear algebra. `Model.module`
-gives the Flax module itself.
+A `Model` is a hashable description; its functions work on one flat parameter vector `theta` (P,),
+ordered layer by layer as (kernel row by row, then bias), so that samplers and covariances are plain
+linear algebra. `Model.module` gives the Flax module itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Real, Shaped
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.likelihoods import LIKELIHOODS
@@ -29,15 +29,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": nnx.gelu,
     "silu": nnx.silu,
 }
+Theta = Float[Array | np.ndarray, " P"]
+"""A flat parameter vector."""
+Inputs = Real[Array | np.ndarray, "N D"]
+"""Locations; they may hold integers."""
 PARAMETERISATIONS = ("ntk", "fan_in", "standard")
 
 
 class MLP(nnx.Module):
-    """A multilayer perceptron: ``depth`` hidden layers of ``width`` units and a linear read-out.
+    """A multilayer perceptron: `depth` hidden layers of `width` units and a linear read-out.
 
-    Under ``ntk`` every layer computes x W / sqrt(fan_in) + b, so that a prior of one standard deviation on every
-    parameter keeps the function's prior variance finite as the width grows; the other two parameterisations compute
-    x W + b and differ in the prior only (`Model.group_prior_sd`).
+    Under `ntk` every layer computes x W / sqrt(fan_in) + b, so that a prior of one standard
+    deviation on every parameter keeps the function's prior variance finite as the width grows; the
+    other two parameterisations compute x W + b and differ in the prior only
+    (`Model.group_prior_sd`).
 
     Source: Jacot et al. 2018 (arXiv 1806.07572) for the NTK parameterisation.
     """
@@ -56,17 +61,17 @@ class MLP(nnx.Module):
         sizes = [in_features, *[width] * depth, out_features]
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.activation = ACTIVATIONS[activation]
-        # Scaling a layer's input scales its kernel only: the bias stays outside, as the parameterisation asks.
+        # Scaling a layer's input scales its kernel only: the parameterisation leaves the bias out.
         self.input_scale = tuple(
             1 / math.sqrt(a) if parameterisation == "ntk" else 1.0 for a in sizes[:-1]
         )
 
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N O"]:
+    def __call__(self, x: Real[Array, "N D"]) -> Float[Array, "N O"]:
         """Outputs before the link: one logit, C logits, or the regression function."""
         return self.layers[-1](self.hidden(x))
 
-    def hidden(self, x: Float[Array, "N D"]) -> Float[Array, "N W"]:
-        """What the read-out takes in: the last hidden layer, scaled as the parameterisation asks."""
+    def hidden(self, x: Real[Array, "N D"]) -> Real[Array, "N W"]:
+        """Inputs of the read-out: the last hidden layer, scaled as the parameterisation asks."""
         for i, layer in enumerate(self.layers):
             x = x * self.input_scale[i] if self.input_scale[i] != 1.0 else x
             if i + 1 < len(self.layers):
@@ -78,8 +83,8 @@ class MLP(nnx.Module):
 class Model:
     """An MLP by its settings, with its functions on flat parameter vectors.
 
-    Instances are hashable and equal when their settings are, so that a compiled function is shared by every problem
-    of one shape.
+    Instances are hashable and equal when their settings are, so that a compiled function is shared
+    by every problem of one shape.
     """
 
     in_features: int
@@ -137,7 +142,7 @@ class Model:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the L parameter groups, in the order of ``theta``: kernel and bias of each layer."""
+        """Names of the L parameter groups, in the order of `theta`: kernel and bias of a layer."""
         return tuple(f"layer{i}/{n}" for i in range(self.depth + 1) for n in ("kernel", "bias"))
 
     @property
@@ -153,9 +158,14 @@ class Model:
     def group_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " L"]:
         """Prior standard deviation of each group.
 
-        ``ntk`` and ``standard``: prior_sd for every parameter. ``fan_in``: prior_sd / sqrt(fan_in) for kernels,
-        prior_sd for biases. Under ``standard`` the prior variance of the function grows with the width, which
-        confounds any trend with width.
+        `ntk` and `standard`: prior_sd for every parameter. `fan_in`: prior_sd / sqrt(fan_in) for
+        kernels, prior_sd for biases. Under `standard` the prior variance of the function grows with
+        the width, which confounds any trend with width.
+
+        Raises
+        ------
+        ValueError
+            If `prior_sd` is not a positive number.
         """
         prior_sd = check_real("prior_sd", prior_sd, positive=True)
         fan_in = self.parameterisation == "fan_in"
@@ -181,8 +191,8 @@ class Model:
             at += (a + 1) * b
         return {"layers": layers}
 
-    def module(self, theta: Float[Array, " P"]) -> MLP:
-        """The Flax NNX module with parameters ``theta``."""
+    def module(self, theta: Theta) -> MLP:
+        """The Flax NNX module with parameters `theta`."""
         return self._module(self.unflatten(theta))
 
     def _module(self, params: dict) -> MLP:
@@ -191,26 +201,26 @@ class Model:
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
 
-    def apply(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N O"]:
-        """Outputs at X, before the link, with matrix products in full precision on every device (no TF32)."""
+    def apply(self, theta: Theta, X: Inputs) -> Float[Array, "N O"]:
+        """Outputs at X, before the link; no device rounds the matrix products (no TF32)."""
         return self.apply_params(self.unflatten(theta), X)
 
-    def apply_params(self, params: dict, X: Float[Array, "N D"]) -> Float[Array, "N O"]:
+    def apply_params(self, params: dict, X: Inputs) -> Float[Array, "N O"]:
         """`apply` with the parameters as `unflatten` gives them, a leaf per group."""
         with jax.default_matmul_precision("highest"):
-            return self._module(params)(X)
+            return self._module(params)(jnp.asarray(X))
 
-    def predict(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N M"]:
+    def predict(self, theta: Theta, X: Inputs) -> Float[Array, "N M"]:
         """The predictive quantity at X: probabilities, or the function itself."""
         return LIKELIHOODS[self.likelihood].predict(self.apply(theta, X))
 
-    def features(self, theta: Float[Array, " P"], X: Float[Array, "N D"]) -> Float[Array, "N F"]:
-        """Phi with outputs = Phi V, where V (F, O) is the read-out: the last F O entries of theta, row by row.
+    def features(self, theta: Theta, X: Inputs) -> Float[Array, "N F"]:
+        """Phi with outputs = Phi V for the read-out V (F, O), the last F O entries of theta.
 
         F is the width (or D at depth 0) and 1 for the bias.
         """
         with jax.default_matmul_precision("highest"):
-            hidden = self._module(self.unflatten(theta)).hidden(X)
+            hidden = self._module(self.unflatten(theta)).hidden(jnp.asarray(X))
         return jnp.concatenate([hidden, jnp.ones((len(X), 1), hidden.dtype)], axis=1)
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
@@ -219,10 +229,10 @@ class Model:
         return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
 
     def init(self, key: PRNGKeyArray) -> Float[Array, " P"]:
-        """A practitioner's initialisation: zero biases, kernels of variance 1/fan_in in the function.
+        """A practitioner's initialisation: zero biases, kernels of variance 1/fan_in.
 
-        That is N(0, 1) under ``ntk``, where the forward pass divides by sqrt(fan_in), and N(0, 1/fan_in) otherwise
-        (LeCun et al. 1998).
+        That is N(0, 1) under `ntk`, where the forward pass divides by sqrt(fan_in), and
+        N(0, 1/fan_in) otherwise (LeCun et al. 1998).
         """
         ntk = self.parameterisation == "ntk"
         sds = [s for a, _ in self.layer_sizes for s in (1.0 if ntk else 1 / math.sqrt(a), 0.0)]
@@ -238,12 +248,13 @@ def make_model(
     activation: str = "tanh",
     parameterisation: str = "ntk",
 ) -> Model:
-    """The MLP with the inputs, outputs and likelihood that a problem asks for.
+    """Make the MLP with the inputs, outputs and likelihood that a problem asks for.
 
     Raises
     ------
     ValueError
-        For a width below 1, a negative depth, or an unknown activation or parameterisation (with near matches).
+        For a width below 1, a negative depth, or an unknown activation or parameterisation (with
+        near matches).
     """
     return Model(
         in_features=problem.num_features,

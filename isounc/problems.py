@@ -76,7 +76,7 @@ class Problem:
     grid_shape: tuple[int, ...] | None = None
     """`regions["grid"][:, j].reshape(grid_shape)` is coordinate j of a mesh ("ij" indexing)."""
     x_mean: Float[np.ndarray, " D"] | None = None
-    """Of built-in problems: original = x_mean + x_sd * X (in real sets, component scores)."""
+    """For built-in problems: original = x_mean + x_sd * X (in real sets, component scores)."""
     x_sd: Float[np.ndarray, " D"] | None = None
     """See `x_mean`."""
     description: str = ""
@@ -100,14 +100,10 @@ class Problem:
                 f"noise_sd must be left out for likelihood {self.likelihood!r}, got {noise_sd!r} "
                 "(for regression on integer y pass likelihood='gaussian')"
             )
-        for argument in ("regions", "targets", "p_true"):
-            if not isinstance(given := getattr(self, argument), Mapping):
-                raise ValueError(f"{argument} must map names to arrays, got {type(given).__name__}")
-        regions, targets, p_true = {}, {}, {}
-        for region, points in self.regions.items():
+        regions, targets, p_true = _check_arrays("regions", self.regions, ndim=2), {}, {}
+        for region, points in regions.items():
             check_name("a name in regions", region)
             where = f"regions[{region!r}]"
-            regions[region] = points = check_array(where, points, ndim=2)
             if points.shape[1] != width or len(points) == 0:
                 raise ValueError(
                     f"{where} must have {width} columns, as X has, and at least one row; "
@@ -115,13 +111,17 @@ class Problem:
                 )
         if not regions:
             raise ValueError("regions must name at least one set of points, got none")
-        for region, labels in self.targets.items():
+        for region, labels in _check_arrays("targets", self.targets, ndim=1).items():
             check_choice("a name in targets", region, regions)
             name, where = f"targets[{region!r}]", f"regions[{region!r}]"
             targets[region] = self._labels(name, labels, len(regions[region]), where)
-        for region, truth in self.p_true.items():
+        for region, truth in _check_arrays("p_true", self.p_true, ndim=2).items():
             check_choice("a name in p_true", region, regions)
-            p_true[region] = self._truth(f"p_true[{region!r}]", truth, len(regions[region]))
+            name, shape = f"p_true[{region!r}]", (len(regions[region]), self.num_columns)
+            if truth.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {truth.shape}")
+            LIKELIHOODS[self.likelihood].check_prediction(name, truth)
+            p_true[region] = truth
         grid_shape = self.grid_shape
         if grid_shape is not None:
             grid_shape = tuple(int(size) for size in grid_shape)
@@ -201,10 +201,14 @@ class Problem:
         check_choice("likelihood", likelihood, LIKELIHOODS)
         if num_classes is None:
             num_classes = int(np.clip(len(seen), *LIKELIHOODS[likelihood].num_classes))
+        X = check_array("X", X, ndim=2)
         if regions is None:
             regions, targets = {"train": X}, {"train": y} if targets is None else targets
-        targets, p_true = ({} if given is None else given for given in (targets, p_true))
-        return cls(name, likelihood, X, y, num_classes, regions, noise_sd, targets, p_true)
+        return cls(
+            name, likelihood, X, y, num_classes, _check_arrays("regions", regions, ndim=2),
+            noise_sd, _check_arrays("targets", targets or {}, ndim=1),
+            _check_arrays("p_true", p_true or {}, ndim=2),
+        )  # fmt: skip
 
     @property
     def num_features(self) -> int:
@@ -237,19 +241,20 @@ class Problem:
         check_count("num_classes", self.num_classes, *likelihood.num_classes)
         return likelihood.check_labels(name, labels, self.num_classes)
 
-    def _truth(self, name: str, values: Any, length: int) -> np.ndarray:
-        truth = check_array(name, values, ndim=2)
-        if truth.shape != (length, self.num_columns):
-            raise ValueError(
-                f"{name} must have shape {(length, self.num_columns)}, got {truth.shape}"
-            )
-        LIKELIHOODS[self.likelihood].check_prediction(name, truth)
-        return truth
+
+def _check_arrays(argument: str, arrays: Any, *, ndim: int) -> dict[str, np.ndarray]:
+    """Copies of arrays by name; a ValueError unless they are a mapping of finite arrays."""
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"{argument} must map names to arrays, got {type(arrays).__name__}")
+    return {
+        name: check_array(f"{argument}[{name!r}]", array, ndim=ndim)
+        for name, array in arrays.items()
+    }
 
 
 @runtime_checkable
 class ProblemFactory(Protocol):
-    """What the registry holds; a factory may ignore settings that mean nothing to it."""
+    """An entry of the registry; a factory may ignore settings that mean nothing to it."""
 
     def __call__(
         self, *, n: int | None, seed: int, label_noise: float, num_test: int, num_far: int,

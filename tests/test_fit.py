@@ -230,9 +230,9 @@ def test_what_does_not_fit_together_is_refused(problem, model):
     with pytest.raises(ValueError, match="prior_sd must be a positive"):
         fit_map(problem, model, prior_sd=0.0, key=KEY)
     regression = Problem.from_arrays(problem.X, problem.y * 1.0, noise_sd=1.0)
-    with pytest.raises(ValueError, match="model does not fit"):
+    with pytest.raises(ValueError, match="model must have the inputs, outputs and likelihood"):
         fit_map(regression, model, prior_sd=1.0, key=KEY)
-    with pytest.raises(ValueError, match=r"X of one shape; got \(32, 2\) and \(9, 2\)"):
+    with pytest.raises(ValueError, match=r"X of one shape, got \(32, 2\) and \(9, 2\)"):
         fit_maps([problem, binary(n=9)], model, prior_sd=1.0, keys=[KEY, KEY])
     with pytest.raises(ValueError, match=r"settings must be .*got both \(num_restarts\)"):
         fit_map(problem, model, prior_sd=1.0, key=KEY, settings=MapSettings(), num_restarts=2)

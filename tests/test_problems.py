@@ -140,13 +140,13 @@ def test_without_noise_the_familiar_shapes_come_back():
         "clusters3": lambda x: np.argmin(np.linalg.norm(x[:, None] - CENTRES, axis=2), axis=1),
     }
     for name, rule in expected.items():
-        problem = make_problem(name, label_noise=0, num_test=400)
+        problem = make_problem(name, label_noise=0.0, num_test=400)
         np.testing.assert_array_equal(problem.targets["test"], rule(_original(problem, "test")))
 
 
 @pytest.mark.parametrize("name", BINARY + THREE_CLASS)
 def test_without_noise_p_true_is_zero_or_one_and_is_the_limit(name):
-    noise_free, nearly = (make_problem(name, label_noise=t, seed=2) for t in (0, 1e-9))
+    noise_free, nearly = (make_problem(name, label_noise=t, seed=2) for t in (0.0, 1e-9))
     for region in ("test", "far"):
         p = noise_free.p_true[region]
         assert set(np.unique(p)) <= {0.0, 1.0}
@@ -166,7 +166,7 @@ def test_tied_classes_share_the_probability_without_noise():
 @pytest.mark.parametrize("name", ["moons", "spirals3"])
 def test_curves_are_separated_without_noise(name):
     # A one-nearest-neighbour rule fitted on 400 points finds the curves again.
-    problem = make_problem(name, label_noise=0, n=400, num_test=400)
+    problem = make_problem(name, label_noise=0.0, n=400, num_test=400)
     distance = np.linalg.norm(problem.regions["test"][:, None] - problem.X, axis=2)
     accuracy = np.mean(problem.y[distance.argmin(axis=1)] == problem.targets["test"])
     assert accuracy > 0.97
@@ -319,10 +319,10 @@ def test_problems_do_not_share_their_random_numbers():
 def test_training_sets_without_a_class_are_drawn_again():
     # A third of all draws of three points have all three clusters: the redraw is at work here.
     for seed in range(20):
-        problem = make_problem("clusters3", n=3, seed=seed, label_noise=0)
+        problem = make_problem("clusters3", n=3, seed=seed, label_noise=0.0)
         assert sorted(problem.y) == [0, 1, 2]
         np.testing.assert_array_equal(
-            problem.X, make_problem("clusters3", n=3, seed=seed, label_noise=0).X
+            problem.X, make_problem("clusters3", n=3, seed=seed, label_noise=0.0).X
         )
     assert all(len(set(make_problem("xor", n=2, seed=s).y)) == 2 for s in range(10))
 
@@ -398,7 +398,7 @@ def test_from_arrays_without_regions_predicts_at_the_training_inputs():
      (Y.astype(float), {"likelihood": "bernoulli"}, "bernoulli", 2),
      (Y, {"likelihood": "categorical"}, "categorical", 2),
      (Y, {"num_classes": 5}, "categorical", 5),
-     (np.arange(12), {"likelihood": "gaussian", "noise_sd": 2}, "gaussian", 0)],
+     (np.arange(12), {"likelihood": "gaussian", "noise_sd": 2.0}, "gaussian", 0)],
 )  # fmt: skip
 def test_likelihood_is_inferred_from_y(y, settings, likelihood, classes):
     problem = Problem.from_arrays(X, y, **settings)
@@ -528,7 +528,7 @@ def test_bad_grid_shape_and_affine_map_are_refused():
      ("xor", {"num_far": 0}, "num_far must be an integer of at least 1"),
      ("xor", {"grid_size": 1}, "grid_size must be an integer of at least 2"),
      ("rings3", {"n": 2}, "n=2 training rows of 'rings3' did not hold all 3 classes"),
-     ("linear_regression", {"label_noise": 0}, "label_noise must be positive for a regression"),
+     ("linear_regression", {"label_noise": 0.0}, "label_noise must be positive for a regression"),
      ("wine", {"label_noise": 0.5}, "label_noise must be 1 for a real data set"),
      ("wine", {"n": 178}, "n must be 6 to 177, for the data set has 178 rows"),
      ("digits_3v8", {"n": 10}, "n must be 11 to 356")],

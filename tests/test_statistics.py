@@ -233,10 +233,12 @@ def test_class_views_refuse_what_does_not_fit():
 
 
 def test_negative_log_likelihood_by_hand():
-    binary = negative_log_likelihood(np.array([[0.8], [0.3]]), [1, 0], likelihood="bernoulli")
+    binary = negative_log_likelihood(
+        np.array([[0.8], [0.3]]), np.array([1, 0]), likelihood="bernoulli"
+    )
     assert binary == pytest.approx(-(np.log(0.8) + np.log(0.7)) / 2)
     p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
-    three = negative_log_likelihood(p, [2, 0], likelihood="categorical")
+    three = negative_log_likelihood(p, np.array([2, 0]), likelihood="categorical")
     assert three == pytest.approx(-(np.log(0.3) + np.log(0.6)) / 2)
 
 
@@ -252,7 +254,7 @@ def test_gaussian_negative_log_likelihood_is_the_normal_density():
 
 
 def test_a_sure_mistake_costs_a_finite_amount():
-    cost = negative_log_likelihood(np.array([[1.0]]), [0], likelihood="bernoulli")
+    cost = negative_log_likelihood(np.array([[1.0]]), np.array([0]), likelihood="bernoulli")
     assert cost == pytest.approx(24 * np.log(2))
 
 
@@ -333,3 +335,8 @@ def test_calibration_error_refuses_what_does_not_fit():
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
     with pytest.raises(ValueError, match="p must have shape"):
         expected_calibration_error(np.array([0.5]), np.array([1]))
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])

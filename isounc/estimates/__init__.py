@@ -1,4 +1,4 @@
-"""Estimates of a model's uncertainty: isotropic, link-aware, Laplace, and the oracles that explain their errors."""
+"""Estimates of a model's uncertainty, and the oracles that explain their errors."""
 
 from isounc.estimates.estimate import laplace, link_aware, posterior_averaged
 from isounc.estimates.estimators import (

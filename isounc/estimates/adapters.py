@@ -84,13 +84,14 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
         hash(pairs)
     except TypeError as error:
         raise TypeError(
-            f"kwargs must hold constants (True, 3, 'same'), got {kwargs!r}; wrap anything else into a function "
-            "f(params, x)."
+            f"kwargs must hold constants (True, 3, 'same'), got {kwargs!r}; wrap anything else in "
+            "a function f(params, x)"
         ) from error
     if isinstance(model, nnx.Module):
         if params is not None:
             raise TypeError(
-                "params must be left out for an NNX module, which holds its parameters (nnx.update puts others in)."
+                f"params must be left out for an NNX module, which holds its own, got "
+                f"{type(params).__name__}; nnx.update puts others in"
             )
         _check_evaluating(model, dict(pairs))
         graphdef, state, rest = nnx.split(model, nnx.Param, ...)
@@ -98,11 +99,11 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
     if not callable(model) and not isinstance(model, linen.Module):
         raise TypeError(
             "model must be a Flax module, an isounc Model or a function f(params, x), got "
-            f"{type(model).__name__}."
+            f"{type(model).__name__}"
         )
     if params is None:
         what = "a Linen module (its variables)" if isinstance(model, linen.Module) else "a function"
-        raise TypeError(f"params must be given for {what}.")
+        raise TypeError(f"params must be given for {what}, got None")
     if isinstance(model, linen.Module):
         if not isinstance(params, Mapping):
             raise TypeError(
@@ -115,9 +116,9 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
 
 
 def _hashable(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """`apply`, or where a module holds something without a hash (a dataclass of settings), one by identity.
+    """`apply`, hashed by identity where a module holds something without a hash.
 
-    The latter is compiled again at every call.
+    It is then compiled again at every call.
     """
     try:
         hash(apply)
@@ -127,7 +128,7 @@ def _hashable(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_evaluating(model: nnx.Module, kwargs: Mapping[str, Any]) -> None:
-    """Dropout and batch statistics that depend on the call would make the gradient a random number."""
+    """Refuse dropout and statistics of the batch: the gradient would be a random number."""
     for path, module in nnx.iter_modules(model):
         wrong = []
         if getattr(module, "deterministic", None) is False:
@@ -163,13 +164,13 @@ def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
         if isinstance(error, errors.InvalidRngError):
             kind = "dropout (or another use of random numbers) is"
         raise ValueError(
-            f"model must be in evaluation mode; {kind} on. Give the argument that switches it off, such as "
-            "kwargs={'train': False} or kwargs={'deterministic': True}, as your module calls it."
+            f"model must be in evaluation mode; {kind} on. Give the argument that switches it off, "
+            "such as kwargs={'train': False} or kwargs={'deterministic': True}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise TypeError(
-            f"model must return one array of outputs, got {jax.tree.structure(out)}; wrap it into a function "
-            "f(params, x) that picks the outputs."
+            f"model must return one array of outputs, got {jax.tree.structure(out)}; wrap it into "
+            "a function f(params, x) that picks the outputs"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(

@@ -1,32 +1,35 @@
-"""Estimates of epistemic and aleatoric uncertainty at a point theta*, all from one Jacobian of the outputs.
+"""Estimates of epistemic and aleatoric uncertainty at a point theta*, from one Jacobian.
 
-`link_aware`, `laplace` and `estimate` are one call each for a user (`isounc.estimates.isotropic` has `isotropic`, for
-any model); `estimate_all` computes several at once for the experiments. `isounc.estimates.estimators` defines each.
+`link_aware`, `laplace` and `estimate` are one call each for a user (`isounc.estimates.isotropic`
+has `isotropic`, for any model); `estimate_all` computes several at once for the studies.
+`isounc.estimates.estimators` defines each.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Real
 
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_real
+from isounc.covariance import Diagonal
 from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
+    Estimator,
     Evidence,
     Linearised,
     isotropic_rule,
 )
 from isounc.estimates.grams import group_grams, output_grams
 from isounc.fit import PointEstimate
-from isounc.likelihoods import LIKELIHOODS
+from isounc.likelihoods import LIKELIHOODS, Likelihood
 from isounc.models import Model
 from isounc.problems import Problem
 
@@ -35,7 +38,7 @@ _ARGUMENTS = {"data": "problem and prior_sd"}
 """Arguments of `estimate` that give a field of `Evidence` of another name."""
 
 
-def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
+def layer_rms(model: Model, theta: Float[Array | np.ndarray, " P"]) -> Float[Array, " P"]:
     """rms(W_l) of each parameter's group: a scale where there is no prior."""
     squares = np.asarray(theta, float) ** 2
     groups = model.group_index
@@ -46,8 +49,8 @@ def layer_rms(model: Model, theta: Float[Array, " P"]) -> Float[Array, " P"]:
 def estimate_all(
     names: Sequence[str],
     model: Model,
-    X: Float[Array, "N D"],
-    theta: Float[Array, " P"],
+    X: Real[Array | np.ndarray, "N D"],
+    theta: Float[Array | np.ndarray, " P"],
     *,
     evidence: Evidence = _NO_EVIDENCE,
     num_chains: int = 1,
@@ -65,7 +68,7 @@ def estimate_all(
     evidence
         Prior, data, draws or Hessian, as the estimators need them.
     num_chains
-        Chains in ``evidence.draws`` (chain-major, equally long).
+        Chains in `evidence.draws` (chain-major, equally long).
     noise_sd
         Known noise of a regression; without effect otherwise.
     batch_size
@@ -74,23 +77,21 @@ def estimate_all(
     Raises
     ------
     ValueError
-        For an unknown estimator (with near matches), one whose evidence is missing, or draws that ``num_chains``
-        chains cannot have left.
+        For an unknown estimator (with near matches), one whose evidence is missing, or draws that
+        `num_chains` chains cannot have left.
     """
     if evidence.draws is not None:
         _check_draws(evidence.draws, model, num_chains)
-    chosen = []
     for name in names:
         check_choice("estimator", name, ESTIMATORS)
         for field in ESTIMATORS[name].needs:
             if getattr(evidence, field) is None:
                 argument = _ARGUMENTS.get(field, field)
                 raise ValueError(f"{argument} must be given for estimator {name!r}, got None")
-        chosen.append((name, ESTIMATORS[name]))
     theta, X = jnp.asarray(theta), jnp.asarray(X)
     # Not the type of X alone, which may hold integers.
     noise = jnp.asarray(noise_sd, jnp.result_type(theta, X))
-    rules = tuple(chosen)
+    rules = tuple((name, ESTIMATORS[name]) for name in names)
     outputs, grams = _grams(
         theta, X, evidence, rules=rules, model=model, num_chains=num_chains, batch_size=batch_size
     )
@@ -101,19 +102,29 @@ def estimate_all(
     }
 
 
-def _check_draws(draws, model: Model, num_chains: int) -> None:
+def _check_draws(draws: Array | np.ndarray, model: Model, num_chains: int) -> None:
     check_count("num_chains", num_chains, 1)
     if draws.ndim != 2 or draws.shape[1] != model.num_params or draws.shape[0] % num_chains:
         raise ValueError(
-            f"draws must have shape (S, {model.num_params}), S a multiple of num_chains={num_chains}; "
-            f"got {draws.shape}"
+            f"draws must have shape (S, {model.num_params}), S a multiple of "
+            f"num_chains={num_chains}, got {draws.shape}"
         )
     if draws.shape[0] <= num_chains:
         raise ValueError(f"draws must be more than one per chain, got {draws.shape[0]}")
 
 
 @functools.partial(jax.jit, static_argnames=("rules", "model", "num_chains", "batch_size"))
-def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
+def _grams(
+    theta: Float[Array, " P"],
+    X: Real[Array, "N D"],
+    evidence: Evidence,
+    *,
+    rules: tuple[tuple[str, Estimator], ...],
+    model: Model,
+    num_chains: int,
+    batch_size: int,
+) -> tuple[Float[Array, "N O"], dict[str, Float[Array, "N O O"]]]:
+    """Outputs, and J Sigma J^T for each estimator."""
     covariances = {
         name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
@@ -123,16 +134,26 @@ def _grams(theta, X, evidence, *, rules, model, num_chains, batch_size):
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
         first = np.unique(model.group_index, return_index=True)[1]
         for name in grouped:
-            scales = covariances.pop(name).sd[first] ** 2
-            grams[name] = jnp.tensordot(scales, parts, 1)
+            sigma = covariances.pop(name)
+            if not isinstance(sigma, Diagonal):
+                raise TypeError(f"covariance of {name!r} must be a Diagonal, got {type(sigma)}")
+            grams[name] = jnp.tensordot(sigma.sd[first] ** 2, parts, 1)
     if covariances:
         outputs, others = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
         grams |= others
+    assert outputs is not None, "there must be at least one estimator"
     return outputs, grams
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "likelihood"))
-def _moments(outputs, gram, noise_sd, *, rule, likelihood):
+def _moments(
+    outputs: Float[Array, "N O"],
+    gram: Float[Array, "N O O"],
+    noise_sd: Float[Array, ""],
+    *,
+    rule: Estimator,
+    likelihood: Likelihood,
+) -> Estimate:
     p = likelihood.predict(outputs)
     aleatoric = likelihood.label_variance(outputs, noise_sd)
     epistemic, corrected = rule.moments(likelihood, outputs, gram, noise_sd)
@@ -141,7 +162,7 @@ def _moments(outputs, gram, noise_sd, *, rule, likelihood):
 
 def posterior_averaged(
     model: Model,
-    X: Float[Array, "N D"],
+    X: Real[Array | np.ndarray, "N D"],
     draws: Float[Array | np.ndarray, "S P"] | PointEstimate | Sequence[PointEstimate],
     *,
     noise_sd: float = 1.0,
@@ -182,18 +203,25 @@ def posterior_averaged(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
-def _posterior_averaged(draws, X, noise_sd, *, model, batch_size):
+def _posterior_averaged(
+    draws: Float[Array, "S P"],
+    X: Real[Array, "N D"],
+    noise_sd: Float[Array, ""],
+    *,
+    model: Model,
+    batch_size: int,
+) -> Estimate:
     rule, likelihood = Linearised(isotropic_rule), LIKELIHOODS[model.likelihood]
 
     def add(total, theta):
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
         epistemic, _ = rule.moments(likelihood, outputs, parts.sum(0), noise_sd)
-        one = (
+        at_draw = (
             likelihood.predict(outputs),
             epistemic,
             likelihood.label_variance(outputs, noise_sd),
         )
-        return jax.tree.map(jnp.add, total, one), None
+        return jax.tree.map(jnp.add, total, at_draw), None
 
     zero = jnp.zeros((X.shape[0], model.out_features), noise_sd.dtype)
     total, _ = jax.lax.scan(add, (zero, zero, zero), draws)
@@ -206,7 +234,7 @@ Point = Float[Array | np.ndarray, " P"] | PointEstimate
 
 
 def check_points(
-    model: Model, X: Shaped[ArrayLike, "N D"], theta: Point
+    model: Model, X: Any, theta: Any
 ) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
     """Return X and theta in JAX's float type.
 
@@ -219,7 +247,7 @@ def check_points(
     points = jnp.asarray(check_array("X", X, ndim=2), dtype)
     if points.shape[1] != model.in_features or points.shape[0] == 0:
         raise ValueError(
-            f"X must have {model.in_features} columns and at least one row, got shape {points.shape}"
+            f"X must have {model.in_features} columns and at least one row, got {points.shape}"
         )
     if isinstance(theta, PointEstimate):
         theta = theta.theta
@@ -238,14 +266,14 @@ def check_finite(estimate: Estimate, what: str) -> None:
 def estimate(
     name: str,
     model: Model,
-    X: Shaped[ArrayLike, "N D"],
+    X: Real[Array | np.ndarray, "N D"],
     theta: Point,
     *,
     problem: Problem | None = None,
     prior_sd: float | None = None,
-    draws: Float[ArrayLike, "S P"] | None = None,
+    draws: Float[Array | np.ndarray, "S P"] | None = None,
     num_chains: int = 1,
-    hessian: Float[ArrayLike, "P P"] | None = None,
+    hessian: Float[Array | np.ndarray, "P P"] | None = None,
     noise_sd: float | None = None,
 ) -> Estimate:
     """Compute one estimate by name, from what a user has at hand.
@@ -327,7 +355,7 @@ def estimate(
 
 def link_aware(
     model: Model,
-    X: Shaped[ArrayLike, "N D"],
+    X: Real[Array | np.ndarray, "N D"],
     theta: Point,
     *,
     prior_sd: float,
@@ -347,12 +375,12 @@ def link_aware(
 
 def laplace(
     model: Model,
-    X: Shaped[ArrayLike, "N D"],
+    X: Real[Array | np.ndarray, "N D"],
     theta: Point,
     *,
     problem: Problem,
     prior_sd: float,
-    hessian: Float[ArrayLike, "P P"] | None = None,
+    hessian: Float[Array | np.ndarray, "P P"] | None = None,
 ) -> Estimate:
     """Estimate g^T H^-1 g with the Hessian H of minus the log posterior, or the GGN without one.
 

@@ -37,19 +37,19 @@ class Estimate(NamedTuple):
     prob: Float[Array | np.ndarray, "N M"]
     """Point prediction p(y|x, theta*); for regression f(x, theta*)."""
     epistemic: Float[Array | np.ndarray, "N M"]
-    """Estimate of Var[p | x] over the posterior, up to a constant for isotropic and layer_scaled."""
+    """Estimate of Var[p | x] over the posterior; isotropic, layer_scaled: up to a constant."""
     aleatoric: Float[Array | np.ndarray, "N M"]
     """p* (1 - p*), as the paper defines it; the noise variance for regression."""
     total: Float[Array | np.ndarray, "N M"]
     """epistemic + aleatoric, the paper's sum. The consistent total is p* (1 - p*), `aleatoric`."""
     aleatoric_corrected: Float[Array | np.ndarray, "N M"]
-    """Estimate of E[p (1 - p)]: p* (1 - p*) - epistemic to first order, negative where that fails."""
+    """Estimate of E[p (1 - p)]: to first order p* (1 - p*) - epistemic, negative where it fails."""
     target: Int[Array | np.ndarray, "N M"] | None = None
     """The class or token of each column, where `isounc.isotropic` was given or chose one."""
 
 
 class Evidence(NamedTuple):
-    """What estimators may draw on beside the model and theta*; None where it is not at hand."""
+    """Arrays that estimators may need beside the model and theta*; None where not at hand."""
 
     data: Data | None = None
     """Training data and prior."""
@@ -74,7 +74,7 @@ class Estimator(Protocol):
 
     label: str = ""
     """Name in legends and titles; if empty, the one that it is registered by."""
-    order: float = math.inf
+    order: int | float = math.inf
     """Place among the others in tables and legends, ascending; equal ones as registered."""
     points: tuple[str, ...] = ("map", "trained")
     """Those of `POINTS` where it is computed; posterior is `isounc.posterior_averaged` alone."""
@@ -128,7 +128,7 @@ CovarianceRule = Callable[[Model, Float[Array, " P"], Evidence, int], cov.Covari
 
 @dataclass(frozen=True)
 class Linearised(Estimator):
-    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J: the diagonal of A (J Sigma J^T) A^T.
+    """Var[p_m] = g_m^T Sigma g_m with g_m = dp_m/dtheta = A_m J, A = dp/df and J = df/dtheta.
 
     Source: the delta method, as in Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466) for
     Sigma = I.
@@ -145,7 +145,7 @@ class Linearised(Estimator):
         """Diagonal of A gram A^T, and the label variance corrected by it."""
         a = likelihood.predict_jacobian(outputs)
         epistemic = jnp.einsum("nmo,noq,nmq->nm", a, gram, a)
-        # Rounding may leave a tiny negative number at saturated probabilities, where a row of A cancels.
+        # Rounding may leave a tiny negative number where a row of A cancels, at saturation.
         epistemic = jnp.maximum(epistemic, 0)
         label_variance = likelihood.label_variance(outputs, noise_sd)
         return epistemic, likelihood.expected_label_variance(label_variance, epistemic)

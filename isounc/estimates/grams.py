@@ -1,8 +1,9 @@
-"""Per-example gradients of a model's outputs, and the quadratic forms that the estimates need of them.
+"""Gram matrices of the gradients of a model's outputs, location by location.
 
-The estimates never look at a gradient itself: they need, per location, the O x O matrix J Sigma J^T of the output
-gradients J = df/dtheta under a covariance Sigma. Where Sigma is a multiple of the identity on each group of parameters
-no gradient is formed at all (`group_grams`); `output_grams` is the one place where they are, in chunks of locations.
+The estimates never look at a gradient itself: they need, per location, the O x O matrix
+J Sigma J^T of the output gradients J = df/dtheta under a covariance Sigma. Where Sigma is a
+multiple of the identity on each group of parameters no gradient is formed at all (`group_grams`);
+`output_grams` is the one place where they are, in chunks of locations.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from isounc.covariance import Covariance
 from isounc.gradnorm.api import value_and_grad_gram
@@ -24,7 +25,7 @@ Apply = Callable[[jax.Array, jax.Array], jax.Array]
 def output_grams(
     apply: Apply,
     theta: Float[Array, " P"],
-    X: Float[Array, "N D"],
+    X: Real[Array, "N D"],
     covariances: Mapping[str, Covariance],
     *,
     batch_size: int = 128,
@@ -34,7 +35,7 @@ def output_grams(
     Parameters
     ----------
     apply
-        Outputs before the link, ``apply(theta, X) -> (N, O)``.
+        Outputs before the link, `apply(theta, X) -> (N, O)`.
     theta
         Where the gradients are taken.
     X
@@ -62,12 +63,12 @@ def output_grams(
 
 
 def group_grams(
-    model: Model, theta: Float[Array, " P"], X: Float[Array, "N D"], *, batch_size: int = 128
+    model: Model, theta: Float[Array, " P"], X: Real[Array, "N D"], *, batch_size: int = 128
 ) -> tuple[Float[Array, "N O"], Float[Array, "L N O O"]]:
-    """Outputs f(x, theta) and J_l J_l^T for the gradients J_l of each of the model's L parameter groups.
+    """Outputs f(x, theta) and J_l J_l^T for the gradients J_l of each of L parameter groups.
 
-    Gradients are not formed (`value_and_grad_gram`); J Sigma J^T = sum_l sigma_l^2 J_l J_l^T where Sigma is
-    sigma_l^2 I on group l.
+    Gradients are not formed (`value_and_grad_gram`). J Sigma J^T = sum_l sigma_l^2 J_l J_l^T where
+    Sigma is sigma_l^2 I on group l.
     """
     index = model.unflatten(model.group_index)
     at = {

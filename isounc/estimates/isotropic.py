@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.estimates.adapters import Bound, bind, output_shape
 from isounc.estimates.estimate import check_finite, check_points, estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
+from isounc.estimates.inputs import Part, padded, split
 from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
-from isounc.padding import bucket
 
 TASKS = ("binary", "multiclass", "regression", "token")
 """Kinds of models that `isotropic` takes, beside `Model`, which knows its own likelihood."""
@@ -31,7 +31,7 @@ def isotropic(
     params: Any = None,
     *,
     task: str | None = None,
-    target: Int[np.ndarray, " N"] | Sequence[int] | str | None = None,
+    target: Int[np.ndarray, " N"] | Sequence[int | np.integer] | str | None = None,
     sigma: float = 1.0,
     noise_sd: float = 1.0,
     outputs: str | None = None,
@@ -128,33 +128,38 @@ def isotropic(
     bound = bind(model, params, kwargs)
     check_leaves(bound.params)
     size = batch_size or (8 if task == "token" else 128)
-    parts = _parts(x, task, size)
+    parts = split(x, size, tokens=task == "token")
     num_outputs = _check_outputs(bound, parts, task)
     if batch_size is None and target is None and task in ("multiclass", "regression"):
-        parts = _parts(x, task, max(1, size // num_outputs))
-    num_rows = sum(len(part[0]) for part in parts)
-    chosen = _targets(task, target, num_rows, num_outputs)
-    run = functools.partial(
-        _norms, bound.params, bound.rest, apply=bound.apply, task=task, wrt=wrt,
-        probabilities=outputs == "probabilities",
-    )  # fmt: skip
-    found: dict[int, tuple[np.ndarray, ...]] = {}
-    for rows, inputs, at in tqdm(parts, unit="batch", desc="isotropic", delay=2, leave=False):
-        here = None if chosen is None else chosen[rows]
-        here = None if here is None else _padded(here, len(jax.tree.leaves(inputs)[0]))
-        columns = jax.device_get(run(inputs, here, at))
-        for i, row in enumerate(rows):
-            found[row] = tuple(column[i] for column in columns)
+        parts = split(x, max(1, size // num_outputs), tokens=False)
+    num_rows = sum(len(part.rows) for part in parts)
+    targets = _targets(task, target, num_rows, num_outputs)
+    of_row: dict[int, tuple[np.ndarray, ...]] = {}
+    for part in tqdm(parts, unit="batch", desc="isotropic", delay=2, leave=False):
+        columns = _norms(
+            bound.params,
+            bound.rest,
+            part.inputs,
+            None if targets is None else padded(targets[part.rows], len(part.ends)),
+            part.ends,
+            apply=bound.apply,
+            task=task,
+            wrt=wrt,
+            probabilities=outputs == "probabilities",
+        )
+        columns = jax.device_get(columns)
+        for i, row in enumerate(part.rows):
+            of_row[row] = tuple(column[i] for column in columns)
     values, sq_norms, label, alike = (
-        np.stack(c) for c in zip(*map(found.get, range(num_rows)), strict=True)
+        np.stack(column) for column in zip(*map(of_row.get, range(num_rows)), strict=True)
     )
     finite = np.isfinite(values).all(1) & np.isfinite(sq_norms).all(1)
     if not finite.all():
         _blame(bound, np.flatnonzero(~finite))
     if task != "regression":
         _check_link(values, alike, task, outputs)
-    one = _estimate(values, sq_norms, task, outputs, sigma, noise_sd)
-    return one if task == "regression" or chosen is None else one._replace(target=label)
+    estimate = _estimate(values, sq_norms, task, outputs, sigma, noise_sd)
+    return estimate if targets is None else estimate._replace(target=label)
 
 
 def _of_model(
@@ -191,15 +196,29 @@ def _of_model(
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "task", "wrt", "probabilities"))
-def _norms(params, rest, inputs, target, at, *, apply, task, wrt, probabilities):
-    """Log-odds (or outputs), squared gradient norms, a chosen column's class, and whether outputs are probabilities."""
+def _norms(
+    params: Any,
+    rest: Any,
+    inputs: Any,
+    target: Int[Array | np.ndarray, " N"] | None,
+    ends: Int[Array | np.ndarray, " N"],
+    *,
+    apply: Callable[[Any, Any, Any], Any],
+    task: str,
+    wrt: Filter,
+    probabilities: bool,
+) -> tuple[Float[Array, "N M"], Float[Array, "N M"], Int[Array, "N 1"], Bool[Array, " N"]]:
+    """Log-odds (or outputs) and their squared gradient norms, by row of the inputs.
 
-    def columns(params, row, target, at):
+    With them the class of a chosen column, and whether the outputs look like probabilities.
+    """
+
+    def columns(params, row, target, end):
         out = apply(params, rest, jax.tree.map(lambda a: a[None], row))[0]
         tolerance = 8 * out.size**0.5 * float(jnp.finfo(out.dtype).eps)
         out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
         if task == "token" and out.ndim == 2:
-            out = out[at]
+            out = out[end]
         out = jnp.atleast_1d(out)
         alike = (out >= 0).all() & (out <= 1).all()
         if task != "binary":
@@ -219,11 +238,19 @@ def _norms(params, rest, inputs, target, at, *, apply, task, wrt, probabilities)
     norms = value_and_sq_grad_norms(
         columns, wrt=wrt, has_aux=True, in_axes=(0, None if target is None else 0, 0)
     )
-    (values, (label, alike)), sq_norms = norms(params, inputs, target, at)
+    (values, (label, alike)), sq_norms = norms(params, inputs, target, ends)
     return values, sq_norms, label, alike
 
 
-def _estimate(values, sq_norms, task, outputs, sigma, noise_sd) -> Estimate:
+def _estimate(
+    values: Float[np.ndarray, "N M"],
+    sq_norms: Float[np.ndarray, "N M"],
+    task: str,
+    outputs: str | None,
+    sigma: float,
+    noise_sd: float,
+) -> Estimate:
+    """The estimate from log-odds (or outputs) and their squared gradient norms."""
     # float64: at log-odds of 50 the square of p (1 - p) is beyond single precision.
     values, sq_norms = (np.asarray(a, np.float64) for a in (values, sq_norms))
     if task == "regression":
@@ -242,60 +269,6 @@ def _estimate(values, sq_norms, task, outputs, sigma, noise_sd) -> Estimate:
     return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, aleatoric - epistemic)
 
 
-def _padded(values: Any, size: int) -> Any:
-    """Rows up to `size`, with copies of the first."""
-    missing = size - len(values)
-    return values if not missing else np.concatenate([values, np.repeat(values[:1], missing, 0)])
-
-
-Part = tuple[np.ndarray, Any, np.ndarray]
-"""Numbers of the rows, inputs (padded to a shape that others share), and the position that counts in each row."""
-
-
-def _parts(x: Any, task: str, batch_size: int) -> list[Part]:
-    if task == "token" and isinstance(x, list):
-        return list(_ragged(x, batch_size))
-    # Lists of numbers are one array, any other container is a pytree of them.
-    x = np.asarray(x) if isinstance(x, list) else x
-    leaves = jax.tree.leaves(x)
-    sizes = {np.shape(a)[0] if np.ndim(a) else 0 for a in leaves}
-    if len(sizes) != 1 or 0 in sizes:
-        shapes = ", ".join(str(np.shape(a)) for a in leaves) or "nothing"
-        raise ValueError(f"x must be a batch with examples along the first axis, got {shapes}")
-    num_rows = sizes.pop()
-    size = min(batch_size, bucket(num_rows))
-    parts = []
-    for start in range(0, num_rows, size):
-        rows = np.arange(start, min(start + size, num_rows))
-        inputs = jax.tree.map(lambda a, rows=rows: _padded(np.asarray(a)[rows], size), x)
-        parts.append((rows, inputs, np.full(size, -1)))
-    return parts
-
-
-def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
-    sequences = [np.asarray(ids) for ids in x]
-    for i, ids in enumerate(sequences):
-        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"x must hold sequences of token ids, got shape {ids.shape} of {ids.dtype} at {i}"
-            )
-    if not sequences:
-        raise ValueError("x must hold at least one sequence of token ids")
-    # None beyond the longest: a model may have no more positions. Equal lengths are not padded at all.
-    longest = max(ids.size for ids in sequences)
-    lengths = np.array([min(longest, max(16, bucket(ids.size))) for ids in sequences])
-    if min(ids.size for ids in sequences) == longest:
-        lengths[:] = longest
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length)
-        size = min(batch_size, bucket(len(same)))
-        for start in range(0, len(same), size):
-            rows = same[start : start + size]
-            ids = np.stack([np.pad(sequences[i], (0, length - sequences[i].size)) for i in rows])
-            ends = np.array([sequences[i].size - 1 for i in rows])
-            yield rows, _padded(ids, size), _padded(ends, size)
-
-
 def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndarray | None:
     """One number an example, -1 for the predicted class; None for all columns."""
     if target is None and task != "token":
@@ -307,7 +280,7 @@ def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndar
     numbers = np.asarray(target)
     if numbers.shape != (num_rows,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
         raise ValueError(
-            f"target must be 'predicted' or {num_rows} non-negative integers, one an example; got "
+            f"target must be 'predicted' or {num_rows} non-negative integers, one an example, got "
             f"{target!r:.80}"
         )
     if numbers.max() >= num_outputs:
@@ -316,27 +289,27 @@ def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndar
 
 
 def _check_outputs(bound: Bound, parts: Sequence[Part], task: str) -> int:
-    """Number of outputs; a ValueError unless the model's fit the task. It is called as it will be, on one example."""
+    """Number of outputs; a ValueError unless they fit the task, at one input of each shape."""
     fits: dict[str, tuple[Callable[..., bool], str]] = {
         "binary": (lambda s: s in ((), (1,)), "(N,) or (N, 1), one logit an example"),
         "multiclass": (lambda s: len(s) == 1 and s[0] > 1, "(N, C) with two or more classes"),
         "regression": (lambda s: len(s) < 2, "(N,) or (N, M)"),
         "token": (lambda s: len(s) in (1, 2), "(N, V) or (N, T, V)"),
     }
-    right, words = fits[task]
+    fitting, words = fits[task]
     shape = ()
     for _, inputs, ends in parts:
         shape = output_shape(bound, jax.tree.map(lambda a: a[:1], inputs)).shape
-        if not shape or shape[0] != 1 or not right(shape[1:]):
+        if not shape or shape[0] != 1 or not fitting(shape[1:]):
             raise ValueError(
-                f"model must return {words} for task {task!r}, whatever N; at one input it returns {shape}"
+                f"model must return {words} for task {task!r}, whatever N, got {shape} at one input"
             )
         if task != "token":
             break
         if len(shape) == 2 and (ends >= 0).any() and (ends + 1 < inputs.shape[1]).any():
             raise ValueError(
-                "model must return logits at every position, (N, T, V), for sequences of different lengths; it "
-                f"returns {shape} at one of them. Give sequences of one length as an array."
+                "model must return logits at every position, (N, T, V), for sequences of different "
+                f"lengths, got {shape} at one of them; give sequences of one length as an array"
             )
     return shape[-1] if len(shape) > 1 else 1
 
@@ -346,28 +319,30 @@ def _check_link(values: np.ndarray, alike: np.ndarray, task: str, outputs: str |
     beyond = np.maximum(-values, values - 1).max()
     if outputs == "probabilities" and beyond > 1e-2:
         raise ValueError(
-            f"outputs='probabilities', but the model returns {values.min():g} to {values.max():g}"
+            "the model must return probabilities for outputs='probabilities', got "
+            f"{values.min():g} to {values.max():g}"
         )
     if outputs is None and alike.all() and (task != "binary" or len(alike) >= 8):
         sums = "" if task == "binary" else " and add up to 1"
         raise ValueError(
-            f"outputs must be said: the model's lie between 0 and 1{sums}. Give outputs='probabilities', or "
-            "outputs='logits' if they are logits all the same."
+            "outputs must be 'probabilities', or 'logits' if they are that all the same, got None "
+            f"for a model whose outputs lie between 0 and 1{sums}"
         )
 
 
 def _blame(bound: Bound, rows: np.ndarray) -> None:
-    """One error that names the parameter, the other array of the model, or the inputs that are not finite."""
+    """Raise an error that names the array of the model, or else the inputs, that is not finite."""
     for what, tree in (("params", bound.params), ("the model's other arrays", bound.rest)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(jnp.isfinite(leaf).all()):
                 continue
             wrong = int((~jnp.isfinite(leaf)).sum())
             raise ValueError(
-                f"{what} must be finite; {jax.tree_util.keystr(path)} has {wrong} of {leaf.size} values NaN or infinite"
+                f"{what} must be finite, got {wrong} of {leaf.size} values NaN or infinite in "
+                f"{jax.tree_util.keystr(path)}"
             )
     which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise ValueError(
-        f"the model's output or gradient is not finite at {len(rows)} rows of x ({which}); params are finite. "
-        "Check those inputs, and token ids for their range."
+        f"the model's outputs and gradients must be finite, got others at {len(rows)} rows of x "
+        f"({which}) though params are finite; check those inputs, and the range of token ids"
     )

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
 from isounc.checks import check_count
 from isounc.estimates import softmax_quadrature
@@ -47,7 +47,9 @@ class LinkMoments(NamedTuple):
     """E[p (1 - p)], aleatoric."""
 
 
-def sigmoid_normal_moments(mean: Float[Array, "*B"], var: Float[Array, "*B"]) -> LinkMoments:
+def sigmoid_normal_moments(
+    mean: Real[Array | np.ndarray, "*B"], var: Real[Array | np.ndarray, "*B"]
+) -> LinkMoments:
     """E[p], Var[p] and E[p (1 - p)] of p = 1 / (1 + exp(-f)), f ~ N(mean, var), elementwise.
 
     With m = -|mean| (the rest by symmetry) and s = sqrt(var), the trapezoidal rule in t, where
@@ -84,14 +86,18 @@ def sigmoid_normal_moments(mean: Float[Array, "*B"], var: Float[Array, "*B"]) ->
 
 
 def softmax_normal_moments(
-    mean: Float[Array, "*B C"], cov: Float[Array, "*B C C"], *, num_nodes: int = 8192
+    mean: Real[Array | np.ndarray, "*B C"],
+    cov: Real[Array | np.ndarray, "*B C C"],
+    *,
+    num_nodes: int = 8192,
 ) -> LinkMoments:
     """E[p_c], Var[p_c] and E[p_c (1 - p_c)] of p = softmax(f), f ~ N(mean, cov), C >= 2 classes.
 
     Only the C - 1 differences of logits matter; cov may be singular or zero. Two classes are the
     sigmoid of their difference, three a nested quadrature (`_three_classes`), more a quasi-Monte
-    Carlo estimate (`isounc.estimates.softmax_quadrature`); where all differences have variances below 1e-5, the delta
-    method. Prefer one batched call to `jax.vmap`: a batch is computed in chunks of bounded memory.
+    Carlo estimate (`isounc.estimates.softmax_quadrature`); where all differences have variances
+    below 1e-5, the delta method. Prefer one batched call to `jax.vmap`: a batch is computed in
+    chunks of bounded memory.
 
     Parameters
     ----------
@@ -225,7 +231,7 @@ def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     var = jnp.where(var < 0, 0, var)  # a maximum would halve the derivative at 0
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
     # Beyond sd = 3e4 only mean / sd matters, to 8 digits, and E[p (1 - p)] falls as 1 / sd; digits
-    # of mean + sd z, of which those about 0 count, would be lost. Beyond |mean| = 1e8 nothing matters.
+    # of mean + sd z, of which those about 0 count, would be lost. Beyond |mean| = 1e8 all is 0.
     shrink = 1 / jnp.maximum(sd / 3e4, 1)
     near = jnp.maximum(below * shrink, -1e8)
     shift, wide, label = _sigmoid_quadrature(near, sd * shrink, _SIGMOID_NODES)

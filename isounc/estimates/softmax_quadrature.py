@@ -1,7 +1,8 @@
 """Moments of the softmax under Gaussian logits for four classes and more, by importance sampling.
 
-Quasi-random nodes come from a mixture of Gaussians with one component at the peak of each class's integrand: the
-variance of a confident prediction is made many standard deviations from the mean. `isounc.estimates.links` calls it.
+Quasi-random nodes come from a mixture of Gaussians with one component at the peak of each class's
+integrand: the variance of a confident prediction is made many standard deviations from the mean.
+`isounc.estimates.links` calls it. Axes: C classes, R = C - 1 directions in which they differ.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def normal_nodes(num_nodes: int, dimension: int) -> np.ndarray:
     return np.ascontiguousarray(special.ndtri(points).T)
 
 
-def half_of_logits(cov: Float[Array, "C C"]) -> Float[Array, "C C-1"]:
+def half_of_logits(cov: Float[Array, "C C"]) -> Float[Array, "C R"]:
     """F with F F^T the covariance of the logits less their average, largest direction first.
 
     Derivatives are those of F + (cov - F F^T) F^+T / 2, whose square is cov to first order within
@@ -47,8 +48,8 @@ def half_of_logits(cov: Float[Array, "C C"]) -> Float[Array, "C C-1"]:
 
 
 def proposals(
-    mean: Float[Array, " C"], half: Float[Array, "C C-1"]
-) -> tuple[Float[Array, "C C-1"], Float[Array, " C"]]:
+    mean: Float[Array, " C"], half: Float[Array, "C R"]
+) -> tuple[Float[Array, "C R"], Float[Array, " C"]]:
     """Peaks z_c of phi(z) p_c(mean + F z)^2, and the share of the nodes about each.
 
     Newton steps on the logarithm, which is concave, each the best of five lengths. Shares follow
@@ -85,10 +86,10 @@ def proposals(
 
 
 def many_classes(
-    nodes: Float[Array, "C-1 n"],
+    nodes: Float[Array, "R n"],
     mean: Float[Array, " C"],
-    half: Float[Array, "C C-1"],
-    peaks: Float[Array, "C C-1"],
+    half: Float[Array, "C R"],
+    peaks: Float[Array, "C R"],
     shares: Float[Array, " C"],
 ):
     """Four classes and more at one location: importance sampling with quasi-random nodes.

@@ -239,12 +239,14 @@ def from_record(
     name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], checksum: str = ""
 ) -> Reference:
     """Undo `Reference.to_record`; KeyError where something is missing."""
-    regions = meta["regions"]
+    regions, about = meta["regions"], dict(meta["problem"])
+    if about["grid_shape"] is not None:
+        about["grid_shape"] = tuple(about["grid_shape"])  # JSON has lists
     problem = Problem(
         X=arrays["X"],
         y=arrays["y"],
         regions={region: arrays[f"{region}/X"] for region in regions},
-        **meta["problem"],
+        **about,
     )
     gate = None
     if meta["gate"] is not None:

@@ -24,16 +24,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.special
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from isounc import covariance, densities
 from isounc.densities import Data
 from isounc.fit import fit_maps
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.sampling.pseudo_observations import (
+    Spectrum,
+    has_pseudo_observations,
+    prior_kernels,
+    spectra_of,
+)
 
 RANK_THRESHOLD = 0.1
 """readout: pseudo-observations are kept in directions in which they tell at least this much more
@@ -43,9 +47,6 @@ RANK_STEP = 8
 program."""
 MAX_EXAMPLES = 2000
 """readout: most examples n for which the n x n kernel is factored."""
-SITE_STEPS = 40
-"""readout: steps of the damped iteration for the pseudo-observations, which by then has converged
-to 1e-6; the sampled posterior does not depend on it."""
 READOUT_PAYS = 1500.0
 """auto: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it
 saves.
@@ -235,14 +236,14 @@ def readout(
     """Pseudo-observations for each problem and output.
 
     They are those of the variational Gaussian approximation of a Gaussian process with the prior's
-    kernel (`_sites`).
+    kernel (`isounc.sampling.pseudo_observations`).
 
     Raises
     ------
     ValueError
         For more than `MAX_EXAMPLES` examples, or a likelihood without such observations.
     """
-    if not _has_sites(problems[0]):
+    if not has_pseudo_observations(problems[0]):
         raise ValueError(
             "coordinates must be 'prior' or 'curvature' for likelihood "
             f"{problems[0].likelihood!r}, got 'readout'"
@@ -252,7 +253,7 @@ def readout(
             f"coordinates must be 'prior' or 'curvature' for more than {MAX_EXAMPLES} examples, "
             f"whose n x n matrix 'readout' would factor, got 'readout' and {len(problems[0].y)}"
         )
-    return _whitening(_spectra(problems, _kernels(data, keys, model=model)), data)
+    return _whitening(spectra_of(problems, prior_kernels(data, keys, model=model)), data)
 
 
 def auto(
@@ -263,14 +264,14 @@ def auto(
     In prior coordinates a step is about as long as the narrowest direction of the posterior is
     wide, (1 + lambda)^-1/2 with the largest eigenvalue lambda of the pseudo-observations.
     """
-    if len(problems[0].y) > MAX_EXAMPLES or not _has_sites(problems[0]):
+    if len(problems[0].y) > MAX_EXAMPLES or not has_pseudo_observations(problems[0]):
         return Prior()
-    kernels = _kernels(data, keys, model=model)
-    # A label tells at most 1/4 about a logit: with few labels the sites need not be solved.
+    kernels = prior_kernels(data, keys, model=model)
+    # A label tells at most 1/4 about a logit: with few labels the iteration is not needed.
     most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
     if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
         return Prior()
-    spectra = _spectra(problems, kernels)
+    spectra = spectra_of(problems, kernels)
     largest = max(output.precision[0] for outputs in spectra for output in outputs)
     return _whitening(spectra, data) if largest > READOUT_PAYS else Prior()
 
@@ -287,39 +288,7 @@ COORDINATES: dict[str, Maker] = {
 """Makers of coordinates by name."""
 
 
-class _Spectrum(NamedTuple):
-    """Pseudo-observations of one output along the eigenvectors of sqrt(Lambda) K sqrt(Lambda)."""
-
-    precision: Float[np.ndarray, " N"]
-    """Eigenvalues, largest first: what each tells over what the prior does."""
-    directions: Float[np.ndarray, "N N"]
-    """R, a row for each."""
-    target: Float[np.ndarray, " N"]
-    """tau."""
-
-
-def _spectra(problems: Sequence[Problem], kernels: Float[Array, "B N N"]) -> list[list[_Spectrum]]:
-    """The spectrum of each problem and output."""
-    spectra = []
-    for problem, kernel in zip(problems, np.asarray(kernels, float), strict=True):
-        precision, target = _sites(problem, kernel)
-        sites = zip(precision.T, target.T, strict=True)
-        spectra.append([_spectrum(kernel, *site) for site in sites])
-    return spectra
-
-
-def _spectrum(
-    kernel: Float[np.ndarray, "N N"],
-    precision: Float[np.ndarray, " N"],
-    target: Float[np.ndarray, " N"],
-) -> _Spectrum:
-    root = np.sqrt(precision)
-    values, vectors = scipy.linalg.eigh(root[:, None] * kernel * root)
-    vectors = vectors[:, ::-1].T
-    return _Spectrum(values[::-1], vectors * root, vectors @ (root * target))
-
-
-def _whitening(spectra: list[list[_Spectrum]], data: Data) -> Readout:
+def _whitening(spectra: list[list[Spectrum]], data: Data) -> Readout:
     """The directions that tell something, as many for each problem and output."""
     most = max((o.precision > RANK_THRESHOLD).sum() for outputs in spectra for o in outputs)
     rank = int(np.clip(-(-most // RANK_STEP) * RANK_STEP, 1, data.X.shape[1]))
@@ -327,62 +296,3 @@ def _whitening(spectra: list[list[_Spectrum]], data: Data) -> Readout:
     targets = [[output.target[:rank] for output in outputs] for outputs in spectra]
     dtype = data.X.dtype
     return Readout(jnp.asarray(np.array(directions, dtype)), jnp.asarray(np.array(targets, dtype)))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_draws"))
-def _kernels(
-    data: Data, keys: Key[Array, " B"], *, model: Model, num_draws: int = 128
-) -> Float[Array, "B N N"]:
-    """E[Phi Phi^T] over the prior of the hidden layers."""
-
-    def kernel(data: Data, key: PRNGKeyArray) -> Float[Array, "N N"]:
-        def draw(key: PRNGKeyArray) -> Float[Array, "N N"]:
-            theta = data.prior_sd * jax.random.normal(key, data.prior_sd.shape, data.X.dtype)
-            phi = model.features(theta, data.X)
-            num_readout = phi.shape[1] * model.out_features
-            phi = phi * data.prior_sd[-num_readout :: model.out_features][None]
-            return jnp.matmul(phi, phi.T, precision=jax.lax.Precision.HIGHEST)
-
-        return jax.lax.map(draw, jax.random.split(key, num_draws), batch_size=8).mean(0)
-
-    return jax.vmap(kernel)(data, keys)
-
-
-def _has_sites(problem: Problem) -> bool:
-    """Whether `_sites` knows the likelihood's curvature: Gaussian noise, or a link to classes."""
-    return problem.noise_sd is not None or problem.num_classes > 0
-
-
-def _sites(
-    problem: Problem, kernel: Float[np.ndarray, "N N"]
-) -> tuple[Float[np.ndarray, "N O"], Float[np.ndarray, "N O"]]:
-    """Precisions Lambda and targets of Gaussian pseudo-observations of the outputs.
-
-    The variational Gaussian approximation q(f) = N(m, S) of a Gaussian process has precision
-    E[-d2 log p / df2] and target m + E[d log p / df] / precision in each example (Opper and
-    Archambeau 2009); m and S follow from them, and a damped iteration finds both. For a Gaussian
-    likelihood they are 1 / noise variance and y. Classes are taken as independent, which costs
-    speed only.
-    """
-    n, outputs = len(problem.y), problem.num_outputs
-    if problem.noise_sd is not None:
-        return np.full((n, 1), float(problem.noise_sd) ** -2), np.asarray(problem.y, float)[:, None]
-    labels = np.eye(max(2, outputs))[problem.y.astype(int)][:, -outputs:]
-    mean, precision, gradient = np.zeros((n, outputs)), np.full((n, outputs), 0.25), labels - 0.5
-    normal = np.random.default_rng(0).standard_normal((128, 1, outputs))
-    normal = np.concatenate([normal, -normal])
-    for _ in range(SITE_STEPS):
-        variance = np.empty_like(mean)
-        for o in range(outputs):
-            root = np.sqrt(precision[:, o])
-            chol = scipy.linalg.cholesky(np.eye(n) + root[:, None] * kernel * root, lower=True)
-            half = scipy.linalg.solve_triangular(chol, root[:, None] * kernel, lower=True)
-            variance[:, o] = np.maximum(np.diag(kernel) - (half**2).sum(0), 1e-10)
-            natural = precision[:, o] * mean[:, o] + gradient[:, o]
-            inner = scipy.linalg.cho_solve((chol, True), root * (kernel @ natural))
-            mean[:, o] += 0.5 * (kernel @ (natural - root * inner) - mean[:, o])
-        f = mean + np.sqrt(variance) * normal
-        p = scipy.special.expit(f) if outputs == 1 else scipy.special.softmax(f, axis=-1)
-        gradient = labels - p.mean(0)
-        precision += 0.5 * (np.maximum((p * (1 - p)).mean(0), 1e-6) - precision)
-    return precision, mean + gradient / precision

@@ -517,7 +517,7 @@ def test_extreme_logits_give_zeros_and_no_nan():
     model = Model(1, 3, "categorical", depth=0)
     theta = np.array([1e4, -1e4, 0, 0, 0, 0])
     for name in ("isotropic", "link_aware", "layer_scaled"):
-        one = estimate(name, model, [[1.0], [-1.0], [0.0]], theta, prior_sd=1e-3)
+        one = estimate(name, model, np.array([[1.0], [-1.0], [0.0]]), theta, prior_sd=1e-3)
         for values in one[:3]:
             assert np.isfinite(values).all()
             assert (np.asarray(values) >= 0).all()

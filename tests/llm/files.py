@@ -1,4 +1,4 @@
-"""Tiny checkpoints in both formats, from what benchmarks/make_llm_values.py stored, and a tokenizer for them."""
+"""Tiny checkpoints in both formats, from values of benchmarks/make_llm_values.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ GGUF_NAMES = {"gemma3_text": "gemma3", "mistral": "llama"}
 # What each family's tensors are called in GGUF: (Hugging Face, GGUF).
 TENSORS = [
     ("self_attn.q_proj", "attn_q"), ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"), ("self_attn.qkv_proj", "attn_qkv"), ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.o_proj", "attn_output"), ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.k_norm", "attn_k_norm"), ("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"),
     ("mlp.gate_up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"), ("input_layernorm", "attn_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"), ("post_feedforward_layernorm", "post_ffw_norm"),
@@ -32,17 +33,17 @@ def archive() -> dict[str, np.ndarray]:
 
 def weights(name: str) -> dict[str, np.ndarray]:
     """Tensors by Hugging Face's names, float32."""
-    flat, found, at = archive()[f"{name}/weights"].astype(np.float32), {}, 0
+    flat, tensors, at = archive()[f"{name}/weights"].astype(np.float32), {}, 0
     for key, shape in ABOUT[name]["shapes"].items():
         size = int(np.prod(shape))
-        found[key] = flat[at : at + size].reshape(shape)
+        tensors[key] = flat[at : at + size].reshape(shape)
         at += size
     assert at == flat.size
-    return found
+    return tensors
 
 
 def tiny_tokenizer(size: int = 64) -> tokenizers.Tokenizer:
-    """Byte-level pairs over a few letters: ids 0..2 are special, then single characters, then merges."""
+    """Byte-level pairs over a few letters: three special ids, single characters, then merges."""
     letters = [*"abcdefgh", "\u0120", "\u010a"]  # the last two are space and newline
     pieces = ["<unk>", "<s>", "</s>", *letters]
     merges = []
@@ -73,15 +74,15 @@ def write_folder(path: Path, name: str, *, shards: int = 1, **changes) -> Path:
     index = {}
     for part in range(shards):
         file = f"model-{part + 1:05d}-of-{shards:05d}.safetensors"
-        own = {key: tensors[key] for key in list(tensors)[part::shards]}
-        safetensors.numpy.save_file(own, path / file)
-        index |= dict.fromkeys(own, file)
+        shard = {key: tensors[key] for key in list(tensors)[part::shards]}
+        safetensors.numpy.save_file(shard, path / file)
+        index |= dict.fromkeys(shard, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return path
 
 
 def write_gguf(path: Path, name: str, **changes) -> Path:
-    """A GGUF file as llama.cpp's converter lays it out; `changes` replace tensors by their GGUF names."""
+    """A GGUF file in the layout of llama.cpp's converter; `changes` replace tensors by name."""
     config, tensors = ABOUT[name]["config"], weights(name)
     family = GGUF_NAMES.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, family)
@@ -132,16 +133,19 @@ def write_gguf(path: Path, name: str, **changes) -> Path:
 
 
 def gguf_tensors(tensors, family, heads, kv, config) -> dict[str, np.ndarray]:
-    tops = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-            "lm_head.weight": "output.weight"}  # fmt: skip
+    tops = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
     after = "post_attention_norm" if family in ("gemma3", "olmo2") else "ffn_norm"
     names = dict(TENSORS) | {"post_attention_layernorm": after}
-    found = {}
+    renamed = {}
     for key, value in tensors.items():
         if family == "gemma3" and "norm" in key:
             value = value + 1
         if key in tops:
-            found[tops[key]] = value
+            renamed[tops[key]] = value
             continue
         _, _, layer, rest = key.split(".", 3)
         module, end = rest.rsplit(".", 1)
@@ -149,8 +153,8 @@ def gguf_tensors(tensors, family, heads, kv, config) -> dict[str, np.ndarray]:
             n = heads if names[module] == "attn_q" else kv
             halves = value.reshape(n, 2, -1, *value.shape[1:])
             value = halves.swapaxes(1, 2).reshape(value.shape)
-        found[f"blk.{layer}.{names[module]}.{end}"] = value
-    return found
+        renamed[f"blk.{layer}.{names[module]}.{end}"] = value
+    return renamed
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, backend: tokenizers.Tokenizer) -> None:

@@ -11,7 +11,7 @@ from isounc import densities
 from isounc.densities import stack_data
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import coordinates
+from isounc.sampling import coordinates, pseudo_observations
 from isounc.sampling.coordinates import COORDINATES, Prior, Readout
 
 PRIOR_SD = 1.5
@@ -86,17 +86,19 @@ def test_readout_leaves_nothing_of_a_linear_gaussian_model(monkeypatch, x64):
     np.testing.assert_allclose(rest, rest[0], atol=1e-8)
 
 
-def test_sites_are_a_fixed_point_of_the_variational_approximation():
+def test_pseudo_observations_are_a_fixed_point_of_the_variational_approximation():
     problem, _ = setting("bernoulli", 1, n=12)
     kernel = 4 * np.exp(-0.5 * ((problem.X[:, None] - problem.X) ** 2).sum(-1))
-    (precision,), (target,) = (a.T for a in coordinates._sites(problem, kernel))
+    (precision,), (target,) = (
+        a.T for a in pseudo_observations.pseudo_observations(problem, kernel)
+    )
     inverse = np.linalg.inv(kernel + np.diag(1 / precision))
     mean = kernel @ inverse @ target
     sd = np.sqrt(np.diag(kernel - kernel @ inverse @ kernel))
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     p = 1 / (1 + np.exp(-(mean[:, None] + sd[:, None] * nodes)))
     weights = weights / weights.sum()
-    # Expectations under q by quadrature; the sites took 256 normal draws for them.
+    # Expectations under q by quadrature; the iteration took 256 normal draws.
     np.testing.assert_allclose((p * (1 - p)) @ weights, precision, rtol=0.1)
     np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
 
@@ -112,16 +114,16 @@ def test_readout_is_chosen_where_the_data_are_sharp():
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
-def test_labels_that_tell_little_need_no_sites(n, prior_sd, monkeypatch):
+def test_labels_that_tell_little_need_no_iteration(n, prior_sd, monkeypatch):
     problem, model = setting("bernoulli", 1, n=n)
     data = stack_data([problem], model, prior_sd)
     args = ([problem], data, model, prior_sd, KEYS)
-    kernels = coordinates._kernels(data, args[-1], model=model)
-    spectra = coordinates._spectra([problem], kernels)
+    kernels = pseudo_observations.prior_kernels(data, args[-1], model=model)
+    spectra = pseudo_observations.spectra_of([problem], kernels)
     sharp = spectra[0][0].precision[0] > coordinates.READOUT_PAYS
     assert sharp == (n == 300)
     if not sharp:
-        monkeypatch.setattr(coordinates, "_sites", None)
+        monkeypatch.setattr(pseudo_observations, "pseudo_observations", None)
     assert isinstance(coordinates.auto(*args), Readout if sharp else Prior)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from isounc.llm.answers.question import Question
@@ -93,7 +92,7 @@ def reference_overlap(answer: str, correct: Sequence[str], incorrect: Sequence[s
     return Judgement(score > 0, "reference_overlap", True, score, matched)
 
 
-def mc1(scores: Float[ArrayLike, " C"], labels: Int[ArrayLike, " C"]) -> Judgement:
+def mc1(scores: Float[np.ndarray, " C"], labels: Int[np.ndarray, " C"]) -> Judgement:
     """Right if the one true choice has a higher score than any false one.
 
     Parameters
@@ -120,7 +119,7 @@ def mc1(scores: Float[ArrayLike, " C"], labels: Int[ArrayLike, " C"]) -> Judgeme
     return Judgement(bool(best_true > best_false), "mc1", False, margin, "")
 
 
-def mc2(log_probs: Float[ArrayLike, " C"], labels: Int[ArrayLike, " C"]) -> Judgement:
+def mc2(log_probs: Float[np.ndarray, " C"], labels: Int[np.ndarray, " C"]) -> Judgement:
     r"""Right if more than half of the probability mass of the choices is on true ones.
 
         score = sum_{c true} p_c / sum_c p_c,   p_c = exp(log_probs_c)
@@ -170,7 +169,7 @@ def judge_generated(question: Question, generated: str) -> Judgement:
 
 
 def _choices(
-    name: str, values: Float[ArrayLike, " C"], labels: Int[ArrayLike, " C"]
+    name: str, values: Float[np.ndarray, " C"], labels: Int[np.ndarray, " C"]
 ) -> tuple[Float[np.ndarray, " C"], Bool[np.ndarray, " C"]]:
     """Values and which choices are true, checked."""
     array, marks = np.asarray(values, np.float64), np.asarray(labels)

@@ -96,20 +96,21 @@ def out_of_fold_log_odds(
 
 
 def normal_scores(
-    values: Float[np.ndarray, "Q F"], among: Float[np.ndarray, "R F"]
+    values: Float[np.ndarray, "Q F"], among: Float[np.ndarray, "Q_ref F"]
 ) -> Float[np.ndarray, "Q F"]:
-    r"""Values as normal quantiles of their place among R reference values, column by column.
+    r"""Values as normal quantiles of their place among reference values, column by column.
 
-    z = Phi^-1((R share + 1/2) / (R + 1)), with the share of smaller reference values (ties: half).
+    z = Phi^-1((n share + 1/2) / (n + 1)), with the share of the n reference values that are smaller
+    (ties count half).
     """
     shares = [share_smaller(v, a) for v, a in zip(values.T, among.T, strict=True)]
     return ndtri((np.stack(shares, axis=1) * len(among) + 0.5) / (len(among) + 1))
 
 
 def share_smaller(
-    values: Float[np.ndarray, " Q"], among: Float[np.ndarray, " R"]
+    values: Float[np.ndarray, " Q"], among: Float[np.ndarray, " Q_ref"]
 ) -> Float[np.ndarray, " Q"]:
-    """Share of the R reference values that are smaller, ties counting half."""
+    """Share of the reference values that are smaller, ties counting half."""
     ordered = np.sort(among)
     low, high = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (low + high) / (2 * max(len(ordered), 1))

@@ -3,7 +3,7 @@
 All choices of a question are packed into one sequence (`isounc.llm.answers.packing.pack`), in which
 each attends to the prompt and to itself: the prompt is read once, in one forward pass.
 
-Axes: N questions in all, B in a batch, A tokens of the answers in a packed sequence, K answers,
+Axes: N questions in all, B in a batch, A tokens of the answers in a packed sequence, C answers,
 E probabilities.
 """
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from isounc.checks import check_choice, check_count
 from isounc.gradnorm import value_and_sq_grad_norms
@@ -46,7 +46,7 @@ class AnswerNorms(NamedTuple):
 
     chosen: Int[np.ndarray, " N"]
     """The answer that the numbers are about, of those given."""
-    log_probs: list[Float[np.ndarray, " K"]]
+    log_probs: list[Float[np.ndarray, " C"]]
     """Log probability of each of the given answers, as a sequence."""
     token_log_probs: list[Float[np.ndarray, " A"]]
     """log p_t of the chosen answer."""
@@ -134,7 +134,7 @@ def answer_norms(
     several = [i for i, count in enumerate(num_answers) if count > 1]
     together = [packed[i] for i in several]
     choice: dict[int, _Norms] = {}
-    log_probs: dict[int, Float[np.ndarray, " K"]] = {}
+    log_probs: dict[int, Float[np.ndarray, " C"]] = {}
     if "choice" in estimands:
         choice = dict(zip(several, norms(together, answer[several], ("choice",)), strict=True))
         for i, norm in choice.items():
@@ -148,7 +148,7 @@ def answer_norms(
     # The other estimands are about one answer and need no other: its sequence is shorter.
     alone = [
         only(sequence, k) if sequence.num_answers > 1 else sequence
-        for sequence, k in zip(packed, answer, strict=True)
+        for sequence, k in zip(packed, answer.tolist(), strict=True)
     ]
     single = norms(alone, np.zeros(len(packed), int), columns)
     lengths = [sequence.at.size for sequence in alone]
@@ -184,7 +184,7 @@ class _Norms(NamedTuple):
     """Log-odds of E probabilities."""
     sq_norms: dict[str, Float[np.ndarray, " E"]]
     """Squared norms of the gradients of the log-odds, by scaling."""
-    log_probs: Float[np.ndarray, " K"]
+    log_probs: Float[np.ndarray, " C"]
     """Log probability of each answer as a sequence; minus infinity if there is none."""
     token_log_probs: Float[np.ndarray, " A"]
     """Log probability of each target."""
@@ -194,7 +194,7 @@ class _Norms(NamedTuple):
 
 def answer_log_probs(
     decoder: Decoder, packed: Sequence[PackedAnswers], *, batch_size: int = 16
-) -> list[Float[np.ndarray, " K"]]:
+) -> list[Float[np.ndarray, " C"]]:
     """Log probability of each answer as a sequence, from forward passes alone; float64.
 
     Raises
@@ -252,7 +252,7 @@ def _in_batches(
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _token_log_probs(
-    params: nnx.State, packed: PackedAnswers, *, graphdef: nnx.GraphDef
+    params: PyTree[Array], packed: PackedAnswers, *, graphdef: nnx.GraphDef
 ) -> Float[Array, "B A"]:
     def log_probs(sequence: PackedAnswers) -> Float[Array, " A"]:
         log_odds, _ = token_log_odds(nnx.merge(graphdef, params), sequence)
@@ -263,7 +263,7 @@ def _token_log_probs(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "columns", "num_answers"))
 def _log_odds_and_norms(
-    params: nnx.State,
+    params: PyTree[Array],
     packed: PackedAnswers,
     chosen: Int[Array, " B"],
     weights: dict[str, dict[str, Float[Array, ""]]],
@@ -274,7 +274,7 @@ def _log_odds_and_norms(
 ) -> tuple[
     Float[Array, "B E"],
     dict[str, Float[Array, "B E"]],
-    Float[Array, "B K"],
+    Float[Array, "B C"],
     Float[Array, "B A"],
     Float[Array, "B A"],
 ]:
@@ -284,9 +284,9 @@ def _log_odds_and_norms(
     """
 
     def log_odds_of_columns(
-        params: nnx.State, sequence: PackedAnswers, chosen: Int[Array, ""]
+        params: PyTree[Array], sequence: PackedAnswers, chosen: Int[Array, ""]
     ) -> tuple[
-        Float[Array, " E"], tuple[Float[Array, " K"], Float[Array, " A"], Float[Array, " A"]]
+        Float[Array, " E"], tuple[Float[Array, " C"], Float[Array, " A"], Float[Array, " A"]]
     ]:
         log_odds, entropies = token_log_odds(nnx.merge(graphdef, params), sequence)
         log_p = -jax.nn.softplus(-log_odds)
@@ -357,7 +357,7 @@ def _by_estimand(
     return log_odds, log_sq_norms
 
 
-def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, " N"]) -> None:
+def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(
             f"logits must be finite, got NaN or infinite ones for question {number} "

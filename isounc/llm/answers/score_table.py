@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_choice
 from isounc.llm.answers.answer import MeasuredAnswer
@@ -54,8 +53,8 @@ class ScoreTable:
 
 
 def make_score_table(
-    values: Mapping[str, Float[ArrayLike, " Q"]],
-    correct: Shaped[ArrayLike, " Q"],
+    values: Mapping[str, Float[np.ndarray, " Q"]],
+    correct: Bool[np.ndarray, " Q"] | Int[np.ndarray, " Q"],
     *,
     scores: Iterable[ScoreInfo] = (),
 ) -> ScoreTable:

@@ -1,7 +1,6 @@
 """Grouped-query attention and rotary position embeddings.
 
-Axes: B rows, T tokens, H query heads, G groups of them that share keys and values, D dimensions of
-a head, M keys.
+Axes: B rows, T tokens, heads (of queries), kv_heads (of keys and values), slots (keys).
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ def rotation_at(rotary: Rotary, positions: Int[Array, "B T"]) -> Rotation:
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 
 
-def rotate(x: Float[Array, "B T H D"], rotation: Rotation) -> Float[Array, "B T H D"]:
+def rotate(
+    x: Float[Array, "B T heads head_width"], rotation: Rotation
+) -> Float[Array, "B T heads head_width"]:
     """Queries or keys, rotated to their positions."""
     cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
     half = cos.shape[-1]
@@ -52,12 +53,12 @@ def rotate(x: Float[Array, "B T H D"], rotation: Rotation) -> Float[Array, "B T 
 
 
 def attention(
-    q: Float[Array, "B H T D"],
-    keys: Float[Array, "B G M D"],
-    values: Float[Array, "B G M D"],
-    mask: Bool[Array, "#B T M"],
+    q: Float[Array, "B heads T head_width"],
+    keys: Float[Array, "B kv_heads slots head_width"],
+    values: Float[Array, "B kv_heads slots head_width"],
+    mask: Bool[Array, "#B T slots"],
     config: DecoderConfig,
-) -> Float[Array, "B T H*D"]:
+) -> Float[Array, "B T heads*head_width"]:
     """softmax(scale q k^T) v, in which several query heads share the same keys and values.
 
     The queries that share a key are rows of one matrix product, which is twice as fast on a CPU as

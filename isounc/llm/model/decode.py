@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from isounc.llm.model.decoder import Cache, Decoder
 
@@ -83,7 +83,7 @@ def prompt_keys(seed: int, prompts: Sequence[Sequence[int]], num_samples: int) -
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def read_prefix(graphdef: nnx.GraphDef, params: nnx.State, tokens: Int[Array, " T"]) -> Cache:
+def read_prefix(graphdef: nnx.GraphDef, params: PyTree[Array], tokens: Int[Array, " T"]) -> Cache:
     """Cache of the tokens that all prompts begin with: one row, without padding."""
     decoder: Decoder = nnx.merge(graphdef, params)
     positions = jnp.arange(tokens.size)[None]
@@ -93,7 +93,7 @@ def read_prefix(graphdef: nnx.GraphDef, params: nnx.State, tokens: Int[Array, " 
 @functools.partial(jax.jit, static_argnames=("graphdef", "num_slots", "strategy"))
 def prefill(
     graphdef: nnx.GraphDef,
-    params: nnx.State,
+    params: PyTree[Array],
     prefix: Cache,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
@@ -135,7 +135,7 @@ def prefill(
 @functools.partial(jax.jit, static_argnames=("graphdef", "strategy"), donate_argnames="cache")
 def decode_segment(
     graphdef: nnx.GraphDef,
-    params: nnx.State,
+    params: PyTree[Array],
     cache: Cache,
     state: DecodeState,
     stops: Bool[Array, " V"],

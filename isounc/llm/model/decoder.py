@@ -4,8 +4,8 @@ Every weight matrix is stored as (inputs, outputs) and used once, as `x @ W`; a 
 one parameter used twice. `isounc.gradnorm` therefore forms gradients of biases and norms only.
 Layers are a list and not a scan: see `Decoder`.
 
-Axes: B rows, T tokens, W width, V tokens of the vocabulary, H query heads, G groups of them that
-share keys and values, D dimensions of a head, M slots of the cache.
+Axes: B rows, T tokens, W width, V tokens of the vocabulary, heads (of queries), kv_heads (of keys
+and values), slots of the cache (or keys, without one).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of tokens that were read before, in M slots."""
+    """Keys and values of tokens that were read before."""
 
-    keys: tuple[Float[Array, "B G M D"], ...]
+    keys: tuple[Float[Array, "B kv_heads slots head_width"], ...]
     """By layer, rotated to their positions."""
-    values: tuple[Float[Array, "B G M D"], ...]
+    values: tuple[Float[Array, "B kv_heads slots head_width"], ...]
     """By layer."""
-    positions: Int[Array, "B M"]
+    positions: Int[Array, "B slots"]
     """Position of each slot's token; -1 if there is none."""
-    branches: Int[Array, "B M"]
+    branches: Int[Array, "B slots"]
     """Continuation that a slot belongs to; -1 is all of them (see `Decoder.extend`)."""
     used: Int[Array, ""]
     """Slots written so far, the same in every row."""
@@ -75,8 +75,8 @@ class Cache(NamedTuple):
 class _Past(NamedTuple):
     """A layer's part of the cache."""
 
-    keys: Float[Array, "B G M D"]
-    values: Float[Array, "B G M D"]
+    keys: Float[Array, "B kv_heads slots head_width"]
+    values: Float[Array, "B kv_heads slots head_width"]
     used: Int[Array, ""]
     """Slots written so far."""
 
@@ -99,9 +99,14 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T W"],
         rotation: Rotation,
-        mask: Bool[Array, "#B T M"],
+        mask: Bool[Array, "#B T slots"],
         past: _Past | None = None,
-    ) -> tuple[Float[Array, "B T W"], tuple[Float[Array, "B G M D"], Float[Array, "B G M D"]]]:
+    ) -> tuple[
+        Float[Array, "B T W"],
+        tuple[
+            Float[Array, "B kv_heads slots head_width"], Float[Array, "B kv_heads slots head_width"]
+        ],
+    ]:
         """The residual stream after this block, and the keys and values that were attended to.
 
         These are the new ones, put into those of `past`.
@@ -124,7 +129,11 @@ class Block(nnx.Module):
 
     def _heads(
         self, y: Float[Array, "B T W"], rotation: Rotation
-    ) -> tuple[Float[Array, "B H T D"], Float[Array, "B G T D"], Float[Array, "B G T D"]]:
+    ) -> tuple[
+        Float[Array, "B heads T head_width"],
+        Float[Array, "B kv_heads T head_width"],
+        Float[Array, "B kv_heads T head_width"],
+    ]:
         """Queries, keys and values."""
         c = self.config
         projections = []
@@ -289,8 +298,8 @@ class Decoder(nnx.Module):
         return rotations
 
     def _masks(
-        self, queries: Int[Array, "B T"], keys: Int[Array, "B M"]
-    ) -> dict[int, Bool[Array, "B T M"]]:
+        self, queries: Int[Array, "B T"], keys: Int[Array, "B slots"]
+    ) -> dict[int, Bool[Array, "B T slots"]]:
         """Which keys each query attends to, from their positions, by the layer's window."""
         back = queries[:, :, None] - keys[:, None, :]
         seen = (back >= 0) & (keys[:, None, :] != PADDING)
@@ -299,13 +308,13 @@ class Decoder(nnx.Module):
 
 
 def _within(
-    masks: Mapping[int, Bool[Array, "B T M"]],
+    masks: Mapping[int, Bool[Array, "B T slots"]],
     queries: Int[Array, "B T"],
-    keys: Int[Array, "B M"],
-) -> dict[int, Bool[Array, "B T M"]]:
+    keys: Int[Array, "B slots"],
+) -> dict[int, Bool[Array, "B T slots"]]:
     """Masks by window, without the keys of other branches."""
-    same = (keys[:, None, :] == SHARED) | (keys[:, None, :] == queries[:, :, None])
-    return {window: mask & same for window, mask in masks.items()}
+    same_branch = (keys[:, None, :] == SHARED) | (keys[:, None, :] == queries[:, :, None])
+    return {window: mask & same_branch for window, mask in masks.items()}
 
 
 def _check_weights(config: DecoderConfig, weights: Mapping[str, Any]) -> None:

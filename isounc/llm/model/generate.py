@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from isounc.checks import check_count, check_real
 from isounc.llm.model.decode import (
@@ -202,8 +202,8 @@ def _prefix_length(encoded: Sequence[Sequence[int]]) -> int:
     if len(encoded) == 1:
         return 0
     most = min(map(len, encoded)) - 1
-    same = next((i for i in range(most) if len({ids[i] for ids in encoded}) > 1), most)
-    return max(n for n in range(0, same + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
+    common = next((i for i in range(most) if len({ids[i] for ids in encoded}) > 1), most)
+    return max(n for n in range(0, common + 1, _LEAST) if n == 0 or bucket(n, _LEAST) == n)
 
 
 def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.ndarray, " V"]:
@@ -223,7 +223,7 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
 def _decode(
     model: LanguageModel,
     graphdef: nnx.GraphDef,
-    params: nnx.State,
+    params: PyTree[Array],
     prefix: Cache,
     prompts: Sequence[Sequence[int]],
     stops: Bool[np.ndarray, " V"],
@@ -374,7 +374,7 @@ def _fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[s
 def _together(answers: Sequence[_Answers], prompt_lengths: Sequence[int]) -> Generated:
     longest = max(int(answer.lengths.max()) for answer in answers)
 
-    def stacked(name: str, fill: float) -> np.ndarray:
+    def stacked(name: str, fill: int) -> np.ndarray:
         padded = []
         for answer in answers:
             array = getattr(answer, name)[:, :longest]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from isounc.checks import check_choice
 from isounc.llm.model.packages import require
@@ -96,7 +96,7 @@ class Tokenizer:
             return both[len(before) :]
         return self.encode(text, special=False)
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, " T"], *, special: bool = False) -> str:
         """Text of token ids, with special tokens only if `special`."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 

@@ -1,12 +1,13 @@
-"""Ask a language model a question: its answer, coloured by how sure it was of every token, and how uncertain it is.
+"""Ask a language model a question: its answer in colours of certainty, and its uncertainty.
 
-    uv run --extra llm --group smollm2 examples/ask.py "What is the capital of France?"
-    uv run --extra llm examples/ask.py "Who wrote Hamlet?" --model PATH/TO/MODEL --colour entropy
-    uv run --extra llm --group smollm2 examples/ask.py "Which planet is the largest?" --choices Jupiter Saturn Venus
+    isounc ask "What is the capital of France?"
+    isounc ask "Who wrote Hamlet?" --model PATH/TO/MODEL --colour entropy
+    isounc ask "Which planet is the largest?" --choices Jupiter Saturn Venus
 
-Green tokens were certain, red ones were not (--colour none for plain text). The table has one line for each meaning of
-"the probability p of the answer": log p, aleatoric p (1 - p), epistemic sigma^2 ||grad p||^2 over all parameters
-(isounc.llm.answers.estimands), their sum, and Var[p] of the link-aware estimate.
+Green tokens were certain, red ones were not (--colour none for plain text). The table has one line
+for each meaning of "the probability p of the answer" (isounc.llm.answers.estimands): log p, the
+aleatoric part p (1 - p), the epistemic part sigma^2 ||grad p||^2 over all parameters, their sum,
+and Var[p] of the link-aware estimate.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Ask:
     sigma: float = 0.01
     """Standard deviation of every parameter."""
     max_new_tokens: int = 32
-    """Most tokens of a written answer."""
+    """Largest number of tokens of a written answer."""
     cache: str = "~/.cache/isounc/jax"
     """Folder of compiled programs; empty means none."""
 
@@ -109,7 +110,7 @@ def answer_question(ask: Ask) -> None:
         return
     ids = model.tokenizer.continuation(asked.prompt.text, f" {answer.text}")
     pieces = [model.tokenizer.decode([i]) for i in ids]
-    if len(pieces) != answer.num_tokens:  # it was written in other tokens
+    if len(pieces) != answer.num_tokens:  # the model wrote it in other tokens
         pieces = [answer.text, *[""] * (answer.num_tokens - 1)]
     print(f"A:{coloured(pieces, answer, ask.colour)}\n\n{table(answer, ask.sigma)}")
     said = answer.self_assessment

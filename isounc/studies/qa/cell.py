@@ -1,4 +1,4 @@
-"""A cell of the question-answering study: what is measured of a model's answer to a question."""
+"""A cell of the question-answering study: a model's answer to a question is measured."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def loaded_model(source: str, dtype: str) -> LanguageModel:
 
 
 def prepare(settings: Settings, folder: RunFolder) -> None:
-    """Note which files the records are made from, and refuse questions that a model cannot be asked.
+    """Note the files that records are made from, and refuse questions that a model cannot take.
 
     Raises
     ------
     ValueError
-        For another file under a name that the run knows, or a prompt that is too long for a model.
+        A file differs from the one of that name that the run was made with, or a prompt is too long
+        for a model.
     """
     if settings.nli:
         load_entailment(settings.nli)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count
 
@@ -146,7 +146,7 @@ def ranking(
 def _statistics(
     drawn: Int[np.ndarray, "R G"],
     errors: Int[np.ndarray, "R G"],
-    rate: Real[np.ndarray, "*R G"],
+    rate: Float[np.ndarray, "R G"] | Bool[np.ndarray, " G"],
     harmonic: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
     """AUROC, AURC and the best AURC from counts of answers and wrong answers, and their ratio.

@@ -85,7 +85,7 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
         Scores of your own.
     """
     same = load_entailment(settings.nli) if settings.nli else None
-    info, own_scores, scored = folder.read_info(), tuple(more), []
+    info, more_scores, scored = folder.read_info(), tuple(more), []
     for model in info.get("models", {}):
         for benchmark in info.get("questions", {}):
             ids = folder.require(f"{ORDER}{benchmark}").meta["ids"]
@@ -94,7 +94,7 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
             if records:
                 answers = [from_record(record.meta) for record in records]
                 estimand = headline_estimand(benchmark, settings.main_estimand)
-                table = score_answers(answers, settings.scores, same=same, more=own_scores)
+                table = score_answers(answers, settings.scores, same=same, more=more_scores)
                 scored.append(ScoredAnswers(model, benchmark, estimand, answers, table))
     rows = make_tables(scored, settings.bootstrap)
     return Report(

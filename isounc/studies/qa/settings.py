@@ -35,7 +35,7 @@ class Settings(RunSettings):
     benchmarks: tuple[Benchmark, ...] = ("truthfulqa_mc1", "triviaqa")
     """Benchmarks whose questions are asked."""
     num_questions: int = 100
-    """Questions of each benchmark, or all where it has fewer."""
+    """Questions of each benchmark, or all if it has fewer."""
     num_examples: int = 5
     """Questions and answers shown before a short answer; none of them is evaluated."""
     seed: int = 0
@@ -52,7 +52,7 @@ class Settings(RunSettings):
     main_estimand: Literal["auto", "sequence", "length_normalised", "mean_token", "first_token"] = (
         "auto"
     )
-    """Estimand of the headline; auto is choice where there are choices, else length_normalised."""
+    """Estimand of the headline; auto is choice if there are choices, else length_normalised."""
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     """Intervals and tests."""
     data: str = "data"
@@ -68,7 +68,11 @@ PRESETS = {
         benchmarks=("truthfulqa_mc1", "triviaqa", "natural_questions"),
         num_questions=1000,
     ),
-    "paper": Settings(preset="paper", benchmarks=tuple(FORMS), num_questions=1000),  # pyright: ignore
+    "paper": Settings(
+        preset="paper",
+        benchmarks=tuple(FORMS),  # pyright: ignore
+        num_questions=1000,
+    ),
 }
 
 
@@ -92,8 +96,8 @@ def check(settings: Settings) -> None:
     Raises
     ------
     ValueError
-        For a name that is not known, an empty list, two models of one name, an estimand that the
-        headline needs and that is left out, or a number out of its range.
+        A name is unknown, a list is empty, two models have the same name, an estimand that the
+        headline needs is left out, or a number is out of its range.
     """
     for argument in ("models", "benchmarks"):
         if not getattr(settings, argument):
@@ -137,7 +141,7 @@ def tasks_of(settings: Settings) -> list[Task]:
     Raises
     ------
     ValueError
-        For a file that is missing or cannot be used.
+        A file is missing or cannot be used.
     """
     return [
         make_task(

@@ -1,10 +1,10 @@
 """Question answering: which uncertainty of a language model tells its wrong answers.
 
 A model answers questions of TruthfulQA, TriviaQA and Natural Questions. For each answer the study
-computes the isotropic estimate over all parameters, exactly (epistemic: the squared gradient norm of
-a probability p of the answer; aleatoric: p (1 - p)), for several meanings of p. It compares them with
-P(True), a stated percentage, and entropies of tokens and of sampled answers, by AUROC for a wrong
-answer, with intervals and paired tests against the best baseline.
+computes the isotropic estimate over all parameters, exactly (epistemic: the squared gradient norm
+of a probability p of the answer; aleatoric: p (1 - p)), for several meanings of p. It compares them
+with P(True), a stated percentage, and entropies of tokens and of sampled answers, by AUROC for a
+wrong answer, with intervals and paired tests against the best baseline.
 
     isounc qa --data DATA                      100 questions each of two benchmarks
     isounc qa --data DATA --preset standard    1000 questions each of three benchmarks
@@ -17,13 +17,13 @@ datasets and a network, DATA may be "hub". A run that was killed resumes when th
 given again; the same --out with more questions, benchmarks or models adds them.
 
 The protocol was fixed before the first result. The estimand that counts is --main-estimand: choice
-where a benchmark gives choices, length_normalised where the model writes its answer. The total that
-counts is total_sum with --scores.sigma. Everything else in the tables is for comparison. Prompts are
-in isounc/llm/answers/prompts.py, by version. Multiple choice takes the most probable of the choices,
-zero-shot; *_pairs is the choice between a true and a false answer. Short answers are judged by exact
-match after normalisation. TruthfulQA's own sentences are judged by words in common with references,
-as a proxy. The best baseline is chosen anew in every bootstrap resample, and p-values are corrected
-for the number of scores (Benjamini and Hochberg).
+if a benchmark gives choices, length_normalised if the model writes its answer. The total that
+counts is total_sum with --scores.sigma. Everything else in the tables is for comparison. Prompts
+are in isounc/llm/answers/prompts.py, by version. Multiple choice takes the most probable of the
+choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
+judged by exact match after normalisation. TruthfulQA's own sentences are judged by words in common
+with references, as a proxy. The best baseline is chosen anew in every bootstrap resample, and
+p-values are corrected for the number of scores (Benjamini and Hochberg).
 """
 
 from __future__ import annotations

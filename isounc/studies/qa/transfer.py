@@ -122,8 +122,8 @@ def _one_class(wrong: Bool[np.ndarray, " Q"]) -> bool:
 
 
 def _fitted_log_odds(
-    train: Float[np.ndarray, "R F"],
-    labels: Bool[np.ndarray, " R"],
+    train: Float[np.ndarray, "Q_train F"],
+    labels: Bool[np.ndarray, " Q_train"],
     test: Float[np.ndarray, "Q F"],
     settings: LogisticSettings,
 ) -> Float[np.ndarray, " Q"]:

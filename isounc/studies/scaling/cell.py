@@ -1,7 +1,9 @@
-"""One cell of the scaling experiment, from problem to record: points, posterior, estimates, comparisons.
+"""One cell of the scaling study, from its problem to its record.
 
-Cells that differ in the seed alone are evaluated together (`evaluate_seeds`), vmapped in one compiled program, and
-always all of them, so that a resumed run computes the same numbers as an uninterrupted one.
+A cell finds the point estimates, samples the posterior, computes the estimates and compares them.
+Cells that differ in the seed alone are evaluated together (`evaluate_seeds`), vmapped in one
+compiled program. All of them always are, so that a resumed run computes the same numbers as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from isounc import densities
 from isounc.estimates import ESTIMATORS, Estimate, Evidence
@@ -28,18 +31,18 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posteriors
-from isounc.studies.scaling.comparisons import compared, predictive_row, quantities
+from isounc.studies.scaling.comparisons import compare_classes, predictive_row, quantities
 from isounc.studies.scaling.settings import Cell, Settings
 
 
 def cell_problem(cell: Cell, settings: Settings) -> Problem:
-    """The problem of a cell; the seed decides its data."""
+    """Return the problem of a cell, whose data depend on the seed."""
     noise = settings.label_noise if make_problem(cell.problem).p_true else 1.0
     return make_problem(cell.problem, n=settings.n, seed=cell.seed, label_noise=noise)
 
 
 def cell_model(cell: Cell, problem: Problem) -> Model:
-    """The model of a cell."""
+    """Return the model of a cell."""
     return make_model(
         problem,
         width=cell.width,
@@ -50,14 +53,14 @@ def cell_model(cell: Cell, problem: Problem) -> Model:
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
-    """The records of a batch, whose cells differ in the seed alone."""
+    """Evaluate a batch, whose cells differ in the seed alone; one record each."""
     return evaluate_seeds(batch.cells, settings, say)
 
 
 def evaluate_seeds(
     cells: Sequence[Cell], settings: Settings, report: Say | None = None
 ) -> list[Record]:
-    """Evaluate the cells that differ in the seed alone; one record each."""
+    """Evaluate cells that differ in the seed alone; one record each."""
     report = report or (lambda _: None)
     clock = _Clock()
     problems = [cell_problem(cell, settings) for cell in cells]
@@ -86,16 +89,16 @@ def evaluate_seeds(
     )
     clock.lap("posterior")
     report("estimates")
-    everything = []
+    estimates = []
     for i, problem in enumerate(problems):
         points = {"map": maps[i], "trained": trained[i]}
-        everything.append(_estimate(problem, model, prior_sd, points, posteriors[i], settings))
+        estimates.append(_estimate(problem, model, prior_sd, points, posteriors[i], settings))
     clock.lap("estimates")
     seconds = {name: value / len(cells) for name, value in clock.seconds.items()}
     seconds["total"] = sum(seconds.values())
     return [
-        _record(cells[i], problems[i], model, maps[i], trained[i], posteriors[i], result, seconds)
-        for i, result in enumerate(everything)
+        _record(cell, problems[i], model, maps[i], trained[i], posteriors[i], estimates[i], seconds)
+        for i, cell in enumerate(cells)
     ]
 
 
@@ -110,7 +113,7 @@ class _Clock:
 
 
 Estimates = dict[str, dict[str, list[dict[str, Estimate]]]]
-"""Estimates of one cell by point and estimator: one for each draw of the point, by region."""
+"""Estimates of one cell by point and estimator: a list over draws of the point, each by region."""
 
 
 def _estimate(
@@ -126,9 +129,9 @@ def _estimate(
     X = jnp.asarray(np.concatenate(list(problem.regions.values())).astype(dtype))
     draws = np.asarray(posterior.draws, dtype)
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
-    estimates: dict[str, dict[str, list[dict[str, Estimate]]]] = {}
+    estimates: Estimates = {}
 
-    def at(point: str, theta, evidence: Evidence) -> None:
+    def estimate_at(point: str, theta: Float[Array, " P"], evidence: Evidence) -> None:
         for names, fields in _programs(point):
             results = estimate_all(
                 names, model, X, theta,
@@ -145,18 +148,20 @@ def _estimate(
         # A trained network has no prior: its layers are scaled by their own weights.
         layer_sd = layer_rms(model, theta) if kind == "trained" else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
-        at(kind, theta, Evidence(data, data.prior_sd, layer_sd, all_draws, hessian))
-    for theta in draws[_evenly(len(draws), settings.num_point_draws)]:
-        at("draw", theta, Evidence(data, data.prior_sd, data.prior_sd, all_draws))
-    spread = jnp.asarray(draws[_evenly(len(draws), settings.num_averaged_draws)])
-    averaged = posterior_averaged(model, X, spread, noise_sd=noise_sd)
+        estimate_at(kind, theta, Evidence(data, data.prior_sd, layer_sd, all_draws, hessian))
+    for theta in draws[_evenly_spaced(len(draws), settings.num_point_draws)]:
+        estimate_at(
+            "draw", jnp.asarray(theta), Evidence(data, data.prior_sd, data.prior_sd, all_draws)
+        )
+    thinned = jnp.asarray(draws[_evenly_spaced(len(draws), settings.num_averaged_draws)])
+    averaged = posterior_averaged(model, X, thinned, noise_sd=noise_sd)
     parts = by_region(jax.device_get(averaged), problem.regions)
     estimates["posterior"] = {"posterior_averaged": [parts]}
     return estimates
 
 
 def _programs(point: str) -> list[tuple[list[str], list[str]]]:
-    """Estimators at a point that share a compiled program, and the `Evidence` that they read.
+    """Group the estimators at a point by compiled program, with the `Evidence` that each reads.
 
     Those that form no gradient are one program, which serves every point. The others share their
     gradients with those that need the same evidence.
@@ -172,12 +177,21 @@ def _programs(point: str) -> list[tuple[list[str], list[str]]]:
     return list(zip(groups.values(), map(sorted, reads), strict=True))
 
 
-def _evenly(total: int, wanted: int) -> np.ndarray:
+def _evenly_spaced(total: int, wanted: int) -> Int[np.ndarray, " chosen"]:
     return np.unique(np.linspace(0, total - 1, wanted).round().astype(int))
 
 
-def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) -> Record:
-    arrays: dict[str, np.ndarray] = {"X": problem.X, "y": problem.y}
+def _record(
+    cell: Cell,
+    problem: Problem,
+    model: Model,
+    map_fit: PointEstimate,
+    trained: PointEstimate,
+    posterior: Posterior,
+    estimates: Estimates,
+    seconds: dict[str, float],
+) -> Record:
+    arrays: dict[str, Array | np.ndarray] = {"X": problem.X, "y": problem.y}
     rows: list[dict[str, Any]] = []
     checks = {
         "map": (map_fit.passed, map_fit.reasons),
@@ -191,40 +205,40 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
     }
     for region, moments in posterior.regions.items():
         arrays |= _reference_arrays(problem, region, moments)
-        for point, by_estimator in result.items():
+        for point, by_estimator in estimates.items():
             passed, reasons = checks.get(point, (True, ()))
-            where = key | {
+            place = key | {
                 "point": point,
                 "region": region,
                 "gate": "pass" if gate.passed and passed else "fail",
             }
             note = "; ".join(reasons)
             for estimator, alternatives in by_estimator.items():
-                here = [parts[region] for parts in alternatives]
-                # Of several draws the first is stored; their comparisons are averaged in the rows.
-                arrays[f"{region}/{point}/epistemic/{estimator}"] = here[0].epistemic
+                regional = [parts[region] for parts in alternatives]
+                # The first of several draws is stored; the rows average over all of them.
+                first = regional[0]
+                arrays[f"{region}/{point}/epistemic/{estimator}"] = first.epistemic
                 if "aleatoric" in ESTIMATORS[estimator].quantities:
-                    arrays[f"{region}/{point}/p"] = here[0].prob
-                    arrays[f"{region}/{point}/aleatoric"] = here[0].aleatoric
-                    arrays[f"{region}/{point}/aleatoric_corrected"] = here[0].aleatoric_corrected
+                    arrays[f"{region}/{point}/p"] = first.prob
+                    arrays[f"{region}/{point}/aleatoric"] = first.aleatoric
+                    arrays[f"{region}/{point}/aleatoric_corrected"] = first.aleatoric_corrected
+                per_class = ESTIMATORS[estimator].per_class
                 for quantity in quantities(point, estimator):
-                    for name, numbers in compared(
-                        problem.likelihood, here, moments, quantity, ESTIMATORS[estimator].per_class
-                    ).items():
+                    comparisons = compare_classes(
+                        problem.likelihood, regional, moments, quantity, per_class=per_class
+                    )
+                    for name, numbers in comparisons.items():
                         numbers["reason"] = "; ".join(filter(None, (note, numbers["reason"])))
-                        rows.append(
-                            where
-                            | {"estimator": estimator, "quantity": quantity, "class": name}
-                            | numbers
-                        )
+                        about = {"estimator": estimator, "quantity": quantity, "class": name}
+                        rows.append(place | about | numbers)
             if region in problem.targets:
                 # All estimators at a point share its prediction.
                 predictions = [parts[region].prob for parts in next(iter(by_estimator.values()))]
                 row = predictive_row(problem, region, predictions, moments)
-                rows.append(where | {"reason": note} | row)
+                rows.append(place | {"reason": note} | row)
     # Estimates were computed in single precision: storing more digits would store noise.
-    arrays = {
-        name: a.astype(np.float32) if a.dtype == np.float64 and "/" in name else np.asarray(a)
+    stored = {
+        name: np.asarray(a, np.float32 if a.dtype == np.float64 and "/" in name else a.dtype)
         for name, a in arrays.items()
     }
     meta = {
@@ -245,7 +259,7 @@ def _record(cell, problem, model, map_fit, trained, posterior, result, seconds) 
         "rows": rows,
         "seconds": seconds,
     }
-    return Record(cell.name, meta, arrays)
+    return Record(cell.name, meta, stored)
 
 
 def _least(*values: float | None) -> float | None:

@@ -1,12 +1,14 @@
-"""The result rows of one cell: every estimate against its reference, class by class."""
+"""The result rows of one cell compare every estimate with its reference, class by class."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array, Float
 
 from isounc.estimates.estimators import ESTIMATORS, Estimate
 from isounc.likelihoods import LIKELIHOODS
@@ -27,11 +29,11 @@ TEXT_COLUMNS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
     *("class", "reason", "gate"),
 )
-"""Columns of text: class "1" is a label, not a number."""
+"""Columns that hold text: class "1" is a label, not a number."""
 
 
 def quantities(point: str, estimator: str) -> tuple[str, ...]:
-    """Fields of an estimate that are compared with the reference."""
+    """Return the fields of an estimate that are compared with the reference."""
     fields = ESTIMATORS[estimator].quantities
     # At single draws only the estimator that stands for the point has its aleatoric part compared.
     return fields if point != "draw" or "aleatoric" in fields else ("epistemic",)
@@ -41,44 +43,44 @@ def _reference(moments: Moments, quantity: str) -> np.ndarray:
     if quantity == "epistemic":
         return moments.var
     if quantity == "total":
-        # p(1-p) of the averaged prediction is exactly this sum; for regression it is var + noise variance.
+        # This is exactly p(1-p) of the averaged prediction; for regression it is the predictive
+        # variance plus that of the noise.
         return moments.aleatoric + moments.var
     return moments.aleatoric
 
 
-def compared(
+def compare_classes(
     likelihood: str,
     alternatives: Sequence[Estimate],
     moments: Moments,
     quantity: str,
+    *,
     per_class: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Comparison of each class, averaged over alternative points (draws), with their spread."""
+    """Compare a quantity with its reference, class by class.
+
+    Numbers are averaged over alternative points (draws), whose spread is given as `pearson_sd`.
+    Unless `per_class`, classes that have a trace are compared by it and by the predicted class.
+    """
     reference = _reference(moments, quantity)
     with_se = quantity == "epistemic"
-    found: dict[str, list[Comparison]] = {}
-    for one in alternatives:
-        view = {
-            "estimate": class_views(one.prob, getattr(one, quantity), likelihood),
-            "reference": class_views(one.prob, reference, likelihood),
-            # Errors of classes are correlated; the sum's error is bounded by adding them up.
-            "se": class_views(one.prob, moments.var_se, likelihood),
-        }
-        for name in view["estimate"]:
-            if not per_class and "trace" in view["estimate"] and name not in ("trace", "predicted"):
+    by_class: dict[str, list[Comparison]] = {}
+    for estimate in alternatives:
+        estimates = class_views(estimate.prob, getattr(estimate, quantity), likelihood)
+        references = class_views(estimate.prob, reference, likelihood)
+        # Errors of classes are correlated; the sum's error is bounded by adding them up.
+        ses = class_views(estimate.prob, moments.var_se, likelihood)
+        for name in estimates:
+            if not per_class and "trace" in estimates and name not in ("trace", "predicted"):
                 continue
-            found.setdefault(name, []).append(
-                compare(
-                    view["estimate"][name],
-                    view["reference"][name],
-                    reference_se=view["se"][name] if with_se else None,
-                )
-            )
-    return {name: _averaged(comparisons) for name, comparisons in found.items()}
+            se = ses[name] if with_se else None
+            comparison = compare(estimates[name], references[name], reference_se=se)
+            by_class.setdefault(name, []).append(comparison)
+    return {name: _averaged(comparisons) for name, comparisons in by_class.items()}
 
 
 def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """One comparison as it is; of several the mean of each number, and Pearson's sd over them."""
+    """Average each number over several comparisons, with Pearson's sd; one is left as it is."""
     if len(comparisons) == 1:
         return comparisons[0]._asdict() | {"pearson_sd": None}
     numbers: dict[str, Any] = {}
@@ -101,30 +103,23 @@ def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def predictive_row(
-    problem: Problem, region: str, predictions: Sequence[np.ndarray], moments: Moments
+    problem: Problem,
+    region: str,
+    predictions: Sequence[Float[Array | np.ndarray, "N M"]],
+    moments: Moments,
 ) -> dict[str, Any]:
-    """Calibration of the point's prediction and of the posterior's, on labelled locations."""
+    """Score predictions of a point and of the posterior at the labelled locations of a region."""
     y, likelihood = problem.targets[region], problem.likelihood
+    nll = functools.partial(
+        negative_log_likelihood, y=y, likelihood=likelihood, noise_sd=problem.noise_sd
+    )
     row: dict[str, Any] = {
         "estimator": "prediction",
         "quantity": "predictive",
         "class": "all" if problem.num_classes else LIKELIHOODS[likelihood].quantity,
         "n_points": len(y),
-        "nll": float(
-            np.mean(
-                [
-                    negative_log_likelihood(p, y, likelihood=likelihood, noise_sd=problem.noise_sd)
-                    for p in predictions
-                ]
-            )
-        ),
-        "mcmc_nll": negative_log_likelihood(
-            moments.mean,
-            y,
-            likelihood=likelihood,
-            noise_sd=problem.noise_sd,
-            p_var=moments.var,
-        ),
+        "nll": float(np.mean([nll(p) for p in predictions])),
+        "mcmc_nll": nll(moments.mean, p_var=moments.var),
     }
     if problem.num_classes:
         row["ece"] = float(np.mean([expected_calibration_error(p, y) for p in predictions]))

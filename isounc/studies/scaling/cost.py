@@ -1,4 +1,4 @@
-"""The plan of the scaling study: cells in batches and groups, with forecasts of time and memory."""
+"""The plan of the scaling study puts its cells in batches and groups, with forecasts of cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Cost(NamedTuple):
 
 
 def plan(settings: Settings) -> list[Group]:
-    """Seeds as batches, and batches of equal shapes as groups, the most expensive group first.
+    """Make a batch of the seeds of a cell, and a group of the batches of equal shapes.
 
-    The order lets workers end together.
+    The most expensive group comes first, which lets workers end together.
     """
     groups: dict[Any, list[Batch]] = {}
     for cells in seed_batches(settings):
@@ -47,7 +47,8 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     problem = cell_problem(cells[0], settings)
     model = cell_model(cells[0], problem)
     sampler = settings.sampling
-    # Measured mean steps, in readout coordinates for a gaussian likelihood and in prior coordinates for the others.
+    # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
+    # for the others.
     steps = 13 if problem.noise_sd is None else 20
     forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps

@@ -1,4 +1,4 @@
-"""The numbers that this project is compared with: Table 1 of the paper.
+"""Table 1 of the paper holds the numbers that this project is compared with.
 
 Source: Grünefeld, Frellsen, Hardmeier 2026, arXiv 2603.29466v1, Table 1. They were transcribed at
 second hand: check against the paper before quoting them. What Table 1 leaves open is the width of
@@ -36,8 +36,8 @@ TABLE1: Mapping[str, Mapping[str, Correlations]] = {
         "nonlinear_regression": {"GN": (0.73, 0.81), "LA": (0.93, 0.97)},
     }.items()
 }
-"""By this project's names of the problems; GN: squared gradient norm, LA: Laplace gᵀH⁻¹g (both
-epistemic), aleatoric: p(1-p)."""
+"""Correlations by this project's names of the problems. `GN` is the squared gradient norm, `LA` is
+Laplace's gᵀH⁻¹g (both epistemic), `aleatoric` is p(1-p)."""
 
 _ROWS = {"isotropic": "GN", "laplace": "LA"}
 
@@ -45,7 +45,7 @@ _ROWS = {"isotropic": "GN", "laplace": "LA"}
 def paper_value(
     problem: str, statistic: str, *, estimator: str = "isotropic", quantity: str = "epistemic"
 ) -> float | None:
-    """The paper's correlation for an estimator here; None where the paper gives none."""
+    """Return the paper's correlation for an estimator, or None where the paper gives none."""
     row = "aleatoric" if quantity == "aleatoric" else _ROWS.get(estimator)
     if quantity not in ("epistemic", "aleatoric") or row is None:
         return None

@@ -1,4 +1,4 @@
-"""Views of a run of the scaling study: tables, figures and sections of the page."""
+"""The report of a run of the scaling study: tables, figures and sections of the page."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from isounc.studies.scaling.tables import (
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
-    """Tables, figures and sections of a run of the scaling study.
+    """Make the tables, figures and sections of a run of the scaling study.
 
-    Rows come from the records. A folder without records, such as a committed one, is reported on
-    from its `results.csv`.
+    Rows come from the records or, in a folder without records (such as a committed one), from its
+    `results.csv`.
 
     Raises
     ------
@@ -89,9 +89,8 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
             of_kind("budget"), (),
         ),
         Section("maps", "Uncertainty over the inputs", (), of_kind("maps"), ()),
-        Section(
-            "level", "Estimate against reference", (), of_kind("scatter"), (level_table(results),)
-        ),
+        Section("level", "Estimate against reference", (), of_kind("scatter"),
+                (level_table(results),)),
         Section("aleatoric", "Aleatoric part", (), (), (aleatoric_table(results),)),
         Section("predictions", "Predictions", (), (), (predictive_table(results),)),
         Section(

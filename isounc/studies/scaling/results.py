@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 REGIONS = ("test", "grid", "far")
+"""Regions in the order in which they are shown."""
 _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
@@ -30,7 +31,7 @@ _TYPES = {
     **dict.fromkeys(TEXT_COLUMNS, object),
     **dict.fromkeys([*STATISTICS, "attenuation"], float),
 }
-"""Columns of result rows that are read, and their NumPy types (in which small frames are fast)."""
+"""Columns of result rows that are read, and their NumPy types, in which small frames are fast."""
 _CURVE = ("setup", "region", "point", "quantity", "estimator")
 """Columns that tell curves apart."""
 
@@ -71,7 +72,7 @@ class CellRecord(NamedTuple):
 
 
 class Results:
-    """The rows and cells of a run, arranged; made by `Results.of`.
+    """The rows and cells of a run, arranged for figures and tables; `Results.of` reads them.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class Results:
         Result rows in the main class of their setup, and those about predictions. A column `setup`
         has the label of the setup. Undefined numbers are NaN.
     curves
-        Summary of `rows` by `summarise`, with a column `setup`, sorted by setup and width.
+        Their summary by `summarise`, with a column `setup`; sorted by setup and width.
     cells
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
@@ -136,12 +137,12 @@ class Results:
 
     @classmethod
     def of(cls, run: RunFolder | Results) -> Results:
-        """Read a run folder; `Results` are returned as they are.
+        """Read a run folder; results that have been read already are returned as they are.
 
         Raises
         ------
         ValueError
-            If `results.csv` exists and cannot be read, or anything is of a newer format.
+            If there is a `results.csv` that cannot be read, or a file has a newer format.
         """
         import pandas as pd
 
@@ -151,23 +152,27 @@ class Results:
         if (run.path / "results.csv").is_file():
             source = "results.csv"
             rows = run.read_table(source, text_columns=TEXT_COLUMNS)
-            missing = [c for c in (*KEY_COLUMNS, "seed", "gate") if c not in rows]
+            needed = (*KEY_COLUMNS, "seed", "gate")
+            missing = [column for column in needed if column not in rows]
             if missing:
-                raise ValueError(f"results.csv of {run.path} lacks the columns {missing}")
+                raise ValueError(
+                    f"results.csv of {run.path} must have the columns {', '.join(needed)}, "
+                    f"got none of {missing}"
+                )
         else:
             rows = pd.DataFrame([row for meta in metas.values() for row in meta.get("rows") or []])
             source = f"{len(metas)} records, since the run has no results.csv (it did not finish)"
         return cls(run, rows, metas, source)
 
     def values(self, column: str) -> list[Any]:
-        """Distinct values of a column of the rows, without empty cells.
+        """Return the distinct values of a column of the rows, without empty cells.
 
-        Built-in regions, points and estimators come first, in their own order.
+        Regions, points and estimators are in house order.
         """
         return ordered(self.rows[column].dropna().unique(), _orders().get(column, ()))
 
     def shown(self, view: str) -> list[str]:
-        """Estimators of the rows that a view shows, with those that are not registered here."""
+        """Return the estimators of the rows that belong in a view, also unregistered ones."""
         return [
             name
             for name in self.values("estimator")
@@ -175,45 +180,48 @@ class Results:
         ]
 
     def widths(self, setup: Setup) -> list[int]:
-        """Widths of a setup in rows or records, ascending."""
+        """Return the widths of a setup in rows or records, ascending."""
         of_rows = self.rows.loc[self.rows["setup"] == self._labels[setup], "width"]
         return sorted({*of_rows, *(cell.width for cell in self.cells if cell.setup == setup)})
 
     def label(self, setup: Setup) -> str:
-        """The problem, with the fields that tell this setup from the run's others of it."""
+        """Return the problem and whatever differs from the run's other setups of that problem."""
         return self._labels[setup]
 
     def slug(self, setup: Setup) -> str:
-        """`label` as part of a file name."""
+        """Return `label` in a form that fits into a file name."""
         details = (f"{field}-{value}" for field, value in self._details(setup))
         return re.sub(r"[^A-Za-z0-9_.-]", "-", "_".join([setup.problem, *details]))
 
     def main_class(self, setup: Setup) -> str:
-        """The class view that stands for a setup: the trace, or its only one."""
+        """Return the class view that stands for a setup: the trace, or its only one."""
         return self._main_class.get(self._labels[setup], "1")
 
     def select(
         self, setup: Setup, *, region: str, point: str, quantity: str, estimator: str
     ) -> pandas.DataFrame:
-        """Rows of all widths and seeds in the main class, or of all classes for `predictive`."""
+        """Return the rows of all widths and seeds in the main class.
+
+        All rows of the quantity `predictive`, which have no class of their own, are included.
+        """
         key = (self._labels[setup], region, point, quantity, estimator)
         return self._rows.get(key, self._no_rows)
 
     def curve(
         self, setup: Setup, *, region: str, point: str, estimator: str, quantity: str = "epistemic"
     ) -> pandas.DataFrame:
-        """Summary rows of `summarise`, one for each width, in ascending order."""
+        """Return summary rows, one per width, ascending; see `summarise`."""
         key = (self._labels[setup], region, point, quantity, estimator)
         return self._curves.get(key, self._no_curve)
 
     def at_width(self, setup: Setup, width: int, **which: str) -> dict[Hashable, Any] | None:
-        """The summary row of `curve` at one width; None if there is none."""
+        """Return the row of `curve` at one width, or None if it has none."""
         curve = self.curve(setup, **which)
         widths = curve["width"].tolist()
         return curve.iloc[widths.index(width)].to_dict() if width in widths else None
 
     def trend(self, setup: Setup, *, statistic: str = "pearson", **which: str) -> Trend | None:
-        """Change of a correlation with width; None for fewer than two widths."""
+        """Return the trend of a correlation with width, or None for fewer than two widths."""
         rows = self.select(setup, **{"quantity": "epistemic", **which})
         widths = sorted(rows["width"].unique().tolist())
         if len(widths) < 2:
@@ -224,7 +232,7 @@ class Results:
         return trend(widths, by_seed.where(by_seed.notna(), None).to_numpy().tolist())
 
     def shown_cell(self, setup: Setup) -> CellRecord | None:
-        """The cell that stands for a setup: largest width, first seed that passed (or first)."""
+        """Return the cell of largest width and of the first seed that passed (else the first)."""
         cells = [cell for cell in self.cells if cell.setup == setup]
         cells = [cell for cell in cells if cell.width == cells[-1].width]
         return next((cell for cell in cells if cell.passed), cells[0] if cells else None)
@@ -239,7 +247,7 @@ class Results:
         ]
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
-        """Rows with a column `setup`, and with ordered categories."""
+        """Add a column `setup`, and make categories in house order of what sorts the rows."""
         import pandas as pd
 
         setups = frame[list(Setup._fields)].itertuples(index=False, name=None)
@@ -251,13 +259,13 @@ class Results:
 
 
 def point_of(estimator: str, point: str) -> str:
-    """The point of an estimator's rows in a view of `point`."""
+    """Return the point of an estimator's rows: `posterior` if it has no other, else `point`."""
     known = ESTIMATORS.get(estimator)
     return "posterior" if known is not None and known.points == ("posterior",) else point
 
 
 def ordered(names: Iterable[Any], known: Iterable[Any]) -> list[Any]:
-    """Known names first and in their own order, then the others in the order given."""
+    """Sort known names first, in their own order, then the others in the order given."""
     names, known = list(names), list(known)
     return [name for name in known if name in names] + [n for n in names if n not in known]
 

@@ -1,4 +1,4 @@
-"""Settings of the scaling study, and its cells."""
+"""Settings and cells of the scaling study."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ class Settings(RunSettings):
     depths: tuple[int, ...] = (1,)
     """Hidden layers; 0 is logistic, softmax or linear regression."""
     activations: tuple[str, ...] = ("tanh",)
-    """tanh, relu, gelu or silu."""
+    """Activations: tanh, relu, gelu or silu."""
     parameterisations: tuple[str, ...] = ("ntk",)
-    """ntk, fan_in or standard. Under standard the prior variance of the function grows with the
-    width."""
+    """Parameterisations: ntk, fan_in or standard. Under standard the prior variance of the function
+    grows with the width."""
     prior_sds: tuple[float, ...] = (2.0,)
-    """Prior standard deviations."""
+    """Prior standard deviations of a weight, before the parameterisation's scaling."""
     num_seeds: int = 2
-    """Number of seeds 0, 1, ...: each draws new data and new starting points. Intervals are over
+    """Number of seeds 0, 1, ...; each draws new data and new starting points. Intervals are over
     seeds."""
     n: int = 100
     """Training examples."""
     label_noise: float = 1.0
-    """Label noise of the synthetic problems relative to their own; 0 is noise-free
-    (classification)."""
+    """Factor on the label noise of the synthetic classification problems; 0 is noise-free."""
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
-    """How the reference posterior is sampled."""
+    """Settings of the sampler of the reference posterior."""
     map: MapSettings = field(default_factory=MapSettings)
-    """How the point estimate `map` is found."""
+    """Settings of the fit of the point estimate `map`."""
     train: TrainSettings = field(default_factory=TrainSettings)
-    """How the point estimate `trained` is found."""
+    """Settings of the fit of the point estimate `trained`."""
     num_point_draws: int = 8
-    """Single posterior draws taken as theta*; their comparisons are averaged."""
+    """Single posterior draws that are taken as theta*; their comparisons are averaged."""
     num_averaged_draws: int = 64
     """Posterior draws that `posterior_averaged` averages over."""
 
@@ -94,12 +93,12 @@ class Cell:
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that cannot be run.
+    """Check that settings can be run.
 
     Raises
     ------
     ValueError
-        For a name that is not known, an empty list, or a number out of its range.
+        If a name is unknown, a list is empty or a number is out of its range.
     """
     lists = ("problems", "widths", "depths", "activations", "parameterisations", "prior_sds")
     for argument in lists:
@@ -118,9 +117,9 @@ def check(settings: Settings) -> None:
 
 
 def seed_batches(settings: Settings) -> list[tuple[Cell, ...]]:
-    """Every combination of the settings, as the cells of its seeds.
+    """Return the cells of every combination of the settings, one tuple of seeds each.
 
-    At depth 0 the width has no effect and is 1.
+    The width has no effect at depth 0 and is 1 there.
     """
     combinations = itertools.product(
         settings.problems,

@@ -1,9 +1,9 @@
-"""Scaling curves: how well the isotropic estimate and its rivals track MCMC variance as the model grows.
+"""Scaling curves show how well estimates of uncertainty track MCMC variance as the model grows.
 
 The study trains MLPs of increasing width on synthetic problems, samples their posteriors with HMC,
-computes every estimate and correlates it with the posterior predictive variance, cell by cell, with
-intervals over seeds. The run folder holds records, tables, figures and report.html. A run that was
-killed resumes when the same command is given again.
+computes the isotropic estimate and its rivals, and correlates each with the posterior predictive
+variance, cell by cell, with intervals over seeds. The run folder holds records, tables, figures and
+report.html. The same command resumes a run that was killed.
 
     isounc scaling                        three problems, two seeds: a few minutes
     isounc scaling --preset standard      all problems, widths to 256, three seeds
@@ -28,6 +28,7 @@ STUDY = Study(
     plan=plan,
     evaluate=evaluate,
     report=make_report,
-    # A single worker is a process of its own as well, so that numbers do not depend on how many there are.
+    # A single worker is a process of its own as well, so that numbers do not depend on how many
+    # there are.
     executor="processes",
 )

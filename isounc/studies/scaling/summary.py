@@ -1,4 +1,4 @@
-"""Summary of result rows: means and intervals over seeds.
+"""The summary of result rows gives means and intervals over seeds.
 
 The unit of replication is the seed (new data, new initialisation). Intervals come from seeds alone,
 never from resampling locations: those of a grid are near-copies of each other.
@@ -21,7 +21,7 @@ KEY_COLUMNS = (
     *("problem", "width", "depth", "activation", "parameterisation", "prior_sd"),
     *("point", "region", "estimator", "quantity", "class"),
 )
-"""What identifies a row of `summary.csv`: the key of a result row without its seed."""
+"""The key of a row of `summary.csv`: that of a result row without its seed."""
 STATISTICS: dict[str, IntervalKind] = {
     "pearson": "correlation",
     "spearman": "correlation",
@@ -45,11 +45,11 @@ SUMMARY_COLUMNS = (
 def summarise(
     rows: pandas.DataFrame | Iterable[dict[str, Any]], *, level: float = 0.95
 ) -> pandas.DataFrame:
-    """Means and intervals over seeds of result rows: one row for each value of `KEY_COLUMNS`.
+    """Summarise result rows over seeds: means and intervals for each value of `KEY_COLUMNS`.
 
-    Rows whose `gate` is `fail` are counted in `num_failed_gate` and used for nothing else. Of the
-    others, `num_seeds` have their main statistic (Pearson; NLL where `quantity` is `predictive`)
-    and `num_undefined` have not. Every statistic is over the rows where it is itself defined: a
+    Rows whose `gate` is `fail` are counted in `num_failed_gate` and used for nothing else. The main
+    statistic (Pearson; NLL if `quantity` is `predictive`) is defined in `num_seeds` of the others
+    and undefined in `num_undefined`. Every statistic is over the rows where it is itself defined: a
     constant estimate has no correlation but has a level. Levels are averaged geometrically. `low`
     and `high` are undefined for fewer than two values.
 
@@ -64,7 +64,8 @@ def summarise(
     Returns
     -------
     DataFrame
-        Columns `SUMMARY_COLUMNS`, undefined is NA; in the order in which keys first appear in rows.
+        Columns `SUMMARY_COLUMNS`; rows in the order in which their keys first appear. An undefined
+        number is NA.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def _summary_row(
     key: tuple, passed: Bool[np.ndarray, " seeds"], values: Float[np.ndarray, "seeds statistics"],
     level: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """One row of the summary, from the seeds' statistics in the order of `STATISTICS`."""
+    """Make a row of the summary from one key's values of `STATISTICS`, in that order."""
     summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
     intervals = {}
     for (statistic, kind), column in zip(STATISTICS.items(), values[passed].T, strict=True):

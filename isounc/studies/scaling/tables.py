@@ -1,8 +1,7 @@
-"""Tables of a run for its report and the terminal, from its folder alone.
+"""Tables of a run, for its report and the console, are made from its folder alone.
 
 Each function returns a `Table` of texts. A number over seeds is written mean [low, high], with the
-interval of `isounc.studies.scaling.summary`. A number that is undefined, or whose cells failed,
-is not left out: its place in the table says so.
+interval of `isounc.studies.scaling.summary`; an undefined or failed one says so.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", 
 
 
 def paper_table(results: Results) -> Table:
-    """Correlations at the largest width, beside those of the paper."""
+    """Tabulate correlations at the largest width, beside those of the paper."""
     region = _main_region(results)
     rows = []
     for setup in results.setups:
@@ -47,14 +46,14 @@ def paper_table(results: Results) -> Table:
         "Correlation with MCMC at the largest width, beside the paper",
         ("problem", "width", "estimate", "seeds", "Pearson", "paper", "Spearman", "paper"),
         rows,
-        f"Region {region}, point map; mean [95% interval over seeds]. seeds: with a correlation, "
-        "of all; the others failed the gate or are undefined. Paper (isotropic: GN, laplace: LA, "
-        f"aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
+        f"Region {region}, point map; mean [95% interval over seeds]. seeds: those with a "
+        "correlation / all; the others failed the gate or are undefined. Paper (isotropic: GN, "
+        f"laplace: LA, aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
     )
 
 
 def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",)) -> Table:
-    """Whether correlations improve with width, by problem, point and region."""
+    """Tabulate whether correlations improve with width, by problem, point and region."""
     regions = results.values("region")
     chosen = [
         (estimator, point)
@@ -78,8 +77,8 @@ def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",))
                 rows.append((results.label(setup), estimator, point, *cells))
     note = (
         "Mean change of the Pearson correlation per doubling of the width, over the widths where a "
-        "seed passed, with its 95% interval over seeds. improves or declines: the interval "
-        "excludes 0. It says nothing about the shape of the curve between its ends."
+        "seed passed, with its 95% interval over seeds. improves, declines: the interval excludes "
+        "0. The trend says nothing about the shape of the curve between its ends."
     )
     if any(setup.parameterisation == "standard" for setup in results.setups):
         note += (
@@ -92,7 +91,7 @@ def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",))
 
 
 def gate_table(results: Results) -> Table:
-    """Diagnostics of the reference for every problem and width, and why seeds failed."""
+    """Tabulate diagnostics of the reference by problem and width, and why seeds failed."""
     at_map = results.rows.query(
         "point == 'map' and quantity == 'epistemic' and estimator == 'isotropic'"
     )
@@ -110,7 +109,7 @@ def gate_table(results: Results) -> Table:
             _worst(gates, "divergences", max, "{:.0f}"),
             _worst(gates, "var_mcse_median", max, "{:.1%}"),
             "-" if pd.isna(loss) else f"{loss:.3f}",
-            _reasons(zip(cells, gates, strict=True)),
+            _reasons(cells, gates),
         ))  # fmt: skip
     return Table(
         "Gate of the reference posterior",
@@ -120,14 +119,14 @@ def gate_table(results: Results) -> Table:
             "error of variance (median)", "least attenuation", "failed because",
         ),
         rows,
-        "The worst of the seeds, each over the monitored locations. error of variance: Monte Carlo "
-        "standard error of the predictive variance over the variance. attenuation: the factor by "
-        "which that error can lower a Pearson correlation, the least over regions and seeds.",
+        "Each number is the worst of the seeds over the monitored locations. error of variance: "
+        "Monte Carlo standard error of the predictive variance over the variance. attenuation: "
+        "factor by which that error can lower a Pearson correlation, least over regions and seeds.",
     )  # fmt: skip
 
 
 def point_table(results: Results) -> Table:
-    """Checks of the point estimates for every problem and width."""
+    """Tabulate checks of the point estimates by problem and width."""
     rows = []
     for (setup, width), cells in _by_width(results).items():
         points = [cell.meta.get("points") or {} for cell in cells]
@@ -140,7 +139,7 @@ def point_table(results: Results) -> Table:
                 _worst(checks, "rel_grad_norm", max, "{:.1e}"),
                 _worst(checks, "hessian_min_eigenvalue", min, "{:.3g}"),
                 ", ".join(map(str, curvature)) or "-",
-                _reasons(zip(cells, checks, strict=True)),
+                _reasons(cells, checks),
             ))  # fmt: skip
     return Table(
         "Checks of the point estimates",
@@ -149,12 +148,13 @@ def point_table(results: Results) -> Table:
             "least Hessian eigenvalue", "Laplace covariance from", "failed because",
         ),
         rows,
-        "The worst of the seeds. Rows of a cell whose point failed its check count as failed.",
+        "Each number is the worst of the seeds. Rows of a cell whose point estimate failed its "
+        "check count as failed.",
     )  # fmt: skip
 
 
 def level_table(results: Results) -> Table:
-    """The factor sigma^2 that makes an estimate's sum equal the reference's."""
+    """Tabulate the factor sigma^2 that makes an estimate's sum equal the reference's."""
     region = _main_region(results)
     estimators = results.shown("levels")
     curves = results.curves
@@ -170,13 +170,13 @@ def level_table(results: Results) -> Table:
         ("problem", "width", *estimators),
         rows,
         f"Sum of the MCMC variance over the sum of the estimate, region {region}, point map (or "
-        "over the posterior): 1 is right as it stands, and what is below 1 overstates. Geometric "
-        "mean [95% interval over seeds].",
+        "over the posterior). An estimate of level 1 needs no scaling; a level below 1 means that "
+        "it overstates. Geometric mean [95% interval over seeds].",
     )
 
 
 def aleatoric_table(results: Results) -> Table:
-    """The paper's aleatoric part, and the one less the epistemic part, at the largest width."""
+    """Tabulate the paper's aleatoric part and the corrected one at the largest width."""
     numbers = [
         (statistic, quantity, form)
         for statistic, form in (("pearson", "{:.2f}"), ("slope", "{:.3g}"))
@@ -199,14 +199,15 @@ def aleatoric_table(results: Results) -> Table:
             "level, aleatoric", "level, corrected",
         ),
         rows,
-        "Against MCMC's E[p(1−p)]. p(1−p) at a point approximates the total, so adding the "
-        "epistemic part to it counts that twice; the corrected one subtracts it at level 1. level: "
-        "sum of the reference over sum of the estimate; undefined where that sum is not positive.",
+        "The reference is MCMC's E[p(1−p)]. p(1−p) at a point approximates the total, so that "
+        "adding the epistemic part counts it twice; the corrected part subtracts it at level 1. "
+        "level: sum of the reference over sum of the estimate, undefined unless that sum is "
+        "positive.",
     )  # fmt: skip
 
 
 def predictive_table(results: Results) -> Table:
-    """Calibration of the point's prediction beside that of MCMC's, on labelled regions."""
+    """Tabulate the calibration of the point's and of MCMC's predictions, on labelled regions."""
     curves = results.curves[results.curves["quantity"] == "predictive"]
     rows = []
     for row in curves.sort_values(["setup", "point", "region", "width"]).to_dict("records"):
@@ -223,7 +224,7 @@ def predictive_table(results: Results) -> Table:
 
 
 def undefined_table(results: Results) -> Table:
-    """Correlations that are undefined in cells that passed, with their reasons."""
+    """Tabulate correlations that are undefined in cells that passed, with their reasons."""
     undefined = results.rows.query("quantity == 'epistemic' and gate == 'pass' and pearson.isna()")
     undefined = undefined.replace({"reason": {"": "no reason given"}})
     places = ["setup", "point", "region", "estimator", "reason"]
@@ -235,12 +236,12 @@ def undefined_table(results: Results) -> Table:
         "Undefined correlations",
         ("problem", "point", "region", "estimate", "widths", "cells", "reason"),
         rows,
-        "Of epistemic estimates with the MCMC variance, in cells that passed the gate.",
+        "Correlations of epistemic estimates with the MCMC variance in cells that passed the gate.",
     )
 
 
 def cost_table(results: Results) -> Table:
-    """Seconds by phase, summed over the cells of a problem."""
+    """Tabulate seconds by phase, summed over the cells of a problem."""
     phases = dict.fromkeys(p for cell in results.cells for p in cell.meta.get("seconds") or {})
     rows = []
     for setup in results.setups:
@@ -251,12 +252,12 @@ def cost_table(results: Results) -> Table:
         "Seconds of computation",
         ("problem", "cells", *phases),
         rows if phases else [],
-        "Summed over cells, compilation included; cells may have run side by side.",
+        "Sums over cells, compilation included; cells may have run side by side.",
     )
 
 
 def summary_table(run: RunFolder | Results) -> str:
-    """Text for the end of an experiment: `paper_table` in at most 100 columns.
+    """Write `paper_table` as plain text of at most 100 columns, which a run prints at its end.
 
     Raises
     ------
@@ -280,7 +281,7 @@ def summary_table(run: RunFolder | Results) -> str:
     lines.append("-" * len(lines[0]))
     last = None
     for row in table.rows:
-        shown = row if row[:2] != last else ("", "", *row[2:])  # a problem is named once
+        shown = row if row[:2] != last else ("", "", *row[2:])  # each problem is named once
         last = row[:2]
         if len(shown[0]) > widths[0]:
             lines += textwrap.wrap(shown[0], 98)
@@ -305,7 +306,7 @@ def _by_width(results: Results) -> dict[tuple[Setup, int], list[CellRecord]]:
 
 
 def _interval(row: Mapping[Hashable, Any], statistic: str, form: str = "{:.2f}") -> str:
-    """The text of mean [low, high], or of the reason why there is none."""
+    """Write mean [low, high], or why there is none."""
     mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
     if pd.isna(mean):
         passed = row["num_seeds"] + row["num_undefined"]
@@ -327,10 +328,9 @@ def _worst(
     return form.format(worst(values)) if values else "-"
 
 
-def _reasons(checks: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> str:
-    """The reasons why cells failed a check, each with its seeds."""
+def _reasons(cells: Sequence[CellRecord], checks: Sequence[Mapping[str, Any]]) -> str:
     seeds: dict[str, list[int]] = {}
-    for cell, check in checks:
+    for cell, check in zip(cells, checks, strict=True):
         for reason in check.get("reasons") or ():
             seeds.setdefault(str(reason), []).append(cell.seed)
     return "; ".join(f"{why} (seed {', '.join(map(str, who))})" for why, who in seeds.items())

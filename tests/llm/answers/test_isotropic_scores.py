@@ -57,10 +57,10 @@ def test_extreme_probabilities_stay_finite_and_in_order():
 def test_logistic_is_fitted_out_of_fold():
     """On pure noise a fit within its own questions would look better than chance."""
     rng = np.random.default_rng(1)
-    answers = [
-        measured(i, p=float(rng.uniform(0.1, 0.9)), log_norm=float(rng.normal()), correct=bool(rng.random() < 0.5))
-        for i in range(60)
-    ]  # fmt: skip
+    answers = []
+    for i in range(60):
+        p, log_norm = float(rng.uniform(0.1, 0.9)), float(rng.normal())
+        answers.append(measured(i, p=p, log_norm=log_norm, correct=bool(rng.random() < 0.5)))
     wrong = np.array([not answer.correct for answer in answers])
     logistic = total("sequence", "logistic", sigma=0.01)
     ranks = np.argsort(np.argsort(values(logistic, answers)))

@@ -51,15 +51,15 @@ def test_reference_overlap_by_hand():
 
 
 def test_mc1_and_mc2_by_hand():
-    labels = [0, 1, 0]
-    assert judging.mc1([-3.0, -1.0, -2.0], labels) == (True, "mc1", False, 1.0, "")
-    assert judging.mc1([-1.0, -1.0, -2.0], labels)[0] is False
-    assert judging.mc1([-np.inf] * 3, labels)[0] is False
+    labels = np.array([0, 1, 0])
+    assert judging.mc1(np.array([-3.0, -1.0, -2.0]), labels) == (True, "mc1", False, 1.0, "")
+    assert judging.mc1(np.array([-1.0, -1.0, -2.0]), labels)[0] is False
+    assert judging.mc1(np.full(3, -np.inf), labels)[0] is False
     probabilities = np.array([0.1, 0.2, 0.3])
-    found = judging.mc2(np.log(probabilities) - 2000, [1, 1, 0])
+    found = judging.mc2(np.log(probabilities) - 2000, np.array([1, 1, 0]))
     assert found.score == pytest.approx(0.5) and found.rule == "mc2"
-    assert judging.mc2(np.log([0.1, 0.21, 0.3]), [1, 1, 0]).correct
-    assert not judging.mc2([0.0, 0.0], [1, 0]).correct
+    assert judging.mc2(np.log([0.1, 0.21, 0.3]), np.array([1, 1, 0])).correct
+    assert not judging.mc2(np.zeros(2), np.array([1, 0])).correct
     for call, message in [
         (lambda: judging.mc1([1, 2, 3], [1, 1, 0]), "exactly one"),
         (lambda: judging.mc1([1, np.nan], [1, 0]), "below infinity"),

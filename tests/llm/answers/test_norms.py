@@ -14,6 +14,7 @@ from isounc.llm.model.decoder import Decoder
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
 ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]
+SINGLE = [pack([1], [[1]])]
 
 
 def make(tied):
@@ -84,7 +85,7 @@ def dense(decoder, answers, chosen):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_norms_are_those_of_plain_gradients(tied):
-    """Packed with the other choices, padded and in a batch: the same numbers as each answer by itself."""
+    """The numbers of a packed, padded and batched answer are those of the answer by itself."""
     decoder = make(tied)
     cases = [(ANSWERS, 2)] if tied else [(ANSWERS[::-1], 0)]
     rows = [pack(PROMPT, answers) for answers, _ in cases]
@@ -237,9 +238,9 @@ def test_batches_do_not_change_the_numbers(decoder):
         (lambda d: pack([], [[1]]), ("prompt", "at least one token")),
         (lambda d: pack([1], [[1], []]), ("answers", "number 1")),
         (lambda d: pack([1], []), ("answers", "0 answers")),
-        (lambda d: answer_norms(d, [pack([1], [[1]])], estimands=["choices"]), ("choices", "'choice'")),
-        (lambda d: answer_norms(d, [pack([1], [[1]])], scalings=["last"]), ("'last'", "last_layer")),
-        (lambda d: answer_norms(d, [pack([1], [[1]])], chosen=[1]), ("chosen", "question 0", "got 1")),
+        (lambda d: answer_norms(d, SINGLE, estimands=["choices"]), ("choices", "'choice'")),
+        (lambda d: answer_norms(d, SINGLE, scalings=["last"]), ("'last'", "last_layer")),
+        (lambda d: answer_norms(d, SINGLE, chosen=[1]), ("chosen", "question 0", "got 1")),
     ],
 )  # fmt: skip
 def test_bad_input(decoder, call, words):

@@ -33,7 +33,8 @@ def test_prompts_hold_what_they_are_given():
     ("generated", "value"),
     [
         (" 90%", 0.9), ("about 85 percent, as", 0.85), ("\n\n70", 0.7), ("0.9", 0.9), (".25", 0.25),
-        ("0.5%", 0.005), ("100", 1.0), ("0%", 0.0), ("150%", None), ("-5", None), ("high\n90", None), ("", None),
+        ("0.5%", 0.005), ("100", 1.0), ("0%", 0.0), ("150%", None), ("-5", None),
+        ("high\n90", None), ("", None),
     ],
 )  # fmt: skip
 def test_stated_confidence(generated, value):

@@ -56,8 +56,9 @@ def test_a_score_of_ones_own():
 def test_scores_are_found_by_what_they_are():
     infos = [ScoreInfo(family="epistemic", estimand="choice"), ScoreInfo(family="u")]
     infos.append(ScoreInfo(family="sure", higher_is_certain=True, is_baseline=True))
-    arrays = {"epistemic/choice": [1.0, 2.0], "u": [0.0, np.nan], "sure": [3.0, 4.0]}
-    table = make_score_table(arrays, [1, 0], scores=infos)
+    columns = {"epistemic/choice": [1.0, 2.0], "u": [0.0, np.nan], "sure": [3.0, 4.0]}
+    arrays = {name: np.array(column) for name, column in columns.items()}
+    table = make_score_table(arrays, np.array([1, 0]), scores=infos)
     assert table.find("epistemic", "choice") == "epistemic/choice"
     assert table.find("epistemic") is table.find("u", "choice") is None
     assert table.baselines == ["sure"]

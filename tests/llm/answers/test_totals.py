@@ -60,7 +60,7 @@ def test_logistic_rule_finds_what_neither_part_has():
 
 
 def test_out_of_fold_does_not_see_its_own_answers():
-    """Features without a signal, as many as to fit the answers in the sample, give chance out of fold."""
+    """Features without a signal, enough to fit the sample, give chance out of fold."""
     rng = np.random.default_rng(1)
     x, wrong = rng.normal(size=(200, 60)), rng.random(200) < 0.5
     found = out_of_fold_log_odds(x, wrong, settings=ONCE)

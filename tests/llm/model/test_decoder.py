@@ -1,4 +1,4 @@
-"""The decoder agrees with transformers for every family, from both formats, and its gradient norms are exact."""
+"""The decoder agrees with transformers for every family, and its gradient norms are exact."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder_models(tmp_path_factory):
 
 
 def compiled(model, method="__call__"):
-    """A method of a decoder as one compiled function: operation by operation, each would be compiled by itself."""
+    """A method of a decoder, compiled as a whole and not operation by operation."""
     graph, state = nnx.split(getattr(model, "decoder", model))
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_gguf_gives_the_same_model(folder_models, tmp_path, name):
     other = load_model(llm_files.write_gguf(tmp_path / "tiny.gguf", name))
     one = folder_models[name]
 
-    # The converter turns the factor of linear scaling and llama3's into the same divisors, up to float32.
+    # The converter writes the factors of linear scaling and of llama3 as divisors in float32.
     def plain(config):
         return dataclasses.replace(config, rotary=Rotary(config.rotary.base, config.rotary.size))
 

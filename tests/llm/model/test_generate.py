@@ -1,10 +1,11 @@
-"""Sampled answers against a loop without cache, against frequencies, and the same whatever the batch."""
+"""Sampled answers against a loop without cache and frequencies, and in batches of any size."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -40,7 +41,7 @@ def settings(**changes):
 
 
 def test_greedy_is_argmax_without_a_cache(model, log_probs):
-    found = generate(model, PROMPTS, settings(temperature=0))
+    found = generate(model, PROMPTS, settings(temperature=0.0))
     assert found.tokens.shape == (3, 1, 20)
     for i, prompt in enumerate(PROMPTS):
         ids = model.tokenizer.encode(prompt)
@@ -63,7 +64,7 @@ def test_log_probs_and_entropies_are_the_models_own(model, log_probs):
 
 
 def test_frequencies_of_first_tokens(model, log_probs):
-    """Pearson's chi-squared of 600 draws, for each way of choosing; and nothing outside of what is allowed."""
+    """Pearson's chi-squared of 600 draws for each strategy, and no token that it excludes."""
     prompt = PROMPTS[0]
     p = np.exp(log_probs(model.tokenizer.encode(prompt))[-1].astype(float))
     order = np.argsort(-p)
@@ -123,14 +124,14 @@ def test_samples_that_have_ended_are_left_out_of_the_rest(model):
 
 
 def test_draws_of_one_among_many_follow_the_softmax():
-    """Pearson's chi-squared over 1000 scores in four blocks; what cannot be is never drawn."""
+    """Pearson's chi-squared over 1000 scores in four blocks; impossible ones are never drawn."""
     rng = np.random.default_rng(0)
     scores = rng.normal(scale=2, size=1000).astype(np.float32)
     scores[rng.permutation(1000)[:300]] = -np.inf
     scores[256:512] = -np.inf
     scores[-1] = -np.inf
     keys = jax.random.split(jax.random.key(0), 200_000)
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, scores)))(keys))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: decode._draw(key, jnp.asarray(scores))))(keys))
     counts = np.bincount(draws, minlength=1000)
     p = np.exp(scores - scores.max())
     expected = len(keys) * p / p.sum()
@@ -178,7 +179,7 @@ def test_stops(model):
         ({"top_k": 0}, "top_k"),
         ({"stop": "\n"}, "stop must be a tuple"),
         ({"stop": ("",)}, "stop must be a tuple of non-empty"),
-        ({"temperature": 0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
+        ({"temperature": 0.0, "num_samples": 2}, "num_samples must be 1 at temperature 0"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):

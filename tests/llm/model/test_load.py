@@ -1,4 +1,4 @@
-"""Loading: SmolLM2 as transformers has it, tokenizers rebuilt, and one clear error for each bad input."""
+"""Loading: SmolLM2 against transformers, rebuilt tokenizers, one error for each bad input."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_quantised_gguf(tmp_path, kind):
 
 
 def test_sentencepiece_merges_come_back():
-    """Pairs learnt by the package come back from scores alone, which is all that GGUF keeps of them."""
+    """Pairs learnt by the package come back from their scores, which are all that GGUF keeps."""
     text = [
         "the cat sat on the mat",
         "that hat, then; the thin bath",
@@ -116,13 +116,14 @@ def test_sentencepiece_merges_come_back():
     )
     trained.train_from_iterator(text, trainer)
     vocabulary = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    num_learnt = len(vocabulary) - len(first)
     rebuilt = tokenizer_from_gguf(
         {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": vocabulary,
             # SentencePiece scores a piece by when it was learnt.
-            "tokenizer.ggml.scores": [0.0] * len(first) + [-float(i) for i in range(len(vocabulary) - len(first))],
-            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (len(vocabulary) - len(first))],
+            "tokenizer.ggml.scores": [0.0] * len(first) + [-float(i) for i in range(num_learnt)],
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * num_learnt],
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
             "tokenizer.ggml.unknown_token_id": 0,
@@ -146,7 +147,7 @@ def test_sentencepiece_merges_come_back():
 
 
 def test_a_continuation_that_changes_its_prompt():
-    """The prompt's last letter would be joined with the answer's first: the answer's own tokens are taken."""
+    """An answer keeps its own tokens even if the prompt's last letter would join its first."""
     tokens = ["a", "b", "ab"]
     metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b"]}
     own = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in metadata.items()}, "x")
@@ -157,7 +158,10 @@ def test_a_continuation_that_changes_its_prompt():
 
 @pytest.mark.parametrize(
     ("pre", "says", "begins"),
-    [("llama-bpe", None, True), ("tekken", None, True), ("qwen2", None, False), ("llama-bpe", False, False)],
+    [
+        ("llama-bpe", None, True), ("tekken", None, True), ("qwen2", None, False),
+        ("llama-bpe", False, False),
+    ],
 )  # fmt: skip
 def test_whether_a_text_begins_with_bos(pre, says, begins):
     """As llama.cpp takes it where the file does not say."""
@@ -267,7 +271,7 @@ def test_scaled_rotary_embeddings_without_a_type(tmp_path):
     [
         ({"num_attention_heads": 0}, "num_heads must be .* got 0"),
         ({"hidden_size": None}, "width must be .* got None"),
-        ({"num_attention_heads": 0, "head_dim": None}, "tiny must describe itself.*got ZeroDivisionError"),
+        ({"num_attention_heads": 0, "head_dim": None}, "describe itself.*got ZeroDivisionError"),
         ({"hidden_size": None, "head_dim": None}, "tiny must describe itself.*TypeError"),
     ],
 )  # fmt: skip

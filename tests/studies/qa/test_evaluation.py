@@ -31,13 +31,13 @@ def test_one_class_is_undefined_with_a_reason():
     for wrong in (np.zeros(5, bool), np.ones(5, bool)):
         found = ranking(np.arange(5.0), wrong, draw_weights(5, 3, seed=0))
         assert all(np.isnan(column).all() for column in found)
-    (row,) = evaluate_scores(make_score_table({"u": np.arange(5.0)}, np.ones(5)), settings=FEW)
+    (row,) = evaluate_scores(make_score_table({"u": np.arange(5.0)}, np.ones(5, int)), settings=FEW)
     assert row["reason"] == "one class only: all 5 answers are right"
     assert row["auroc"] is row["aurc_low"] is row["prr_se"] is None
     (row,) = evaluate_scores(
         make_score_table(
             {"u": np.full(5, np.nan)},
-            [0, 1, 0, 1, 1],
+            np.array([0, 1, 0, 1, 1]),
             scores=[ScoreInfo(family="u", why_undefined="no tokens")],
         ),
         settings=FEW,
@@ -184,7 +184,8 @@ def test_best_of_several_does_not_reject_too_often():
         settings = BootstrapSettings(num_resamples=100, seed=seed)
         (row,) = paired_tests(make_score_table(table, ~wrong), ["a", "b", "c"], settings=settings)
         rejected += row["p"] <= 0.05
-    # Equal to each of three, so better than the best of them less often than 1 in 20 (Binomial: 16 or more, .003).
+    # Equal to each of three, so better than the best of them less often than 1 in 20 (Binomial: 16
+    # or more with probability .003).
     assert rejected < 16
 
 

@@ -1,4 +1,4 @@
-"""The question-answering experiment end to end, in small: a tiny model, files in the authors' forms, resume, errors."""
+"""The question-answering study end to end: a tiny model, small files, resumption, errors."""
 
 import dataclasses
 import functools
@@ -37,14 +37,17 @@ from isounc.studies.qa.study import STUDY
 from isounc.studies.qa.tables import auroc_table
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257, "hidden_size": 16,
-    "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 1e4, "tie_word_embeddings": True,
-    "hidden_act": "silu", "eos_token_id": 256,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257,
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
+    "rope_theta": 1e4, "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 256,
 }  # fmt: skip
-NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
-         "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-         "attention_norm_in": "input_layernorm", "mlp_norm_in": "post_attention_layernorm"}  # fmt: skip
+NAMES = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+    "down": "mlp.down_proj", "attention_norm_in": "input_layernorm",
+    "mlp_norm_in": "post_attention_layernorm",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def answers_of(out):
 
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
-    """A run that was interrupted after its first records, and then gone on with and given more to do."""
+    """A run that was interrupted after its first records, then resumed with more to do."""
     out = tmp_path_factory.mktemp("qa") / "run"
     mine = dataclasses.replace(settings, out=str(out))
     calls = []
@@ -233,23 +236,21 @@ def test_what_is_measured_is_what_the_model_says(finished, checkpoint, data):
 def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
     asked = tasks.make_task("triviaqa_pairs", str(data), num_questions=12).asked
     assert len(asked) == 12
-    for one in asked:
-        a, b = (
-            int(x) for x in one.question.question.removeprefix("What is ").rstrip("?").split(" + ")
-        )
-        assert dict(zip(one.question.choices, one.question.labels, strict=True)) == {
-            str(a + b): 1, str(a + b + 1): 0,
-        }  # fmt: skip
-        assert one.form == "mc1" and "Q: What is" in one.prompt.text
-    assert {one.question.labels for one in asked} == {(0, 1), (1, 0)}
+    for pair in asked:
+        question = pair.question
+        a, b = map(int, question.question.removeprefix("What is ").rstrip("?").split(" + "))
+        labels = dict(zip(question.choices, question.labels, strict=True))
+        assert labels == {str(a + b): 1, str(a + b + 1): 0}
+        assert pair.form == "mc1" and "Q: What is" in pair.prompt.text
+    assert {pair.question.labels for pair in asked} == {(0, 1), (1, 0)}
 
 
 def test_examples_are_not_evaluated(data):
-    found = tasks.make_task("triviaqa", str(data), num_questions=100, num_examples=3)
-    assert len(found.asked) == 9
-    head = found.asked[0].prompt.text.rsplit("Q:", 1)[0]
+    asked = tasks.make_task("triviaqa", str(data), num_questions=100, num_examples=3).asked
+    assert len(asked) == 9
+    head = asked[0].prompt.text.rsplit("Q:", 1)[0]
     assert head.count("Q:") == 3
-    assert not any(one.question.question in head for one in found.asked)
+    assert not any(evaluated.question.question in head for evaluated in asked)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def another(checkpoint, path):
 
 
 def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
-    """Choices judged by mass, pairs and written sentences; the tables where no sample was drawn; transfer."""
+    """Choices judged by mass, pairs and sentences; tables without samples; transfer."""
     lines = [
         f"Adversarial,Law,What is {a} + {b}?,{a + b},{a + b}; {a + b}.0,{a + b + 1}; nothing,there"
         for a in range(3) for b in range(4)
@@ -321,7 +322,9 @@ def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     mine = dataclasses.replace(
         settings, models=(str(checkpoint), str(other)), benchmarks=benchmarks, data=str(tmp_path),
         out=str(out), num_questions=8,
-        measure=MeasureSettings(num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False),
+        measure=MeasureSettings(
+            num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False
+        ),
     )  # fmt: skip
     run_study(STUDY, mine)
     folder = RunFolder.load(out)
@@ -393,10 +396,9 @@ def test_asking_one_question(checkpoint, capsys, choices):
     )
     ask.answer_question(settings)
     lines = capsys.readouterr().out.splitlines()
-    asked = AskedQuestion(
-        Question("asked", "asked", "What is 2 + 2?", choices=choices), prompts.truthful("What is 2 + 2?"),
-        "mc1" if choices else "generated", judged=False,
-    )  # fmt: skip
+    question = Question("asked", "asked", "What is 2 + 2?", choices=choices)
+    form = "mc1" if choices else "generated"
+    asked = AskedQuestion(question, prompts.truthful(question.question), form, judged=False)
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
     (found,) = measure(load_model(checkpoint), [asked], ours)
     if not found.text:

@@ -47,8 +47,9 @@ def mc_file(tmp_path, rows):
         return "{" + ", ".join(f"{json.dumps(c)}: {label}" for c, label in pairs) + "}"
 
     items = [
-        f'{{"question": {json.dumps(q)}, "mc1_targets": {targets(one)}, "mc2_targets": {targets(two)}}}'
-        for q, one, two in rows
+        f'{{"question": {json.dumps(q)}, "mc1_targets": {targets(mc1)}, '
+        f'"mc2_targets": {targets(mc2)}}}'
+        for q, mc1, mc2 in rows
     ]
     path = tmp_path / "truthfulqa_mc.json"
     path.write_text("[" + ",\n".join(items) + "]", encoding="utf-8")
@@ -182,8 +183,8 @@ def test_aliases_are_split_mended_and_cleaned(tmp_path):
 
 
 def test_a_file_separated_by_semicolons_alone_and_without_false_answers(tmp_path):
-    path = write_csv(tmp_path / "nq.csv", ["question", "answer"], [["who", "Ann;Anna"], ["why", "so"]],
-                     encoding="utf-8-sig")  # fmt: skip
+    rows = [["who", "Ann;Anna"], ["why", "so"]]
+    path = write_csv(tmp_path / "nq.csv", ["question", "answer"], rows, encoding="utf-8-sig")
     loaded = load_questions("natural_questions", path)
     assert loaded.questions[0].aliases == ("Ann", "Anna")
     with pytest.raises(ValueError, match="no false answer left"):
@@ -223,7 +224,8 @@ def test_truthfulqa_empty_repeated_and_contradictory_answers(tmp_path):
     }
     assert loaded.provenance.answers_dropped["answer both true and false"] == 1
     assert loaded.provenance.answers_dropped["answer repeated"] == 2
-    # The splitter leaves one empty piece at the end of "Unknown; ", two after "No; Unknown", two in " ; ".
+    # The splitter leaves one empty piece at the end of "Unknown; ", two after "No; Unknown", and
+    # two in " ; ".
     assert loaded.provenance.answers_dropped["answer empty"] == 5
 
 
@@ -364,7 +366,7 @@ def test_published_truthfulqa(published):
     assert {question for question, _ in prompts.TRUTHFUL_EXAMPLES}.isdisjoint(
         q.question for q in text.questions
     )
-    # A reference answer given back is judged as what it is, unless the other list holds its words too.
+    # A reference answer is judged as what it is, unless the other list holds its words too.
     right = [
         judging.reference_overlap(q.best, q.correct, q.incorrect).correct for q in text.questions
     ]

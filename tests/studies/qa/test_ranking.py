@@ -13,7 +13,7 @@ from tests.studies.qa.planted import sample
 
 
 def loop(u, wrong):
-    """AUROC, AURC, excess AURC and PRR of a sample without weights, from their definitions, ties in random order."""
+    """AUROC, AURC, excess AURC and PRR of a sample from their definitions, ties in random order."""
     n, errors = len(u), wrong.sum()
     pairs = [(a > b) + (a == b) / 2 for a in u[wrong] for b in u[~wrong]]
     expected = [np.mean(wrong[u == value]) for value in np.sort(u)]

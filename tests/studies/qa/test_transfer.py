@@ -41,7 +41,7 @@ def test_transfer_between_models_that_agree():
 
 
 def test_raw_transfer_fails_where_scales_confound():
-    """The worse model has smaller scores: between models the sign is the wrong way round, within them right."""
+    """The worse model has smaller scores: the sign is wrong between models, right within."""
     rng = np.random.default_rng(4)
     by_model = {}
     for model, (rate, shift) in {"a": (0.9, 0.0), "b": (0.1, 20.0), "c": (0.5, 10.0)}.items():
@@ -63,7 +63,7 @@ def test_transfer_refuses_and_gives_reasons():
         transfer({"a": by_model["a"]}, ["u"])
     with pytest.raises(ValueError, match=r"features \(of a\) must be one of u, other, got 'v'"):
         transfer(by_model, ["v"])
-    by_model["b"] = make_score_table({"u": np.r_[np.nan, np.arange(9.0)]}, np.ones(10))
+    by_model["b"] = make_score_table({"u": np.r_[np.nan, np.arange(9.0)]}, np.ones(10, int))
     first, second = transfer(by_model, ["u"], bootstrap=FEW)
     assert first["reason"] == "one class only among the training answers" and first["auroc"] is None
     assert second["reason"] == "one class only among the left-out answers"

@@ -371,7 +371,7 @@ def test_maps_do_not_depend_on_the_order_of_the_grid(run, tmp_path):
     [
         (lambda a: {k: v for k, v in a.items() if not k.startswith("grid/")}, "no region 'grid'"),
         (lambda a: {k: v for k, v in a.items() if "/map/" not in k}, "no estimates at point 'map'"),
-        (lambda a: a | {"grid/X": a["grid/X"] + np.arange(81)[:, None] / 1e3}, "no mesh"),
+        (lambda a: a | {"grid/X": a["grid/X"] + np.arange(81)[:, None] / 1e3}, "not a mesh"),
         (lambda a: a | {"grid/X": np.tile(a["grid/X"], 2)}, "4 inputs"),
     ],
 )
@@ -571,7 +571,9 @@ def test_wrong_names_are_refused_with_near_matches(results, draw, message):
 def test_table_without_a_column_is_refused(tmp_path):
     run = RunFolder.open(tmp_path / "run", {})
     run.write_table("results.csv", [{"problem": "xor", "width": 2}], ("problem", "width"))
-    with pytest.raises(ValueError, match=r"results.csv .* lacks the columns \['depth'"):
+    with pytest.raises(
+        ValueError, match=r"results.csv .* must have the columns .* got none of \['depth'"
+    ):
         Results.of(run)
 
 

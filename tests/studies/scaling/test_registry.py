@@ -1,4 +1,4 @@
-"""An estimator and a likelihood written outside of the package, through a run of the scaling study."""
+"""An estimator and a likelihood from outside of the package run through the scaling study."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The scaling experiment end to end, in small: command line, resume after SIGKILL, damage, refusals."""
+"""The scaling study runs end to end, in small: command, resume after SIGKILL, damage, refusals."""
 
 import fcntl
 import json
@@ -95,7 +95,8 @@ def test_info_counts_one_compilation_for_two_problems(finished):
     assert info["versions"]["jax"] and info["last_session"]["peak_mebibytes"] > 0
     session = info["last_session"]
     programs = session["compiled"] + session["compilation_cache_hits"]
-    # A second problem of the same shape must not compile the samplers again: 2 x would be far above this.
+    # A second problem of the same shape must not compile the samplers again: twice as many programs
+    # would be far above this.
     assert programs < 160
 
 

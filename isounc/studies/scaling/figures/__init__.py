@@ -1,16 +1,11 @@
-"""Figures of a run of the scaling study: curves, error budgets, maps and scatter plots.
+"""Figures of a run: scaling curves, the error budget, maps and scatter plots.
 
-Everything is drawn from a run folder alone. Lines and bars are means over the seeds that passed
-the gate of their reference, with the interval of `isounc.studies.scaling.summary`. A seed that
-failed is a hollow marker of its own and enters no mean. An undefined value leaves a gap, and the
-panel says so.
+`plots` lists all of them. Everything is drawn from a run folder alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-from matplotlib.figure import Figure
+from collections.abc import Iterator
 
 from isounc.runs.figures import Plot
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
@@ -30,11 +25,11 @@ __all__ = [
 
 
 def plots(results: Results) -> list[Plot]:
-    """All figures that a run may have."""
-    return [Plot(*parts) for parts in _plan(results)]
+    """List every figure that a run may have: curves, budgets, then maps and scatter plots."""
+    return [*_run_plots(results), *_cell_plots(results)]
 
 
-def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure]]]:
+def _run_plots(results: Results) -> Iterator[Plot]:
     if len(results.rows):
         regions = results.values("region")
         points = [p for p in results.values("point") if p != "posterior"]
@@ -42,14 +37,14 @@ def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure
             "Pearson correlation of the isotropic estimate with the MCMC predictive variance "
             f"against width, for each kind of point estimate; region {regions[0]}."
         )
-        yield "scaling", "scaling", caption, lambda: scaling_headline(results)
+        yield Plot("scaling", "scaling", caption, lambda: scaling_headline(results))
         for region in regions:
             for point in points:
                 caption = (
                     "Pearson correlation of epistemic estimates with the MCMC predictive "
                     f"variance against width, {POINT_WORDS.get(point, point)}; region {region}."
                 )
-                yield (
+                yield Plot(
                     f"scaling_{region}_{point}", "scaling", caption,
                     lambda r=region, p=point: scaling_curves(results, region=r, point=p),
                 )  # fmt: skip
@@ -58,21 +53,24 @@ def _plan(results: Results) -> Iterator[tuple[str, str, str, Callable[[], Figure
                 "Error budget: what linearising at the MAP, isotropy and the link cost, as Pearson "
                 f"correlations with the MCMC predictive variance; region {region}."
             )
-            yield (
+            yield Plot(
                 f"error_budget_{region}", "budget", caption,
                 lambda r=region: error_budget(results, region=r),
             )  # fmt: skip
+
+
+def _cell_plots(results: Results) -> Iterator[Plot]:
     for setup in results.setups:
         cell = results.shown_cell(setup)
         if cell is None:
             continue
         where = f"{results.label(setup)}, width {cell.width}, seed {cell.seed}"
-        yield (
+        yield Plot(
             f"maps_{results.slug(setup)}", "maps",
             f"Uncertainty over the input space, MCMC and estimates at the MAP: {where}.",
             lambda n=cell.name: uncertainty_maps(results, n),
         )  # fmt: skip
-        yield (
+        yield Plot(
             f"scatter_{results.slug(setup)}", "scatter",
             f"Estimates at the MAP against the MCMC predictive variance: {where}.",
             lambda n=cell.name: scatter(results, n),

@@ -1,8 +1,8 @@
-"""Scaling curves and the error budget: correlations with the reference, a panel per problem.
+"""Scaling curves and the error budget show correlations with the reference, a panel per problem.
 
 Lines and bars are means over the seeds that passed the gate of their reference, with the interval
-of `isounc.studies.scaling.summary`. A seed that failed is a hollow marker of its own and enters no
-mean. An undefined value leaves a gap, and the panel says so.
+of `isounc.studies.scaling.summary`. A seed that failed is a hollow marker of its own and in no
+mean. An undefined correlation leaves a gap, and the panel says so.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from isounc.studies.scaling.paper import UNKNOWN, paper_value
 from isounc.studies.scaling.results import Results, Setup, point_of
 
 _BUDGET = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
-"""Estimators of `error_budget`, from the first order alone to the cheap ones."""
-_LAYERED_SAME = 1e-4
-"""If no correlation differs by more (equal prior sds), `layer_scaled` is left out."""
+"""Estimators of `error_budget`, from the first-order approximation alone to the cheap ones."""
+_LAYER_TOLERANCE = 1e-4
+"""Up to this difference everywhere, `layer_scaled` equals `isotropic` (equal prior sds) and is left
+out."""
 
 
 def scaling_curves(
@@ -57,15 +58,17 @@ def scaling_curves(
     statistic: str = "pearson",
     quantity: str = "epistemic",
 ) -> Figure:
-    """Draw correlations with the reference against width: panels of problems, lines of estimators.
+    """Draw correlations with the reference against width, a panel per problem.
+
+    Each estimator has a line.
 
     Parameters
     ----------
     run
         A run folder.
     region, point
-        Where predictions are compared, and at which point estimate. Estimators without a point
-        (`posterior_averaged`) are always drawn.
+        Region where predictions are compared, and the point estimate. Estimators that need no point
+        estimate (`posterior_averaged`) are always drawn.
     statistic
         `pearson`, `spearman` or `log10_pearson`.
     quantity
@@ -74,23 +77,24 @@ def scaling_curves(
     Raises
     ------
     ValueError
-        If the run does not have the region, point, statistic or quantity; it names near matches.
+        If the run lacks the region, point, statistic or quantity (with near matches).
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
     check_choice("quantity", quantity, [q for q in results.values("quantity") if q != "predictive"])
     lines = _lines(results, region, point, statistic, quantity)
-    what = quantity.replace("_", " ")
-    title = f"How {what} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"
+    words = quantity.replace("_", " ")
+    title = f"How {words} estimates {POINT_WORDS.get(point, point)} correlate with MCMC"
     return _curves(results, lines, region, statistic, quantity, f"{title} (region: {region})")
 
 
 def scaling_headline(
     run: RunFolder | Results, *, region: str | None = None, statistic: str = "pearson"
 ) -> Figure:
-    """Draw correlations of the isotropic estimate at each point, and averaged over draws.
+    """Draw correlations of the isotropic estimate, a line per kind of point, against width.
 
-    If no region is given, it is `test`, or the first one of a run without `test`.
+    A further line averages the estimate over draws. The default region is `test` if the run has it,
+    else the run's first.
 
     Raises
     ------
@@ -116,10 +120,10 @@ def scaling_headline(
 def error_budget(
     run: RunFolder | Results, *, region: str, point: str = "map", statistic: str = "pearson"
 ) -> Figure:
-    """Draw the cost of each approximation, at the smallest, the middle and the largest width.
+    """Draw the cost of each approximation: bars at the smallest, the middle and the largest width.
 
-    From `posterior_averaged` to `oracle` the model is linearised at one point. From `oracle` to
-    `isotropic` the covariance of the draws is replaced by the identity. `link_aware` keeps the link
+    From `posterior_averaged` to `oracle` the model is linearised at a single point; from `oracle`
+    to `isotropic` the identity replaces the covariance of the draws; `link_aware` keeps the link
     function. Differences need not add up.
 
     Raises
@@ -150,17 +154,17 @@ def error_budget(
 
 
 def _lines(results: Results, region: str, point: str, statistic: str, quantity: str) -> list[Line]:
-    """Lines of the estimators with rows at a point or without one; see `_LAYERED_SAME`."""
+    """Make a line per estimator with rows at a point or at none, without a redundant one."""
     lines, num_spare = [], 0
     for estimator in results.shown("curves"):
         look = estimator_look(estimator, position=num_spare)
         num_spare += estimator not in LOOKS
         if (estimator, quantity) == ("isotropic", "aleatoric"):
             look = look._replace(label="p(1−p) of the point estimate")  # no gradient is in it
-        for at in dict.fromkeys((point, "posterior")):
-            which = {"region": region, "point": at, "quantity": quantity, "estimator": estimator}
+        for name in dict.fromkeys((point, "posterior")):
+            which = {"region": region, "point": name, "quantity": quantity, "estimator": estimator}
             if any(len(results.select(setup, **which)) for setup in results.setups):
-                lines.append(Line(look, estimator, at, estimator))
+                lines.append(Line(look, estimator, name, estimator))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [
             line for line in lines
@@ -178,7 +182,7 @@ def _differs(results: Results, region: str, point: str, statistic: str, quantity
             for e in ("isotropic", "layer_scaled")
         )
         plain = plain.reindex(scaled.index)
-        if (plain.isna() != scaled.isna()).any() or (plain - scaled).abs().max() > _LAYERED_SAME:
+        if (plain.isna() != scaled.isna()).any() or (plain - scaled).abs().max() > _LAYER_TOLERANCE:
             return True
     return False
 
@@ -229,7 +233,7 @@ def _line(
     statistic: str,
     quantity: str,
 ) -> list[float]:
-    """Draw a mean with its band, and a hollow marker for each failed seed; the values drawn."""
+    """Draw a mean with its band, and a hollow marker per failed seed; return the values drawn."""
     which = {
         "region": region, "point": line.point, "estimator": line.estimator, "quantity": quantity,
     }  # fmt: skip
@@ -274,7 +278,7 @@ def _line(
 def _bars(
     ax: Axes, results: Results, setup: Setup, lines: Sequence[Line], region: str, statistic: str
 ) -> tuple[list[float], list[str]]:
-    """Draw groups of bars at up to three widths; the values drawn, and notes for the panel."""
+    """Draw groups of bars at up to three widths; return the values drawn and the panel's notes."""
     drawn: list[float] = []
     widths = results.widths(setup)
     shown = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
@@ -328,7 +332,7 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
 
 
 def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -> list[str]:
-    """A note on the correlations that are undefined in cells that passed."""
+    """Say which correlations are undefined in cells that passed."""
     undefined = rows[(rows["gate"] == "pass") & rows[statistic].isna()]
     cells = collections.Counter(zip(undefined["estimator"], undefined["point"], strict=True))
     counts = {ln.short: n for ln in lines if (n := cells[ln.estimator, ln.point])}
@@ -340,6 +344,6 @@ def _undefined_note(rows: pd.DataFrame, lines: Sequence[Line], statistic: str) -
 
 
 def _neighbour(values: np.ndarray, shift: int) -> np.ndarray:
-    """Whether the value before (shift 1) or after (-1) each is finite."""
+    """Tell for each value whether the one before it (shift 1) or after it (-1) is finite."""
     padded = np.concatenate([[math.nan], values, [math.nan]])
     return np.isfinite(np.roll(padded, shift)[1:-1])

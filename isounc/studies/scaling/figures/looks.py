@@ -1,4 +1,4 @@
-"""How estimators, points and classes look in figures, and what titles call them."""
+"""The looks of estimators, points and classes in figures, and the words of titles."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ POINT_WORDS = {
 
 
 def estimator_look(name: str, *, position: int = 0) -> Look:
-    """The look of an estimator. One that is not built in takes a spare colour by its position."""
+    """Return the look of an estimator; one that is not built in has a spare colour by position."""
     color, marker = LOOKS.get(name) or SPARE[position % len(SPARE)]
     label = ESTIMATORS[name].label if name in ESTIMATORS else ""
     return Look(label or name, color, marker)
 
 
 def class_look(c: int) -> Look:
-    """The look of a class; after seven classes they begin again."""
+    """Return the look of a class; after seven classes they begin again."""
     return Look(f"class {c}", *_CLASSES[c % len(_CLASSES)])

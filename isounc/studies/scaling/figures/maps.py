@@ -1,4 +1,4 @@
-"""Figures of one cell: its uncertainty over the input space.
+"""Maps show the uncertainty of one cell over the input space.
 
 Class columns are summed (the trace) wherever one number stands for several classes. An estimate of
 a variance is known up to a factor, its level, which is fitted on region `test` where it matters.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -16,11 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isounc.checks import check_choice
 from isounc.runs.folder import Record, RunFolder
-from isounc.runs.style import (
-    NothingToDraw,
-    legend_below,
-    styled,
-)
+from isounc.runs.style import NothingToDraw, legend_below, styled
 from isounc.statistics import compare
 from isounc.studies.scaling.figures.looks import POINT_WORDS, class_look, estimator_look
 from isounc.studies.scaling.results import Results, point_of
@@ -29,9 +26,9 @@ from isounc.studies.scaling.results import Results, point_of
 def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
     """Draw MCMC and point estimates over the input space of one cell, with the training data.
 
-    Over two inputs these are maps of the prediction, the epistemic and the aleatoric part (summed
-    over C classes), each with its own colour scale. Over one input they are the predictive mean
-    with two standard deviations, and the standard deviations by themselves, where an estimate is
+    With two inputs, maps show the prediction, the epistemic and the aleatoric part (summed over
+    classes), each with a colour scale of its own. With one input, one panel shows the predictive
+    mean with two standard deviations, and another the standard deviations. There an estimate is
     multiplied by the level that fits it to MCMC on region `test`.
 
     Raises
@@ -53,15 +50,15 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
             figure = _one_input(results, record, point)
         else:
             raise NothingToDraw(
-                f"cell {cell_name} has {dimension} inputs and {columns} classes; maps are drawn of "
-                "two inputs, or one input and one number"
+                f"cell {cell_name} has {dimension} inputs and {columns} outputs; maps need two "
+                "inputs, or one input and one output"
             )
         figure.suptitle(cell_heading(results, record, point))
     return figure
 
 
 def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Record]:
-    """Read the record of a cell; a ValueError with near matches if there is none."""
+    """Read the record of a cell; a missing one is a ValueError with near matches."""
     results = Results.of(run)
     names = [cell.name for cell in results.cells]
     if not names:
@@ -74,7 +71,7 @@ def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Reco
 
 
 def cell_heading(results: Results, record: Record, point: str) -> str:
-    """Title of a figure of one cell, with the checks that it failed."""
+    """Return the title of a figure of one cell, with the checks that it failed."""
     cell = next(cell for cell in results.cells if cell.name == record.name)
     failed = "" if cell.passed else " (MCMC failed its gate)"
     if ((cell.meta.get("points") or {}).get(point) or {}).get("passed") is False:
@@ -84,7 +81,7 @@ def cell_heading(results: Results, record: Record, point: str) -> str:
 
 
 def _two_inputs(results: Results, record: Record, point: str) -> Figure:
-    """Draw rows of the prediction, the epistemic and the aleatoric part; MCMC comes first."""
+    """Draw rows of prediction, epistemic and aleatoric part, with MCMC in the first column."""
     a = record.arrays
     try:
         axes, order = _mesh(a["grid/X"])
@@ -96,13 +93,13 @@ def _two_inputs(results: Results, record: Record, point: str) -> Figure:
 
     reference = a["grid/mcmc_var"].sum(axis=1)
     aleatoric = a["grid/mcmc_aleatoric"].sum(axis=1) if "grid/mcmc_aleatoric" in a else None
-    many = a["grid/mcmc_mean"].shape[1] > 1
-    what = "class probabilities" if many else "p(y = 1)"
+    multiclass = a["grid/mcmc_mean"].shape[1] > 1
+    output = "class probabilities" if multiclass else "p(y = 1)"
     rows: list[list[tuple[str, str, np.ndarray | None]]] = [
         [
-            (f"MCMC mean, {what}", "p", image("grid/mcmc_mean")),
-            (f"Point estimate, {what}", "p", image(f"grid/{point}/p")),
-            (f"Truth, {what}", "p", image("grid/p_true")),
+            (f"MCMC mean, {output}", "p", image("grid/mcmc_mean")),
+            (f"Point estimate, {output}", "p", image(f"grid/{point}/p")),
+            (f"Truth, {output}", "p", image("grid/p_true")),
         ],
         [("MCMC epistemic (variance)", "epistemic", image("grid/mcmc_var"))],
         [("MCMC aleatoric, E[p(1−p)]", "aleatoric", image("grid/mcmc_aleatoric"))],
@@ -135,7 +132,7 @@ def _two_inputs(results: Results, record: Record, point: str) -> Figure:
 def _image(
     figure: Figure, ax: Axes, axes: tuple[np.ndarray, np.ndarray], values: np.ndarray, kind: str
 ) -> None:
-    """Draw one map of values of shape (n1, n2, M), in "ij" order."""
+    """Draw one map of `values` (n1, n2, M) in "ij" order."""
     half = [(axis[-1] - axis[0]) / (len(axis) - 1) / 2 for axis in axes]
     extent = (
         *(axes[0][0] - half[0], axes[0][-1] + half[0]),
@@ -174,7 +171,7 @@ def _training_data(ax: Axes, record: Record) -> None:
 
 
 def _one_input(results: Results, record: Record, point: str) -> Figure:
-    """Draw means with two standard deviations, above the standard deviations by themselves."""
+    """Draw means with two standard deviations, and below them the standard deviations."""
     a = record.arrays
     order = np.argsort(a["grid/X"][:, 0])
     x, mean, var = (a[f"grid/{k}"][order, 0] for k in ("X", "mcmc_mean", "mcmc_var"))
@@ -225,13 +222,15 @@ def _one_input(results: Results, record: Record, point: str) -> Figure:
     return figure
 
 
-def reference_variance(arrays: Mapping[str, np.ndarray], region: str) -> np.ndarray:
-    """MCMC predictive variance at the locations of a region, summed over classes."""
+def reference_variance(arrays: Mapping[str, np.ndarray], region: str) -> Float[np.ndarray, " N"]:
+    """Return the MCMC predictive variance at the locations of a region, summed over classes."""
     return arrays[f"{region}/mcmc_var"].sum(axis=1)
 
 
-def _r(arrays: Mapping[str, np.ndarray], key: str, reference: np.ndarray | None) -> str:
-    """Correlation over the grid, for a title."""
+def _r(
+    arrays: Mapping[str, np.ndarray], key: str, reference: Float[np.ndarray, " N"] | None
+) -> str:
+    """Write a correlation over the grid for a title."""
     if key not in arrays or reference is None:
         return ""
     r = compare(arrays[key].sum(axis=1), reference).pearson
@@ -239,10 +238,10 @@ def _r(arrays: Mapping[str, np.ndarray], key: str, reference: np.ndarray | None)
 
 
 def _mesh(points: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Axes of a regular mesh, and the order that puts its points in "ij" indexing."""
+    """Find the axes of a regular mesh, and the order that puts its points in "ij" indexing."""
     axes = (np.unique(points[:, 0]), np.unique(points[:, 1]))
     order = np.lexsort((points[:, 1], points[:, 0]))
     mesh = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
     if min(len(axis) for axis in axes) < 2 or not np.array_equal(points[order], mesh):
-        raise ValueError("its grid is no mesh of two axes")
+        raise ValueError("its grid is not a mesh of two axes")
     return axes, order

@@ -1,7 +1,7 @@
-"""Panels of figures that compare problems: one for each problem, with one y axis and one legend.
+"""Figures that compare problems have a panel per problem, one y axis and one legend.
 
-Notes under a panel's title say how many cells failed the gate, and what is undefined. A hollow
-marker is a seed that failed.
+The title of a panel says how many cells failed the gate, and which correlations are undefined. A
+hollow marker is a seed that failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     look: Look
     """Label, colour and marker."""
     short: str
-    """Name in notes."""
+    """Its name in notes."""
     point: str
     """Point of its rows."""
     estimator: str
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
-    """Raise a ValueError unless the run has a figure's statistic, region and point."""
+    """Check that a run has the statistic, regions and points that a figure is asked to show."""
     check_choice("statistic", statistic, CORRELATIONS)
     if results.rows.empty:
         raise NothingToDraw(f"{results.run.path} holds no result rows yet")
@@ -45,7 +45,7 @@ def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> N
 
 
 def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: str) -> list[Setup]:
-    """Setups with a row for any of the lines; `NothingToDraw` if there are none."""
+    """Return the setups that have a row for any line; `NothingToDraw` is raised if none has."""
     setups = [s for s in results.setups if len(rows_of(results, s, lines, region, quantity))]
     if not setups:
         raise NothingToDraw(f"no {quantity} rows in region {region} at this point")
@@ -55,14 +55,14 @@ def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: 
 def rows_of(
     results: Results, setup: Setup, lines: Sequence[Line], region: str, quantity: str
 ) -> pd.DataFrame:
-    """All rows that a panel shows."""
+    """Return all rows that a panel shows."""
     which = {"region": region, "quantity": quantity}
     shown = [results.select(setup, point=ln.point, estimator=ln.estimator, **which) for ln in lines]
     return results.rows.loc[[label for rows in shown for label in rows.index]]
 
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels that share their y axis, with up to four panels a row."""
+    """Make a figure of `count` panels that share their y axis, at most four to a row."""
     columns = min(count, 3 if count in (5, 6, 9) else 4)
     rows = math.ceil(count / columns)
     size = ({1: 5.6, 2: 8.0}.get(columns, 10.0), 2.35 * rows + 1.1)
@@ -78,7 +78,7 @@ def finish_panels(
     figure: Figure, panels: Sequence[Axes], values: Iterable[float], label: str,
     more: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Set common limits and grid lines, the y label, and one legend for all panels and `more`."""
+    """Give all panels common limits, grid lines, a y label and one legend (with `more`)."""
     lowest = min([v for v in values if math.isfinite(v)], default=0.0)
     # Intervals of two or three seeds may reach to -1 and are cut; means and seeds never are.
     low = max(-1.05, math.floor(10 * min(0.0, lowest - 0.03)) / 10)
@@ -103,7 +103,7 @@ def finish_panels(
 def title_panels(
     panels: Sequence[Axes], results: Results, setups: Sequence[Setup], notes: Sequence[list[str]]
 ) -> None:
-    """Write the problem over each panel, and its notes in small letters below."""
+    """Write the problem over each panel, with its notes in small type below."""
     most = max(len(lines) for lines in notes)  # so that all titles stand at one height
     for ax, setup, lines in zip(panels, setups, notes, strict=True):
         name = results.label(setup)
@@ -118,7 +118,7 @@ def title_panels(
 
 
 def gate_note(rows: pd.DataFrame) -> list[str]:
-    """A note on cells that failed the gate of their reference, or the check of a point estimate."""
+    """Say how many cells failed the gate of their reference, or only a point estimate's check."""
     verdicts = rows.groupby(["width", "seed"])["gate"].agg(set)
     failed = sum(verdict == {"fail"} for verdict in verdicts)
     partly = sum(len(verdict) == 2 for verdict in verdicts)

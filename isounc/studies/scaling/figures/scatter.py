@@ -1,4 +1,4 @@
-"""Estimates of one cell against their reference, on log axes.
+"""Scatter plots show the estimates of one cell against their reference, on log axes.
 
 Classes are summed (the trace). The level of an estimate is fitted on region `test`.
 """
@@ -22,16 +22,16 @@ from isounc.studies.scaling.figures.maps import cell_heading, cell_record, refer
 from isounc.studies.scaling.results import REGIONS, Results, ordered
 
 _MAX_DECADES = 6
-"""Decades below the largest value on an axis of `scatter`; saturated predictions reach 1e-38."""
+"""Axes of `scatter` reach this far below the largest value; saturated predictions give 1e-38."""
 
 
 def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
-    """Draw estimates against the MCMC variance on log axes, a panel for each estimator.
+    """Draw estimates against the MCMC variance: a panel per estimator, a colour per region.
 
-    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of their
-    errors, which bounds it). The dashed line is the level fitted on region `test`: reference =
-    sigma^2 x estimate. Values that are not positive, or far below the others, are counted and not
-    shown, but the correlations in the titles are over all values.
+    Faint bars are one Monte Carlo standard error of the reference (for C classes the sum of theirs,
+    which bounds it). The dashed line is the level fitted on region `test`, reference = sigma^2 x
+    estimate. Values that are not positive, or far below the others, are counted and not shown; the
+    correlations in the titles are over all values.
 
     Raises
     ------
@@ -42,11 +42,9 @@ def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> 
     arrays = record.arrays
     keys = [key.split("/") for key in arrays if "/epistemic/" in key]
     wanted = [key for key in keys if len(key) == 4 and key[1] in (point, "posterior")]
-    estimators = ordered(dict.fromkeys((key[3], key[1]) for key in wanted), [])
-    place = {
-        name: i for i, name in enumerate(ordered([e for e, _ in estimators], estimator_names()))
-    }
-    estimators.sort(key=lambda pair: place[pair[0]])
+    estimators = list(dict.fromkeys((key[3], key[1]) for key in wanted))
+    names = ordered(dict.fromkeys(name for name, _ in estimators), estimator_names())
+    estimators.sort(key=lambda pair: names.index(pair[0]))
     regions = ordered(dict.fromkeys(key[0] for key in wanted), REGIONS)
     regions = [region for region in regions if f"{region}/mcmc_var" in arrays]
     if not estimators or not regions:
@@ -60,32 +58,32 @@ def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> 
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for ax in panels.ravel()[len(estimators) :]:
             ax.remove()
-        for ax, (estimator, at) in zip(panels.ravel(), estimators, strict=False):
-            _scatter_panel(ax, arrays, regions, estimator, at)
+        for ax, (estimator, of_point) in zip(panels.ravel(), estimators, strict=False):
+            _scatter_panel(ax, arrays, regions, estimator, of_point)
         limits = _log_limits([reference_variance(arrays, region) for region in regions])
         for ax in panels.ravel()[: len(estimators)]:
             if limits is not None:
                 ax.set_ylim(*limits)
             _plain_log_axis(ax)
             ax.set_xlabel("estimate")
-        names: dict[str, object] = {}
+        handles: dict[str, object] = {}
         for ax in panels.ravel()[: len(estimators)]:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                names.setdefault(label, handle)
-        legend_below(figure, names, markerscale=1.5)
+                handles.setdefault(label, handle)
+        legend_below(figure, handles, markerscale=1.5)
         figure.supylabel("MCMC predictive variance", fontsize=9)
         figure.suptitle(cell_heading(results, record, point))
     return figure
 
 
 def _scatter_panel(
-    ax: Axes, arrays: Mapping[str, np.ndarray], regions: list[str], estimator: str, at: str
+    ax: Axes, arrays: Mapping[str, np.ndarray], regions: list[str], estimator: str, point: str
 ) -> None:
     correlations, hidden, shown = [], 0, []
     level = None
     pairs = {}
     for region in regions:
-        key = f"{region}/{at}/epistemic/{estimator}"
+        key = f"{region}/{point}/epistemic/{estimator}"
         if key in arrays:
             pairs[region] = (arrays[key].sum(axis=1), reference_variance(arrays, region))
     limits = _log_limits([estimate for estimate, _ in pairs.values()])
@@ -151,7 +149,7 @@ def _scatter_panel(
 
 
 def _plain_log_axis(ax: Axes) -> None:
-    """Label ticks like 0.02 and 1e-5: mathematical text takes longer than all the rest to draw."""
+    """Label a log axis as 0.02 or 1e-5; mathematical text would take longer than all the rest."""
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         if axis.get_scale() != "log":
             continue
@@ -171,7 +169,7 @@ def _short(value: float) -> str:
 
 
 def _log_limits(values: list[np.ndarray]) -> tuple[float, float] | None:
-    """Limits of a log axis that show all positive values, or the upper `_MAX_DECADES` of them."""
+    """Return limits of a log axis that hold all positive values, within `_MAX_DECADES`."""
     every = np.concatenate([v.ravel() for v in values]) if values else np.empty(0)
     positive = every[np.isfinite(every) & (every > 0)]
     if not len(positive):

@@ -1,0 +1,90 @@
+"""Inputs of `isounc.isotropic` in batches of a few shapes, so that few programs are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from isounc.padding import bucket
+
+
+class Part(NamedTuple):
+    """A batch, padded to a shape that others share by copies of its first row."""
+
+    rows: Int[np.ndarray, " n"]
+    """Places of its rows among all inputs."""
+    inputs: Any
+    """A pytree of arrays, with examples along the first axis."""
+    ends: Int[np.ndarray, " N"]
+    """The position that counts in each row of tokens; -1 is the last."""
+
+
+def padded(values: Shaped[np.ndarray, "n *rest"], size: int) -> Shaped[np.ndarray, "N *rest"]:
+    """Rows up to `size`, with copies of the first."""
+    missing = size - len(values)
+    return values if not missing else np.concatenate([values, np.repeat(values[:1], missing, 0)])
+
+
+def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
+    """Split inputs into batches.
+
+    Parameters
+    ----------
+    x
+        An array, a pytree of arrays, or a list of sequences of token ids.
+    batch_size
+        Most examples in a batch.
+    tokens
+        Whether a list holds sequences of token ids, which may have different lengths.
+
+    Raises
+    ------
+    ValueError
+        For inputs that are no batch, or sequences that are not of token ids.
+    """
+    if tokens and isinstance(x, list):
+        return list(_ragged(x, batch_size))
+    # Lists of numbers are one array, any other container is a pytree of them.
+    x = np.asarray(x) if isinstance(x, list) else x
+    leaves = jax.tree.leaves(x)
+    sizes = {np.shape(a)[0] if np.ndim(a) else 0 for a in leaves}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(np.shape(a)) for a in leaves) or "nothing"
+        raise ValueError(f"x must be a batch with examples along the first axis, got {shapes}")
+    num_rows = sizes.pop()
+    size = min(batch_size, bucket(num_rows))
+    parts = []
+    for start in range(0, num_rows, size):
+        rows = np.arange(start, min(start + size, num_rows))
+        inputs = jax.tree.map(lambda a, rows=rows: padded(np.asarray(a)[rows], size), x)
+        parts.append(Part(rows, inputs, np.full(size, -1)))
+    return parts
+
+
+def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
+    """Batches of sequences of token ids, padded on the right to a few lengths."""
+    sequences = [np.asarray(ids) for ids in x]
+    for i, ids in enumerate(sequences):
+        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"x must hold sequences of token ids, got shape {ids.shape} of {ids.dtype} at {i}"
+            )
+    if not sequences:
+        raise ValueError("x must hold at least one sequence of token ids, got none")
+    # None beyond the longest: a model may have no more positions. Equal lengths are not padded.
+    longest = max(ids.size for ids in sequences)
+    lengths = np.array([min(longest, max(16, bucket(ids.size))) for ids in sequences])
+    if min(ids.size for ids in sequences) == longest:
+        lengths[:] = longest
+    for length in np.unique(lengths):
+        same = np.flatnonzero(lengths == length)
+        size = min(batch_size, bucket(len(same)))
+        for start in range(0, len(same), size):
+            rows = same[start : start + size]
+            ids = np.stack([np.pad(sequences[i], (0, length - sequences[i].size)) for i in rows])
+            ends = np.array([sequences[i].size - 1 for i in rows])
+            yield Part(rows, padded(ids, size), padded(ends, size))
