@@ -1,8 +1,8 @@
 """Correlations of an estimate with its reference, and intervals and trends over seeds.
 
-NumPy on finished results. A number that cannot be given is None with a reason, never NaN. The unit of replication is
-the seed (new data, new initialisation): intervals never come from resampling locations, which are near-copies of each
-other.
+These are computations with NumPy on finished results. An undefined number is None with a reason,
+never NaN. The unit of replication is the seed (new data, new initialisation): intervals never come
+from resampling locations, which are near-copies of each other.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Comparison(NamedTuple):
     log10_pearson: float | None
     """Pearson correlation of log10, over the locations where both are positive."""
     n_dropped: int
-    """Locations left out of ``log10_pearson``: one of the two is not positive, or not finite."""
+    """Locations left out of `log10_pearson`: one of the two is not positive, or not finite."""
     slope: float | None
     """Level: the positive factor sigma^2 = sum reference / sum estimate that equates the sums."""
     attenuation: float | None
     """Factor in [0, 1] by which the reference's Monte Carlo error lowers Pearson; None without
-    ``reference_se``."""
+    `reference_se`."""
     reason: str
-    """Why a number above is None; empty if all that were asked for are defined."""
+    """Reasons why numbers above are None; empty if all that were asked for are defined."""
 
 
 class Interval(NamedTuple):
@@ -76,7 +76,7 @@ class Trend(NamedTuple):
     num_seeds: int
     """Seeds with a slope: those with defined values at two different widths or more."""
     verdict: Literal["improves", "declines", "undecided"]
-    """``improves`` if the interval lies above 0, ``declines`` if below, else ``undecided``."""
+    """`improves` if the interval lies above 0, `declines` if below, else `undecided`."""
 
 
 def compare(
@@ -85,27 +85,27 @@ def compare(
     *,
     reference_se: Float[ArrayLike, " N"] | None = None,
 ) -> Comparison:
-    r"""Correlations and level of an estimate against a reference; undefined ones with a reason.
+    r"""Correlations and level of an estimate against a reference, with reasons for undefined ones.
 
     With the reference known up to independent errors of variance se_n^2, its variance over the
     locations is the truth's plus mean(se^2), and an observed correlation is the true one times
 
         attenuation = sqrt(max(0, 1 - mean_n(se_n^2) / Var_n[reference_n])).
 
-    Errors at different locations come from the same draws and are positively correlated. What they
-    share spreads nothing over the locations, so the loss is then smaller than this factor says.
+    Errors at different locations come from the same draws and are positively correlated. Their
+    common part adds no variance over the locations, so the loss is smaller than this factor says.
 
     Parameters
     ----------
     estimate, reference
-        Variances or other values at the same N locations. Units matter to `Comparison.slope` only.
+        Variances or other values at the same N locations. The unit affects `Comparison.slope` only.
     reference_se
         Monte Carlo standard error of each reference value, in the reference's unit.
 
     Raises
     ------
     ValueError
-        Arrays that are not one-dimensional or differ in length, a negative standard error.
+        If arrays are not one-dimensional or differ in length, or a standard error is negative.
 
     Source: Spearman 1904, The proof and measurement of association between two things.
     """
@@ -151,29 +151,29 @@ def interval_over_seeds(
 
         z_s = h(value_s),   h^-1( mean(z) +- t[S - 1, (1 + level) / 2] sd(z) / sqrt(S) )
 
-    h is Fisher's atanh for ``correlation`` (Pearson or Spearman), the identity for ``mean``, and
-    log for ``log`` (geometric mean, for levels). Correlations are first clipped to
+    h is Fisher's atanh for `correlation` (Pearson or Spearman), the identity for `mean`, and log
+    for `log` (geometric mean, for levels). Correlations are first clipped to
     +-`MAX_ABS_CORRELATION`, since atanh(1) is infinite: a seed at exactly 1 counts as z = 7.25,
-    large but finite. Equal values give an interval of no width, one value gives none. The order of
-    the values does not matter, to the last bit.
+    large but finite. Equal values give an interval of width zero, and a single value gives none.
+    The order of the values does not change a bit of the result.
 
     Raises
     ------
     ValueError
-        Unknown kind, a level outside (0, 1), a value that is not finite, a correlation outside
-        [-1, 1], a nonpositive value of kind ``log``. Leave undefined values out, and count them.
+        If the kind is unknown, the level outside (0, 1), a value not finite, a correlation outside
+        [-1, 1], or a value of kind `log` not positive. Leave undefined values out, and count them.
 
     Source: Fisher 1921, On the "probable error" of a coefficient of correlation deduced from a
     small sample.
     """
     check_choice("kind", kind, ("correlation", "mean", "log"))
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (for example 0.95); got {level!r}")
+        raise ValueError(f"level must lie between 0 and 1 (for example 0.95), got {level!r}")
     values = [float(value) for value in values]
     for value in values:
         if not _fits_kind(value, kind):
             wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
-            raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}; got {value!r}")
+            raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}, got {value!r}")
     if not values:
         return Interval(None, None, None, 0)
     smallest, largest, n = min(values), max(values), len(values)
@@ -204,7 +204,7 @@ def trend(
     *,
     level: float = 0.95,
 ) -> Trend:
-    r"""Whether a correlation improves with model size: slope on log2(width), interval over seeds.
+    r"""Change of a correlation with model size: slope on log2(width), with an interval over seeds.
 
         slope_s = sum_w (x_w - mean x) r_sw / sum_w (x_w - mean x)^2,   x_w = log2(width_w)
 
@@ -215,31 +215,31 @@ def trend(
     Parameters
     ----------
     widths
-        Positive widths, at least two different ones.
+        Positive widths, of which at least two differ.
     values_by_seed
-        For each seed one value for each of ``widths``, in their order; None where the cell failed
-        its gate or the correlation is undefined. A seed's slope is over the widths that it has.
+        A value of each seed for each of `widths`, in their order; None if the cell failed its gate
+        or the correlation is undefined. A seed's slope is over the widths with a value.
     level
         Confidence level of the interval that decides the verdict.
 
     Raises
     ------
     ValueError
-        Widths that are not positive or all the same, a seed with another number of values, a value
-        that is not finite.
+        If widths are not positive or all the same, a seed has another number of values, or a value
+        is not finite.
     """
     if not all(width > 0 for width in widths) or len(set(widths)) < 2:
-        raise ValueError(f"widths must be positive, at least two different; got {list(widths)}")
+        raise ValueError(f"widths must be positive, at least two different, got {list(widths)}")
     x = [math.log2(width) for width in widths]
     named = isinstance(values_by_seed, Mapping)
     slopes = []
     for seed, values in values_by_seed.items() if named else enumerate(values_by_seed):
         name = f"values_by_seed[{seed!r}]"
         if len(values) != len(x):
-            raise ValueError(f"{name} must have a value for each of {len(x)} widths; got {values}")
+            raise ValueError(f"{name} must have a value for each of {len(x)} widths, got {values}")
         pairs = [(a, float(r)) for a, r in zip(x, values, strict=True) if r is not None]
         if not all(math.isfinite(r) for _, r in pairs):
-            raise ValueError(f"{name} must be finite, or None where undefined; got {values}")
+            raise ValueError(f"{name} must be finite, or None where undefined, got {values}")
         if len({a for a, _ in pairs}) < 2:
             continue
         mean_x = math.fsum(a for a, _ in pairs) / len(pairs)
@@ -256,11 +256,11 @@ def trend(
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    r"""Adjust p-values for their number: rejecting below a level errs at all with that chance at most.
+    r"""Adjust p-values for their number, so that a level bounds the chance of any false rejection.
 
         p'_(i) = max_{j <= i} min(1, (T - j + 1) p_(j)) of the sorted p-values
 
-    holds whatever the dependence of the T tests.
+    The bound holds for any dependence between the T tests.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
@@ -275,13 +275,13 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
 def _vector(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (N,); got {array.shape}")
+        raise ValueError(f"{name} must have shape (N,), got {array.shape}")
     return array
 
 
 def _check_length(name: str, array: np.ndarray, other: str, like: np.ndarray) -> None:
     if len(array) != len(like):
-        raise ValueError(f"{name} must be as long as {other}, {len(like)}; got {len(array)}")
+        raise ValueError(f"{name} must be as long as {other}, {len(like)}, got {len(array)}")
 
 
 def _why_undefined(name: str, values: np.ndarray) -> list[str]:
@@ -333,7 +333,7 @@ def _level(estimate: np.ndarray, reference: np.ndarray) -> tuple[float | None, l
 
 def _attenuation(reference: np.ndarray, se: np.ndarray) -> tuple[float | None, list[str]]:
     if (se < 0).any():
-        raise ValueError(f"reference_se must not be negative; its smallest is {se.min():g}")
+        raise ValueError(f"reference_se must not be negative, got {se.min():g}")
     if len(reference) < MIN_POINTS or _why_undefined("reference", reference):
         # The correlations are undefined for the same reason, which is given already.
         return None, []

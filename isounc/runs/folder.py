@@ -311,7 +311,7 @@ class RunFolder:
         return self._read_description()["info"]
 
     def _read_description(self) -> dict[str, dict[str, Any]]:
-        """Content of `info.json`: what `write_info` gathered, and the text columns of each table."""
+        """Content of `info.json`: what `write_info` gathered, and text columns by table."""
         described = {"info": {}, "text_columns": {}}
         try:
             content = (self.path / "info.json").read_bytes()

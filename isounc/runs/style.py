@@ -1,7 +1,7 @@
-"""How things look in every figure: one colour and marker per point and region; files.
+"""How figures look in every study, and how they are saved.
 
 The colours are Okabe and Ito's and Tol's muted ones, which people with the common kinds of colour
-blindness tell apart; markers say the same a second time. A hollow marker means a failed gate.
+blindness tell apart. Markers say the same a second time. A hollow marker means a failed gate.
 """
 
 from __future__ import annotations
@@ -32,39 +32,14 @@ class Look(NamedTuple):
     """Marker of matplotlib."""
 
 
-POINT_LOOKS = {
-    "map": Look("isotropic at the MAP", "#0072B2", "o"),
-    "trained": Look("isotropic at a trained network", "#882255", "X"),
-    "draw": Look("isotropic at a posterior draw", "#44AA99", "h"),
-}
 REGION_LOOKS = {
     "test": Look("test", "#0072B2", "o"),
     "grid": Look("grid", "#8C8C8C", "."),
     "far": Look("far", "#D55E00", "^"),
 }
-CLASS_LOOKS = tuple(
-    Look(f"class {c}", color, marker)
-    for c, (color, marker) in enumerate(
-        zip(
-            ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"),
-            ("o", "s", "^", "D", "v", "P", "X"),
-            strict=True,
-        )
-    )
-)
+"""Looks of the regions that problems have."""
 SPARE = (("#332288", "<"), ("#999933", ">"), ("#AA4499", "d"), ("#117733", "H"))
-PAPER_COLOR = "#555555"
-STATISTICS = {
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-    "log10_pearson": "Pearson correlation of log10",
-}
-POINT_WORDS = {
-    "map": "at the MAP",
-    "trained": "at a trained network",
-    "draw": "at a posterior draw",
-    "posterior": "over the posterior",
-}
+"""Colours and markers for what is not built in."""
 
 DPI = 150
 _RC: dict[Any, Any] = {
@@ -97,7 +72,7 @@ class NothingToDraw(ValueError):
 
 
 def region_look(name: str, *, position: int = 0) -> Look:
-    """The look of a region; one that is not built in takes a spare colour by its position."""
+    """The look of a region. One that is not built in takes a spare colour by its position."""
     return REGION_LOOKS.get(name) or Look(name, *SPARE[position % len(SPARE)])
 
 
@@ -109,7 +84,7 @@ def styled() -> Iterator[None]:
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) -> None:
-    """One legend under all panels, in as many columns as the figure is wide."""
+    """Draw one legend under all panels, in as many columns as fit the width of the figure."""
     labels = list(entries)
     if not labels:
         return
@@ -127,7 +102,12 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) ->
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.png and `stem`.svg, each whole or not at all; the two paths.
+    """Write a figure as `stem`.png and `stem`.svg, each whole or not at all.
+
+    Returns
+    -------
+    list of Path
+        The two files.
 
     Raises
     ------

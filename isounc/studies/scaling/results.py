@@ -1,8 +1,8 @@
-"""`Results` arranges a run folder for figures and tables: rows by subject, cells by problem.
+"""The results of a run, arranged for figures and tables: rows by curve, cells by problem.
 
-Rows come from `results.csv`, or from the records of a run that has not finished and written it. A
-*setup* is everything that a scaling curve holds fixed: the problem, and the model but for its
-width. Only `isounc.studies.scaling.summary` puts the numbers of several seeds together.
+Rows come from `results.csv`, or from the records of a run that did not write it. A *setup* is
+everything that a scaling curve holds fixed: the problem, and the model without its width. Only
+`isounc.studies.scaling.summary` combines the numbers of several seeds.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Results:
     run
         The run folder that was read.
     rows
-        Result rows in the main class of their setup, and those about predictions, with a column
-        `setup`, the label of a row's setup; undefined numbers are NaN.
+        Result rows in the main class of their setup, and those about predictions. A column `setup`
+        has the label of the setup. Undefined numbers are NaN.
     curves
         Their summary by `summarise`, with a column `setup`; sorted by setup and width.
     cells
@@ -90,8 +90,8 @@ class Results:
     setups
         All setups: known problems in the order of the paper, then others as they appear.
 
-    The columns `setup`, `region`, `point` and `estimator` are categories in house order, so that a
-    table is sorted by sorting its rows.
+    The columns `setup`, `region`, `point` and `estimator` are ordered categories: built-in names in
+    their own order, then others as they appear. A table in that order is one sorted by them.
     """
 
     def __init__(
@@ -115,7 +115,10 @@ class Results:
         self.setups = sorted(setups, key=lambda setup: problems.index(setup.problem))
         place = {setup: i for i, setup in enumerate(self.setups)}
         self.cells = sorted(cells, key=lambda cell: (place[cell.setup], cell.width, cell.seed))
-        self._labels = {setup: self._name(setup, "{} ({})", "{} {}", ", ") for setup in self.setups}
+        self._labels = {}
+        for setup in self.setups:
+            details = ", ".join(f"{field} {value}" for field, value in self._details(setup))
+            self._labels[setup] = f"{setup.problem} ({details})" if details else setup.problem
         rows = self._arranged(rows)
         predictive = rows["quantity"] == "predictive"  # which is of all classes
         classes = rows[~predictive].groupby("setup", observed=True)["class"].agg(set)
@@ -166,7 +169,7 @@ class Results:
 
         Regions, points and estimators are in house order.
         """
-        return ordered(self.rows[column].dropna().unique(), _house_order().get(column, ()))
+        return ordered(self.rows[column].dropna().unique(), _orders().get(column, ()))
 
     def shown(self, view: str) -> list[str]:
         """Return the estimators of the rows that belong in a view, also unregistered ones."""
@@ -187,7 +190,8 @@ class Results:
 
     def slug(self, setup: Setup) -> str:
         """Return `label` in a form that fits into a file name."""
-        return re.sub(r"[^A-Za-z0-9_.-]", "-", self._name(setup, "{}_{}", "{}-{}", "_"))
+        details = (f"{field}-{value}" for field, value in self._details(setup))
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", "_".join([setup.problem, *details]))
 
     def main_class(self, setup: Setup) -> str:
         """Return the class view that stands for a setup: the trace, or its only one."""
@@ -233,14 +237,14 @@ class Results:
         cells = [cell for cell in cells if cell.width == cells[-1].width]
         return next((cell for cell in cells if cell.passed), cells[0] if cells else None)
 
-    def _name(self, setup: Setup, whole: str, part: str, separator: str) -> str:
+    def _details(self, setup: Setup) -> list[tuple[str, Any]]:
+        """Fields that differ between the setups of a problem, with their values as texts."""
         others = [other for other in self.setups if other.problem == setup.problem]
-        details = [
-            part.format(field, f"{value:g}" if isinstance(value, float) else value)
+        return [
+            (field, f"{value:g}" if isinstance(value, float) else value)
             for field, value in setup._asdict().items()
             if len({getattr(other, field) for other in others}) > 1
         ]
-        return whole.format(setup.problem, separator.join(details)) if details else setup.problem
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Add a column `setup`, and make categories in house order of what sorts the rows."""
@@ -248,13 +252,10 @@ class Results:
 
         setups = frame[list(Setup._fields)].itertuples(index=False, name=None)
         frame = frame.assign(setup=[self._labels[Setup(*values)] for values in setups])
-        orders = {"setup": list(self._labels.values()), **_house_order()}
-        return frame.assign(**{
-            column: pd.Categorical(
-                frame[column], ordered(frame[column].dropna().unique(), order), ordered=True
-            )
-            for column, order in orders.items()
-        })  # fmt: skip
+        for column, order in {"setup": list(self._labels.values()), **_orders()}.items():
+            names = ordered(frame[column].dropna().unique(), order)
+            frame[column] = pd.Categorical(frame[column], names, ordered=True)
+        return frame
 
 
 def point_of(estimator: str, point: str) -> str:
@@ -269,7 +270,7 @@ def ordered(names: Iterable[Any], known: Iterable[Any]) -> list[Any]:
     return [name for name in known if name in names] + [n for n in names if n not in known]
 
 
-def _house_order() -> dict[str, Iterable[str]]:
+def _orders() -> dict[str, Iterable[str]]:
     return {"region": REGIONS, "point": POINTS, "estimator": estimator_names()}
 
 

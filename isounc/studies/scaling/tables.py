@@ -15,7 +15,7 @@ import pandas as pd
 
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
-from isounc.runs.style import POINT_WORDS
+from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
 from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered, point_of
 

@@ -92,10 +92,10 @@ def test_interval_covers_its_target_as_often_as_it_says(kind):
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        ([0.1, math.nan], "correlation", r"must be in \[-1, 1\]; got nan"),
-        ([0.1, 1.1], "correlation", r"must be in \[-1, 1\]; got 1.1"),
-        ([0.1, math.inf], "mean", "must be finite; got inf"),
-        ([0.1, 0.0], "log", "must be positive and finite; got 0.0"),
+        ([0.1, math.nan], "correlation", r"must be in \[-1, 1\], got nan"),
+        ([0.1, 1.1], "correlation", r"must be in \[-1, 1\], got 1.1"),
+        ([0.1, math.inf], "mean", "must be finite, got inf"),
+        ([0.1, 0.0], "log", "must be positive and finite, got 0.0"),
         ([0.1], "correlations", "correlation"),
     ],
 )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isounc.runs.figures import Plot
-from isounc.runs.style import POINT_WORDS
 from isounc.studies.scaling.figures.curves import error_budget, scaling_curves, scaling_headline
+from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.figures.maps import uncertainty_maps
 from isounc.studies.scaling.figures.scatter import scatter
 from isounc.studies.scaling.results import Results

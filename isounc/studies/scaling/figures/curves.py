@@ -21,14 +21,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from isounc.checks import check_choice
 from isounc.runs.folder import RunFolder
-from isounc.runs.style import (
+from isounc.runs.style import styled
+from isounc.studies.scaling.figures.looks import (
+    CORRELATIONS,
+    LOOKS,
     PAPER_COLOR,
     POINT_LOOKS,
     POINT_WORDS,
-    STATISTICS,
-    styled,
+    estimator_look,
 )
-from isounc.studies.scaling.figures.looks import LOOKS, estimator_look
 from isounc.studies.scaling.figures.panels import (
     Line,
     check_figure,
@@ -98,7 +99,7 @@ def scaling_headline(
     Raises
     ------
     ValueError
-        As `scaling_curves`.
+        See `scaling_curves`.
     """
     results = Results.of(run)
     region = results.values("region")[0] if region is None and len(results.rows) else region
@@ -128,7 +129,7 @@ def error_budget(
     Raises
     ------
     ValueError
-        As `scaling_curves`.
+        See `scaling_curves`.
     """
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
@@ -145,7 +146,7 @@ def error_budget(
         title_panels(panels, results, setups, notes)
         whisker = Line2D([], [], color="#333333", linewidth=1)
         finish_panels(
-            figure, panels, values, f"{STATISTICS[statistic]} with MCMC variance",
+            figure, panels, values, f"{CORRELATIONS[statistic]} with MCMC variance",
             {"95% t interval over seeds": whisker},
         )  # fmt: skip
         figure.suptitle(f"Error budget {POINT_WORDS.get(point, point)} (region: {region})")
@@ -214,7 +215,7 @@ def _curves(
         wide = ", very wide for two" if len(results.values("seed")) == 2 else ""
         title_panels(panels, results, setups, notes)
         finish_panels(
-            figure, panels, values, f"{STATISTICS[statistic]} with MCMC {reference}",
+            figure, panels, values, f"{CORRELATIONS[statistic]} with MCMC {reference}",
             {f"band: 95% t interval over seeds{wide}": band, "dots: isotropic, each seed": dot},
         )  # fmt: skip
         if any(setup.parameterisation == "standard" for setup in setups):

@@ -1,4 +1,4 @@
-"""The look of an estimator in figures: a colour, a marker, and its label in the registry."""
+"""The looks of estimators, points and classes in figures, and the words of titles."""
 
 from __future__ import annotations
 
@@ -17,6 +17,31 @@ LOOKS = {
     "posterior_averaged": ("#000000", "*"),
 }
 """Colour and marker of the built-in estimators."""
+POINT_LOOKS = {
+    "map": Look("isotropic at the MAP", "#0072B2", "o"),
+    "trained": Look("isotropic at a trained network", "#882255", "X"),
+    "draw": Look("isotropic at a posterior draw", "#44AA99", "h"),
+}
+"""Looks of the isotropic estimate at each kind of point."""
+_CLASSES = (
+    *(("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")),
+    *(("#E69F00", "v"), ("#56B4E9", "P"), ("#882255", "X")),
+)
+PAPER_COLOR = "#555555"
+"""Colour of the paper's values."""
+CORRELATIONS = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "log10_pearson": "Pearson correlation of log10",
+}
+"""Names of the correlations on axes."""
+POINT_WORDS = {
+    "map": "at the MAP",
+    "trained": "at a trained network",
+    "draw": "at a posterior draw",
+    "posterior": "over the posterior",
+}
+"""Points in titles."""
 
 
 def estimator_look(name: str, *, position: int = 0) -> Look:
@@ -24,3 +49,8 @@ def estimator_look(name: str, *, position: int = 0) -> Look:
     color, marker = LOOKS.get(name) or SPARE[position % len(SPARE)]
     label = ESTIMATORS[name].label if name in ESTIMATORS else ""
     return Look(label or name, color, marker)
+
+
+def class_look(c: int) -> Look:
+    """Return the look of a class; after seven classes they begin again."""
+    return Look(f"class {c}", *_CLASSES[c % len(_CLASSES)])

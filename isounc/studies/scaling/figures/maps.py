@@ -17,16 +17,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from isounc.checks import check_choice
 from isounc.runs.folder import Record, RunFolder
-from isounc.runs.style import (
-    CLASS_LOOKS,
-    POINT_WORDS,
-    Look,
-    NothingToDraw,
-    legend_below,
-    styled,
-)
+from isounc.runs.style import NothingToDraw, legend_below, styled
 from isounc.statistics import compare
-from isounc.studies.scaling.figures.looks import estimator_look
+from isounc.studies.scaling.figures.looks import POINT_WORDS, class_look, estimator_look
 from isounc.studies.scaling.results import Results, point_of
 
 
@@ -41,7 +34,7 @@ def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "
     Raises
     ------
     ValueError
-        If there is no such cell (with near matches), or it has no grid to draw on.
+        If there is no such cell (it names near matches), or the cell has no grid.
     """
     results, record = cell_record(run, cell_name)
     arrays = record.arrays
@@ -147,7 +140,7 @@ def _image(
     )
     settings = {"origin": "lower", "extent": extent, "aspect": "auto", "interpolation": "nearest"}
     if kind == "p" and values.shape[2] > 1:
-        colors = np.array([to_rgb(_class_look(c).color) for c in range(values.shape[2])])
+        colors = np.array([to_rgb(class_look(c).color) for c in range(values.shape[2])])
         shown = np.clip(np.transpose(values, (1, 0, 2)) @ colors, 0, 1)
         ax.imshow(shown, **settings)
         return
@@ -170,7 +163,7 @@ def _training_data(ax: Axes, record: Record) -> None:
     if X is None or y is None:
         return
     for c in np.unique(y).astype(int).tolist():
-        look = _class_look(c)
+        look = class_look(c)
         ax.plot(
             *X[y == c].T, linestyle="none", marker=look.marker, markersize=3.8, color=look.color,
             markeredgecolor="white", markeredgewidth=0.6, label=look.label,
@@ -252,7 +245,3 @@ def _mesh(points: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray
     if min(len(axis) for axis in axes) < 2 or not np.array_equal(points[order], mesh):
         raise ValueError("its grid is not a mesh of two axes")
     return axes, order
-
-
-def _class_look(c: int) -> Look:
-    return CLASS_LOOKS[c % len(CLASS_LOOKS)]

@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from isounc.checks import check_choice
-from isounc.runs.style import STATISTICS, Look, NothingToDraw, legend_below
+from isounc.runs.style import Look, NothingToDraw, legend_below
+from isounc.studies.scaling.figures.looks import CORRELATIONS
 from isounc.studies.scaling.results import Results, Setup
 
 
@@ -36,7 +37,7 @@ class Line(NamedTuple):
 
 def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
     """Check that a run has the statistic, regions and points that a figure is asked to show."""
-    check_choice("statistic", statistic, STATISTICS)
+    check_choice("statistic", statistic, CORRELATIONS)
     if results.rows.empty:
         raise NothingToDraw(f"{results.run.path} holds no result rows yet")
     for argument, value in wanted.items():

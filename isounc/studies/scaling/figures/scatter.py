@@ -36,7 +36,7 @@ def scatter(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> 
     Raises
     ------
     ValueError
-        If there is no such cell (with near matches), or it has no estimates at this point.
+        If there is no such cell (it names near matches), or the cell has no estimates at the point.
     """
     results, record = cell_record(run, cell_name)
     arrays = record.arrays
