@@ -461,7 +461,10 @@ def test_the_prior_sd_must_be_positive(problem, model, prior_sd):
 
 def test_a_model_of_another_problem_is_refused(problem):
     other = make_model(make_problem("xor"), width=2)
-    with pytest.raises(ValueError, match=r"model does not fit problem 'user'.*make_model"):
+    with pytest.raises(
+        ValueError,
+        match=r"model must have the inputs, outputs and likelihood of problem 'user'.*make_model",
+    ):
         sample_posterior(problem, other, prior_sd=1.0, key=KEY)
 
 

@@ -143,7 +143,8 @@ def judge(
     if ranks.ndim != 2 or ranks.shape[1] != len(names):
         raise ValueError(f"ranks must be (replications, {len(names)}), got shape {ranks.shape}")
     if ranks.size == 0 or ranks.min() < 0 or ranks.max() > num_ranked:
-        raise ValueError(f"ranks must be one or more numbers in 0..{num_ranked}, got {ranks}")
+        given = f"{ranks.min()} to {ranks.max()}" if ranks.size else "none"
+        raise ValueError(f"ranks must be one or more numbers in 0..{num_ranked}, got {given}")
     check_bins(num_bins, len(ranks), num_ranked)
     passed = np.ones(len(ranks), bool) if passed is None else np.asarray(passed, bool)
     judgements = []

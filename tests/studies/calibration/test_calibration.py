@@ -155,8 +155,14 @@ def test_bins_of_unequal_size_expect_their_share():
     [
         (lambda: rank(np.zeros(1), np.full((3, 1), np.nan), None), "draws must be finite, got 3"),
         (lambda: ecdf_band(100, 9, level=0.0), "level must be between"),
-        (lambda: judged(np.zeros((400, 2), int)), "ranks must have shape"),
-        (lambda: judged(np.full((400, 3), 100)), r"ranks must lie in 0\.\.99"),
+        (
+            lambda: judged(np.zeros((400, 2), int)),
+            r"ranks must be \(replications, 3\), got shape \(400, 2\)",
+        ),
+        (
+            lambda: judged(np.full((400, 3), 100)),
+            r"ranks must be one or more numbers in 0\.\.99, got 100 to 100",
+        ),
         (lambda: judged(np.zeros((400, 3), int), num_bins=81), "num_bins must be from 2 to 80"),
         (lambda: GewekeSettings(num_chains=1), "num_chains must be"),
         (lambda: GewekeSettings(mean_steps=0), "mean_steps must be"),
