@@ -77,10 +77,10 @@ def negative_log_likelihood(
         Shapes, labels, probabilities or settings that do not fit the likelihood.
     """
     p = _columns("p", p, likelihood)
-    own = LIKELIHOODS[likelihood]
-    own.check_prediction("p", p)
+    rules = LIKELIHOODS[likelihood]
+    rules.check_prediction("p", p)
     labels = _labels(y, p, likelihood)
-    if own.uses_noise_sd:
+    if rules.uses_noise_sd:
         noise_sd = check_real("noise_sd", noise_sd, positive=True)
     if p_var is not None:
         p_var = _columns("p_var", p_var, likelihood)
@@ -88,7 +88,7 @@ def negative_log_likelihood(
             raise ValueError(f"p_var must have the shape of p, {p.shape}, got {p_var.shape}")
         if p_var.min() < 0:
             raise ValueError(f"p_var must not be negative, got {p_var.min():g}")
-    return -float(own.predictive_log_prob(p, labels, noise_sd=noise_sd, p_var=p_var).mean())
+    return -float(rules.predictive_log_prob(p, labels, noise_sd=noise_sd, p_var=p_var).mean())
 
 
 def expected_calibration_error(

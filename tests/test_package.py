@@ -7,9 +7,12 @@ import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 import isounc
+from isounc.padding import bucket
+from tests.conftest import checked_raises
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +54,13 @@ def test_the_picture_of_packages_is_the_contract(pyproject):
 @pytest.mark.usefixtures("x64")
 def test_x64_fixture_gives_float64():
     assert jnp.zeros(1).dtype == jnp.float64
+
+
+def test_annotations_are_checked():
+    with checked_raises(jaxtyping.TypeCheckError, match="'n'"):
+        bucket("3")
+    with pytest.raises(TypeError, match="unsupported operand"):  # the function's own error
+        bucket("3")
 
 
 def test_ranks_are_not_promoted():

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpyro.infer.util import log_density as numpyro_log_density
@@ -60,7 +61,7 @@ def test_the_numpyro_model_has_the_same_density_and_predictions(
     model = make_model(problem, width=5, depth=depth, parameterisation=parameterisation)
     data = densities.make_data(problem, model, PRIOR_SD)
     theirs = (*agreement.training_data(problem), PRIOR_SD)
-    X = problem.regions["test"]
+    X = jnp.asarray(problem.regions["test"])
     for seed in range(2):
         theta = model.sample_prior(jax.random.key(seed), 1.3 * PRIOR_SD)
         values = sites(model, theta)
@@ -81,7 +82,7 @@ def test_activations_are_the_same(x64, activation):
     model = make_model(problem, width=4, activation=activation)
     theta = model.sample_prior(jax.random.key(0), PRIOR_SD)
     drawn = {name: value[None, None] for name, value in sites(model, theta).items()}
-    X = problem.regions["far"]
+    X = jnp.asarray(problem.regions["far"])
     ours = model.predict(theta, X)
     np.testing.assert_allclose(agreement.predict(drawn, X, model=model)[0, 0], ours, atol=1e-10)
 
