@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """Cells that are computed together."""
 
     label: str
-    """What the progress bar and the dry run call it."""
+    """Name in the progress bar and in a dry run."""
     cells: tuple[Any, ...]
     """The cells; each has a `name`, which is the name of its record."""
     seconds: float = 1.0
@@ -46,7 +46,7 @@ class Event(NamedTuple):
     worker: int
     """Process number of the worker."""
     text: str
-    """What is being done."""
+    """The step that is being computed."""
     done: float
     """Forecast seconds of the work that this event completes."""
 

@@ -21,9 +21,9 @@ class Plot(NamedTuple):
     name: str
     """File name without ending."""
     kind: str
-    """What kind of figure it is, by which a report finds its section."""
+    """Kind of figure, by which a report finds its section."""
     caption: str
-    """What it shows, in a sentence or two."""
+    """Caption of a sentence or two."""
     draw: Callable[[], Figure]
     """Draws it; raises `NothingToDraw` with the reason where the run does not have the data."""
 

@@ -43,7 +43,7 @@ _TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
 
 
 class Record(NamedTuple):
-    """What one cell of a run leaves behind."""
+    """The result of one cell of a run."""
 
     name: str
     """File name without ending: letters, digits and `. _ = + , -`, at most 200 of them."""

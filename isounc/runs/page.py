@@ -24,7 +24,7 @@ class Table(NamedTuple):
     """A table of texts."""
 
     title: str
-    """What it shows."""
+    """Title of the table."""
     columns: tuple[str, ...]
     """Headings."""
     rows: list[tuple[str, ...]]
@@ -39,9 +39,9 @@ class FigureFile(NamedTuple):
     name: str
     """File name without ending."""
     kind: str
-    """What kind of figure it is, by which a report finds its section."""
+    """Kind of figure, by which a report finds its section."""
     caption: str
-    """What it shows, in a sentence or two."""
+    """Caption of a sentence or two."""
     paths: tuple[Path, ...]
     """The files written: PNG, then SVG; none if it was skipped."""
     reason: str

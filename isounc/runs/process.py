@@ -56,7 +56,7 @@ def use_compilation_cache(folder: str | Path | None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # JAX mentions an entry that was torn by a kill. It is compiled again, which no user needs to know.
+    # JAX mentions an entry that was torn by a kill. It is compiled again: no news for a user.
     warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
 
 

@@ -1,4 +1,4 @@
-"""What computed a run: versions, device, git state and time."""
+"""Provenance of a run: versions, device, git state and time."""
 
 import os
 import platform

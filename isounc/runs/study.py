@@ -72,7 +72,7 @@ def _no_preparation(settings: Any, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Study(Generic[S]):
-    """An experiment: settings, cells, a function from cells to records, and views of the records."""
+    """An experiment: settings, cells, a function from cells to records, and their views."""
 
     name: str
     """Name on the command line."""
@@ -81,7 +81,7 @@ class Study(Generic[S]):
     presets: Mapping[str, S]
     """Settings by the name that `--preset` takes: quick, standard, paper."""
     unit: str
-    """What a cell is called, in the plural."""
+    """Name of a cell, in the plural."""
     check: Callable[[S], None]
     """Refuses settings that cannot be run, with a ValueError, before anything is computed."""
     plan: Callable[[S], Sequence[Group]]
@@ -95,7 +95,7 @@ class Study(Generic[S]):
     executor: str = "serial"
     """The executor that `auto` means on CPU."""
     views: tuple[str, ...] = ()
-    """Settings that change tables and figures but no record, so that they may differ on resumption."""
+    """Settings that change tables and figures but no record; they may differ on resumption."""
     separable: bool = False
     """Whether the cells of a batch may be evaluated without those whose records are there already.
     Where numbers depend on what is computed together, they may not."""

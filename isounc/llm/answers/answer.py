@@ -28,14 +28,14 @@ class OptionLogProbs(NamedTuple):
     """Log probabilities of the two options of P(True), in nats."""
 
     true: float
-    """Of the option that calls the answer true."""
+    """Log probability of the option that calls the answer true."""
     false: float
-    """Of the option that calls it false."""
+    """Log probability of the option that calls it false."""
 
 
 @dataclass(frozen=True)
 class SelfAssessment:
-    """What the model says about its own answer; undefined parts are None."""
+    """A model's assessment of its own answer; undefined parts are None."""
 
     p_true: OptionLogProbs | None = None
     """The model is shown the question and its answer."""
@@ -44,7 +44,7 @@ class SelfAssessment:
     confidence: float | None = None
     """The stated confidence in [0, 1]."""
     confidence_text: str = ""
-    """What the model wrote when it was asked for a percentage."""
+    """The text that the model wrote when it was asked for a percentage."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class MeasuredAnswer:
     samples: tuple[Sample, ...] | None = None
     """Sampled answers; None if none were drawn."""
     self_assessment: SelfAssessment | None = None
-    """What the model says about its answer; None if it was not asked."""
+    """The model's assessment of its answer; None if it was not asked."""
     reasons: tuple[str, ...] = ()
     """Why numbers are missing."""
 

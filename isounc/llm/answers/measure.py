@@ -31,7 +31,7 @@ from isounc.llm.model.load import LanguageModel
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What is measured, and how answers are generated."""
+    """Settings of the measurements and of generation."""
 
     estimands: tuple[str, ...] = ESTIMANDS
     """Probabilities of an answer: sequence, length_normalised, mean_token, first_token, choice."""

@@ -25,7 +25,7 @@ class ScoreTable:
     wrong: Bool[np.ndarray, " Q"]
     """Whether the answer is wrong."""
     scores: Mapping[str, ScoreInfo]
-    """What each score is, by name."""
+    """Description of each score, by name."""
 
     def __len__(self) -> int:
         return len(self.wrong)

@@ -19,7 +19,7 @@ from isounc.llm.answers.answer import MeasuredAnswer
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreInfo:
-    """What a score is."""
+    """Description of a score."""
 
     family: str
     """Kind of score, such as `epistemic` or `p_true`: its row in tables, its colour in figures."""

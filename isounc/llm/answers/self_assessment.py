@@ -1,4 +1,4 @@
-"""What a model says about its own answers: P(True), and a percentage that it writes."""
+"""A model's assessment of its own answers: P(True), and a percentage that it writes."""
 
 from __future__ import annotations
 

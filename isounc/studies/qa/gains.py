@@ -1,4 +1,4 @@
-"""What a score adds to others: AUROC of logistic regressions with it and without it."""
+"""Gain of a score over others: AUROC of logistic regressions with it and without it."""
 
 from __future__ import annotations
 

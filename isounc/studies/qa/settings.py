@@ -43,7 +43,7 @@ class Settings(RunSettings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights."""
     measure: MeasureSettings = field(default_factory=MeasureSettings)
-    """What is measured of each answer."""
+    """Which measurements are taken of each answer."""
     scores: ScoreSettings = field(default_factory=ScoreSettings)
     """Which scores are made of the measurements."""
     nli: str = ""

@@ -16,7 +16,7 @@ from isounc.studies.qa.evaluation import DEFAULT_BOOTSTRAP, BootstrapSettings
 from isounc.studies.qa.ranking import draw_weights, estimated, ranking
 
 NORMALISATIONS = ("raw", "z", "rank")
-"""What `transfer` may do to a model's scores; see there."""
+"""Transformations of a model's scores that `transfer` knows."""
 TRANSFER_COLUMNS = (
     *("left_out", "features", "normalise", "num_train", "num_test", "num_undefined"),
     *("auroc", "auroc_se", "auroc_low", "auroc_high", "reason"),

@@ -37,7 +37,7 @@ _CURVE = ("setup", "region", "point", "quantity", "estimator")
 
 
 class Setup(NamedTuple):
-    """What a scaling curve holds fixed."""
+    """The settings that a scaling curve holds fixed."""
 
     problem: str
     """Name of the problem."""
@@ -57,7 +57,7 @@ class CellRecord(NamedTuple):
     name: str
     """Name of the record."""
     setup: Setup
-    """What the cell shares with the others of its curve."""
+    """The settings that the cell shares with the others of its curve."""
     width: int
     """Hidden units per layer."""
     seed: int
