@@ -208,7 +208,7 @@ class Poisson(Likelihood):
 
 
 def lognormal_moments(mean, cov):
-    """Of exp(f) for f ~ N(mean, cov): mean, variance, and E[Var[y | f]] = E[exp(f)]."""
+    """Moments of exp(f) for f ~ N(mean, cov): mean, variance, and E[Var[y | f]] = E[exp(f)]."""
     var = cov[:, :, 0]
     average = jnp.exp(mean + var / 2)
     return links.LinkMoments(average, jnp.expm1(var) * average**2, average)

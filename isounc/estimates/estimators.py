@@ -77,7 +77,7 @@ class Estimator(Protocol):
     order: int | float = math.inf
     """Place among the others in tables and legends, ascending; equal ones as registered."""
     points: tuple[str, ...] = ("map", "trained")
-    """Those of `POINTS` where it is computed; posterior is `isounc.posterior_averaged` alone."""
+    """The `POINTS` at which it is computed; only `posterior_averaged` has posterior."""
     needs: tuple[str, ...] = ()
     """Fields of `Evidence` without which there is no estimate."""
     uses: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class Estimator(Protocol):
     per_class: bool = False
     """Whether single classes are compared too, beside their sum and the predicted class."""
     views: tuple[str, ...] = ("curves", "levels")
-    """Those of `VIEWS` that show it."""
+    """The `VIEWS` that show it."""
 
     def __post_init__(self):
         for field, choices in (

@@ -22,6 +22,12 @@ from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
 
 TASKS = ("binary", "multiclass", "regression", "token")
+TASK_OF_LIKELIHOOD = {
+    "bernoulli": "binary",
+    "categorical": "multiclass",
+    "gaussian": "regression",
+}
+"""Tasks of an isounc `Model`; another likelihood goes through the registry of estimators."""
 """Kinds of models that `isotropic` takes, beside `Model`, which knows its own likelihood."""
 
 
@@ -47,7 +53,7 @@ def isotropic(
     column; no weight matrix's gradient is stored (`isounc.gradnorm`, which also works inside of
     jit). A column is a class c through its log-odds d = f_c - log sum_{k != c} exp f_k,
     p = sigmoid(d), so that dp/dtheta = p (1 - p) dd/dtheta keeps its digits where p is all but 0 or
-    1. For a `Model` it is `isounc.estimate("isotropic", ...)`, bit by bit.
+    1. For a `Model` with another likelihood it is `isounc.estimate("isotropic", ...)`.
 
     Parameters
     ----------
@@ -118,7 +124,12 @@ def isotropic(
                 raise TypeError(f"{argument} must be left out for a Model, got {value!r}")
         if params is None:
             raise TypeError("params must be given for a Model: theta, or what fit_map returned")
-        return _of_model(model, x, params, target, sigma, noise_sd, wrt, batch_size or 128)
+        if model.likelihood not in TASK_OF_LIKELIHOOD:
+            return _of_model(model, x, params, target, sigma, noise_sd, wrt, batch_size or 128)
+        # Its link is known, and p (1 - p) is squared in float64 below.
+        task = TASK_OF_LIKELIHOOD[model.likelihood]
+        x, theta = check_points(model, x, params)
+        model, params = model.apply_params, model.unflatten(theta)
     check_choice("task", task, TASKS)
     assert task is not None
     if outputs is not None:

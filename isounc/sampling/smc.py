@@ -303,7 +303,7 @@ class SMCDriver:
     """Particles have no Hamiltonian that goes from draw to draw."""
 
     def blocks_per_round(self, settings: SamplerSettings) -> int:
-        """Those of all S particles of a run."""
+        """The values of all S particles of a run."""
         return num_particles(settings) // settings.block
 
     def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:

@@ -205,7 +205,7 @@ def test_of_a_model_it_is_the_estimate_of_the_registry(likelihood):
     got, same = isotropic(model, X, theta), estimate("isotropic", model, X, theta)
     for field in Estimate._fields[:-1]:
         assert getattr(got, field).dtype == np.float64
-        np.testing.assert_array_equal(getattr(got, field), getattr(same, field))
+        np.testing.assert_allclose(getattr(got, field), getattr(same, field), rtol=2e-5, atol=1e-9)
     # Parts of the parameters, and another scale, against gradients of those parts.
     link = jax.nn.sigmoid if likelihood == "bernoulli" else jax.nn.softmax
     params = model.unflatten(theta)
@@ -224,6 +224,13 @@ def test_of_a_model_it_is_the_estimate_of_the_registry(likelihood):
         chosen = isotropic(model, X, theta, target="predicted")
         np.testing.assert_array_equal(chosen.target[:, 0], best)
         np.testing.assert_array_equal(chosen.epistemic[:, 0], got.epistemic[range(7), best])
+
+
+def test_a_saturated_model_keeps_its_digits():
+    model = Model(1, 1, "bernoulli", depth=0)
+    got = isotropic(model, np.ones((1, 1), np.float32), np.array([30.0, 30.0], np.float32))
+    # Logit 60, and p (1 - p) = exp(-60) to rounding; the logit's gradient is (1, 1).
+    np.testing.assert_allclose(got.epistemic, 2 * np.exp(-120.0), rtol=1e-5)
 
 
 def test_chunks_and_containers_change_nothing():
@@ -340,7 +347,7 @@ def broken(place, value):
         (lambda: isotropic(Model(5, 1), X, np.ones(29), task="binary"), TypeError, ["task must be left out"]),
         (lambda: isotropic(Model(5, 1), X), TypeError, ["params must be given for a Model"]),
         (lambda: isotropic(Model(5, 1, depth=0), X, np.ones(6), wrt="nothing"), ValueError, ["wrt must keep"]),
-        (lambda: isotropic(Model(5, 1, depth=0), X, np.ones(6), target="predicted"), ValueError, ["for bernoulli"]),
+        (lambda: isotropic(Model(5, 1, depth=0), X, np.ones(6), target="predicted"), ValueError, ["for binary"]),
         (lambda: isotropic(Decoder(), [[1, 2], [0.5]], task="token"), ValueError, ["token ids", "at 1"]),
     ],
 )  # fmt: skip

@@ -147,7 +147,7 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], file: str, origin: Origin)
             raise ValueError(
                 f"source must have {', '.join(origin.columns)} in every row, got no "
                 f"{', '.join(missing)} but {', '.join(map(str, row))} in row {number} of {file}; "
-                f"{origin.file} can be had from {origin.address}"
+                f"{origin.file} is available from {origin.address}"
             )
         if not isinstance(row[text], str):
             raise ValueError(

@@ -48,7 +48,7 @@ def assessment(true=0.03, false=0.01, ideas=None, confidence=0.8):
 
 
 def empty_answer(**changes):
-    """What is left of an answer without text."""
+    """The measurements of an answer without text."""
     return measured(
         id="empty", text="", num_tokens=0, log_odds={}, log_sq_norms={}, token_log_probs=(),
         token_entropies=(), correct=False, samples=(), self_assessment=SelfAssessment(),
