@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.estimates.adapters import Bound, bind, output_shape
+from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
 from isounc.estimates.estimate import check_finite, check_points, estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
 from isounc.estimates.inputs import Part, padded, split
@@ -141,6 +141,7 @@ def isotropic(
     size = batch_size or (8 if task == "token" else 128)
     parts = split(x, size, tokens=task == "token")
     num_outputs = _check_outputs(bound, parts, task)
+    check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
     if batch_size is None and target is None and task in ("multiclass", "regression"):
         parts = split(x, max(1, size // num_outputs), tokens=False)
     num_rows = sum(len(part.rows) for part in parts)
