@@ -165,7 +165,7 @@ def section(table: Mapping[str, Field], default: Any = REQUIRED) -> Field:
     def convert(value: Any, place: str) -> Any:
         return declared(value, table, place) if isinstance(value, Mapping) else NotImplemented
 
-    return Field(f"a mapping with {', '.join(table)}", convert, default)
+    return Field(f"a mapping{' with ' * bool(table)}{', '.join(table)}", convert, default)
 
 
 def one_of(*kinds: Field, default: Any = REQUIRED) -> Field:
@@ -180,6 +180,11 @@ def one_of(*kinds: Field, default: Any = REQUIRED) -> Field:
         return NotImplemented
 
     return Field(" or ".join(kind.right for kind in kinds), convert, default)
+
+
+def nothing() -> Field:
+    """Null, for a field where it means something else than an absent one."""
+    return Field("null", lambda value, _: NotImplemented if value is not None else None)
 
 
 def anything(default: Any = REQUIRED) -> Field:

@@ -241,7 +241,10 @@ def _decode(
     strategy = DecodingStrategy(
         settings.temperature == 0, settings.top_k, settings.top_p is not None
     )
-    temperature, top_p = np.float32(settings.temperature or 1), np.float32(settings.top_p or 1)
+    # Beyond these bounds single precision overflows, and nothing changes any more: all weight is on
+    # the most probable token, or on all alike.
+    temperature = np.float32(np.clip(settings.temperature or 1, 1e-30, 1e30))
+    top_p = np.float32(settings.top_p or 1)
     keys = prompt_keys(settings.seed, prompts, num_samples)
     # The last token is never read.
     num_segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
