@@ -1,0 +1,505 @@
+"""Model files that are wrong without a word, from the field: each is refused by name, or right."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+
+from isounc.llm import GenerationSettings, generate, load_model
+from isounc.llm.model import gguf as gguf_file
+from isounc.llm.model import gguf_config
+from isounc.llm.model.config import Rotary
+from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
+from isounc.llm.model.huggingface_config import from_huggingface
+from isounc.llm.model.tokens import Tokenizer
+from tests.llm import files as llm_files
+
+LLAMA = llm_files.ABOUT["llama"]["config"]
+ROPE = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+LLAMA3 = ROPE | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"rope_parameters": ROPE | {"factor": 0}},
+            "factor of rope_parameters of config.json must",
+        ),
+        ({"rope_parameters": ROPE | {"factor": -2.0}}, "must be a finite number from 1 to"),
+        ({"rope_parameters": ROPE | {"factor": float("nan")}}, "must be a finite number from 1 to"),
+        ({"rope_parameters": ROPE | {"factor": "2"}}, "must be a finite number from 1 to"),
+        ({"rope_parameters": ROPE | {"rope_theta": 0}}, "rope_theta of rope_parameters of config"),
+        (
+            {"rope_parameters": ROPE | {"partial_rotary_factor": 2}},
+            "partial_rotary_factor of rope_",
+        ),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "low_freq_factor of .* below"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "must have factor in rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type of config.json must be one of"),
+        ({"rope_parameters": 3}, "rope_parameters of config.json must be a mapping"),
+        ({"rope_scaling": ["linear"], "rope_parameters": None}, "rope_scaling of config.json must"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings of config.json must be true or false"),
+        ({"attention_bias": 1}, "attention_bias of config.json must be true or false, got 1"),
+        ({"sliding_window": -5}, "sliding_window of config.json must be an integer from 1"),
+        ({"sliding_window": 2.5}, "sliding_window of config.json must be an integer from 1"),
+        ({"max_window_layers": -1}, "max_window_layers of config.json must be an integer from 0"),
+        ({"layer_types": ["full_attention"]}, r"must have one entry a layer \(2\), got 1"),
+        ({"layer_types": [["full_attention"]] * 2}, "item 0 of layer_types of config.json must be"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers of config.json must be .* to 1024, got"),
+        ({"num_hidden_layers": 10**18}, "num_hidden_layers of config.json must be an integer"),
+        ({"head_dim": 2**40}, "head_dim of config.json must be an integer from 2 to 65536"),
+        ({"vocab_size": True}, "vocab_size of config.json must be an integer"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps of config.json must be a finite number from 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps of config.json must be a finite number"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar of config.json must be a finite"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping of config.json must be off"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config of config.json must be off"),
+        ({"hidden_act": ["silu"]}, "hidden_act of config.json must be text"),
+        ({"model_type": ["llama"]}, "model_type of config.json must be one of"),
+        ({"model_type": "gemma3", "text_config": [1]}, "text_config of config.json must be a map"),
+    ],
+)
+def test_entries_of_config_json(changes, words):
+    with pytest.raises(ValueError, match=words):
+        from_huggingface(LLAMA | changes)
+
+
+def test_null_is_no_window_and_no_number_of_heads():
+    config = {**LLAMA, "model_type": "mistral", "sliding_window": None, "num_key_value_heads": None}
+    found = from_huggingface(config)
+    assert found.windows == () and found.num_kv_heads == LLAMA["num_attention_heads"]
+    del config["sliding_window"]
+    assert set(from_huggingface(config).windows) == {4096}
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0, float("nan"), float("inf")])
+def test_divisors_of_frequencies(divisor):
+    with pytest.raises(ValueError, match="divisors of the rotary embedding must be a positive"):
+        Rotary(10000.0, 4, (1.0, divisor))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", {"eos_token_id": 10**9}, "eos_token_id of config.json must be .* 0 to 63"),
+        ("config.json", {"eos_token_id": [2, -1]}, "eos_token_id of config.json must be"),
+        ("config.json", {"bos_token_id": 64}, "bos_token_id of config.json must be"),
+        ("config.json", {"bos_token_id": "1"}, "bos_token_id of config.json must be"),
+        ("generation_config.json", {"eos_token_id": 1.5}, "of generation_config.json must be"),
+        ("generation_config.json", [1], "generation_config.json of tiny must be a JSON object"),
+        (
+            "model.safetensors.index.json",
+            {"weight_map": 3},
+            "weight_map of model.safetensors.index",
+        ),
+        ("model.safetensors.index.json", {}, "index.json of tiny must have weight_map"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "a of weight_map of"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../x"}}, "got no ../x"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}}, "or an index of"),
+    ],
+)
+def test_other_files_of_a_folder(tmp_path, file, content, words):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    (path / "b.safetensors").write_bytes(b"")
+    if isinstance(content, dict) and file == "config.json":
+        content = LLAMA | content
+    (path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        load_model(path)
+
+
+def test_the_main_file_of_weights_counts_alone(tmp_path):
+    """Averages and states of an optimiser lie beside it, as transformers leaves them."""
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    right = load_model(path)
+    doubled = {name: 2 * array for name, array in llm_files.weights("llama").items()}
+    for name in ("model_ema", "optimizer", "pytorch_model"):
+        safetensors.numpy.save_file(doubled, path / f"{name}.safetensors")
+    again = load_model(path)
+    assert again.sha256 == right.sha256
+    np.testing.assert_array_equal(again.decoder.embed[...], right.decoder.embed[...])
+    (path / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"one whole set of shards, got model_ema\.safetensors, opt"
+    ):
+        load_model(path)
+    for name in ("optimizer", "pytorch_model"):
+        (path / f"{name}.safetensors").unlink()
+    only = load_model(path)
+    np.testing.assert_array_equal(only.decoder.embed[...], 2 * right.decoder.embed[...])
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama", shards=2)
+    file = path / "model-00002-of-00002.safetensors"
+    shard = dict(safetensors.numpy.load_file(file))
+    shard["model.embed_tokens.weight"] = np.ones_like(
+        llm_files.weights("llama")["model.embed_tokens.weight"]
+    )
+    safetensors.numpy.save_file(shard, file)
+    with pytest.raises(ValueError, match="tiny must have each tensor once, got embed twice"):
+        load_model(path)
+
+
+def one_weight(path, change):
+    """A folder in which one matrix is of another type."""
+    tensors = llm_files.weights("llama")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = change(tensors[name])
+    safetensors.numpy.save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [(ml_dtypes.float8_e4m3fn, "F8_E4M3"), (ml_dtypes.float8_e5m2, "F8_E5M2"), (np.int32, "I32"),
+     (np.int8, "I8"), (np.uint8, "U8"), (bool, "BOOL")],
+)  # fmt: skip
+def test_weights_that_need_a_scale(tmp_path, kind, named):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    one_weight(path, lambda array: array.astype(kind))
+    with pytest.raises(
+        ValueError,
+        match=rf"model\.safetensors must have its weights in .*, got {named} for model\.layers\.0",
+    ):
+        load_model(path)
+
+
+def test_weights_in_other_floating_types(tmp_path):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    right = load_model(path).decoder.layers[0].up[...]
+    for kind in (np.float64, np.float16, ml_dtypes.bfloat16):
+        one_weight(path, lambda array, kind=kind: array.astype(kind))
+        found = load_model(path).decoder.layers[0].up[...]
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, right, rtol=1e-2)
+
+
+# GGUF.
+
+
+def header(values=(), tensors=()):
+    """A GGUF file of given metadata (key, kind, bytes) and tensors (name, shape, kind, start)."""
+
+    def string(text):
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
+    for key, kind, body in values:
+        content += string(key) + struct.pack("<I", kind) + body
+    for name, shape, kind, start in tensors:
+        content += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        content += struct.pack("<IQ", kind, start)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (header([("a", 4, bytes(4))] * 2), "'a' is there twice"),
+        (header((), [("t", (4,), 0, 0)] * 2) + bytes(64), "tensor 't' is there twice"),
+        (header((), [("t", (1,) * 5, 0, 0)]) + bytes(64), "tensor 't' has 5 axes"),
+        (header((), [("t", (16,), 0, 0), ("u", (16,), 0, 0)]) + bytes(96), "or overlaps others"),
+        (header([("a", 9, struct.pack("<IQ", 9, 1) + bytes(99))]), "9 before .* is not a type"),
+        (header([("a", 99, bytes(9))]), "99 before .* is not a type of value"),
+        (header([("general.alignment", 4, bytes(4))]), "general.alignment of x.gguf must be an"),
+        (header([("general.alignment", 8, struct.pack("<Q", 1) + b"x")]), "general.alignment of"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0) + bytes(2**20), f"{2**60} values at byte 24"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60) + bytes(2**20), f"{2**60} values at byte 24"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + bytes(2**20), "'' is there twice"),
+        (header([("a", 9, struct.pack("<IQ", 8, 2**60) + bytes(9**5))]), f"{2**60} values"),
+        (header([("a", 9, struct.pack("<IQ", 0, 2**60) + bytes(9**5))]), f"{2**60} values"),
+        (header([("a", 8, struct.pack("<Q", 2**63) + bytes(9**5))]), f"{2**63} values"),
+        (b"GGUF", "inside of the header"),
+    ],
+)
+def test_headers_of_gguf(tmp_path, content, words):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.gguf must .*{words}|{words}"):
+        gguf_file.open_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("block_count", 10**6, "llama.block_count of tiny.gguf must be an integer from 1 to 1024"),
+        ("block_count", 2.0, "llama.block_count of tiny.gguf must be an integer"),
+        ("attention.head_count", 0, "llama.attention.head_count of tiny.gguf must be an integer"),
+        ("attention.head_count", np.array([2, 2]), "llama.attention.head_count of tiny.gguf must"),
+        ("rope.scaling.factor", -2.0, "llama.rope.scaling.factor of tiny.gguf must be"),
+        ("rope.scaling.factor", float("nan"), "llama.rope.scaling.factor of tiny.gguf must be"),
+        ("rope.scaling.type", "yarn", "llama.rope.scaling.type of tiny.gguf must be one of none"),
+        ("rope.freq_base", 0.0, "llama.rope.freq_base of tiny.gguf must be a finite number above"),
+        ("rope.freq_base", float("inf"), "llama.rope.freq_base of tiny.gguf must be a finite"),
+        ("attention.sliding_window", -5, "llama.attention.sliding_window of tiny.gguf must be"),
+        ("attention.sliding_window_pattern", np.ones(3, bool), r"one entry a layer \(2\), got 3"),
+        (
+            "attention.sliding_window_pattern",
+            np.ones(10**6, bool),
+            "sliding_window_pattern of tiny",
+        ),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "rms_epsilon of tiny.gguf must be a fi"),
+        ("attention.layer_norm_rms_epsilon", "1e-5", "rms_epsilon of tiny.gguf must be a finite"),
+        ("context_length", None, "context_length of tiny.gguf must be an integer"),
+    ],
+)
+def test_entries_of_gguf(tmp_path, key, value, words):
+    file = gguf_file.open_gguf(llm_files.write_gguf(tmp_path / "tiny.gguf", "llama"))
+    file.metadata[f"llama.{key}"] = value
+    with pytest.raises(ValueError, match=words):
+        gguf_config.config_of(file)
+
+
+def test_older_and_empty_factors_of_gguf(tmp_path):
+    """Without a factor there is none, as llama.cpp has it; older files have another name for it."""
+    file = gguf_file.open_gguf(llm_files.write_gguf(tmp_path / "tiny.gguf", "mistral"))
+    for key in ("rope.scaling.type", "rope.scaling.factor"):
+        file.metadata.pop(f"llama.{key}", None)
+    file.tensors.pop("rope_freqs.weight", None)
+    plain = gguf_config.config_of(file).rotary
+    assert plain.divisors == ()
+    file.metadata["llama.rope.scaling.factor"] = 0.0
+    assert gguf_config.config_of(file).rotary == plain
+    file.metadata["llama.rope.scale_linear"] = 4.0
+    assert gguf_config.config_of(file).rotary.divisors == (4.0,) * (plain.size // 2)
+
+
+def test_frequencies_of_zeros(tmp_path):
+    zeros = np.zeros(ROPE_SIZE // 2, np.float32)
+    path = llm_files.write_gguf(tmp_path / "a.gguf", "llama", **{"rope_freqs.weight": zeros})
+    with pytest.raises(ValueError, match="divisors of the rotary embedding must be a positive"):
+        load_model(path)
+
+
+ROPE_SIZE = LLAMA.get("head_dim") or LLAMA["hidden_size"] // LLAMA["num_attention_heads"]
+
+
+def test_integers_of_the_same_size_in_gguf(tmp_path):
+    path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
+    content = bytearray(path.read_bytes())
+    name = b"blk.0.ffn_gate.weight"
+    at = content.index(name) + len(name) + 4 + 16
+    content[at] = 26  # int32
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"quantisation.*blk\.0\.ffn_gate\.weight in I32"):
+        load_model(path)
+
+
+# Tokenizers of GGUF files.
+
+
+def sentence_piece(words, **changes):
+    """A tokenizer of pieces at given ids, up to the largest of them."""
+    size = max(words) + 1
+    tokens = [words.get(i, f"[unused{i}]") for i in range(size)]
+    marks = {i for i, token in words.items() if token.startswith("<")}
+    metadata = {
+        "general.architecture": "phi3",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": -np.arange(size, dtype=float),
+        "tokenizer.ggml.token_type": np.array([3 if i in marks else 1 for i in range(size)]),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    metadata |= {f"tokenizer.ggml.{k}": v for k, v in changes.items()}
+    return {k: v for k, v in metadata.items() if v is not None}
+
+
+PHI3 = {
+    1: "<s>", 2: "</s>", 13: "\n", 3: "\u2581", 4: "H", 5: "e", 6: "l", 7: "o", 8: "\u2581H",
+    9: "\u2581He", 10: "ll", 11: "llo", 15043: "\u2581Hello", 32000: "<|endoftext|>",
+    32001: "<|assistant|>", 32007: "<|end|>", 32010: "<|user|>",
+}  # fmt: skip
+
+
+def test_marks_of_phi3_take_the_space_after_them():
+    own = tokenizer_from_gguf(sentence_piece(PHI3), "phi3")
+    text = "<|user|>\nHello<|end|>\n<|assistant|>\n"
+    assert own.encode(text, special=False) == [32010, 15043, 32007, 32001]
+    assert own.encode("<|endoftext|>\n", special=False)[0] == 32000
+    assert len(own.encode("<|endoftext|>\n", special=False)) == 3  # space, newline
+    # By its name where the architecture is another; and no other model's marks do.
+    named = sentence_piece(PHI3) | {"general.architecture": "llama"}
+    assert len(tokenizer_from_gguf(named, "x").encode(text, special=False)) > 4
+    named["general.name"] = "Phi-3 Mini 4k"
+    assert tokenizer_from_gguf(named, "x").encode(text, special=False) == [
+        32010,
+        15043,
+        32007,
+        32001,
+    ]
+
+
+SMALL = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "a", 4: "b", 5: "ab"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"eos_token_id": 10**9},
+            "tokenizer.ggml.eos_token_id of x must be an integer from 0 to 5",
+        ),
+        ({"bos_token_id": -1}, "tokenizer.ggml.bos_token_id of x must be an integer from 0 to 5"),
+        ({"unknown_token_id": 6}, "tokenizer.ggml.unknown_token_id of x must be an integer"),
+        ({"eot_token_id": "2"}, "tokenizer.ggml.eot_token_id of x must be an integer"),
+        ({"token_type": [1, 1]}, r"token_type of x must have one number a token \(6\), got"),
+        ({"scores": [1.0]}, "scores of x must have one number a token"),
+        ({"scores": [float("nan")] * 6}, "tokenizer.ggml.scores in its metadata, got numbers that"),
+        ({"scores": None}, "x must have tokenizer.ggml.scores in its metadata, got none"),
+        ({"tokens": None}, "x must have tokenizer.ggml.tokens in its metadata, got none"),
+        ({"tokens": np.arange(6)}, "tokenizer.ggml.tokens of x must be texts, got numbers"),
+        ({"tokens": ["a"] * 6}, "must have each token once, got 'a' twice"),
+        ({"tokens": ["a" * 100_000, *"bcdef"]}, "at most 1024 characters, got 6 of at most 100000"),
+        ({"add_bos_token": "yes"}, "tokenizer.ggml.add_bos_token of x must be true or false"),
+        ({"add_space_prefix": 1}, "tokenizer.ggml.add_space_prefix of x must be true or false"),
+    ],
+)
+def test_tokenizers_of_gguf(changes, words):
+    with pytest.raises(ValueError, match=words):
+        tokenizer_from_gguf(sentence_piece(SMALL, **changes), "x")
+
+
+# tokenizer.json.
+
+
+def replace(old, new):
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def chain(kind, parts):
+    return {"type": "Sequence", kind: parts}
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {},
+}  # fmt: skip
+ADDED = {
+    "special": True,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"normalizer": chain("normalizers", [replace("a", "aa")] * 30)}, "64 times as long"),
+        ({"normalizer": chain("normalizers", [{"type": "NFC"}] * 33)}, "a list of 0 to 32 values"),
+        (
+            {"normalizer": replace("", "aaaa")},
+            "pattern of Replace of normalizer .* must be a String",
+        ),
+        ({"normalizer": replace("a", "a" * 65)}, "content of normalizer of tokenizer.json must be"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+            "type of norm",
+        ),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}}, "prepend of normalizer of"),
+        ({"normalizer": []}, "normalizer of tokenizer.json must be a mapping"),
+        ({"normalizer": {}}, "normalizer of tokenizer.json must have type"),
+        ({"pre_tokenizer": chain("pretokenizers", [{"type": "ByteLevel"}] * 30)}, "as long, got"),
+        ({"pre_tokenizer": split("(a+)+$")}, "must not repeat a group with a choice or a repet"),
+        ({"pre_tokenizer": split("(?:a|a)*$")}, "must not repeat a group with a choice"),
+        ({"pre_tokenizer": split("(?:x(a{1,9})y){2,50}")}, "must not repeat a group with"),
+        ({"pre_tokenizer": split("a{5000}")}, "must repeat at most 1000 times"),
+        ({"pre_tokenizer": split("(")}, "that the package tokenizers can read"),
+        (
+            {"decoder": chain("decoders", [replace("a", "aa")] * 30)},
+            "decoder of tokenizer.json must",
+        ),
+        ({"decoder": {"type": "CTC"}}, "type of decoder of tokenizer.json must be one of"),
+        ({"post_processor": TEMPLATE}, "must have tokens of its special_tokens, got '<q>'"),
+        ({"post_processor": TEMPLATE | {"single": []}}, "must have the text once"),
+        (
+            {"added_tokens": [ADDED | {"id": 4 * 10**9, "content": "q"}]},
+            "id of item 0 of added_tokens",
+        ),
+        ({"added_tokens": [ADDED | {"id": 70, "content": "q"}]}, "must have the ids that follow"),
+        ({"added_tokens": 3}, "added_tokens of tokenizer.json must be a list"),
+        ({"model": None}, "model of tokenizer.json must be a mapping"),
+        (
+            {"model": {"type": "Unigram", "vocab": []}},
+            "type of model of tokenizer.json must be one",
+        ),
+        ({"model": {"vocab": [], "merges": []}}, "vocab of model of tokenizer.json must be"),
+        ({"model": {"vocab": {"a": -1}, "merges": []}}, "a of vocab of model of tokenizer.json"),
+        ({"model": {"vocab": {"a": 0, "b": 0}, "merges": []}}, "must have an id for each token"),
+        ({"model": {"vocab": {"a" * 10**5: 0}, "merges": []}}, "at most 1024 characters"),
+        (
+            {"model": {"vocab": {"a": 0}, "merges": [["a", "a"]]}},
+            "tokenizers can read, got one whose",
+        ),
+        ({"model": {"vocab": {"a": 0}, "merges": [], "dropout": 0.5}}, "dropout of model of"),
+        ({"model": {"vocab": {"a": 0}, "merges": [], "unk_token": "b"}}, "unk_token of model of"),
+        (
+            {"model": {"vocab": {"a": 0}, "merges": [], "continuing_subword_prefix": "##"}},
+            "continuing",
+        ),
+    ],
+)
+def test_parts_of_tokenizer_json(tmp_path, changes, words):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    content = json.loads((path / "tokenizer.json").read_text()) | changes
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?i:'s|'t)?|\s+(?!\S)|\s+",
+        r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))",
+        r"[A-Za-z(|)+*]+\)|\(\|",
+    ],
+)
+def test_patterns_of_real_tokenizers_pass(tmp_path, pattern):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = chain("pretokenizers", [split(pattern), content["pre_tokenizer"]])
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    assert (
+        load_model(path).tokenizer.encode("abc d") == llm_files.tiny_tokenizer().encode("abc d").ids
+    )
+
+
+def test_a_panic_while_encoding_names_the_text():
+    backend = llm_files.tiny_tokenizer()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+
+    with pytest.raises(
+        ValueError, match="tokenizer must be one that can encode 'aaaa.*retry-limit"
+    ):
+        Tokenizer(backend).encode("a" * 40 + "b")
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-45, 1e-30, 1e300])
+def test_temperatures_at_the_ends(tmp_path, temperature):
+    model = load_model(llm_files.write_folder(tmp_path / "tiny", "llama"))
+    greedy = generate(
+        model, ["abc"], GenerationSettings(temperature=0, max_new_tokens=8, stop_ids=())
+    )
+    settings = GenerationSettings(temperature=temperature, max_new_tokens=8, stop_ids=())
+    drawn = generate(model, ["abc"], settings)
+    assert drawn.lengths[0, 0] == 8 and np.isfinite(drawn.log_probs).all()
+    if temperature < 1:
+        np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
