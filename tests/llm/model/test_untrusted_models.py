@@ -487,7 +487,7 @@ def test_a_panic_while_encoding_names_the_text():
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
 
     with pytest.raises(
-        ValueError, match="tokenizer must be one that can encode 'aaaa.*retry-limit"
+        ValueError, match=r"tokenizer must be one that can encode 'aaaa.*retry-limit"
     ):
         Tokenizer(backend).encode("a" * 40 + "b")
 
