@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
+import time
 import types
 
 import numpy as np
@@ -60,13 +62,13 @@ def mc_file(tmp_path, rows):
     ("name", "content", "message"),
     [
         ("gone.csv", None, "triviaqa.csv, or 'hub', got .*mandarjoshi90"),
-        ("empty.csv", b"", "got no rows"),
+        ("empty.csv", b"", "must have a header, got an empty file; get triviaqa.csv from"),
         ("header.csv", b"question,answer,false_answer\n", "got no rows"),
         ("columns.csv", b"Question,Answer\nwho,me\n", "got no question, answer but .*in row 0 of"),
         (
             "short.csv",
             b"question,answer,false_answer\nwho,me,you\nwhy\n",
-            "got no answer but .*in row 1 of",
+            r"line 3 of .*short\.csv must have 3 cells, as the header has, got 1",
         ),
         ("latin.csv", "question,answer\nwho,caf\xe9\n".encode("latin-1"), "byte 0xe9 at 23"),
         ("no alias.csv", b"question,answer\nwho,--\n", "got none from"),
@@ -83,7 +85,7 @@ def test_unusable_short_answer_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{not json", "got no JSON"),
+        ("{not json", "must be JSON, got a file that is none"),
         ('{"question": "who"}', "must be a JSON list"),
         ('[{"question": "who"}]', "got no mc1_targets, mc2_targets"),
         (
@@ -384,3 +386,78 @@ def test_digest_is_of_the_bytes(tmp_path):
     after = read_table("triviaqa", path)
     assert len(before.sha256) == 64 and before.sha256 != after.sha256
     assert before.file == "triviaqa.csv"
+
+
+@pytest.mark.parametrize("num_rows", [3, 40])
+def test_false_answers_beside_few_or_many_others(tmp_path, num_rows):
+    """What overlaps an alias is dropped however the aliases are looked up."""
+    long = "the " + " ".join(f"w{i}" for i in range(12))
+    rows = [
+        ["Who?", f"River Clyde; {long}; Bob", "Clyde"],
+        ["Who?", "Ann", "w3 w4 w5"],
+        ["Who?", "Ann", "Captain Bob Smith"],
+        *[["Who?", "Ann", f"nobody {i}"] for i in range(3, num_rows)],
+        ["Who?", "Ann", "w3 w5"],
+    ]
+    loaded = load_questions("triviaqa", short_file(tmp_path, rows))
+    assert loaded.provenance.answers_dropped == {"false answer and an alias contain each other": 3}
+    assert loaded.questions[0].incorrect[-1] == "w3 w5"
+    assert len(loaded.questions[0].incorrect) == num_rows - 2
+
+
+def test_questions_with_very_many_answers(tmp_path):
+    """Linear work: each of these took minutes, or the CSV reader's own limit."""
+    n = 19_000
+    start = time.process_time()
+    one = short_file(tmp_path, [["Who?", "; ".join(f"a{i}" for i in range(n)), "no"]])
+    assert len(load_questions("triviaqa", one).questions[0].aliases) == n
+    rows = short_file(tmp_path, [["Who?", f"a{i}", f"no {i}"] for i in range(n // 4)])
+    assert len(load_questions("triviaqa", rows).questions[0].incorrect) == n // 4
+    choices = [(f"c{i}", int(i == 0)) for i in range(n)]
+    both = [*choices, *((choice, 1 - label) for choice, label in choices[2:])]
+    path = mc_file(tmp_path, [("Who?", choices, both)])
+    assert len(load_questions("truthfulqa_mc1", path).questions[0].choices) == n
+    assert len(load_questions("truthfulqa_mc2", path).questions[0].choices) == 2
+    assert time.process_time() - start < 10
+
+
+def test_files_that_are_none(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    for name, kind in [("pipe.csv", "a pipe"), ("zero.csv", "a device"), (".", "a folder")]:
+        with pytest.raises(
+            ValueError, match=rf"must be a regular file, got {kind}; get triviaqa\.csv"
+        ):
+            load_questions("triviaqa", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.csv",
+            b"question,answer,answer\na,b,c\n",
+            "must have each column once, got 'answer' tw",
+        ),
+        (
+            "a.csv",
+            b"question,answer\nwho," + b"x" * 30_000 + b"\n",
+            "at most 20000 characters, got",
+        ),
+        (
+            "a.csv",
+            b"question,answer\nwho," + b";" * 300_000 + b"\n",
+            "must have at most 200000 ans",
+        ),
+        ("a.json", b"[" * 10**6, "must have at most 500000 lists and objects"),
+        ("a.json", b"[" * 1000, "must have at most 64 lists and objects"),
+        ("a.json", b'[{"question": "a", "question": "b"}]', "a name is twice in the object of 'b'"),
+        ("a.json", b'[{"question": NaN}]', "NaN is no number of JSON"),
+        ("a.json", b'[{"question": {"question": [1]}, "mc1_targets": {}}]', "mc1_targets|must be"),
+    ],
+)
+def test_files_of_other_forms(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    benchmark = "triviaqa" if name.endswith("csv") else "truthfulqa_mc1"
+    with pytest.raises(ValueError, match=words):
+        load_questions(benchmark, tmp_path / name)
