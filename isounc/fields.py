@@ -143,9 +143,17 @@ def items(kind: Field, most: int, default: Any = REQUIRED, *, least: int = 0) ->
     def convert(value: Any, place: str) -> Any:
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
             return NotImplemented
-        return [kind.read(item, f"item {i} of {place}") for i, item in enumerate(value)]
+        return [_read(kind, item, "item", i, place) for i, item in enumerate(value)]
 
     return Field(f"a list of {least} to {most} values, each {kind.right}", convert, default)
+
+
+def _read(kind: Field, value: Any, what: str, name: Any, place: str) -> Any:
+    """One of many values; its place is spelled only where it is needed, as that takes longer."""
+    try:
+        return kind.read(value, place)
+    except Unreadable:
+        return kind.read(value, f"{what} {str(name)[:40]} of {place}".lstrip())
 
 
 def entries(kind: Field, most: int, default: Any = REQUIRED) -> Field:
@@ -154,7 +162,7 @@ def entries(kind: Field, most: int, default: Any = REQUIRED) -> Field:
     def convert(value: Any, place: str) -> Any:
         if not isinstance(value, Mapping) or len(value) > most:
             return NotImplemented
-        return {k: kind.read(v, f"{str(k)[:40]} of {place}") for k, v in value.items()}
+        return {name: _read(kind, item, "", name, place) for name, item in value.items()}
 
     return Field(f"a mapping of at most {most} names, each to {kind.right}", convert, default)
 

@@ -61,8 +61,9 @@ _NUMBERS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
     11: "<i8", 12: "<f8",
 }  # fmt: skip
+_UNSIGNED = {"<u4": 4, "<u8": 8}
 _STRING, _ARRAY = 8, 9
-_MOST_STRINGS = 2**21
+_MOST_STRINGS = 2**20
 """Strings in an array: a short one takes 60 bytes more in memory than in the file."""
 _MOST_ENTRIES = 2**17
 """Metadata, and tensors."""
@@ -85,7 +86,13 @@ class _Cursor:
         return np.frombuffer(self.content, kind, count, self.at - count * kind.itemsize).copy()
 
     def number(self, code: str) -> Any:
-        return self.numbers(code)[0].item()
+        if code not in _UNSIGNED:
+            return self.numbers(code)[0].item()
+        # Five times as fast, and there is one before every string.
+        size = _UNSIGNED[code]
+        self.room(1, size)
+        self.at += size
+        return int.from_bytes(self.content[self.at - size : self.at], "little")
 
     def room(self, count: int, size: int, most: int | None = None) -> None:
         """Refuse a count that the rest of the file cannot hold, before anything is allocated."""

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from isounc.checks import check_choice
-from isounc.fields import Field, Unreadable, declared, integer, truth
+from isounc.fields import Field, Unreadable, declared, integer, text, truth
 from isounc.llm.model.packages import require
 from isounc.llm.model.tokenizer_json import LONGEST_TOKEN, MOST_TOKENS
 from isounc.llm.model.tokens import Tokenizer
 from isounc.untrusted import reading
 
+_LONGEST_PIECE = 256
+"""Characters of a piece of SentencePiece, all cuts of which are tried."""
 # Kinds of tokens in GGUF's tokenizer.ggml.token_type.
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -62,8 +63,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> Tokenizer:
     ValueError
         The kind of tokenizer or the way of cutting text is unknown, or metadata are missing.
     """
-    right = "a GGUF file with a whole tokenizer"
-    with reading(name, right, passing=(ValueError,)):
+    with reading(name, "a GGUF file with a whole tokenizer"):
         return _from_metadata(_GgufEntries(metadata, name))
 
 
@@ -86,7 +86,9 @@ class _GgufEntries:
                 f"{self.name} must have tokenizer.ggml.{key} in its metadata, got none"
             )
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise Unreadable(f"tokenizer.ggml.{key} of {self.name} must be texts, got numbers")
+            raise Unreadable(
+                f"tokenizer.ggml.{key} of {self.name} must be a list of texts, got others"
+            )
         return value
 
     def numbers(self, key: str, count: int) -> np.ndarray | None:
@@ -94,7 +96,8 @@ class _GgufEntries:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return None
-        array = np.asarray(value)
+        with reading(f"tokenizer.ggml.{key} of {self.name}", "numbers"):
+            array = np.asarray(value)
         if array.shape != (count,) or array.dtype.kind not in "iuf":
             raise Unreadable(
                 f"tokenizer.ggml.{key} of {self.name} must have one number a token ({count}), got "
@@ -109,14 +112,14 @@ class _GgufEntries:
 
 def _from_metadata(given: _GgufEntries) -> Tokenizer:
     name, metadata = given.name, given.metadata
-    kind = metadata.get("tokenizer.ggml.model")
-    check_choice(f"tokenizer.ggml.model of {name}", kind, ("gpt2", "llama"))
+    kind = given("model", text(("gpt2", "llama")))
     tokens = given.strings("tokens")
     longest = max(map(len, tokens))
-    if len(tokens) > MOST_TOKENS or longest > LONGEST_TOKEN:
+    bound = LONGEST_TOKEN if kind == "gpt2" else _LONGEST_PIECE
+    if len(tokens) > MOST_TOKENS or longest > bound:
         raise Unreadable(
             f"tokenizer.ggml.tokens of {name} must be at most {MOST_TOKENS} tokens of at most "
-            f"{LONGEST_TOKEN} characters, got {len(tokens)} of at most {longest}"
+            f"{bound} characters, got {len(tokens)} of at most {longest}"
         )
     ids = {token: i for i, token in enumerate(tokens)}
     # Parts of characters, which a text cannot hold, may look alike.
@@ -128,8 +131,9 @@ def _from_metadata(given: _GgufEntries) -> Tokenizer:
     kinds = given.numbers("token_type", len(tokens))
     kinds = np.ones(len(tokens), int) if kinds is None else kinds
     token_id = integer(0, len(tokens) - 1, default=None)
-    pre = metadata.get("tokenizer.ggml.pre", "none")
+    pre = metadata.get("tokenizer.ggml.pre")
     if kind == "gpt2":
+        pre = given("pre", text(tuple(_PRE)))
         backend = _byte_level(given.strings("merges"), pre, ids, name)
     else:
         scores = given.numbers("scores", len(tokens))
@@ -139,11 +143,11 @@ def _from_metadata(given: _GgufEntries) -> Tokenizer:
         unknown = given("unknown_token_id", token_id)
         backend = _sentence_piece(
             ids,
-            scores.astype(np.float64),
+            scores.astype(np.float64).tolist(),
             unknown=None if unknown is None else tokens[unknown],
             add_space=given.flag("add_space_prefix", True),
         )
-    _add_tokens(backend, tokens, kinds, swallow=_swallowing(metadata, str(kind)))
+    _add_tokens(backend, tokens, kinds, swallow=_swallowing(metadata, kind))
     bos = given("bos_token_id", token_id)
     if given.flag("add_bos_token", kind == "llama" or pre in _LLAMA3) and bos is not None:
         processors = require("tokenizers.processors")
@@ -174,7 +178,6 @@ def _swallowing(metadata: Mapping[str, Any], kind: str) -> bool:
 def _byte_level(joined: Sequence[str], pre: str, ids: Mapping[str, int], name: str) -> Any:
     """Backend of byte-level byte-pair encoding; `joined` are merges, as pairs with a space."""
     tokenizers = require("tokenizers")
-    check_choice(f"tokenizer.ggml.pre of {name}", pre, tuple(_PRE))
     merges = [tuple(pair.split(" ", 1)) for pair in joined]
     for merge in merges:
         # The package would end the process's thread over it.
@@ -205,7 +208,7 @@ def _byte_level(joined: Sequence[str], pre: str, ids: Mapping[str, int], name: s
 
 def _sentence_piece(
     ids: Mapping[str, int],
-    scores: Float[np.ndarray, " V"],
+    scores: Sequence[float],
     *,
     unknown: str | None,
     add_space: bool,
@@ -232,12 +235,13 @@ def _sentence_piece(
     return backend
 
 
-def _merges(ids: Mapping[str, int], scores: Float[np.ndarray, " V"]) -> list[tuple[str, str]]:
+def _merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Pairs whose union is a token, the best score first.
 
     Pairs with the same union come in the order of their halves' ids.
     """
     lengths = {len(token) for token in ids}
+    tokens = {i: token for token, i in ids.items()}
     pairs = []
     for token, i in ids.items():
         for cut in range(1, len(token)):
@@ -246,9 +250,9 @@ def _merges(ids: Mapping[str, int], scores: Float[np.ndarray, " V"]) -> list[tup
                 continue
             left, right = ids.get(token[:cut]), ids.get(token[cut:])
             if left is not None and right is not None:
-                pairs.append((-scores[i], i, left, right, token[:cut], token[cut:]))
-    pairs.sort(key=lambda pair: pair[:4])
-    return [(left, right) for *_, left, right in pairs]
+                pairs.append((-scores[i], i, left, right))
+    pairs.sort()
+    return [(tokens[left], tokens[right]) for *_, left, right in pairs]
 
 
 _KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")

@@ -15,10 +15,10 @@ from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.llm.model.packages import require
 from isounc.llm.model.tokens import Tokenizer, tokenizer_from_json
-from isounc.untrusted import MEGABYTE, read_json, reading
+from isounc.untrusted import MEGABYTE, check_size, open_regular, read_json, reading
 
-_CONFIG_SIZE, _INDEX_SIZE = MEGABYTE, 16 * MEGABYTE
-"""Bytes of the largest files that describe a model; in use they have a tenth of these."""
+_CONFIG_SIZE, _INDEX_SIZE, _TABLE_SIZE = MEGABYTE, 16 * MEGABYTE, 8 * MEGABYTE
+"""Bytes of the largest descriptions of a model; those in use have a tenth of these."""
 _NUMBERS = ("F64", "F32", "F16", "BF16")
 """Types of tensors that hold weights as they are; others need scales or tables beside them."""
 _MAIN = "model.safetensors"
@@ -172,6 +172,10 @@ def weights_of(folder: Folder, config: DecoderConfig) -> Iterator[tuple[str, np.
     """
     safetensors = require("safetensors")
     for shard in folder.shards:
+        with open_regular(shard, shard.name) as raw:
+            # The table of tensors, which takes twenty times as much memory once it is read.
+            size = int.from_bytes(raw.read(8), "little")
+            check_size(size, _TABLE_SIZE, f"the table of tensors in {shard.name}")
         with (
             reading(shard.name, "a whole safetensors file"),
             safetensors.safe_open(shard, framework="flax") as file,

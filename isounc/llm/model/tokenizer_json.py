@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from isounc.checks import check_choice
 from isounc.fields import (
     Field,
     Unreadable,
@@ -28,7 +27,7 @@ from isounc.fields import (
     truth,
 )
 
-MOST_TOKENS, LONGEST_TOKEN = 2**21, 1024
+MOST_TOKENS, LONGEST_TOKEN = 2**19, 1024
 _MOST_PARTS, _MOST_GROWTH = 32, 64
 _BRACKETS = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]", re.DOTALL)
 """An escaped character, or a class of characters."""
@@ -90,8 +89,8 @@ def check_tokenizer(content: Any, what: str) -> None:
     )
     model = f"model of {what}"
     given = content["model"]
-    check_choice(f"type of {model}", given.get("type", "BPE"), ("BPE",))
     fields = {
+        "type": text(("BPE",), default="BPE"),
         "vocab": entries(token, MOST_TOKENS),
         "merges": anything(),
         "unk_token": text(default=None),
@@ -138,13 +137,12 @@ def _flattened(value: Any, role: str, place: str) -> Iterator[tuple[str, dict[st
     """Kinds and fields of all parts within each other."""
     if value is None:
         return
-    kind = declared(value, {"type": text(longest=64)}, place)["type"]
+    kind = declared(value, {"type": text(("Sequence", *_PARTS[role]))}, place)["type"]
     if kind == "Sequence":
         inner = declared(value, {_INNER[role]: items(anything(), _MOST_PARTS)}, place)
         for part in inner[_INNER[role]]:
             yield from _flattened(part, role, place)
         return
-    check_choice(f"type of {place}", kind, tuple(_PARTS[role]))
     yield kind, declared(value, _PARTS[role][kind], place), f"{kind} of {place}"
 
 

@@ -133,8 +133,10 @@ def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | No
     with reading(what, "a tokenizer that the package tokenizers can read"):
         parsed = parse_json(content, what, most_brackets=2 * MOST_TOKENS)
         check_tokenizer(parsed, what)
+        added = added_ids(parsed)
+        del parsed  # the vocabulary is large, and the package makes its own
         backend = tokenizers.Tokenizer.from_str(content)
-        for token, number in added_ids(parsed).items():
+        for token, number in added.items():
             # The package gives ids of its own to tokens that do not follow the others.
             if backend.token_to_id(token) != number:
                 raise Unreadable(

@@ -132,7 +132,7 @@ def read_table(file: str, source: str | Path) -> Table:
             f"source must hold questions, got no rows in {path}; get it from: {origin.address}"
         )
     _check_columns(raw, str(path), origin)
-    _split_lists(raw, origin.lists)
+    _split_lists(raw, origin.lists, str(path))
     _check_sizes(raw, str(path))
     mended: Counter[str] = Counter()
     rows = [_mend(row, mended) for row in raw]
@@ -266,7 +266,7 @@ def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
     return {key: value if key == "Source" else mend(value) for key, value in row.items()}
 
 
-def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...], file: str) -> None:
     """Split the cells that hold several answers, in place, at ";".
 
     The published files write "; ", and a bare ";" is part of an answer there ("TL;DR"); a file
@@ -274,6 +274,11 @@ def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """
     cells = [row[column] for row in rows for column in columns]
     separator = r";(?:\s+|$)" if any("; " in cell for cell in cells) else ";"
-    for row in rows:
+    for number, row in enumerate(rows):
         for column in columns:
+            if row[column].count(";") >= _MOST_ANSWERS:
+                raise Unreadable(
+                    f"{column} must have at most {_MOST_ANSWERS} answers, got "
+                    f"{row[column].count(';') + 1} in row {number} of {file}"
+                )
             row[column] = re.split(separator, row[column])
