@@ -33,7 +33,7 @@ from isounc.llm.model.decode import (
 )
 from isounc.llm.model.decoder import Cache
 from isounc.llm.model.load import LanguageModel
-from isounc.llm.model.tokens import Tokenizer
+from isounc.llm.model.tokens import Tokenizer, check_token_ids
 from isounc.padding import batches, bucket
 
 _LEAST = 32
@@ -177,7 +177,11 @@ class _Answers(NamedTuple):
 def _encoded(
     model: LanguageModel, prompt: str | Sequence[int], number: int, settings: GenerationSettings
 ) -> list[int]:
-    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    if isinstance(prompt, str):
+        ids = model.tokenizer.encode(prompt)
+    else:
+        check_token_ids(f"prompts[{number}]", prompt)
+        ids = [int(i) for i in prompt]
     if not ids:
         raise ValueError(f"prompts must not be empty, got no tokens for prompt {number}")
     if min(ids) < 0 or max(ids) >= model.config.vocab_size:

