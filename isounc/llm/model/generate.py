@@ -177,11 +177,9 @@ class _Answers(NamedTuple):
 def _encoded(
     model: LanguageModel, prompt: str | Sequence[int], number: int, settings: GenerationSettings
 ) -> list[int]:
-    if isinstance(prompt, str):
-        ids = model.tokenizer.encode(prompt)
-    else:
+    if not isinstance(prompt, str):
         check_token_ids(f"prompts[{number}]", prompt)
-        ids = [int(i) for i in prompt]
+    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     if not ids:
         raise ValueError(f"prompts must not be empty, got no tokens for prompt {number}")
     if min(ids) < 0 or max(ids) >= model.config.vocab_size:
