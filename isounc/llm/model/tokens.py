@@ -128,7 +128,9 @@ class Tokenizer:
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
         """Text of every token by itself; parts of a character become replacement characters."""
-        return tuple(self.decode([i]) for i in range(self.size))
+        decode = self.backend.decode
+        with reading("the tokenizer", "one that can decode its tokens"):
+            return tuple(decode([i], skip_special_tokens=True) for i in range(self.size))
 
 
 def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | None) -> Tokenizer:
