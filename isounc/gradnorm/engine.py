@@ -12,9 +12,10 @@ Leaves of the parameters go one of four ways:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from isounc.gradnorm.trace import (
     aval_of,
     body_of,
     evaluate,
+    holds_references,
     scan_counts,
     scan_statuses,
     vary,
@@ -134,6 +136,8 @@ class Plan(NamedTuple):
     """Uses of the leaves that are fast or tied."""
     uses: tuple[Use, ...]
     """All uses."""
+    rewritten: bool = True
+    """Whether the function is evaluated with the rules; else all gradients are formed."""
 
 
 def _leaf_items(leaves: Sequence[Any], values: Sequence[Any]) -> list[Item]:
@@ -154,6 +158,9 @@ def make_plan(
     uses share no element count as tied, and all others are formed.
     """
     avals = closed.in_avals[:num_leaves]
+    if holds_references(closed.jaxpr):
+        use = Use((), "mutable reference", frozenset(range(num_leaves)), None)
+        return Plan(("formed",) * num_leaves, {}, (use,), rewritten=False)
     inputs = [*_leaf_items(avals, [None] * num_leaves), *[Item(None, None)] * num_inputs]
     analysis = _Analysis()
     outs = walk(closed.jaxpr, closed.consts, inputs, (), analysis)
@@ -330,14 +337,19 @@ def linearise(
     def rewritten(formed, totals, taps):
         evaluation = _Evaluation(plan, totals, taps, {})
         values = [formed.get(i, leaf) for i, leaf in enumerate(leaves)]
+        if not plan.rewritten:
+            out, *others = f(values, list(args))
+            return out, ({}, others)
         inputs = [*_leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
         out, *others = walk(closed.jaxpr, closed.consts, inputs, (), evaluation)
         return out.value, (evaluation.data, [other.value for other in others])
 
-    out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
+    with _while_loops_named():
+        out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
 
     def norms(cotangent: Float[Array, "*out"]) -> list[Float[Array, ""]]:
-        gradients, total_cotangents, tap_cotangents = pullback(cotangent)
+        with _while_loops_named():
+            gradients, total_cotangents, tap_cotangents = pullback(cotangent)
         result = [jnp.zeros((), dtype) for _ in leaves]
         for i, gradient in gradients.items():
             result[i] = products.sum_of_squares(gradient.astype(dtype))
@@ -347,11 +359,13 @@ def linearise(
         for i, way in enumerate(plan.ways):
             if way == "tied":
                 uses = [p for p in tap_cotangents if plan.ruled[p].origin.leaf == i]
-                result[i] = _tied_sq_norm(plan, uses, data, tap_cotangents, dtype)
+                shape = leaves[i].shape
+                result[i] = _tied_sq_norm(plan, uses, shape, data, tap_cotangents, dtype)
         return result
 
     def grams(cotangents: Float[Array, "K *out"]) -> list[Float[Array, "K K"]]:
-        gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
+        with _while_loops_named():
+            gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
         k = cotangents.shape[0]
         result = [jnp.zeros((k, k), dtype) for _ in leaves]
         with jax.default_matmul_precision("highest"):
@@ -368,6 +382,20 @@ def linearise(
     return out, others, grams if gram else norms, plan
 
 
+@contextlib.contextmanager
+def _while_loops_named() -> Iterator[None]:
+    """Raise JAX's error about the derivative of a while loop as one that says what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if "while_loop" not in str(error):
+            raise
+        raise NotImplementedError(
+            "f must not have a while loop that parameters enter on their way to the output: it has "
+            "no reverse-mode derivative. Use jax.lax.scan, or fori_loop with a fixed length."
+        ) from error
+
+
 def _merge_axes(values: Shaped[Array, "*shape"], first: int, num: int) -> Shaped[Array, "*merged"]:
     """Merge `num` axes from `first` on into a single one, of length 1 if there are none."""
     return values.reshape(*values.shape[:first], -1, *values.shape[first + num :])
@@ -376,13 +404,13 @@ def _merge_axes(values: Shaped[Array, "*shape"], first: int, num: int) -> Shaped
 def _tied_sq_norm(
     plan: Plan,
     paths: Sequence[Path],
+    shape: tuple[int, ...],
     data: dict[Path, Shaped[Array, "*turns_and_data"]],
     cotangents: dict[Path, Float[Array, "*turns_and_out"]],
     dtype: np.dtype,
 ) -> Float[Array, ""]:
     """Return the squared norm of the sum of the gradients of several uses, from their factors."""
-    total = jnp.zeros((), dtype)
-    before: list[tuple[float, products.Factors]] = []
+    parts = []
     for path in paths:
         origin, rule, turns = plan.ruled[path]
         a, g = data[path], cotangents[path]
@@ -390,13 +418,6 @@ def _tied_sq_norm(
             _merge_axes(a, 0, len(turns)), _merge_axes(g, 0, len(turns))
         )
         factors = {axis: _merge_axes(rows, 0, 2) for axis, rows in by_turn.items()}
-        if turns:
-            sq_norm = products.factors_product(factors, factors, dtype)
-        else:
-            sq_norm = rule.sq_norm(rule.residual(a, dtype), g, dtype)
-        total += origin.scale**2 * sq_norm
-        for scale, others in before:
-            cross = products.factors_product(factors, others, dtype)
-            total += 2 * origin.scale * scale * cross
-        before.append((origin.scale, factors))
-    return jnp.maximum(total, 0)
+        sq_norm = None if turns else rule.sq_norm(rule.residual(a, dtype), g, dtype)
+        parts.append(products.Part(origin.scale, factors, sq_norm))
+    return products.sq_norm_of_sum(parts, shape, dtype)

@@ -194,10 +194,12 @@ class GatherRule(Rule):
     def _rows(self, index: Data, g: Cotangent) -> tuple[Int[Array, " T"], Float[Array, "T O"]]:
         """Return indices in range, and cotangents, zero where the index was out of range."""
         i, G = index.reshape(-1), g.reshape(self.num_rows, self.width)
+        # The last row may lie beyond the range of the indices' own type.
+        last = min(self.table[0] - 1, int(jnp.iinfo(i.dtype).max))
         if self.fills:
-            inside = (i >= 0) & (i < self.table[0])
+            inside = (i >= 0) & (i <= last)
             G = jnp.where(inside[:, None], G, 0)
-        return jnp.clip(i, 0, self.table[0] - 1), G
+        return jnp.clip(i, 0, last).astype(jnp.int32), G
 
     def _sums(self, i: Int[Array, " T"], G: Float[Array, "T O"]) -> Float[Array, "T O"]:
         """Return the sums of rows of equal index, followed by zeros."""
@@ -216,19 +218,19 @@ class GatherRule(Rule):
         if self.cost.method == "sums":
             return products.sum_of_squares(self._sums(i, G))
         with jax.default_matmul_precision("highest"):
-            # Rounding as in `products.sq_norm`.
-            return jnp.maximum(jnp.where(i[:, None] == i[None, :], G @ G.T, 0).sum(), 0)
+            pairs = jnp.where(i[:, None] == i[None, :], G @ G.T, 0)
+        lengths = jnp.sqrt(lax.stop_gradient(jnp.diagonal(pairs)))
+        terms = jnp.where(i[:, None] == i[None, :], lengths[:, None] * lengths, 0).sum()
+        return products.unless_cancelled(
+            pairs.sum(), terms, self.num_rows, lambda: products.sum_of_squares(self._sums(i, G))
+        )
 
     def gram(self, index: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
         i, _ = self._rows(index, g[0])
         G = jax.vmap(lambda g_k: self._rows(index, g_k)[1])(g).astype(dtype)
-        if self.cost.method == "sums":
-            sums = jax.vmap(lambda G_k: self._sums(i, G_k))(G).reshape(len(G), -1)
-            with jax.default_matmul_precision("highest"):
-                return sums @ sums.T
-        same = (i[:, None] == i[None, :]).astype(dtype)
+        sums = jax.vmap(lambda G_k: self._sums(i, G_k))(G).reshape(len(G), -1)
         with jax.default_matmul_precision("highest"):
-            return jnp.einsum("kso,lso->kl", jnp.einsum("st,kto->kso", same, G), G)
+            return sums @ sums.T
 
     def has_factors(self, axes: tuple[int, ...]) -> bool:
         return len(self.table) == 2 and axes == (0, 1)
@@ -306,6 +308,10 @@ class ConvRule(Rule):
 def rule_of(eqn: jex.JaxprEqn, position: int) -> Rule | None:
     """Return the rule for an equation whose input at `position` is a parameter, or None."""
     name = eqn.primitive.name
+    dtypes = [aval_of(v).dtype for v in (*eqn.invars, *eqn.outvars)]
+    # The norm of a complex cotangent is not that of its real part: such gradients are formed.
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return None
     if name == "dot_general":
         return DotRule(eqn, position)
     if name == "gather" and position == 0 and GatherRule.fits(eqn):
