@@ -418,6 +418,8 @@ def _tied_sq_norm(
             _merge_axes(a, 0, len(turns)), _merge_axes(g, 0, len(turns))
         )
         factors = {axis: _merge_axes(rows, 0, 2) for axis, rows in by_turn.items()}
-        sq_norm = None if turns else rule.sq_norm(rule.residual(a, dtype), g, dtype)
+        sq_norm = None
+        if not turns and rule.cost.method in ("direct", "sums", "rank one"):
+            sq_norm = rule.sq_norm(rule.residual(a, dtype), g, dtype)
         parts.append(products.Part(origin.scale, factors, sq_norm))
     return products.sq_norm_of_sum(parts, shape, dtype)

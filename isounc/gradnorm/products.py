@@ -13,7 +13,7 @@ A single row is first reduced to its norm, so that A need not be held until G is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,14 @@ in place of rows that are one-hot. The gradient is the sum over R of the rows' o
 MOST_CANCELLED = 16
 """Cancellation of the terms of a Gram form, over that of rows that have nothing in common, above
 which the gradient is formed instead."""
-BLOCK = 2**18
+BLOCK = 2**20
 """Number of gradient entries that are formed at a time in place of a Gram form."""
+
+
+Residual = Num[Array, "*residual"]
+"""What the backward pass needs of the data."""
+Rows = Callable[[Num[Array, "*data"]], Num[Array, "B T C"]]
+"""Function from the data to A."""
 
 
 class Part(NamedTuple):
@@ -40,7 +46,7 @@ class Part(NamedTuple):
     factors: Factors
     """Its factors."""
     sq_norm: Float[Array, ""] | None
-    """Its squared norm if known, without the constant."""
+    """Its squared norm without the constant, if there is a cheaper way to it than its factors."""
 
 
 class Cost(NamedTuple):
@@ -66,119 +72,113 @@ def sum_of_squares(a: Float[Array, "*shape"]) -> Float[Array, ""]:
         return jnp.vdot(a, a)
 
 
-def residual(A: Num[Array, "B T C"], method: str, dtype: np.dtype) -> Num[Array, "B *rest"]:
-    """Return all that `sq_norm` and `gram` need of A: (B,) for rank one, else A itself."""
+def residual(a: Num[Array, "*data"], rows: Rows, method: str, dtype: np.dtype) -> Residual:
+    """Return all that `sq_norm` and `gram` need of the data: (B,) for rank one, else the data."""
     if method != "rank one":
-        return A
-    A = A.astype(dtype)
+        return a
+    A = rows(a).astype(dtype)
     with jax.default_matmul_precision("highest"):
         return jnp.einsum("btc,btc->b", A, A)
 
 
 def sq_norm(
-    residual: Num[Array, "B *rest"], G: Float[Array, "B T O"], method: str, dtype: np.dtype
+    residual: Residual, rows: Rows, G: Float[Array, "B T O"], method: str, dtype: np.dtype
 ) -> Float[Array, ""]:
-    """Return ||A^T G||^2 from the residual of A."""
-    A, G = residual.astype(dtype), G.astype(dtype)
+    """Return ||A^T G||^2 from the residual of the data."""
+
+    def formed(G: Float[Array, "B T O"]) -> Float[Array, ""]:
+        # The rows are made anew in a branch, so that they need not be held for it.
+        with jax.default_matmul_precision("highest"):
+            A = rows(residual).astype(dtype)
+            return sum_of_squares(jnp.einsum("btc,bto->bco", A, G.astype(dtype)))
+
     if method == "direct":
-        return _formed_sq_norm(A, G)
+        return formed(G)
+    scaled = G.astype(dtype)
     with jax.default_matmul_precision("highest"):
         if method == "rank one":
             # ||G||^2 alone would leave the range of float32 sooner than ||A|| ||G|| does.
-            scale = lax.stop_gradient(jnp.sqrt(A))[:, None, None]
+            scale = lax.stop_gradient(jnp.sqrt(residual))[:, None, None]
             scale = jnp.where(scale > 0, scale, 1)
-            scaled = G * scale
-            return (A / scale[:, 0, 0] ** 2 * jnp.einsum("bto,bto->b", scaled, scaled)).sum()
-        rows, cotangents = jnp.einsum("bsc,btc->bst", A, A), jnp.einsum("bso,bto->bst", G, G)
-        terms = _terms(*(jnp.diagonal(x, axis1=1, axis2=2) for x in (rows, cotangents)))
-        return unless_cancelled(
-            (rows * cotangents).sum(), terms, A.shape[1], lambda: _sq_norm_in_blocks(A, G)
-        )
+            scaled = scaled * scale
+            unit = residual / scale[:, 0, 0] ** 2
+            return (unit * jnp.einsum("bto,bto->b", scaled, scaled)).sum()
+        A = rows(residual).astype(dtype)
+        kernels = jnp.einsum("bsc,btc->bst", A, A), jnp.einsum("bso,bto->bst", scaled, scaled)
+    num = -(-A.shape[0] * A.shape[2] * G.shape[2] // BLOCK)
+    return unless_cancelled(*kernels, lambda: _sum_over_columns(formed, G, num))
+
+
+def _sum_over_columns(
+    part: Callable[[Float[Array, "B T _"]], Float[Array, ""]], G: Float[Array, "B T O"], num: int
+) -> Float[Array, ""]:
+    """Return the sum of a function of `num` groups of columns.
+
+    XLA reserves the memory of a branch that it may never take: hence the groups.
+    """
+    if num == 1:
+        return part(G)
+    G = jnp.pad(G, ((0, 0), (0, 0), (0, -G.shape[2] % num)))
+    groups = jnp.moveaxis(G.reshape(*G.shape[:2], num, -1), 2, 0)
+    return lax.map(part, groups).sum()
 
 
 def gram(
-    residual: Num[Array, "B *rest"], G: Float[Array, "K B T O"], method: str, dtype: np.dtype
+    residual: Residual, rows: Rows, G: Float[Array, "K B T O"], method: str, dtype: np.dtype
 ) -> Float[Array, "K K"]:
-    """Return <A^T G_k, A^T G_l> for K cotangents, from the residual of A."""
-    A, G = residual.astype(dtype), G.astype(dtype)
-
-    def formed() -> Float[Array, "K K"]:
-        gradients = jnp.einsum("btc,kbto->kbco", A, G)
-        return jnp.einsum("kbco,lbco->kl", gradients, gradients)
-
+    """Return <A^T G_k, A^T G_l> for K cotangents, from the residual of the data."""
+    G = G.astype(dtype)
     with jax.default_matmul_precision("highest"):
         if method == "rank one":
-            return jnp.einsum("kbto,lbto->kl", G * A[None, :, None, None], G)
+            return jnp.einsum("kbto,lbto->kl", G * residual[None, :, None, None], G)
+        A = rows(residual).astype(dtype)
+
+        def formed() -> Float[Array, "K K"]:
+            gradients = jnp.einsum("btc,kbto->kbco", A, G)
+            return jnp.einsum("kbco,lbco->kl", gradients, gradients)
+
         if method == "direct":
             return formed()
-        rows = jnp.einsum("bsc,btc->bst", A, A)
-        products = jnp.einsum("kbso,lbso->kl", jnp.einsum("bst,kbto->kbso", rows, G), G)
-        diagonal = jnp.diagonal(rows, axis1=1, axis2=2)
-        terms = jax.vmap(lambda g: _terms(diagonal, jnp.einsum("bto,bto->bt", g, g)))(G)
-        return unless_cancelled(products, terms, A.shape[1], formed)
-
-
-def _formed_sq_norm(A: Float[Array, "B T C"], G: Float[Array, "B T O"]) -> Float[Array, ""]:
-    """Return ||A^T G||^2 by forming A^T G."""
-    with jax.default_matmul_precision("highest"):
-        return sum_of_squares(jnp.einsum("btc,bto->bco", A, G))
-
-
-def _sq_norm_in_blocks(A: Float[Array, "B T C"], G: Float[Array, "B T O"]) -> Float[Array, ""]:
-    """Return ||A^T G||^2 by forming A^T G a few columns at a time.
-
-    XLA reserves the memory of a branch that it may never take: hence the blocks.
-    """
-    num = -(-A.shape[0] * A.shape[2] * G.shape[2] // BLOCK)
-    if num == 1:
-        return _formed_sq_norm(A, G)
-    G = jnp.pad(G, ((0, 0), (0, 0), (0, -G.shape[2] % num)))
-    blocks = jnp.moveaxis(G.reshape(*G.shape[:2], num, -1), 2, 0)
-    return lax.map(lambda block: _formed_sq_norm(A, block), blocks).sum()
-
-
-def _terms(rows: Float[Array, "B T"], cotangents: Float[Array, "B T"]) -> Float[Array, ""]:
-    """Return sum_b (sum_t ||a_t|| ||g_t||)^2 from the squared norms of the rows of A and of G.
-
-    It is infinite where one of both is so large and the other so small that their squares may have
-    left the range of float32, though their product has not.
-    """
-    rows, cotangents = map(lax.stop_gradient, (rows, cotangents))
-    terms = ((jnp.sqrt(rows) * jnp.sqrt(cotangents)).sum(1) ** 2).sum()
-    largest = jnp.stack([rows.max(initial=0), cotangents.max(initial=0)])
-    odd = (largest.max() > 2.0**24) & (largest.min() < 2.0**-96)
-    return jnp.where(odd, jnp.inf, terms)
+        kernel = jnp.einsum("bsc,btc->bst", A, A)
+        value = jnp.einsum("kbso,lbso->kl", jnp.einsum("bst,kbto->kbso", kernel, G), G)
+        lengths = jnp.einsum("btt,kbto,kbto->k", kernel, G, G)
+        return lax.cond(_cancelled(jnp.diagonal(value), lengths), formed, lambda: value)
 
 
 def unless_cancelled(
-    value: Float[Array, "*k"],
-    terms: Float[Array, "*k"],
-    num_rows: int,
-    formed: Callable[[], Float[Array, "*k"]],
-) -> Float[Array, "*k"]:
-    """Return a squared norm that comes from Gram matrices, or `formed()` where it has cancelled.
+    A_kernel: Float[Array, "*B S S"],
+    G_kernel: Float[Array, "*B S S"],
+    formed: Callable[[], Float[Array, ""]],
+) -> Float[Array, ""]:
+    """Return sum_st (A A^T)_st (G G^T)_st, or `formed()` where its terms cancel.
 
-    With S = sum_t ||a_t|| ||g_t||, Gram matrices give ||A^T G||^2 to about eps S^2, and forming
-    A^T G gives it to about eps S ||A^T G||. For T rows that have nothing in common S^2 is about
-    T ||A^T G||^2. Up to `MOST_CANCELLED` times as much counts as accurate: the relative error is
-    then at most about `MOST_CANCELLED` T eps, and far less where rounding errors are independent.
-
-    Parameters
-    ----------
-    value
-        The squared norm, or a matrix of inner products.
-    terms
-        S^2, one for each diagonal entry of a matrix.
-    num_rows
-        T.
-    formed
-        Function that returns the value by forming the gradient. It is computed only if an example
-        of the batch needs it, also under `jax.vmap`.
+    Gram matrices give ||A^T G||^2 to about eps S^2 with S = sum_t ||a_t|| ||g_t||, and forming
+    A^T G gives it to about eps S ||A^T G||. With D = sum_t ||a_t||^2 ||g_t||^2, the sum's diagonal
+    and what it is for rows that have nothing in common, S^2 is at most T D for T rows. So where D
+    is at most `MOST_CANCELLED` times the result, its relative error is at most about
+    `MOST_CANCELLED` T eps, and far less where rounding errors are independent. Everywhere else
+    `formed` is used: it is computed only if an example of the batch needs it, also under `jax.vmap`.
     """
-    norms = lax.stop_gradient(jnp.diagonal(value) if value.ndim else value)
-    accurate = (norms * (MOST_CANCELLED * num_rows) >= terms) & jnp.isfinite(norms)
-    cancelled = _anywhere(~accurate.all())
+    num_rows = A_kernel.shape[-1]
+    one = jnp.broadcast_to(jnp.eye(num_rows, dtype=A_kernel.dtype), A_kernel.shape)
+    terms = A_kernel * G_kernel
+    value = terms.sum()
+    # Huge data may meet tiny cotangents, whose squares have left the range of their type.
+    largest = jnp.maximum((A_kernel * one).sum(), (G_kernel * one).sum()) / num_rows
+    lost = (value < 2.0**-100) & (largest > 2.0**24)
+    cancelled = _cancelled(value, (terms * one).sum(), lost)
     return lax.cond(cancelled, formed, lambda: value)
+
+
+def _cancelled(
+    value: Float[Array, "*K"],
+    diagonal: Float[Array, "*K"],
+    lost: Bool[Array, ""] | bool = False,
+) -> Bool[Array, ""]:
+    """Return whether terms have cancelled, or left the range of their type, in any example."""
+    value, diagonal = map(lax.stop_gradient, (value, diagonal))
+    accurate = (value * MOST_CANCELLED >= diagonal) & jnp.isfinite(value)
+    return _anywhere(~accurate.all() | lost)
 
 
 @jax.custom_batching.custom_vmap
@@ -220,36 +220,38 @@ def sq_norm_of_sum(
     parts: Sequence[Part], shape: tuple[int, ...], dtype: np.dtype
 ) -> Float[Array, ""]:
     """Return the squared norm of the sum of gradients of a leaf with this shape."""
-    total = lengths = jnp.zeros((), dtype)
+    total = diagonal = jnp.zeros((), dtype)
     for i, (scale, factors, sq_norm) in enumerate(parts):
         if sq_norm is None:
             sq_norm = factors_product(factors, factors, dtype)
         total += scale**2 * sq_norm
         for other in parts[:i]:
             total += 2 * scale * other.scale * factors_product(factors, other.factors, dtype)
-        lengths += abs(scale) * jnp.sqrt(_terms(*(_sq_lengths(factors[j], dtype) for j in (0, 1))))
-    num_rows = sum(len(part.factors[0]) for part in parts)
+        lengths = [_sq_lengths(factors[axis], dtype) for axis in (0, 1)]
+        diagonal += scale**2 * (lengths[0] * lengths[1]).sum()
+
+    # In groups as in `_sum_over_columns`.
+    width = min(shape[1], -(-BLOCK // shape[0]))
 
     def columns(first: Int[Array, ""]) -> Float[Array, ""]:
         block = first + jnp.arange(width)
-        formed = sum(part.scale * _columns(part.factors, shape[0], block, dtype) for part in parts)
-        return sum_of_squares(jnp.where(block < shape[1], formed, 0))
+        gradient = sum(
+            part.scale * _columns(part.factors, shape[0], block, dtype) for part in parts
+        )
+        return sum_of_squares(jnp.where(block < shape[1], gradient, 0))
 
-    width = min(shape[1], -(-BLOCK // shape[0]))
-    firsts = jnp.arange(0, shape[1], width)
-    return unless_cancelled(
-        total, lengths**2, num_rows, lambda: lax.map(columns, firsts).sum()
-    )
+    def formed() -> Float[Array, ""]:
+        return lax.map(columns, jnp.arange(0, shape[1], width)).sum()
+
+    return lax.cond(_cancelled(total, diagonal), formed, lambda: total)
 
 
-def _sq_lengths(
-    rows: Float[Array, "R _"] | Int[Array, " R"], dtype: np.dtype
-) -> Float[Array, "1 R"]:
-    """Return the squared norms of the rows of a factor."""
+def _sq_lengths(rows: Float[Array, "R _"] | Int[Array, " R"], dtype: np.dtype) -> Any:
+    """Return the squared norms of the rows of a factor, which are 1 for indices."""
     if rows.ndim == 1:
-        return jnp.ones((1, len(rows)), dtype)
+        return jnp.ones(len(rows), dtype)
     rows = rows.astype(dtype)
-    return jnp.einsum("rc,rc->r", rows, rows)[None]
+    return jnp.einsum("rc,rc->r", rows, rows)
 
 
 def _columns(

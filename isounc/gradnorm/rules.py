@@ -127,14 +127,15 @@ class DotRule(Rule):
         return g.reshape(self.num_batch, self.num_rows, self.num_out)
 
     def residual(self, a: Data, dtype: np.dtype) -> Float[Array, "B *rest"]:
-        return products.residual(self._rows(a), self.cost.method, dtype)
+        return products.residual(a, self._rows, self.cost.method, dtype)
 
     def sq_norm(self, residual: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
-        return products.sq_norm(residual, self._cotangents(g), self.cost.method, dtype)
+        G = self._cotangents(g)
+        return products.sq_norm(residual, self._rows, G, self.cost.method, dtype)
 
     def gram(self, a: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
         G = jax.vmap(self._cotangents)(g)
-        return products.gram(self.residual(a, dtype), G, self.cost.method, dtype)
+        return products.gram(self.residual(a, dtype), self._rows, G, self.cost.method, dtype)
 
     def has_factors(self, axes: tuple[int, ...]) -> bool:
         return self.num_batch == 1 and len(self.w_contract) == len(self.w_free) == 1
@@ -217,12 +218,11 @@ class GatherRule(Rule):
             return products.sum_of_squares(G)
         if self.cost.method == "sums":
             return products.sum_of_squares(self._sums(i, G))
+        same = (i[:, None] == i[None, :]).astype(dtype)
         with jax.default_matmul_precision("highest"):
-            pairs = jnp.where(i[:, None] == i[None, :], G @ G.T, 0)
-        lengths = jnp.sqrt(lax.stop_gradient(jnp.diagonal(pairs)))
-        terms = jnp.where(i[:, None] == i[None, :], lengths[:, None] * lengths, 0).sum()
+            pairs = G @ G.T
         return products.unless_cancelled(
-            pairs.sum(), terms, self.num_rows, lambda: products.sum_of_squares(self._sums(i, G))
+            same, pairs, lambda: products.sum_of_squares(self._sums(i, G))
         )
 
     def gram(self, index: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
@@ -294,15 +294,15 @@ class ConvRule(Rule):
         return g.transpose(1, 0, 3, 2).reshape(self.groups, self.num_rows, self.num_out)
 
     def residual(self, a: Data, dtype: np.dtype) -> Data:
-        return a  # whose patches are larger
+        return products.residual(a, self._patches, self.cost.method, dtype)
 
-    def sq_norm(self, a: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
-        residual = products.residual(self._patches(a), self.cost.method, dtype)
-        return products.sq_norm(residual, self._cotangents(g), self.cost.method, dtype)
+    def sq_norm(self, residual: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
+        G = self._cotangents(g)
+        return products.sq_norm(residual, self._patches, G, self.cost.method, dtype)
 
     def gram(self, a: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
-        residual = products.residual(self._patches(a), self.cost.method, dtype)
-        return products.gram(residual, jax.vmap(self._cotangents)(g), self.cost.method, dtype)
+        residual, G = self.residual(a, dtype), jax.vmap(self._cotangents)(g)
+        return products.gram(residual, self._patches, G, self.cost.method, dtype)
 
 
 def rule_of(eqn: jex.JaxprEqn, position: int) -> Rule | None:
