@@ -19,7 +19,7 @@ class LeafComparison(NamedTuple):
     path: str
     """Path in the parameters."""
     way: str
-    """Treatment by the engine: fast, tied, formed or unused (`isounc.gradnorm.engine`)."""
+    """Treatment by the engine: fast, tied, formed or unused (`isounc.gradnorm.plan`)."""
     sq_norm: float
     """||grad f||^2 over this leaf, by `value_and_sq_grad_norm`."""
     plain: float

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
+from jax.ref import AbstractRef
 
 Path = tuple[int | str, ...]
 """Place of an equation: its index in each jaxpr from the outermost on, with a word for each scan
@@ -132,7 +133,7 @@ def holds_references(jaxpr: jex.Jaxpr) -> bool:
     see which parameters enter it.
     """
     for eqn in jaxpr.eqns:
-        if any(isinstance(aval_of(v), jax.ref.AbstractRef) for v in (*eqn.invars, *eqn.outvars)):
+        if any(isinstance(aval_of(v), AbstractRef) for v in (*eqn.invars, *eqn.outvars)):
             return True
         if eqn.primitive.name in (*INLINED, *CHECKPOINTS, "scan") and holds_references(
             body_of(eqn)[0]

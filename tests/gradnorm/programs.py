@@ -78,7 +78,6 @@ OWN: dict[str, Callable[..., Any]] = {
     "stop_gradient_of_part": lambda a: a + lax.stop_gradient(a**2),
     "reshape_by_columns": lambda a: a.reshape(4, 4, order="F"),
     "reshape_dimensions": lambda a: lax.reshape(a, (4, 4), dimensions=(1, 0)),
-    "half": lambda a: a.astype(jnp.bfloat16).astype(a.dtype),
     "complex_product": lambda a, b: jnp.abs(jnp.fft.fft(a) @ b),
     "complex_parameter": lambda a, b: (a @ jnp.exp(1j * b)).imag,
     "rows": lambda a: jnp.take(a, IDS, axis=0),
@@ -146,9 +145,7 @@ class Operation(NamedTuple):
 
 def operations() -> list[Operation]:
     """Return all functions of the modules that take 4 x 4 arrays and have a derivative."""
-    found = [
-        Operation(name, f, len(inspect.signature(f).parameters)) for name, f in OWN.items()
-    ]
+    found = [Operation(name, f, len(inspect.signature(f).parameters)) for name, f in OWN.items()]
     for prefix, module in MODULES.items():
         for name in sorted(dir(module)):
             function = getattr(module, name)

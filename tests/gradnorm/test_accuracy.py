@@ -63,7 +63,9 @@ def test_random_cancellation_in_a_product(seed):
         a = normal(rng.integers(1000), 16, common) @ normal(rng.integers(1000), common, 48)
         a += np.float32(distance) * normal(rng.integers(1000), 16, 48)
         g = normal(rng.integers(1000), 16, 64)
-        g -= np.float32(1 - distance) * a @ np.linalg.lstsq(a, g, rcond=None)[0] * rng.choice([0, 1])
+        g -= (
+            np.float32(1 - distance) * a @ np.linalg.lstsq(a, g, rcond=None)[0] * rng.choice([0, 1])
+        )
         checked(f(w, a, g)[1], a, g)
 
 
@@ -159,7 +161,9 @@ def test_large_data_and_small_cotangents(rows, data, cotangent):
     """Unix seconds and a saturated output: their product is in range, squares of them are not."""
     a = np.float32(data) * normal(0, rows, 32)
     g = np.float32(cotangent) * normal(1, rows, 32)
-    _, sq_norm = value_and_sq_grad_norm(lambda w, a, g: ((a @ w) * g).sum())(normal(2, 32, 32), a, g)
+    _, sq_norm = value_and_sq_grad_norm(lambda w, a, g: ((a @ w) * g).sum())(
+        normal(2, 32, 32), a, g
+    )
     exact = ((a.astype(float).T @ g.astype(float)) ** 2).sum()
     np.testing.assert_allclose(sq_norm, exact, rtol=1e-5)
 

@@ -35,8 +35,8 @@ def differences(programs: list[Program]) -> list[str]:
     known = []
     for one in programs:
         try:
-            jax.eval_shape(jax.grad(one.function), w, x)
-        except Exception:  # JAX itself has no gradient: nothing to compare with
+            jax.eval_shape(jax.grad(jax.jit(one.function)), w, x)
+        except Exception:  # JAX itself has no gradient of the traced function to compare with
             continue
         known.append(one)
     params = {one.name: w for one in known}
