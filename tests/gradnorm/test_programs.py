@@ -67,7 +67,7 @@ def test_functions_are_found():
 def test_single_functions():
     programs = list(every_program(operations()))
     if not SLOW:
-        chosen = np.random.default_rng(0).choice(len(programs), 75, replace=False)
+        chosen = np.random.default_rng(0).choice(len(programs), 50, replace=False)
         programs = [programs[i] for i in chosen]
     check_all(programs)
 
@@ -75,10 +75,12 @@ def test_single_functions():
 def test_own_functions():
     """Those of the faults that were found: narrow indices, complex values, references, loops."""
     own = [operation for operation in operations() if "." not in operation.name]
-    programs = [one for one in every_program(own) if SLOW or " 0" in one.name]
-    check_all(programs)
+    programs = every_program(own)
+    if not SLOW:
+        programs = [one for one in programs if one.name.endswith(("parameter 0", "data 0"))]
+    check_all(list(programs))
 
 
-@pytest.mark.parametrize("seed", range(20 if SLOW else 2))
+@pytest.mark.parametrize("seed", range(40 if SLOW else 1))
 def test_two_functions(seed):
-    check_all(random_programs(operations(), seed, 50))
+    check_all(random_programs(operations(), seed, 25))
