@@ -289,7 +289,11 @@ def evaluate(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     wanted = [v for v in eqn.outvars if not isinstance(v, jex.DropVar)]
     info = jex.DebugInfo("isounc.gradnorm", "", ("",) * len(inputs), ("",) * len(wanted))
     jaxpr = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, info)
-    outs = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*inputs.values()))
+    function = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+    if eqn.primitive.name.startswith("custom_"):
+        # Traced as a whole, so that its rules may index the constants that they make.
+        function = jax.jit(function)
+    outs = iter(function(*inputs.values()))
     return [None if isinstance(v, jex.DropVar) else next(outs) for v in eqn.outvars]
 
 

@@ -6,6 +6,7 @@ where the engine has to decide what becomes of w: on w alone, on activations, or
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -143,6 +144,7 @@ class Operation(NamedTuple):
     arity: int
 
 
+@functools.cache
 def operations() -> list[Operation]:
     """Return all functions of the modules that take 4 x 4 arrays and have a derivative."""
     found = [Operation(name, f, len(inspect.signature(f).parameters)) for name, f in OWN.items()]
