@@ -170,19 +170,20 @@ def check_steady(bound: Bound, x: Any) -> None:
         For a module in training mode.
     """
     apply = getattr(bound.apply, "func", bound.apply)
-    if not isinstance(apply, _Nnx):
+    kinds = (nnx.BatchStat, nnx.RngCount)
+    if not isinstance(apply, _Nnx) or not jax.tree.leaves(nnx.filter_state(bound.rest, kinds)):
         return
 
     changed: dict[type, bool] = {}
 
     def call(params, rest, x):
         out, module = apply.called(params, rest, x)
-        for kind in (nnx.BatchStat, nnx.RngCount):
+        for kind in kinds:
             before, after = (
                 jax.tree.leaves(nnx.filter_state(state, kind))
                 for state in (rest, nnx.state(module))
             )
-            changed[kind] = any(a is not b for a, b in zip(before, after, strict=True))
+            changed[kind] = list(map(id, before)) != list(map(id, after))
         return out
 
     jax.eval_shape(call, bound.params, bound.rest, x)
