@@ -59,6 +59,12 @@ class CentredModel(Model):
         """Outputs at features X, before the link."""
         return self._of_features().apply(self._without_bias(theta), X)
 
+    def group_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " L"]:
+        """1 in the first layer."""
+        sds = super().group_prior_sd(prior_sd)
+        sds[:2] = 1.0
+        return sds
+
     def features(self, theta: Theta, X: Inputs) -> Float[Array, "N F"]:
         """Inputs of the read-out, as `Model.features`; at depth 0 the features X themselves."""
         if self.depth == 0:
@@ -187,8 +193,8 @@ def make_frame(problems: Sequence[Problem], model: Model, prior_sd: float) -> Fr
     if not any(is_off_centre(problem.X) for problem in problems):
         return Frame(model, model, data, ())
     centred = tuple(centre(problem, model, prior_sd) for problem in problems)
-    sd = data.prior_sd.copy()
-    sd[:, : len(centred[0].offset) * model.layer_sizes[0][1]] = 1.0
     X = np.stack([c.features(p.X) for c, p in zip(centred, problems, strict=True)])
     fields = {name: getattr(model, name) for name in Model.__dataclass_fields__}
-    return Frame(model, CentredModel(**fields), data._replace(X=X, prior_sd=sd), centred)
+    changed = CentredModel(**fields)
+    sd = np.broadcast_to(changed.param_prior_sd(prior_sd), data.prior_sd.shape)
+    return Frame(model, changed, data._replace(X=X, prior_sd=sd), centred)

@@ -37,15 +37,14 @@ def test_the_changed_model_is_the_model_and_its_prior(depth, parameterisation, x
     problem = Problem.from_arrays(X, noise[:, 2], noise_sd=0.1, regions={"q": X + 1})
     model = make_model(problem, width=3, depth=depth, parameterisation=parameterisation)
     frame = make_frame([problem], model, PRIOR_SD)
-    u = 1e-3 * rng.standard_normal((5, model.num_params)) * frame.data.prior_sd[0]
+    u = 1e-4 * rng.standard_normal((5, model.num_params)) * frame.data.prior_sd[0]
     theta = frame.theta(u, 0)
-    for ours, X in ((frame.data.X[0], problem.X), (frame.locations(problem, 0), X + 1)):
+    for ours, given in ((frame.data.X[0], problem.X), (frame.locations(problem, 0), X + 1)):
         for one, other in zip(u, theta, strict=True):
-            expected = model.apply(jnp.asarray(other), X)
-            assert np.ptp(expected) > 1e-5
-            np.testing.assert_allclose(
-                frame.model.apply(jnp.asarray(one), ours), expected, rtol=1e-9, atol=1e-12
-            )
+            expected = model.apply(jnp.asarray(other), given)
+            assert np.ptp(expected) > 1e-9
+            found = frame.model.apply(jnp.asarray(one), ours)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
     np.testing.assert_allclose(
         ((theta / model.param_prior_sd(PRIOR_SD)) ** 2).sum(1),
         ((u / frame.data.prior_sd[0]) ** 2).sum(1),
@@ -98,7 +97,7 @@ def test_exact_references_do_not_depend_on_the_origin(offset):
         classes = Problem.from_arrays(t + at, labels, regions={"q": grid + at})
         for solve, problem in ((linear_gaussian, regression), (logistic_by_quadrature, classes)):
             model = make_model(problem, depth=0, parameterisation="standard")
-            result = solve(problem, model, prior_sd=1e9)
+            result = solve(problem, model, prior_sd=1e11)
             assert not result.reasons
             exact.append(result.regions["q"])
     for there, here in zip(exact[:2], exact[2:], strict=True):

@@ -20,7 +20,6 @@ from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.settings import GateSettings
 from isounc.sampling.tails import khat_bound
 
-
 TOO_COARSE = "single precision is not enough here: standardise the inputs or use float64"
 """What to do where the sampler's numbers differ from those in float64."""
 

@@ -36,6 +36,7 @@ from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.coordinates import COORDINATES
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.gate import Gate, add_modes
+from isounc.sampling.modes import modes_p_value, smc_settings
 from isounc.sampling.moments import (
     Block,
     Posterior,
@@ -47,7 +48,6 @@ from isounc.sampling.moments import (
     of_problem,
     predictive_moments,
 )
-from isounc.sampling.modes import modes_p_value, smc_settings
 from isounc.sampling.precision import Precision, check_precision
 from isounc.sampling.run import Progress, Run, fetch
 from isounc.sampling.settings import GateSettings, SamplerSettings
@@ -247,7 +247,7 @@ def _sample(run: Run, check: Check, *, is_heard: bool) -> _Sampled:
                 settings.gate,
                 has_energy=driver.has_energy,
                 precision=None if precision is None else precision[i],
-            )  # fmt: skip
+            )
             for i in range(len(run.run_keys))
         ]
 

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -90,7 +89,7 @@ def check_precision(
                 x,
                 model=frame.model,
                 original_model=frame.original,
-            )  # fmt: skip
+            )
         )
     found = found - 0.5 * (x**2).sum(-1)
     results = []

@@ -26,7 +26,7 @@ def khat_bound(num_draws: int, most: float) -> float:
 
 
 def pareto_khat(x: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
-    """k of the right tail of each row, from its largest min(n / 5, 3 sqrt(n)) draws."""
+    """K of the right tail of each row, from its largest min(n / 5, 3 sqrt(n)) draws."""
     n = x.shape[1]
     size = math.ceil(min(n / 5, 3 * math.sqrt(n)))
     largest = np.partition(x, n - size - 1, axis=1)[:, n - size - 1 :]
@@ -44,7 +44,7 @@ def pareto_khat(x: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
 
 
 def _fit(tail: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
-    """k of positive exceedances in ascending order, by the posterior mean of b = k / scale."""
+    """K of positive exceedances in ascending order, by the posterior mean of b = k / scale."""
     n = tail.shape[1]
     tail = tail / tail[:, -1:]  # of any scale, so that nothing underflows
     count = 30 + int(math.sqrt(n))

@@ -10,8 +10,8 @@ number (Holm). The run folder holds results.csv (SBC), geweke.csv, gates.csv (ev
 failed its gate; all replications are ranked) and figures. The same command resumes a run that was
 killed.
 
-    isounc calibration                              minutes: few replications of the smallest models
-    isounc calibration --preset paper               all cases, 400 replications each
+    isounc calibration                              minutes: few replications of linear models
+    isounc calibration --preset paper               all cases, 200 replications each
     isounc calibration --samplers hmc nuts --cases logistic binary4 --out runs/mine
 """
 
