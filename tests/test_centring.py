@@ -42,7 +42,7 @@ def test_the_changed_model_is_the_model_and_its_prior(depth, parameterisation, x
     for ours, given in ((frame.data.X[0], problem.X), (frame.locations(problem, 0), X + 1)):
         for one, other in zip(u, theta, strict=True):
             expected = model.apply(jnp.asarray(other), given)
-            assert np.ptp(expected) > 1e-9
+            assert np.ptp(expected) > 1e-12
             found = frame.model.apply(jnp.asarray(one), ours)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
     np.testing.assert_allclose(

@@ -230,9 +230,13 @@ def _checks(r: Exports) -> list[tuple[str, str, str]]:
         (
             "largest Pareto k of (p − mean)²",
             checked(g.khat_max, ".2f"),
-            f"at most {bound['khat_max']:g}",
+            f"{bound['khat_max']:g} where an error is to be trusted",
         ),
-        ("locations whose variance is not to be trusted", checked(g.num_heavy_tails, "d"), "0"),
+        (
+            "locations where rare draws decide, so that neither variance nor error can be trusted",
+            checked(g.num_heavy_tails, "d"),
+            f"at most {bound['heavy_tails_max']:.0%} of them",
+        ),
         (
             "agreement with a tempered run, p",
             checked(g.modes_p_value, ".2g"),

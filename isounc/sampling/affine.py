@@ -89,9 +89,7 @@ def observe_linear(problems: Sequence[Problem], frame: Frame) -> list[Observed]:
     observed = []
     for i, problem in enumerate(problems):
         phi = frame.linear_features(frame.data.X[i], i)
-        # Of Gaussian noise the observations are the data, and nobody looks at the kernel.
-        kernel = phi @ phi.T if problem.noise_sd is None else np.empty((0, 0))
-        observed.append(Observed(phi, *pseudo_observations(problem, kernel)))
+        observed.append(Observed(phi, *pseudo_observations(problem, phi @ phi.T)))
     return observed
 
 

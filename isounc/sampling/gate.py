@@ -262,10 +262,11 @@ def gate(
             f"the bulk ESS of (p - mean)^2 is {square:.5g} at location {square_at}; {ess_bound}",
         ),
         (
-            heavy > 0,
+            heavy > bounds.heavy_tails_max * size,
             f"rare draws decide about the variance at {heavy} {of_all}, where neither it nor its "
             f"standard error can be trusted (Pareto k of (p - mean)^2 up to {khat:.3g}, at location "
-            f"{khat_at}; {khat_most:.3g} may be): draw more",
+            f"{khat_at}; at most {bounds.heavy_tails_max:.0%} may be above {khat_most:.3g}): draw "
+            "more",
         ),
         (
             no_bfmi > 0,

@@ -33,8 +33,10 @@ class GateSettings:
     saturated_max: int = 0
     """Most trajectories that may end at the sampler's step limit."""
     khat_max: float = 0.7
-    """Largest Pareto k of (p - mean)^2 at any location; with few draws it is 1 - 1 / log10(draws)
-    where that is less (Vehtari et al. 2024)."""
+    """Pareto k of (p - mean)^2 above which rare draws decide about a location's variance; with few
+    draws it is 1 - 1 / log10(draws) where that is less (Vehtari et al. 2024)."""
+    heavy_tails_max: float = 1 / 3
+    """Largest share of the locations at which they may; `Gate.num_heavy_tails` counts them."""
     log_density_error_max: float = 0.1
     """Most nats by which differences of the sampler's log posterior may err from float64."""
     prediction_error_max: float = 0.1
@@ -51,6 +53,7 @@ class GateSettings:
             ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
             ("saturated_max", "0 or more", self.saturated_max >= 0),
             ("khat_max", "positive", self.khat_max > 0),
+            ("heavy_tails_max", "between 0 and 1", 0 <= self.heavy_tails_max <= 1),
             ("log_density_error_max", "positive", self.log_density_error_max > 0),
             ("prediction_error_max", "positive", self.prediction_error_max > 0),
             ("modes_p_min", "between 0 and 1", 0 <= self.modes_p_min <= 1),

@@ -83,6 +83,11 @@ def why_stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
     """Why sampling ended, in words."""
     error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
     target = f"{settings.target_var_se:.1%}"
+    if gate.num_heavy_tails:
+        target += (
+            f"; not to be trusted at {gate.num_heavy_tails} of {gate.num_locations} locations, where "
+            "rare draws decide"
+        )
     precision = f"standard error of the variance {error}, target {target}"
     if is_too_coarse(gate):
         return f"more draws would not help: {TOO_COARSE}"

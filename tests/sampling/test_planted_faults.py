@@ -114,7 +114,12 @@ def test_without_a_fault_the_answer_is_exact(problem, truth):
 )
 def test_a_wrong_posterior_is_caught_by_the_exact_answer(monkeypatch, problem, truth, fault):
     fault(monkeypatch)
-    assert largest_z(sampled(problem, number=1 + len(fault.__name__)), truth) > 6
+    posterior = sampled(problem, number=1 + len(fault.__name__))
+    assert largest_z(posterior, truth) > 6
+    # Of those that are no fault of the densities the gate knows as well: it asks the densities.
+    by_densities = fault in (mean_likelihood, tempered, sd_as_variance)
+    assert posterior.gate.passed == by_densities
+    assert (posterior.gate.log_density_error > 0.1) != by_densities
 
 
 class OneChainStands(HMC):
@@ -123,6 +128,15 @@ class OneChainStands(HMC):
     def transition(self, key, chains, tuning, u, remainder, settings):
         new, info, proposal = super().transition(key, chains, tuning, u, remainder, settings)
         new = jax.tree.map(lambda a, b: a.at[0].set(b[0]), new, chains)
+        return new, info, proposal
+
+
+class OneKeyForTwo(HMC):
+    """The second chain is a copy of the first."""
+
+    def transition(self, key, chains, tuning, u, remainder, settings):
+        new, info, proposal = super().transition(key, chains, tuning, u, remainder, settings)
+        new = jax.tree.map(lambda a: a.at[1].set(a[0]), new)
         return new, info, proposal
 
 
@@ -157,7 +171,11 @@ def registered():
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(OneChainStands(), r"stands still \(chain index 0\)"), (OneChainDiverges(), "diverged")],
+    [
+        (OneChainStands(), r"stands still \(chain index 0\)"),
+        (OneKeyForTwo(), r"same draws \(chain indices 0 and 1\)"),
+        (OneChainDiverges(), "diverged"),
+    ],
 )
 def test_a_sick_chain_is_caught_by_the_gate(registered, problem, fault, reason):
     gate = sampled(problem, sampler=registered(fault)).gate

@@ -91,5 +91,6 @@ def test_what_nothing_else_sees_fails_the_gate(monkeypatch, sampler):
     posterior = sampled(line(YEARS, 0.003), sampler=sampler)
     gate = posterior.gate
     assert not gate.passed and all(TOO_COARSE in reason for reason in gate.reasons), gate.reasons
-    assert gate.log_density_error > 0.1
+    # r is flat whatever theta is: the predictions show it.
+    assert gate.prediction_error > 0.5
     assert TOO_COARSE in posterior.stopped
