@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +35,10 @@ OFF_CENTRE = 10.0
 """Mean of a column of X over its standard deviation from which on the first layer is changed."""
 
 
+def _fields(model: Model) -> dict[str, Any]:
+    return {field.name: getattr(model, field.name) for field in fields(Model)}
+
+
 @dataclass(frozen=True)
 class CentredModel(Model):
     """A model whose first layer has the parameters u and the D + 1 features of `Centred.features`.
@@ -44,10 +48,8 @@ class CentredModel(Model):
 
     def _of_features(self) -> Model:
         """The network on the features, with a bias more in each unit than it needs."""
-        return Model(
-            **{name: getattr(self, name) for name in Model.__dataclass_fields__}
-            | {"in_features": self.in_features + 1}
-        )
+        changed: dict[str, Any] = {"in_features": self.in_features + 1}
+        return Model(**_fields(self) | changed)
 
     def _without_bias(self, theta: Theta) -> Float[Array, " Q"]:
         inputs, units = self.layer_sizes[0]
@@ -151,13 +153,16 @@ class Frame(NamedTuple):
         X = np.concatenate(list(problem.regions.values()))
         return self.centred[i].features(X) if self.centred else X
 
-    def linear_features(self, X: Float[np.ndarray, "N E"], i: int) -> Float[np.ndarray, "N F"]:
+    def linear_features(
+        self, X: Float[np.ndarray | Array, "N E"], i: int
+    ) -> Float[np.ndarray, "N F"]:
         """Phi of a model of depth 0 at its inputs X: outputs = Phi V with V ~ N(0, I)."""
         ntk = self.original.parameterisation == "ntk"
         scale = 1 / math.sqrt(X.shape[1]) if ntk else 1.0
+        X = np.asarray(X)
         if self.centred:
             return scale * X
-        sd = self.data.prior_sd[i].reshape(X.shape[1] + 1, -1)[:, 0]
+        sd = np.asarray(self.data.prior_sd[i]).reshape(X.shape[1] + 1, -1)[:, 0]
         return np.column_stack([scale * X, np.ones(len(X))]) * sd
 
     def theta(self, u: Float[np.ndarray, "*T P"], i: int) -> Float[np.ndarray, "*T P"]:
@@ -194,7 +199,6 @@ def make_frame(problems: Sequence[Problem], model: Model, prior_sd: float) -> Fr
         return Frame(model, model, data, ())
     centred = tuple(centre(problem, model, prior_sd) for problem in problems)
     X = np.stack([c.features(p.X) for c, p in zip(centred, problems, strict=True)])
-    fields = {name: getattr(model, name) for name in Model.__dataclass_fields__}
-    changed = CentredModel(**fields)
+    changed = CentredModel(**_fields(model))
     sd = np.broadcast_to(changed.param_prior_sd(prior_sd), data.prior_sd.shape)
     return Frame(model, changed, data._replace(X=X, prior_sd=sd), centred)

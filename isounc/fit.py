@@ -255,7 +255,7 @@ def _search(
 
         start = (z, *jax.value_and_grad(potential)(z), lbfgs.init(z), 0)
         z, value, gradient, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, start)
-        return scale * jnp.asarray(z), value, relative(z, gradient)
+        return jnp.asarray(scale * z), jnp.asarray(value), relative(z, gradient)
 
     over_starts = jax.vmap(search_from, in_axes=(None, None, 0))
     return jax.vmap(over_starts)(data, scales, starts)
@@ -296,7 +296,7 @@ def _checked_map(
     elif frame.centred:
         theta_in_frame = z * frame.data.prior_sd[i]
         curvature = np.asarray(_hessian(theta_in_frame, in_frame, model=frame.model))
-        eigenvalue = _graded_min_eigenvalue(curvature, frame.data.prior_sd[i], scale)
+        eigenvalue = _graded_min_eigenvalue(curvature, np.asarray(frame.data.prior_sd[i]), scale)
     else:
         eigenvalue = float(np.linalg.eigvalsh(matrix * sd * sd[:, None])[0])
     reasons = []

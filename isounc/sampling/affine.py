@@ -99,8 +99,8 @@ def whiten(observed: Sequence[Observed], dtype: DTypeLike) -> Affine:
     for o in observed:
         outputs = zip(o.precision.T, o.target.T, strict=True)
         by_output = [_whiten(o.phi, *output, dtype) for output in outputs]
-        made.append(Affine(*(np.stack(parts) for parts in zip(*by_output, strict=True))))
-    return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts), dtype), *made)
+        made.append([np.stack(parts) for parts in zip(*by_output, strict=True)])
+    return Affine(*(jnp.asarray(np.stack(parts), dtype) for parts in zip(*made, strict=True)))
 
 
 def _whiten(

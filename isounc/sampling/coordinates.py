@@ -256,7 +256,7 @@ def curvature(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: 
 def _laplace(
     theta: Float[Array | np.ndarray, "B P"], data: Data, *, model: Model
 ) -> covariance.PriorPlusLowRank:
-    return jax.vmap(functools.partial(covariance.gauss_newton, model))(theta, data)
+    return jax.vmap(functools.partial(covariance.gauss_newton, model))(jnp.asarray(theta), data)
 
 
 def readout(

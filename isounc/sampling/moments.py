@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -111,7 +112,8 @@ class Block(NamedTuple):
 
 def of_problem(blocks: Sequence[Block], i: int) -> list[Block]:
     """The blocks of the i-th problem."""
-    return [Block(*(None if a is None else a[i] for a in block)) for block in blocks]
+    # Not every driver tells positions. `tree.map` leaves None alone.
+    return [jax.tree.map(lambda a: a[i], block) for block in blocks]
 
 
 def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarray, " Q"]]:

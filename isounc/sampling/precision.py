@@ -152,7 +152,8 @@ def _has_float64() -> bool:
     return jax.default_backend() != "tpu" or _host() is not None
 
 
-def _host() -> jax.Device | None:
+def _host() -> Any:
+    """The host's processor as a JAX device; None if JAX may not use it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -49,15 +49,13 @@ def sampled(problem, *, depth=0, **fields):
 @pytest.mark.parametrize(
     "problem",
     [
-        line(YEARS, 0.01),
         line(YEARS, 0.003),
         line(1.6e9 + 86_400 * (YEARS - 1980), 0.003),
-        line(YEARS - YEARS.mean(), 0.003),
         line(1e7 * (YEARS - YEARS.mean()), 0.01),
         turn(YEARS),
         two_columns(),
     ],
-    ids=["years", "years, little noise", "Unix seconds", "centred", "wide", "classes", "two"],
+    ids=["years", "Unix seconds", "wide", "classes", "two columns"],
 )
 def test_a_passed_reference_is_the_closed_form_wherever_the_inputs_are(problem):
     posterior = sampled(problem)
@@ -84,13 +82,12 @@ def former(problems, frame, prior_sd, keys):
     return coordinates._whitening(coordinates.spectra_of(problems, kernels), np.float32)
 
 
-@pytest.mark.parametrize("sampler", ["hmc", "tempered_smc"])
-def test_what_nothing_else_sees_fails_the_gate(monkeypatch, sampler):
+def test_what_nothing_else_sees_fails_the_gate(monkeypatch):
     monkeypatch.setattr(centring, "OFF_CENTRE", np.inf)
     monkeypatch.setitem(coordinates.COORDINATES, "auto", former)
-    posterior = sampled(line(YEARS, 0.003), sampler=sampler)
+    posterior = sampled(line(YEARS, 0.003))
     gate = posterior.gate
     assert not gate.passed and all(TOO_COARSE in reason for reason in gate.reasons), gate.reasons
     # r is flat whatever theta is: the predictions show it.
-    assert gate.prediction_error > 0.5
+    assert float(gate.prediction_error or 0) > 0.5
     assert TOO_COARSE in posterior.stopped
