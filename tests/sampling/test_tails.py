@@ -5,9 +5,17 @@ from __future__ import annotations
 import importlib
 
 import arviz
+import jax
 import numpy as np
 import pytest
+from scipy.special import expit
 
+from isounc.models import make_model
+from isounc.problems import Problem
+from isounc.references import logistic_by_quadrature
+from isounc.sampling import GateSettings, sample_posterior
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import gate
 from isounc.sampling.tails import khat_bound, pareto_khat
 
 
@@ -54,3 +62,44 @@ def test_ties_at_the_cutoff_are_not_in_the_tail():
 def test_the_bound_is_that_of_the_source():
     assert [khat_bound(n, 0.7) for n in (100, 1000, 10_000)] == pytest.approx([0.5, 2 / 3, 0.7])
     assert khat_bound(10**6, 0.5) == 0.5
+
+
+def test_rare_draws_that_decide_about_variances_fail_the_gate():
+    # Separable labels under a wide prior: in the corners p is all but certain, and once in a
+    # thousand draws it is not. Every other check passes.
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 2))
+    axis = np.linspace(-2, 2, 9)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    labels = (X[:, 0] + 0.5 * X[:, 1] > 0).astype(int)
+    problem = Problem.from_arrays(X, labels, regions={"grid": grid})
+    posterior = sample_posterior(
+        problem, make_model(problem, depth=0), prior_sd=10.0, key=jax.random.key(3),
+        num_draws=2000, locations_per_region=81, keep_values=True,
+    )  # fmt: skip
+    gate = posterior.gate
+    assert len(gate.reasons) == 1 and "rare draws decide about the variance" in gate.reasons[0]
+    assert "draw more" in gate.reasons[0] and f"at {gate.num_heavy_tails} of" in posterior.stopped
+    exact = logistic_by_quadrature(problem, posterior.model, prior_sd=10.0).regions["grid"]
+    moments = posterior.regions["grid"]
+    z = ((moments.var - exact.var) / moments.var_se)[:, 0]
+    assert z.min() < -15, "standard errors are wrong by far"
+    assert posterior.values is not None
+    d = diagnose(posterior.values["grid"][..., 0])
+    assert np.abs(z[d.khat < 0.7]).max() < 4.5, "and right where they are to be trusted"
+
+
+def test_few_heavy_tails_are_counted_and_pass():
+    rng = np.random.default_rng(4)
+    f = rng.standard_normal((4, 2000, 12)) * np.r_[np.full(3, 4.0), np.full(9, 0.5)] - 3
+    counts = {"num_divergent": 0, "num_saturated": 0, "num_transitions": 8000}
+    verdict = gate(expit(f), energy=None, **counts)
+    assert verdict.passed or verdict.num_heavy_tails <= 4
+    strict = gate(expit(2 * f - 6), energy=None, settings=GateSettings(heavy_tails_max=0), **counts)
+    assert strict.num_heavy_tails and not strict.passed
+
+
+def test_a_variance_that_few_different_draws_decide_is_not_trusted():
+    x = np.ones((4, 500, 1))
+    x[:, ::7] += 1e-7 * np.random.default_rng(5).standard_normal((4, 72, 1))
+    assert diagnose(x).khat[0] == np.inf

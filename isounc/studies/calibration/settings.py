@@ -127,7 +127,6 @@ PRESETS = {
         coordinates=COORDINATE_NAMES,
         cases=tuple(CASES),
         controls=("prior", "data"),
-        num_replications=200,
         num_bins=20,
         sampling=SAMPLING,
         geweke=GewekeSettings(num_iterations=1000),

@@ -12,7 +12,7 @@ corrected for their number (Holm). The run folder holds results.csv (SBC), gewek
 resumes a run that was killed.
 
     isounc calibration                              minutes: few replications of linear models
-    isounc calibration --preset paper               all cases, 200 replications each
+    isounc calibration --preset paper               all cases and coordinates: 40 minutes
     isounc calibration --samplers hmc nuts --cases logistic binary4 --out runs/mine
 """
 
