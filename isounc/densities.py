@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from isounc.likelihoods import LIKELIHOODS
@@ -34,12 +35,11 @@ class Data(NamedTuple):
 
 def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
     """The arrays of a problem under a prior, in JAX's default float type."""
-    return jax.tree.map(jnp.asarray, _host_data(problem, model, prior_sd))
+    return on_device(_host_data(problem, model, prior_sd, jnp.result_type(float)))
 
 
-def _host_data(problem: Problem, model: Model, prior_sd: float) -> Data:
+def _host_data(problem: Problem, model: Model, prior_sd: float, dtype: DTypeLike) -> Data:
     """`make_data` as NumPy arrays: JAX would compile its conversions shape by shape."""
-    dtype = jnp.result_type(float)
     y_dtype = dtype if problem.y.dtype.kind == "f" else np.int32
     noise_sd = 1.0 if problem.noise_sd is None else problem.noise_sd
     parts = (problem.X, problem.y, noise_sd, model.param_prior_sd(prior_sd))
@@ -47,8 +47,8 @@ def _host_data(problem: Problem, model: Model, prior_sd: float) -> Data:
     return Data(*(np.asarray(a, t) for a, t in zip(parts, types, strict=True)))  # pyright: ignore
 
 
-def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
-    """Data of several problems of one shape, stacked along a new leading axis.
+def host_data(problems: Sequence[Problem], model: Model, prior_sd: float, dtype: DTypeLike) -> Data:
+    """Data of several problems of one shape, stacked along a new leading axis, as NumPy arrays.
 
     Raises
     ------
@@ -69,8 +69,25 @@ def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Da
                 f"problems must all have X of one shape, got {problems[0].X.shape} and "
                 f"{problem.X.shape}"
             )
-    parts = [_host_data(problem, model, prior_sd) for problem in problems]
-    return jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *parts)
+    parts = [_host_data(problem, model, prior_sd, dtype) for problem in problems]
+    return jax.tree.map(lambda *a: np.stack(a), *parts)
+
+
+def stack_data(problems: Sequence[Problem], model: Model, prior_sd: float) -> Data:
+    """`host_data` as JAX arrays of the default float type.
+
+    Raises
+    ------
+    ValueError
+        As `host_data`.
+    """
+    return on_device(host_data(problems, model, prior_sd, jnp.result_type(float)))
+
+
+def on_device(data: Data) -> Data:
+    """Data as JAX arrays, in JAX's default float type."""
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else a.dtype), data)
 
 
 def log_prior(theta: Float[Array, " P"], data: Data) -> Float[Array, ""]:

@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from isounc import densities
+from isounc.centring import Frame, make_frame
 from isounc.checks import check_count, check_real, settings_from
-from isounc.covariance import hessian
-from isounc.densities import Data, stack_data
+from isounc.covariance import gauss_newton_diagonal, hessian
+from isounc.densities import Data, on_device, stack_data
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model, Theta
 from isounc.problems import Problem
@@ -86,7 +87,8 @@ class PointEstimate(NamedTuple):
     """Summed log likelihood of the training data at theta, nats."""
     rel_grad_norm: float | None
     """||grad U|| / max(1, ||z||) in prior coordinates z = theta / sigma, with U minus the log
-    posterior (map only)."""
+    posterior (map only); where inputs are off centre (`isounc.centring`) the gradient is by z over
+    the posterior's scale."""
     hessian_min_eigenvalue: float | None
     """Smallest eigenvalue of the Hessian of U in prior coordinates, where the prior alone gives 1
     (map only)."""
@@ -153,20 +155,22 @@ def fit_maps(
     settings: MapSettings = MapSettings(),
 ) -> list[PointEstimate]:
     """Call `fit_map` on several problems of one shape, in one compiled program."""
+    frame = make_frame(problems, model, prior_sd)
     with double_precision():
-        data = stack_data(problems, model, prior_sd)
+        data = on_device(frame.data)
         shape = (settings.num_restarts, model.num_params)
         starts = np.stack([_generator(key).standard_normal(shape) for key in keys])
-        z, values, norms = jax.device_get(_search(data, starts, model=model, settings=settings))
-        results = []
-        for i in range(len(problems)):
-            # A restart that has not converged may sit higher by rounding: of near-ties the
-            # converged one is taken.
-            rank = values[i] + np.where(norms[i] < settings.tolerance, 0, 1e-3)
-            best = int(np.argmin(np.where(np.isnan(rank), np.inf, rank)))
-            data_i = jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), data)
-            results.append(_checked_map(model, data_i, z[i], values[i], norms[i], best, settings))
-    return results
+        # Off centre the curvature spans ten orders of magnitude and more.
+        scale = np.ones((len(problems), model.num_params))
+        if frame.centred:
+            scale = np.asarray(_curvature_scale(data, starts, model=frame.model))
+        z, values, norms = jax.device_get(
+            _search(data, scale, starts, model=frame.model, settings=settings)
+        )
+        return [
+            _checked_map(problem, frame, i, prior_sd, scale[i], z[i], values[i], norms[i], settings)
+            for i, problem in enumerate(problems)
+        ]
 
 
 def _generator(key: PRNGKeyArray) -> np.random.Generator:
@@ -174,23 +178,51 @@ def _generator(key: PRNGKeyArray) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _potential(model: Model, data: Data) -> Callable[[jax.Array], jax.Array]:
-    """U(z) = -log posterior at theta = sigma z, without constants, which would cost digits."""
+def _potential(
+    model: Model, data: Data, scale: Float[Array, " P"] | None = None
+) -> Callable[[jax.Array], jax.Array]:
+    """U(z) = -log posterior at theta = sigma z, without constants, which would cost digits.
+
+    With a scale it is a function of z / scale.
+    """
 
     def potential(z):
+        z = z if scale is None else scale * z
         return 0.5 * z @ z - densities.log_likelihood(model, data.prior_sd * z, data)
 
     return potential
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _curvature_scale(
+    data: Data, starts: Float[Array | np.ndarray, "B R P"], *, model: Model
+) -> Float[Array, "B P"]:
+    """(1 + mean diagonal of the GGN at the starts)^-1/2 in prior coordinates."""
+
+    def at(data: Data, z: Float[Array, " P"]) -> Float[Array, " P"]:
+        laplace = gauss_newton_diagonal(model, data.prior_sd * z, data)
+        return (data.prior_sd / laplace.sd) ** 2
+
+    over_starts = jax.vmap(at, in_axes=(None, 0))
+    return jax.vmap(lambda data, zs: over_starts(data, zs).mean(0) ** -0.5)(data, starts)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def _search(
-    data: Data, starts: Float[Array, "B R P"], *, model: Model, settings: MapSettings
+    data: Data,
+    scales: Float[Array | np.ndarray, "B P"],
+    starts: Float[Array | np.ndarray, "B R P"],
+    *,
+    model: Model,
+    settings: MapSettings,
 ) -> tuple[Float[Array, "B R P"], Float[Array, "B R"], Float[Array, "B R"]]:
-    """z, U(z) and the relative gradient norm that each of R restarts of B problems ends at."""
+    """z, U(z) and the relative gradient norm that each of R restarts of B problems ends at.
 
-    def search_from(data, z):
-        potential = _potential(model, data)
+    The search is for z / scale.
+    """
+
+    def search_from(data, scale, z):
+        potential, z = _potential(model, data, scale), z / scale
         adam = optax.adam(
             optax.cosine_decay_schedule(settings.adam_learning_rate, settings.adam_steps)
         )
@@ -205,7 +237,7 @@ def _search(
         lbfgs = optax.lbfgs(memory_size=20)
 
         def relative(z, gradient):
-            return jnp.linalg.norm(gradient) / jnp.maximum(1.0, jnp.linalg.norm(z))
+            return jnp.linalg.norm(gradient) / jnp.maximum(1.0, jnp.linalg.norm(scale * z))
 
         def unfinished(carry):
             z, _, gradient, _, count = carry
@@ -223,30 +255,50 @@ def _search(
 
         start = (z, *jax.value_and_grad(potential)(z), lbfgs.init(z), 0)
         z, value, gradient, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, start)
-        return jnp.asarray(z), value, relative(z, gradient)
+        return jnp.asarray(scale * z), jnp.asarray(value), relative(z, gradient)
 
-    return jax.vmap(lambda d, zs: jax.vmap(lambda z: search_from(d, z))(zs))(data, starts)
+    over_starts = jax.vmap(search_from, in_axes=(None, None, 0))
+    return jax.vmap(over_starts)(data, scales, starts)
 
 
 def _checked_map(
-    model: Model,
-    data: Data,
+    problem: Problem,
+    frame: Frame,
+    i: int,
+    prior_sd: float,
+    scale: Float[np.ndarray, " P"],
     restarts: Float[np.ndarray, "R P"],
     values: Float[np.ndarray, " R"],
     norms: Float[np.ndarray, " R"],
-    best: int,
     settings: MapSettings,
 ) -> PointEstimate:
-    """The restart `best` of one problem, with its checks."""
+    """The best restart of the i-th problem, with its checks."""
+    # A restart that has not converged may sit higher by rounding: of near-ties the converged one is
+    # taken.
+    rank = values + np.where(norms < settings.tolerance, 0, 1e-3)
+    if not (np.isfinite(rank) & np.isfinite(restarts).all(1)).any():
+        raise ValueError(
+            f"problem {problem.name!r} must have a finite log posterior where it is searched for "
+            f"the MAP, got none in {len(rank)} restarts: standardise X, which goes from "
+            f"{problem.X.min():.3g} to {problem.X.max():.3g}, and y"
+        )
+    best = int(np.argmin(np.where(np.isnan(rank), np.inf, rank)))
     z, value, norm = restarts[best], values[best], norms[best]
+    model = frame.original
+    data = densities.make_data(problem, model, prior_sd)
+    in_frame = jax.tree.map(lambda a: jnp.asarray(a[i]), frame.data)
     sd = np.asarray(data.prior_sd)
-    theta = z * sd
+    theta = frame.theta(z * frame.data.prior_sd[i], i)
     dense = model.num_params <= DENSE_HESSIAN_MAX
-    if dense:
-        matrix = np.asarray(_hessian(theta, data, model=model))
-        eigenvalue = float(np.linalg.eigvalsh(matrix * sd * sd[:, None])[0])
+    matrix = np.asarray(_hessian(theta, data, model=model)) if dense else None
+    if not dense:
+        eigenvalue = _lanczos_min_eigenvalue(frame.model, in_frame, z)
+    elif frame.centred:
+        theta_in_frame = z * frame.data.prior_sd[i]
+        curvature = np.asarray(_hessian(theta_in_frame, in_frame, model=frame.model))
+        eigenvalue = _graded_min_eigenvalue(curvature, np.asarray(frame.data.prior_sd[i]), scale)
     else:
-        matrix, eigenvalue = None, _lanczos_min_eigenvalue(model, data, z)
+        eigenvalue = float(np.linalg.eigvalsh(matrix * sd * sd[:, None])[0])
     reasons = []
     if not norm < settings.tolerance:
         reasons.append(
@@ -286,6 +338,19 @@ def _hessian_vector_product(
     z: Float[Array, " P"], v: Float[Array, " P"], data: Data, *, model: Model
 ) -> Float[Array, " P"]:
     return jax.jvp(jax.grad(_potential(model, data)), (z,), (v,))[1]
+
+
+def _graded_min_eigenvalue(
+    hessian: Float[np.ndarray, "P P"], sd: Float[np.ndarray, " P"], scale: Float[np.ndarray, " P"]
+) -> float:
+    """Smallest eigenvalue in prior coordinates of a Hessian of entries of very different size.
+
+    The inverse has it as its largest, which keeps its digits.
+    """
+    even = hessian * np.outer(sd * scale, sd * scale)
+    if np.linalg.eigvalsh(even)[0] > 0:
+        return float(1 / np.linalg.eigvalsh(np.linalg.inv(even) * np.outer(scale, scale))[-1])
+    return float(np.linalg.eigvalsh(hessian * np.outer(sd, sd))[0])
 
 
 def _lanczos_min_eigenvalue(model: Model, data: Data, z: Theta) -> float | None:

@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 
 from isounc import densities, fit
+from isounc.centring import make_frame
 from isounc.fit import (
     MapSettings,
     TrainSettings,
@@ -166,13 +167,14 @@ def test_too_few_steps_fail_with_the_norm_and_its_bound(problem):
 
 def checked(problem, model, prior_sd, z):
     """What fit_map reports had every start ended at z."""
+    frame = make_frame([problem], model, prior_sd)
     with fit.double_precision():
         data = densities.make_data(problem, model, prior_sd)
         potential = fit._potential(model, data)
         value, gradient = jax.value_and_grad(potential)(jnp.asarray(z))
         norm = float(jnp.linalg.norm(gradient) / max(1.0, np.linalg.norm(z)))
-        found = z[None], np.array([float(value)]), np.array([norm])
-        return fit._checked_map(model, data, *found, 0, MapSettings())
+        found = np.ones_like(z), z[None], np.array([float(value)]), np.array([norm])
+        return fit._checked_map(problem, frame, 0, prior_sd, *found, MapSettings())
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
@@ -198,8 +200,8 @@ def test_a_saddle_is_no_maximum(model, method, monkeypatch):
 def test_a_start_that_overflows_is_passed_over(problem, model, monkeypatch):
     real = fit._search
 
-    def search(data, starts, **settings):
-        z, values, norms = jax.device_get(real(data, starts, **settings))
+    def search(*args, **settings):
+        z, values, norms = jax.device_get(real(*args, **settings))
         values, norms = np.array(values), np.array(norms)
         values[0, 0] = norms[0, 0] = np.nan
         return z, values, norms

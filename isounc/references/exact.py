@@ -7,6 +7,7 @@ stands in the place of the Monte Carlo standard errors of a sampled posterior. N
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import scipy.linalg
 from jaxtyping import Float, Int
 from scipy.special import expit
 
+from isounc.centring import is_off_centre, make_frame
 from isounc.checks import check_count, check_real
 from isounc.models import Model
 from isounc.problems import Problem
@@ -59,8 +61,8 @@ def linear_gaussian(
         A = Phi^T Phi / s^2 + Lambda^-1,
         E[f(x)] = phi . A^-1 Phi^T y / s^2,   Var[f(x)] = phi . A^-1 phi.
 
-    The second way is the Gaussian process with kernel phi(x) . Lambda phi(x'), which inverts n x n
-    instead of P x P. The averaged prediction is Gaussian, so `entropy` is exact here:
+    The second way is the orthogonal decomposition Q R of [Phi / s; Lambda^-1/2], with A = R^T R
+    never formed. The averaged prediction is Gaussian, so `entropy` is exact here:
     log(2 pi e (s^2 + Var[f])) / 2.
 
     Parameters
@@ -83,23 +85,26 @@ def linear_gaussian(
 
     Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.1.
     """
-    phi, sd = _features(problem, model, prior_sd, "gaussian")
+    linear = _linear(problem, model, prior_sd, "gaussian")
+    phi, sd = linear.phi, linear.sd
     check_count("num_draws", num_draws, 1)
     assert problem.noise_sd is not None
     noise_var = problem.noise_sd**2
     precision = phi.T @ phi / noise_var + np.diag(sd**-2)
     factor = np.linalg.cholesky(precision)
     theta = scipy.linalg.cho_solve((factor, True), phi.T @ problem.y / noise_var)
-    gram = (phi * sd**2) @ phi.T + noise_var * np.eye(len(phi))
+    orthogonal, triangle = np.linalg.qr(np.vstack([phi / problem.noise_sd, np.diag(1 / sd)]))
+    other_theta = scipy.linalg.solve_triangular(
+        triangle, orthogonal[: len(phi)].T @ problem.y / problem.noise_sd
+    )
 
     regions = {}
     for name, x in problem.regions.items():
-        phi_x = _design(model, x)
+        phi_x = linear.at(x)
         mean = phi_x @ theta
         var = (scipy.linalg.solve_triangular(factor, phi_x.T, lower=True) ** 2).sum(0)
-        cross = (phi_x * sd**2) @ phi.T
-        other_mean = cross @ np.linalg.solve(gram, problem.y)
-        other_var = (phi_x**2 @ sd**2) - (cross * np.linalg.solve(gram, cross.T).T).sum(1)
+        other_mean = phi_x @ other_theta
+        other_var = (scipy.linalg.solve_triangular(triangle, phi_x.T, trans=1) ** 2).sum(0)
         total = 0.5 * np.log(2 * np.pi * np.e * (noise_var + var))
         noise_entropy = 0.5 * math.log(2 * np.pi * np.e * noise_var)
         zeros = np.zeros(len(x))
@@ -109,7 +114,7 @@ def linear_gaussian(
             total,
         )
     normal = np.random.default_rng(seed).standard_normal((model.num_params, num_draws))
-    draws = theta + scipy.linalg.solve_triangular(factor.T, normal).T
+    draws = linear.theta(theta + scipy.linalg.solve_triangular(factor.T, normal).T)
     error = _relative_error(regions)
     checks = {"var_relative_error_max": error, "condition_number": float(np.linalg.cond(precision))}
     return Exact(regions, draws, "closed form", checks, _too_large(error))
@@ -166,7 +171,8 @@ def logistic_by_quadrature(
     Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review
     56(3), 2014.
     """
-    phi, sd = _features(problem, model, prior_sd, "bernoulli")
+    linear = _linear(problem, model, prior_sd, "bernoulli")
+    phi, sd = linear.phi, linear.sd
     check_count("num_draws", num_draws, 1)
     spacing = check_real("spacing", spacing, positive=True)
     half_width = check_real("half_width", half_width, positive=True)
@@ -183,7 +189,7 @@ def logistic_by_quadrature(
         return likelihood - 0.5 * ((theta / sd) ** 2).sum(1)
 
     mode, factor = _mode(phi, sign, sd)
-    points = np.concatenate([_design(model, x) for x in problem.regions.values()])
+    points = np.concatenate([linear.at(x) for x in problem.regions.values()])
     centre = expit(points @ mode)
     for widening in (1.0, 1.5, 2.0, 3.0, 4.0):
         nodes, log_p, weights, edge = _nodes(
@@ -220,13 +226,24 @@ def logistic_by_quadrature(
         "num_nodes": float(len(nodes)),
         "half_width": half_width,
     }
-    return Exact(regions, draws, "quadrature", checks, _too_large(error))
+    return Exact(regions, linear.theta(draws), "quadrature", checks, _too_large(error))
 
 
-def _features(
-    problem: Problem, model: Model, prior_sd: float, likelihood: str
-) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, " P"]]:
-    """Features of the training inputs, and the prior sd of each parameter."""
+class _Linear(NamedTuple):
+    """A model of depth 0 in parameters in which linear algebra keeps its digits."""
+
+    phi: Float[np.ndarray, "N P"]
+    """Features of the training inputs."""
+    sd: Float[np.ndarray, " P"]
+    """Prior sd of each parameter."""
+    at: Callable[[np.ndarray], np.ndarray]
+    """Features of other inputs."""
+    theta: Callable[[np.ndarray], np.ndarray]
+    """The model's parameters from these."""
+
+
+def _linear(problem: Problem, model: Model, prior_sd: float, likelihood: str) -> _Linear:
+    """The model's own parameters, or where inputs are off centre those of `isounc.centring`."""
     if problem.likelihood != likelihood or model.likelihood != likelihood:
         raise ValueError(
             f"problem and model must have likelihood {likelihood!r}, got {problem.likelihood!r} "
@@ -237,7 +254,19 @@ def _features(
             f"model must be linear (depth 0) in {problem.num_features} inputs, got depth "
             f"{model.depth} and {model.in_features} inputs"
         )
-    return _design(model, problem.X), model.param_prior_sd(prior_sd)
+    if not is_off_centre(problem.X):
+        design = functools.partial(_design, model)
+        return _Linear(design(problem.X), model.param_prior_sd(prior_sd), design, lambda v: v)
+    frame = make_frame([problem], model, prior_sd)
+    phi = frame.linear_features(frame.data.X[0], 0)
+    # As wide as the posterior is along each: all columns are of one size.
+    precision = 0.25 if problem.noise_sd is None else problem.noise_sd**-2
+    scale = (1 + precision * (phi**2).sum(0)) ** -0.5
+
+    def at(X: np.ndarray) -> np.ndarray:
+        return scale * frame.linear_features(frame.centred[0].features(X), 0)
+
+    return _Linear(scale * phi, 1 / scale, at, lambda v: frame.theta(scale * v, 0))
 
 
 def _design(model: Model, X: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N P"]:

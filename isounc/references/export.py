@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from isounc.problems import Problem
 from isounc.references.exact import RELATIVE_ERROR_MAX
 from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments
+from isounc.sampling.settings import GateSettings
 
 METHODS = {
     "quadrature": "the trapezoid rule over all parameters, in float64 "
@@ -193,7 +195,8 @@ def _checks(r: Exports) -> list[tuple[str, str, str]]:
     if r.gate is None:
         right = {"var_relative_error_max": f"at most {RELATIVE_ERROR_MAX:g}"}
         return [(name, f"{value:.3g}", right.get(name, "")) for name, value in r.checks.items()]
-    g, bound = r.gate, r.settings["sampler"]["gate"]
+    # An entry may be older than a bound.
+    g, bound = r.gate, dataclasses.asdict(GateSettings()) | r.settings["sampler"]["gate"]
     return [
         ("largest R-hat", number(g.rhat_max, ".4f"), f"below {bound['rhat_max']:g}"),
         ("smallest bulk ESS of p", number(g.ess_bulk_min, ".0f"), f"{bound['ess_min']:g} or more"),
@@ -213,6 +216,32 @@ def _checks(r: Exports) -> list[tuple[str, str, str]]:
         ("locations without variance", str(g.num_zero_variance), "0"),
         ("locations with a frozen chain", str(g.num_frozen), "0"),
         ("locations with draws that are not finite", str(g.num_nonfinite), "0"),
+        ("chains with the draws of another", checked(g.num_equal_chains, "d"), "0"),
+        (
+            "largest error of the log posterior against float64, nats",
+            checked(g.log_density_error, ".2g"),
+            f"at most {bound['log_density_error_max']:g}",
+        ),
+        (
+            "largest error of a prediction against float64, posterior sd",
+            checked(g.prediction_error, ".2g"),
+            f"at most {bound['prediction_error_max']:g}",
+        ),
+        (
+            "largest Pareto k of (p − mean)²",
+            checked(g.khat_max, ".2f"),
+            f"{bound['khat_max']:g} where an error is to be trusted",
+        ),
+        (
+            "locations where rare draws decide, so that neither variance nor error can be trusted",
+            checked(g.num_heavy_tails, "d"),
+            f"at most {bound['heavy_tails_max']:.0%} of them",
+        ),
+        (
+            "agreement with a tempered run, p",
+            checked(g.modes_p_value, ".2g"),
+            f"at least {bound['modes_p_min']:g}",
+        ),
         ("median error of a variance over the variance", number(g.var_mcse_median, ".2%"), ""),
         ("locations looked at", str(g.num_locations), ""),
     ]
@@ -225,6 +254,11 @@ def _errors(r: Exports) -> str:
 def number(value: int | float | None, spec: str) -> str:
     """A formatted number; a dash for None or a number that is not finite."""
     return "–" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def checked(value: int | float | None, spec: str) -> str:
+    """A formatted number; None is a check that was not made."""
+    return "not checked" if value is None else format(value, spec)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -145,6 +145,12 @@ def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Moments | Diagnos
             )
         check_count(f"the number of chains of other[{name!r}]", draws.shape[0], 2)
         given = diagnose(draws)
+        if given.equal.any():
+            pairs = ", ".join(f"{i} and {j}" for i, j in np.argwhere(np.triu(given.equal)))
+            raise ValueError(
+                f"other[{name!r}] must hold independent chains, got chains with the same draws "
+                f"(indices {pairs})"
+            )
     if given.mean.shape != shape:
         raise ValueError(
             f"other[{name!r}] must hold {shape[0]} locations and {shape[1]} columns, as the "

@@ -236,6 +236,8 @@ def draw_block(
             saturated=info.saturated.sum(1),
             acceptance=info.acceptance.mean(1),
             num_gradients=info.num_gradients.sum(1),
+            position=chains.x,
+            log_density=chains.remainder,
         )
 
     coordinates, chains, tuning, shift = state

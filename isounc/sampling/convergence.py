@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy.special import ndtri
+
+from isounc.sampling.tails import pareto_khat
 
 TAIL_PROBABILITIES = (0.05, 0.95)
 """The quantiles whose effective draws are the tail ESS."""
@@ -25,6 +27,9 @@ CHUNK_DRAWS = 2**16
 WITHIN_FLOOR = 1e-24
 """Within-chain variance of normal scores below which chains stand still: one draw of n that differs
 gives about n^-3, rounding 1e-32."""
+
+EQUAL_SHARE = 0.1
+"""Share of equal draws from which on two chains are suspected to be one."""
 
 
 class Diagnostics(NamedTuple):
@@ -52,11 +57,17 @@ class Diagnostics(NamedTuple):
     var: Float[np.ndarray, "*Q"]
     """Variance over all chains and draws, divisor K S."""
     var_se: Float[np.ndarray, "*Q"]
-    """Monte Carlo standard error of `var`."""
+    """Monte Carlo standard error of `var`; not to be trusted where `khat` is large."""
+    khat: Float[np.ndarray, "*Q"]
+    """Pareto k of (p - mean)^2 (`isounc.sampling.tails`); infinite where more than half of the draws
+    are equal, so that a few decide about the variance."""
     finite: Bool[np.ndarray, "*Q"]
     """Whether every draw is finite."""
     frozen: Bool[np.ndarray, "K *Q"]
     """Whether a chain has one value in all its draws."""
+    equal: Bool[np.ndarray, "K K"]
+    """Whether two chains have many draws in common, at the same time and at all locations: they are
+    no independent chains. False on the diagonal."""
 
 
 def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
@@ -80,7 +91,9 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
         )
     shape = draws.shape[2:]
     draws = draws.reshape(*draws.shape[:2], -1)
-    results = np.full((len(Diagnostics._fields) - 2, draws.shape[2]), np.nan)
+    results = np.full((len(Diagnostics._fields) - 3, draws.shape[2]), np.nan)
+    prints = np.zeros(draws.shape[:2], np.uint64)
+    odd = np.random.default_rng(0).integers(2**63, size=draws.shape[2], dtype=np.uint64) * 2 + 1
     low, high = np.empty((2, len(draws), draws.shape[2]))
     finite = np.empty(draws.shape[2], dtype=bool)
     step = max(1, CHUNK_DRAWS // (draws.shape[0] * draws.shape[1]))
@@ -91,6 +104,9 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
         finite[chunk] = np.isfinite(x).all(axis=(1, 2))
         usable = finite[chunk] & (low[:, chunk].min(axis=0) < high[:, chunk].max(axis=0))
         if usable.any():
+            # Equal draws have equal sums, and others all but never.
+            bits = (x[usable] + 0.0).view(np.uint64)
+            prints += (bits * odd[chunk][usable][:, None, None]).sum(axis=0)
             results[:, start + np.flatnonzero(usable)] = _diagnose_chunk(
                 x if usable.all() else x[usable]
             )
@@ -102,11 +118,27 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
         **{name: column.reshape(shape) for name, column in numbers.items()},
         finite=finite.reshape(shape),
         frozen=(low == high).reshape(-1, *shape),
+        equal=_equal_chains(prints),
     )
 
 
+def _equal_chains(prints: Shaped[np.ndarray, "K S"]) -> Bool[np.ndarray, "K K"]:
+    """Pairs of chains that share more draws than can be chance, given a number for each draw.
+
+    Predictions that are saturated are equal by chance, but then they have few different values.
+    """
+    num_chains, num_draws = prints.shape
+    equal = np.zeros((num_chains, num_chains), bool)
+    for i in range(num_chains - 1):
+        same = prints[i] == prints[i + 1 :]
+        for j in np.flatnonzero(same.mean(axis=1) > EQUAL_SHARE):
+            distinct = len(np.unique(prints[i, same[j]]))
+            equal[i, i + 1 + j] = distinct >= max(3, EQUAL_SHARE * num_draws / 10)
+    return equal | equal.T
+
+
 def _diagnose_chunk(x: Float[np.ndarray, "q K S"]) -> tuple[Float[np.ndarray, " q"], ...]:
-    """The fields of `Diagnostics` from `rhat` to `var_se`."""
+    """The fields of `Diagnostics` from `rhat` to `khat`."""
     halves = _split(x)
     z, in_order = _normal_scores(halves)
     n = in_order.shape[1]
@@ -131,6 +163,11 @@ def _diagnose_chunk(x: Float[np.ndarray, "q K S"]) -> tuple[Float[np.ndarray, " 
         scale * np.sqrt(var * x[0].size / (x[0].size - 1) / ess_mean),
         scale**2 * var,
         scale**2 * square.std(axis=(1, 2)) / np.sqrt(_ess(_split(square))),
+        np.where(
+            in_order[:, n // 4] == in_order[:, 3 * n // 4],
+            np.inf,
+            pareto_khat(square.reshape(len(x), -1)),
+        ),
     )
 
 

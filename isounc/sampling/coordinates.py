@@ -12,7 +12,11 @@ acceptance.
              have under Gaussian pseudo-observations of the outputs; the hidden layers stay in prior
              coordinates. As the width grows the posterior of x tends to N(0, I), whatever the data
              (Hron et al. 2022, "Wide Bayesian neural networks have a simple weight posterior",
-             which does this for regression).
+             which does this for regression). At depth 0 it is an affine map
+             (`isounc.sampling.affine`).
+
+All are made on the host in float64 as far as that matters, in the frame in which inputs are centred
+(`isounc.centring`). What float32 then still loses, `isounc.sampling.precision` finds.
 """
 
 from __future__ import annotations
@@ -25,13 +29,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from isounc import covariance, densities
-from isounc.densities import Data
-from isounc.fit import fit_maps
+from isounc.centring import Frame
+from isounc.densities import Data, on_device
+from isounc.fit import double_precision, fit_maps
 from isounc.models import Model
 from isounc.problems import Problem
+from isounc.sampling.affine import Affine, observe_linear, whiten
 from isounc.sampling.pseudo_observations import (
     Spectrum,
     has_pseudo_observations,
@@ -57,6 +64,10 @@ Steps in prior coordinates shorten with its root. In effective draws per second 
 """
 
 
+Keys = Key[Array, " B"]
+"""A key for each problem."""
+
+
 @runtime_checkable
 class Coordinates(Protocol):
     """A pytree of arrays, so that one program takes those of all problems of a shape."""
@@ -67,6 +78,10 @@ class Coordinates(Protocol):
 
     def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """Log posterior density of x minus log N(x; 0, I), up to a constant."""
+        ...
+
+    def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
+        """Log |det dtheta/dx| up to a constant: the check of `remainder` rests on it."""
         ...
 
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
@@ -88,6 +103,10 @@ class Prior(NamedTuple):
     def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """The log likelihood."""
         return densities.log_likelihood(model, data.prior_sd * x, data)
+
+    def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
+        """The same everywhere."""
+        return jnp.zeros((), x.dtype)
 
 
 class Curvature(NamedTuple):
@@ -119,6 +138,10 @@ class Curvature(NamedTuple):
         gain = 0.5 * (1 - (1 - self.shrink) ** 2) @ along**2
         log_likelihood = densities.log_likelihood(model, data.prior_sd * (self.mean + shrunk), data)
         return log_likelihood + gain - self.mean @ shrunk
+
+    def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
+        """The same everywhere."""
+        return jnp.zeros((), x.dtype)
 
 
 class Readout(NamedTuple):
@@ -172,6 +195,10 @@ class Readout(NamedTuple):
         log_likelihood = densities.log_likelihood_terms(model, outputs, data).sum()
         return log_likelihood + (whitened.misfit + whitened.evidence).sum()
 
+    def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
+        """Sum over the outputs of log det S = -log det C."""
+        return self._readout(x, model, data).log_det.sum()
+
 
 class _Whitened(NamedTuple):
     """The network at a point of `Readout` coordinates."""
@@ -186,6 +213,8 @@ class _Whitened(NamedTuple):
     """|tau_o - R_o f_o|^2 / 2."""
     evidence: Float[Array, " O"]
     """Log evidence of tau_o up to a constant."""
+    log_det: Float[Array, " O"]
+    """log det S_o."""
 
 
 def _whiten(
@@ -193,8 +222,8 @@ def _whiten(
     directions: Float[Array, "R N"],
     target: Float[Array, " R"],
     xi: Float[Array, " F"],
-) -> tuple[Float[Array, " F"], Float[Array, ""], Float[Array, ""]]:
-    """Read-out, misfit and evidence of one output, as in `_Whitened`."""
+) -> tuple[Float[Array, " F"], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Read-out, misfit, evidence and determinant of one output, as in `_Whitened`."""
     with jax.default_matmul_precision("highest"):
         g = directions @ phi
         eye = jnp.eye(len(directions), dtype=g.dtype)
@@ -203,36 +232,36 @@ def _whiten(
         shift = solve_triangular(chol + eye, g @ xi, lower=True)
         v = xi + solve_triangular(chol, mean - shift, lower=True, trans=1) @ g
         misfit = 0.5 * ((target - g @ v) ** 2).sum()
-        return v, misfit, -0.5 * mean @ mean - jnp.log(jnp.diagonal(chol)).sum()
+        log_det = -jnp.log(jnp.diagonal(chol)).sum()
+        return v, misfit, -0.5 * mean @ mean + log_det, log_det
 
 
-def prior(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
-) -> Prior:
+def prior(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Prior:
     """Prior coordinates: nothing to prepare."""
     return Prior()
 
 
-def curvature(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
-) -> Curvature:
+def curvature(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Curvature:
     """The Laplace approximation at the MAP of each problem."""
-    maps = fit_maps(problems, model, prior_sd=prior_sd, keys=list(keys))
-    theta = jnp.asarray(np.stack([m.theta for m in maps]), data.X.dtype)
-    laplace = _laplace(theta, data, model=model)
-    return Curvature(theta / data.prior_sd, laplace.basis, laplace.shrink)
+    maps = fit_maps(problems, frame.original, prior_sd=prior_sd, keys=list(keys))
+    theta = np.stack([frame.parameters(m.theta, i) for i, m in enumerate(maps)])
+    dtype = jnp.result_type(float)
+    with double_precision():
+        laplace = jax.device_get(_laplace(theta, frame.data, model=frame.model))
+    mean = theta / frame.data.prior_sd
+    return Curvature(*(jnp.asarray(a, dtype) for a in (mean, laplace.basis, laplace.shrink)))
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _laplace(
-    theta: Float[Array, "B P"], data: Data, *, model: Model
+    theta: Float[Array | np.ndarray, "B P"], data: Data, *, model: Model
 ) -> covariance.PriorPlusLowRank:
-    return jax.vmap(functools.partial(covariance.gauss_newton, model))(theta, data)
+    return jax.vmap(functools.partial(covariance.gauss_newton, model))(jnp.asarray(theta), data)
 
 
 def readout(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
-) -> Readout:
+    problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys
+) -> Readout | Affine:
     """Pseudo-observations for each problem and output.
 
     They are those of the variational Gaussian approximation of a Gaussian process with the prior's
@@ -253,12 +282,14 @@ def readout(
             f"coordinates must be 'prior' or 'curvature' for more than {MAX_EXAMPLES} examples, "
             f"whose n x n matrix 'readout' would factor, got 'readout' and {len(problems[0].y)}"
         )
-    return _whitening(spectra_of(problems, prior_kernels(data, keys, model=model)), data)
+    dtype = jnp.result_type(float)
+    if frame.model.depth == 0:
+        return whiten(observe_linear(problems, frame), dtype)
+    kernels = prior_kernels(on_device(frame.data), keys, model=frame.model)
+    return _whitening(spectra_of(problems, kernels), dtype)
 
 
-def auto(
-    problems: Sequence[Problem], data: Data, model: Model, prior_sd: float, keys: Key[Array, " B"]
-) -> Coordinates:
+def auto(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Coordinates:
     """Readout where the data determine the outputs sharply, prior elsewhere.
 
     In prior coordinates a step is about as long as the narrowest direction of the posterior is
@@ -266,18 +297,23 @@ def auto(
     """
     if len(problems[0].y) > MAX_EXAMPLES or not has_pseudo_observations(problems[0]):
         return Prior()
-    kernels = prior_kernels(data, keys, model=model)
+    dtype = jnp.result_type(float)
+    if frame.model.depth == 0:
+        observed = observe_linear(problems, frame)
+        is_sharp = max(o.sharpness() for o in observed) > READOUT_PAYS
+        return whiten(observed, dtype) if is_sharp else Prior()
+    kernels = prior_kernels(on_device(frame.data), keys, model=frame.model)
     # A label tells at most 1/4 about a logit: with few labels the iteration is not needed.
     most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
     if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
         return Prior()
     spectra = spectra_of(problems, kernels)
     largest = max(output.precision[0] for outputs in spectra for output in outputs)
-    return _whitening(spectra, data) if largest > READOUT_PAYS else Prior()
+    return _whitening(spectra, dtype) if largest > READOUT_PAYS else Prior()
 
 
-Maker = Callable[[Sequence[Problem], Data, Model, float, Key[Array, " B"]], Coordinates]
-"""(problems, data, model, prior_sd, keys) -> coordinates with a leading axis over the problems."""
+Maker = Callable[[Sequence[Problem], Frame, float, Keys], Coordinates]
+"""(problems, frame, prior_sd, keys) -> coordinates with a leading axis over the problems."""
 
 COORDINATES: dict[str, Maker] = {
     "auto": auto,
@@ -288,11 +324,11 @@ COORDINATES: dict[str, Maker] = {
 """Makers of coordinates by name."""
 
 
-def _whitening(spectra: list[list[Spectrum]], data: Data) -> Readout:
+def _whitening(spectra: list[list[Spectrum]], dtype: DTypeLike) -> Readout:
     """The directions that tell something, as many for each problem and output."""
     most = max((o.precision > RANK_THRESHOLD).sum() for outputs in spectra for o in outputs)
-    rank = int(np.clip(-(-most // RANK_STEP) * RANK_STEP, 1, data.X.shape[1]))
+    num_examples = len(spectra[0][0].precision)
+    rank = int(np.clip(-(-most // RANK_STEP) * RANK_STEP, 1, num_examples))
     directions = [[output.directions[:rank] for output in outputs] for outputs in spectra]
     targets = [[output.target[:rank] for output in outputs] for outputs in spectra]
-    dtype = data.X.dtype
     return Readout(jnp.asarray(np.array(directions, dtype)), jnp.asarray(np.array(targets, dtype)))

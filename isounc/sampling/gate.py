@@ -18,6 +18,10 @@ from jaxtyping import Float
 
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.settings import GateSettings
+from isounc.sampling.tails import khat_bound
+
+TOO_COARSE = "single precision is not enough here: standardise the inputs or use float64"
+"""What to do where the sampler's numbers differ from those in float64."""
 
 
 class BatchMoments(NamedTuple):
@@ -68,6 +72,20 @@ class Gate(NamedTuple):
     """Number of locations Q."""
     where_worst: int | None
     """Flat index of the location with the largest R-hat."""
+    log_density_error: float | None = None
+    """Largest error of a difference of the sampler's log posterior, nats, found in float64
+    (`isounc.sampling.precision`); None if it was not checked, or is not finite."""
+    prediction_error: float | None = None
+    """Largest error of a prediction over its posterior standard deviation, likewise."""
+    khat_max: float | None = None
+    """Largest finite Pareto k of (p - mean)^2."""
+    num_heavy_tails: int | None = None
+    """Locations where k is too large for the variance and its standard error to be trusted."""
+    num_equal_chains: int | None = None
+    """Chains that have their draws in common with another."""
+    modes_p_value: float | None = None
+    """p-value of the agreement with a tempered run (`isounc.sampling.modes`); None if there was
+    none."""
 
 
 def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
@@ -146,6 +164,7 @@ def gate(
     num_divergent: int,
     num_saturated: int,
     num_transitions: int,
+    precision: tuple[float, float] | None = None,
     settings: GateSettings | None = None,
 ) -> Gate:
     """Hold a sampled posterior against every bound, and say in words which it breaks.
@@ -161,6 +180,9 @@ def gate(
         on E-BFMI.
     num_divergent, num_saturated, num_transitions
         Counts over all chains, after warm-up.
+    precision
+        `log_density_error` and `prediction_error`, infinite where they are undefined; None if they
+        were not checked, and then neither has a bound.
     settings
         The bounds; None is the defaults of `GateSettings`.
 
@@ -201,6 +223,11 @@ def gate(
     of_all = f"of {size} locations"
     ess_bound = f"it must be {bounds.ess_min:g} or more"
     bfmi_bound = f"it must be above {bounds.ebfmi_min:g}"
+    density_error, prediction_error = (np.nan, np.nan) if precision is None else precision
+    equal = ", ".join(f"{i} and {j}" for i, j in np.argwhere(np.triu(diagnostics.equal)))
+    khat, khat_at = _extreme(np.argmax, diagnostics.khat)
+    khat_most = khat_bound(num_transitions, bounds.khat_max)
+    heavy = int((diagnostics.khat > khat_most).sum())
     # A comparison with NaN, for a number that no location has, is false: what left it undefined has
     # a line of its own.
     checks = (
@@ -218,6 +245,11 @@ def gate(
             f"{num_undefined} {of_all} have too few different values for an R-hat or ESS; none may",
         ),
         (
+            bool(equal),
+            f"chains have the same draws (chain indices {equal}); they must be independent, each "
+            "with a random key of its own",
+        ),
+        (
             rhat >= bounds.rhat_max,
             f"R-hat is {rhat:.5g} at location {rhat_at}; it must be below {bounds.rhat_max:g}",
         ),
@@ -228,6 +260,13 @@ def gate(
         (
             square < bounds.ess_min,
             f"the bulk ESS of (p - mean)^2 is {square:.5g} at location {square_at}; {ess_bound}",
+        ),
+        (
+            heavy > bounds.heavy_tails_max * size,
+            f"rare draws decide about the variance at {heavy} {of_all}, where neither it nor its "
+            f"standard error can be trusted (Pareto k of (p - mean)^2 up to {khat:.3g}, at location "
+            f"{khat_at}; at most {bounds.heavy_tails_max:.0%} may be above {khat_most:.3g}): draw "
+            "more",
         ),
         (
             no_bfmi > 0,
@@ -247,6 +286,16 @@ def gate(
             num_saturated > bounds.saturated_max,
             f"{num_saturated} of {num_transitions} trajectories ended at the step limit; "
             f"{bounds.saturated_max} may",
+        ),
+        (
+            density_error > bounds.log_density_error_max,
+            "differences of the sampler's log posterior are wrong by up to "
+            f"{density_error:.3g} nats; {bounds.log_density_error_max:g} may be: {TOO_COARSE}",
+        ),
+        (
+            prediction_error > bounds.prediction_error_max,
+            f"predictions are wrong by up to {prediction_error:.3g} posterior standard deviations; "
+            f"{bounds.prediction_error_max:g} may be: {TOO_COARSE}",
         ),
     )
     reasons = tuple(sentence for broken, sentence in checks if broken)
@@ -268,7 +317,25 @@ def gate(
         var_mcse_median=_finite(np.median, diagnostics.var_se[varying] / diagnostics.var[varying]),
         num_locations=size,
         where_worst=rhat_at,
+        log_density_error=_finite(np.max, np.array([density_error])),
+        prediction_error=_finite(np.max, np.array([prediction_error])),
+        khat_max=_finite(np.max, diagnostics.khat),
+        num_heavy_tails=heavy,
+        num_equal_chains=int(diagnostics.equal.any(axis=1).sum()),
     )
+
+
+def add_modes(verdict: Gate, p_value: float, settings: GateSettings) -> Gate:
+    """The verdict with the agreement with a tempered run, as `isounc.sampling.modes` has it."""
+    verdict = verdict._replace(modes_p_value=p_value)
+    if p_value >= settings.modes_p_min:
+        return verdict
+    reason = (
+        f"the chains disagree with a tempered SMC run about the predictions (p = {p_value:.2g}; it "
+        f"must be at least {settings.modes_p_min:g}): they may have missed a mode; use "
+        "sampler='tempered_smc' or more chains"
+    )
+    return verdict._replace(passed=False, reasons=(*verdict.reasons, reason))
 
 
 def _finite(reduce: Callable[..., Any], numbers: np.ndarray) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -103,11 +104,16 @@ class Block(NamedTuple):
     """Mean acceptance probability."""
     num_gradients: Int[Array, " K"]
     """Gradients of r."""
+    position: Float[Array, "K P"] | None = None
+    """x of the last draw of each chain, for `isounc.sampling.precision`; None if there is none."""
+    log_density: Float[Array, " K"] | None = None
+    """r there, as the sampler has it."""
 
 
 def of_problem(blocks: Sequence[Block], i: int) -> list[Block]:
     """The blocks of the i-th problem."""
-    return [Block(*(field[i] for field in block)) for block in blocks]
+    # Not every driver tells positions. `tree.map` leaves None alone.
+    return [jax.tree.map(lambda a: a[i], block) for block in blocks]
 
 
 def fixed_locations(problem: Problem, per_region: int) -> dict[str, Int[np.ndarray, " Q"]]:
@@ -128,7 +134,13 @@ def flat_locations(
     )
 
 
-def judge(blocks: Sequence[Block], bounds: GateSettings, *, has_energy: bool = True) -> Gate:
+def judge(
+    blocks: Sequence[Block],
+    bounds: GateSettings,
+    *,
+    has_energy: bool = True,
+    precision: tuple[float, float] | None = None,
+) -> Gate:
     """The gate over all draws of a problem so far."""
     energy = np.concatenate([b.energy for b in blocks], axis=1)
     return gate(
@@ -137,6 +149,7 @@ def judge(blocks: Sequence[Block], bounds: GateSettings, *, has_energy: bool = T
         num_divergent=int(sum(b.divergent.sum() for b in blocks)),
         num_saturated=int(sum(b.saturated.sum() for b in blocks)),
         num_transitions=energy.size,
+        precision=precision,
         settings=bounds,
     )
 

@@ -12,9 +12,10 @@ killed run goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ import numpy as np
 from jaxtyping import Float, Int, Key, PRNGKeyArray
 from threadpoolctl import threadpool_limits
 
+from isounc.centring import Frame, make_frame
 from isounc.checks import settings_from
-from isounc.densities import Data, stack_data
+from isounc.densities import on_device
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.provenance import provenance
@@ -33,7 +35,8 @@ from isounc.sampling import stopping
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.coordinates import COORDINATES
 from isounc.sampling.drivers import DRIVERS
-from isounc.sampling.gate import Gate
+from isounc.sampling.gate import Gate, add_modes
+from isounc.sampling.modes import modes_p_value, smc_settings
 from isounc.sampling.moments import (
     Block,
     Posterior,
@@ -45,8 +48,12 @@ from isounc.sampling.moments import (
     of_problem,
     predictive_moments,
 )
+from isounc.sampling.precision import Precision, check_precision
 from isounc.sampling.run import Progress, Run, fetch
-from isounc.sampling.settings import SamplerSettings
+from isounc.sampling.settings import GateSettings, SamplerSettings
+
+MODES = 20260330
+"""Folded into a key for the tempered run."""
 
 
 def sample_posterior(
@@ -126,25 +133,52 @@ def sample_posteriors(
     # On matrices this small threads of LAPACK only wait for each other, on a busy machine two
     # hundred times as long.
     with threadpool_limits(1, user_api="blas"):
+        frame = make_frame(problems, model, prior_sd)
         run = _prepare(
-            problems, model, locations, prior_sd=prior_sd, keys=keys, settings=settings,
+            problems, frame, locations, prior_sd=prior_sd, keys=keys, settings=settings,
             folder=checkpoint, report=progress or (lambda *_: None),
         )  # fmt: skip
-        sampled = _sample(run, is_heard=progress is not None)
+        check = functools.partial(check_precision, run, problems, frame, prior_sd)
+        sampled = _sample(run, check, is_heard=progress is not None)
+        if settings.check_modes and any(gate.passed for gate in sampled.gates):
+            run.report("tempered run for the modes", 0, settings.max_draws)
+            tempered = sample_posteriors(
+                problems, model, prior_sd=prior_sd,
+                keys=[jax.random.fold_in(_typed(key), MODES) for key in keys],
+                settings=smc_settings(settings), keep_values=True,
+            )  # fmt: skip
+            sampled = sampled._replace(gates=_check_modes(sampled, tempered, settings.gate))
         return [
-            _posterior(problem, i, run, sampled, locations, keep_values=keep_values)
+            _posterior(problem, i, run, frame, sampled, locations, keep_values=keep_values)
             for i, problem in enumerate(problems)
         ]
 
 
+def _check_modes(
+    sampled: _Sampled, tempered: Sequence[Posterior], bounds: GateSettings
+) -> list[Gate]:
+    """The verdicts, those of passed gates with the agreement with a tempered run."""
+    gates = []
+    for i, (gate, other) in enumerate(zip(sampled.gates, tempered, strict=True)):
+        if gate.passed:
+            values = np.concatenate([block.values[i] for block in sampled.blocks], axis=1)
+            # Region by region, location by location, column by column, as blocks have them.
+            assert other.values is not None
+            particles = [v.reshape(*v.shape[:2], -1) for v in other.values.values()]
+            p_value = modes_p_value(values, np.concatenate(particles, axis=2))
+            gate = add_modes(gate, p_value, bounds)
+        gates.append(gate)
+    return gates
+
+
 def _prepare(
-    problems: Sequence[Problem], model: Model, locations: Mapping[str, Int[np.ndarray, " Q"]],
+    problems: Sequence[Problem], frame: Frame, locations: Mapping[str, Int[np.ndarray, " Q"]],
     *, prior_sd: float, keys: Sequence[PRNGKeyArray], settings: SamplerSettings,
     folder: str | Path | None, report: Progress,
 ) -> Run:  # fmt: skip
     """The run, in its coordinates, with its checkpoint opened."""
-    data = stack_data(problems, model, prior_sd)
-    points = np.stack([np.concatenate(list(p.regions.values())) for p in problems])
+    data = on_device(frame.data)
+    points = np.stack([frame.locations(problem, i) for i, problem in enumerate(problems)])
     X = jnp.asarray(points.astype(data.X.dtype))
     fixed = jnp.asarray(flat_locations(problems[0], locations))
     typed_keys = [_typed(key) for key in keys]
@@ -153,18 +187,18 @@ def _prepare(
     )
     checkpoint = None
     if folder:
-        identity = _identity(problems, model, data, typed_keys, settings)
+        identity = _identity(problems, frame, typed_keys, settings)
         checkpoint = Checkpoint.open(folder, identity)
     report("coordinates", 0, settings.max_draws)
     make_coordinates = COORDINATES[settings.coordinates]
     return Run(
-        coordinates=make_coordinates(problems, data, model, prior_sd, start_keys),
+        coordinates=make_coordinates(problems, frame, prior_sd, start_keys),
         data=data,
         X=X,
         fixed=fixed,
         start_keys=start_keys,
         run_keys=run_keys,
-        model=model,
+        model=frame.model,
         settings=settings,
         checkpoint=checkpoint,
         report=report,
@@ -184,7 +218,11 @@ class _Sampled(NamedTuple):
     """Step size of each chain."""
 
 
-def _sample(run: Run, *, is_heard: bool) -> _Sampled:
+Check = Callable[[Sequence[Block]], list[Precision | None]]
+"""Works out the precision of each problem from blocks."""
+
+
+def _sample(run: Run, check: Check, *, is_heard: bool) -> _Sampled:
     """Draw rounds of blocks until all problems meet their targets or the budget is spent.
 
     `is_heard` says whether reports in between are worth what it costs to work out R-hat.
@@ -202,9 +240,14 @@ def _sample(run: Run, *, is_heard: bool) -> _Sampled:
     rounds, pace = driver.draw(run), stopping.Pace()
     blocks, wanted = list[Block](), first
 
-    def judge_all() -> list[Gate]:
+    def judge_all(precision: list[Precision | None] | None = None) -> list[Gate]:
         return [
-            judge(of_problem(blocks, i), settings.gate, has_energy=driver.has_energy)
+            judge(
+                of_problem(blocks, i),
+                settings.gate,
+                has_energy=driver.has_energy,
+                precision=None if precision is None else precision[i],
+            )
             for i in range(len(run.run_keys))
         ]
 
@@ -222,7 +265,7 @@ def _sample(run: Run, *, is_heard: bool) -> _Sampled:
             if is_heard and len(blocks) < wanted and pace.is_due():
                 report(judge_all())
                 pace.reported()
-        gates = judge_all()
+        gates = judge_all(check(blocks))
         growth = max(stopping.growth(gate, settings) for gate in gates)
         if growth <= 1 or len(blocks) >= most:
             break
@@ -233,16 +276,16 @@ def _sample(run: Run, *, is_heard: bool) -> _Sampled:
 
 
 def _posterior(
-    problem: Problem, i: int, run: Run, sampled: _Sampled,
+    problem: Problem, i: int, run: Run, frame: Frame, sampled: _Sampled,
     locations: Mapping[str, Int[np.ndarray, " Q"]], *, keep_values: bool,
 ) -> Posterior:  # fmt: skip
     """The posterior of the i-th problem."""
     blocks, gate = of_problem(sampled.blocks, i), sampled.gates[i]
     return Posterior(
-        model=run.model,
-        regions=predictive_moments(problem, run.model, blocks, sampled.shift[i]),
+        model=frame.original,
+        regions=predictive_moments(problem, frame.original, blocks, sampled.shift[i]),
         gate=gate,
-        draws=kept_draws(blocks, run.settings.num_kept),
+        draws=frame.theta(kept_draws(blocks, run.settings.num_kept), i),
         values=kept_values(problem, blocks, locations) if keep_values else None,
         locations=locations,
         num_chains=run.settings.chains,
@@ -257,23 +300,22 @@ def _posterior(
 
 def _identity(
     problems: Sequence[Problem],
-    model: Model,
-    data: Data,
+    frame: Frame,
     keys: Sequence[Key[jax.Array, ""]],
     settings: SamplerSettings,
 ) -> dict[str, Any]:
     """Everything that must agree for a checkpoint to be resumed."""
     digest = hashlib.sha256()
     regions = [a for p in problems for a in p.regions.values()]
-    for array in (*jax.tree.leaves(data), *regions, *map(jax.random.key_data, keys)):
+    for array in (*frame.data, *regions, *map(jax.random.key_data, keys)):
         digest.update(repr(np.shape(array)).encode() + np.ascontiguousarray(array).tobytes())
     made_by = provenance()
     stored = dataclasses.asdict(settings) | {"num_chains": settings.chains}
     # A longer budget goes on from a shorter one.
-    del stored["max_draws"], stored["chains_per_device"]
+    del stored["max_draws"], stored["chains_per_device"], stored["check_modes"]
     return {
         "settings": stored,
-        "model": dataclasses.asdict(model),
+        "model": dataclasses.asdict(frame.original),
         "data_and_keys": digest.hexdigest(),
         "versions": made_by["versions"],
         "device": {k: made_by["device"][k] for k in ("platform", "kind", "x64")},

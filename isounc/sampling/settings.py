@@ -32,6 +32,18 @@ class GateSettings:
     """The share of divergent transitions is below this (or zero)."""
     saturated_max: int = 0
     """Most trajectories that may end at the sampler's step limit."""
+    khat_max: float = 0.7
+    """Pareto k of (p - mean)^2 above which rare draws decide about a location's variance; with few
+    draws it is 1 - 1 / log10(draws) where that is less (Vehtari et al. 2024)."""
+    heavy_tails_max: float = 1 / 3
+    """Largest share of the locations at which they may; `Gate.num_heavy_tails` counts them."""
+    log_density_error_max: float = 0.1
+    """Most nats by which differences of the sampler's log posterior may err from float64."""
+    prediction_error_max: float = 0.1
+    """Most posterior standard deviations by which a prediction may err from float64."""
+    modes_p_min: float = 0.01
+    """check_modes: least p-value of the agreement with the tempered run, and so the share of sound
+    posteriors that fail."""
 
     def __post_init__(self) -> None:
         for name, bound, holds in (
@@ -40,6 +52,11 @@ class GateSettings:
             ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
             ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
             ("saturated_max", "0 or more", self.saturated_max >= 0),
+            ("khat_max", "positive", self.khat_max > 0),
+            ("heavy_tails_max", "between 0 and 1", 0 <= self.heavy_tails_max <= 1),
+            ("log_density_error_max", "positive", self.log_density_error_max > 0),
+            ("prediction_error_max", "positive", self.prediction_error_max > 0),
+            ("modes_p_min", "between 0 and 1", 0 <= self.modes_p_min <= 1),
         ):
             if not holds:
                 raise ValueError(f"{name} must be {bound}, got {getattr(self, name)!r}")
@@ -96,6 +113,9 @@ class SamplerSettings:
     """Thinned parameter draws that are kept, over all chains."""
     locations_per_region: int = 64
     """Fixed locations of each region where function values are kept for R-hat and ESS."""
+    check_modes: bool = False
+    """Compare chains that pass the gate with a short tempered SMC run, which finds other modes; for
+    chains, at several times their cost where they are short."""
     gate: GateSettings = field(default_factory=GateSettings)
     """Bounds of the convergence checks."""
 
@@ -129,6 +149,8 @@ class SamplerSettings:
             raise ValueError(
                 f"tempering_ess must be above 0 and at most 0.99, got {self.tempering_ess}"
             )
+        if not isinstance(self.check_modes, bool):
+            raise TypeError(f"check_modes must be True or False, got {self.check_modes!r}")
         choices = {"coordinates": COORDINATE_NAMES, "metric": METRIC_NAMES}
         for name, unsuited in UNSUITED.get(self.sampler, {}).items():
             if getattr(self, name) == unsuited:

@@ -244,7 +244,12 @@ def collect_block(
     keep_every = thinning(settings)
     in_block: Any = jax.tree.map(
         lambda a: jax.lax.dynamic_slice_in_dim(a, first, length, axis=2),
-        (particles.chains.x, particles.divergent, particles.acceptance),
+        (
+            particles.chains.x,
+            particles.divergent,
+            particles.acceptance,
+            particles.chains.remainder,
+        ),
     )
 
     def collect_problem(
@@ -268,7 +273,7 @@ def collect_block(
         means: Any = jax.tree.map(lambda s: s / length, sums)
         return means, jnp.moveaxis(values, 0, 1), draws
 
-    x, divergent, acceptance = in_block
+    x, divergent, acceptance, remainder = in_block
     (mean, square, aleatoric, entropy), values, draws = jax.vmap(collect_problem)(
         coordinates, data, X, shift, x
     )
@@ -284,6 +289,8 @@ def collect_block(
         saturated=jnp.zeros(x.shape[:2], jnp.int32),
         acceptance=acceptance.mean(2),
         num_gradients=length * particles.num_gradients,
+        position=x[:, :, -1],
+        log_density=remainder[:, :, -1],
     )
 
 

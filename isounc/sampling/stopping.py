@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from isounc.sampling.gate import Gate
+from isounc.sampling.gate import TOO_COARSE, Gate
 from isounc.sampling.run import DrawnBlocks
 from isounc.sampling.settings import SamplerSettings
 
@@ -51,10 +51,15 @@ class Pace:
         return [f"{seconds:.0f} s {until}"]
 
 
+def is_too_coarse(gate: Gate) -> bool:
+    """Whether the numbers have too few digits, which no further draw mends."""
+    return any(TOO_COARSE in reason for reason in gate.reasons)
+
+
 def growth(gate: Gate, settings: SamplerSettings) -> float:
     """By how much to multiply the draws: 1 where the targets are met, else between 1.2 and 2."""
     precise = gate.var_mcse_median is not None and gate.var_mcse_median <= settings.target_var_se
-    if gate.passed and precise:
+    if (gate.passed and precise) or is_too_coarse(gate):
         return 1.0
     least = min(gate.ess_bulk_min or 1.0, gate.ess_var_min or 1.0)
     short = max(
@@ -78,7 +83,16 @@ def why_stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
     """Why sampling ended, in words."""
     error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
     target = f"{settings.target_var_se:.1%}"
+    if gate.num_heavy_tails:
+        target += (
+            f"; not to be trusted at {gate.num_heavy_tails} of {gate.num_locations} locations, where "
+            "rare draws decide"
+        )
     precision = f"standard error of the variance {error}, target {target}"
+    if is_too_coarse(gate):
+        return f"more draws would not help: {TOO_COARSE}"
+    if gate.modes_p_value is not None and gate.modes_p_value < settings.gate.modes_p_min:
+        return "target met, but the chains disagree with a tempered run"
     if growth(gate, settings) <= 1:
         return f"target met: gate passed, {precision}"
     verdict = "gate passed" if gate.passed else "gate failed"

@@ -114,7 +114,11 @@ def test_without_a_fault_the_answer_is_exact(problem, truth):
 )
 def test_a_wrong_posterior_is_caught_by_the_exact_answer(monkeypatch, problem, truth, fault):
     fault(monkeypatch)
-    assert largest_z(sampled(problem, number=1 + len(fault.__name__)), truth) > 6
+    posterior = sampled(problem, number=1 + len(fault.__name__))
+    assert largest_z(posterior, truth) > 6
+    # The gate asks the densities, and so knows of what is no fault of theirs.
+    if fault in (missing_half, no_prior_on_biases):
+        assert not posterior.gate.passed and float(posterior.gate.log_density_error or 0) > 0.1
 
 
 class OneChainStands(HMC):
@@ -123,6 +127,15 @@ class OneChainStands(HMC):
     def transition(self, key, chains, tuning, u, remainder, settings):
         new, info, proposal = super().transition(key, chains, tuning, u, remainder, settings)
         new = jax.tree.map(lambda a, b: a.at[0].set(b[0]), new, chains)
+        return new, info, proposal
+
+
+class OneKeyForTwo(HMC):
+    """The second chain is a copy of the first."""
+
+    def transition(self, key, chains, tuning, u, remainder, settings):
+        new, info, proposal = super().transition(key, chains, tuning, u, remainder, settings)
+        new = jax.tree.map(lambda a: a.at[1].set(a[0]), new)
         return new, info, proposal
 
 
@@ -157,7 +170,11 @@ def registered():
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(OneChainStands(), r"stands still \(chain index 0\)"), (OneChainDiverges(), "diverged")],
+    [
+        (OneChainStands(), r"stands still \(chain index 0\)"),
+        (OneKeyForTwo(), r"same draws \(chain indices 0 and 1\)"),
+        (OneChainDiverges(), "diverged"),
+    ],
 )
 def test_a_sick_chain_is_caught_by_the_gate(registered, problem, fault, reason):
     gate = sampled(problem, sampler=registered(fault)).gate

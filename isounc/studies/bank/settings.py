@@ -26,6 +26,7 @@ SAMPLING = SamplerSettings(
     target_acceptance=0.9,
     block=500,
     num_kept=Thinning.max_draws,
+    check_modes=True,
 )
 
 

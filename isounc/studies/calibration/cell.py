@@ -15,7 +15,14 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.studies.calibration.geweke import geweke
 from isounc.studies.calibration.sbc import quantity_names, rank_batch
-from isounc.studies.calibration.settings import CASES, Case, Cell, Settings
+from isounc.studies.calibration.settings import (
+    CASES,
+    SAMPLER_SETTINGS,
+    WHITENED_STEP,
+    Case,
+    Cell,
+    Settings,
+)
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
@@ -32,9 +39,9 @@ def template(case: Case, settings: Settings) -> tuple[Problem, Model]:
         case.problem, n=settings.n, seed=settings.seed, label_noise=case.label_noise,
         num_test=2, num_far=2, grid_size=2,
     )  # fmt: skip
-    query = np.concatenate([source.regions["test"], source.regions["far"]])
+    query = case.origin + np.concatenate([source.regions["test"], source.regions["far"]])
     problem = Problem.from_arrays(
-        source.X, source.y, likelihood=source.likelihood, noise_sd=source.noise_sd,
+        case.origin + source.X, source.y, likelihood=source.likelihood, noise_sd=source.noise_sd,
         num_classes=source.num_classes, regions={"query": query}, name=case.problem,
     )  # fmt: skip
     return problem, make_model(problem, width=case.width, depth=case.depth)
@@ -55,7 +62,12 @@ def _ranks(cell: Cell, settings: Settings, say: Say) -> Record:
         problem,
         model,
         prior_sd=settings.prior_sd,
-        settings=dataclasses.replace(settings.sampling, sampler=job.sampler),
+        settings=dataclasses.replace(
+            settings.sampling,
+            sampler=job.sampler,
+            coordinates=job.coordinates,
+            **SAMPLER_SETTINGS.get(job.sampler, {}),
+        ),
         num_ranked=settings.num_ranked,
         fault=job.control,
         progress=lambda what, done, total: say(f"{what} {done}/{total}"),
@@ -79,6 +91,8 @@ def _geweke(cell: Cell, settings: Settings, say: Say) -> Record:
         prior_sd=settings.prior_sd,
         sampler=job.sampler,
         step_size=CASES[job.case].step_size,
+        coordinates=job.coordinates,
+        whitened_step=WHITENED_STEP,
         settings=settings.geweke,
         fault=job.control,
     )

@@ -18,6 +18,7 @@ JASA 99(467).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,14 +29,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy import stats
 
-from isounc import densities
+from isounc.centring import make_frame
 from isounc.checks import check_choice, check_count, check_real
-from isounc.densities import Data
+from isounc.densities import Data, on_device
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.adaptation import start_tuning
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.coordinates import Prior
+from isounc.sampling.coordinates import COORDINATES, Coordinates, Prior
 from isounc.sampling.kernels import SAMPLERS, start_chains
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration.sbc import (
@@ -44,7 +45,6 @@ from isounc.studies.calibration.sbc import (
     draw_labels,
     quantities,
     quantity_names,
-    query_points,
 )
 
 
@@ -105,14 +105,15 @@ class GewekeResult(NamedTuple):
 
 def _transition(
     key: PRNGKeyArray,
-    theta: Float[Array, " P"],
+    x: Float[Array, " P"],
+    coordinates: Coordinates,
     model: Model,
     data: Data,
     step_size: Float[Array, ""],
     num_steps: Int[Array, ""],
     settings: SamplerSettings,
 ) -> tuple[Float[Array, " P"], Float[Array, ""]]:
-    """Make one transition of a sampler at fixed step size and identity metric in prior coordinates.
+    """Make one transition of a sampler at fixed step size and identity metric.
 
     Only these lines know how a kernel is called. They use the sampler's own log density, which is
     under test.
@@ -120,21 +121,35 @@ def _transition(
     sampler = SAMPLERS[settings.sampler]
 
     def remainder(x):
-        return Prior().remainder(x, model, data)
+        return coordinates.remainder(x, model, data)
 
-    chains = start_chains((theta / data.prior_sd)[None], remainder)
-    extra = sampler.begin(theta.size, settings)
-    tuning = start_tuning(theta.size, theta.dtype, settings, extra=extra)
+    chains = start_chains(x[None], remainder)
+    extra = sampler.begin(x.size, settings)
+    tuning = start_tuning(x.size, x.dtype, settings, extra=extra)
     # Half a step is subtracted so that rounding cannot add one; u = 1/2 gives every sampler's mean
     # length.
     tuning = tuning._replace(step_size=step_size, trajectory_length=(num_steps - 0.5) * step_size)
     chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)
-    return data.prior_sd * chains.x[0], jnp.asarray(info.acceptance)[0]
+    return chains.x[0], jnp.asarray(info.acceptance)[0]
+
+
+def _position(
+    theta: Float[Array, " P"], coordinates: Coordinates, model: Model, data: Data
+) -> Float[Array, " P"]:
+    """The x whose parameters are theta.
+
+    Given the hidden layers, which all coordinates but `Curvature` leave in those of the prior, the
+    map is affine, and so a single Newton step is exact.
+    """
+    x = theta / data.prior_sd
+    jacobian = jax.jacfwd(lambda x: coordinates.theta(x, model, data))(x)
+    return x + jnp.linalg.solve(jacobian, theta - coordinates.theta(x, model, data))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prior_sd", "sampler_settings", "settings"))
 def _chains(
     key: PRNGKeyArray,
+    coordinates: Coordinates,
     data: Data,
     rows: Int[Array, " rows"],
     sampled_sd: Float[Array, " P"],
@@ -154,25 +169,32 @@ def _chains(
     """
     X, noise_sd = data.X, data.noise_sd
 
+    def parameters(x: Float[Array, " P"]) -> Float[Array, " P"]:
+        return coordinates.theta(x, model, data._replace(prior_sd=sampled_sd))
+
     def run_chain(key):
         key_start, key_run = jax.random.split(key)
 
         def iterate(carry, xs):
-            theta, y = carry
+            x, y = carry
             key, lengths = xs
             key_moves, key_y = jax.random.split(key)
             given = Data(X[rows], y[rows], noise_sd, sampled_sd)
 
-            def move(theta, xs):
-                return _transition(xs[0], theta, model, given, step_size, xs[1], sampler_settings)
+            def move(x, xs):
+                return _transition(
+                    xs[0], x, coordinates, model, given, step_size, xs[1], sampler_settings
+                )
 
             keys = jax.random.split(key_moves, settings.num_transitions)
-            theta, acceptance = jax.lax.scan(move, theta, (keys, lengths))
+            x, acceptance = jax.lax.scan(move, x, (keys, lengths))
+            theta = parameters(x)
             values = quantities(model, theta, Data(X, y, noise_sd, data.prior_sd), X_query)
             y = draw_labels(key_y, model, theta, X, noise_sd)
-            return (theta, y), (values, acceptance.mean())
+            return (x, y), (values, acceptance.mean())
 
-        start = draw_joint(key_start, model, X, noise_sd, prior_sd=prior_sd)
+        theta, y = draw_joint(key_start, model, X, noise_sd, prior_sd=prior_sd)
+        start = _position(theta, coordinates, model, data._replace(prior_sd=sampled_sd)), y
         keys = jax.random.split(key_run, settings.num_iterations)
         return jax.lax.scan(iterate, start, (keys, num_steps))[1]
 
@@ -206,6 +228,8 @@ def geweke(
     prior_sd: float,
     sampler: str,
     step_size: float,
+    coordinates: str = "prior",
+    whitened_step: float | None = None,
     settings: GewekeSettings | None = None,
     fault: str = "none",
 ) -> GewekeResult:
@@ -223,6 +247,11 @@ def geweke(
     step_size
         Integration step in prior standard deviations. It is fixed, since a step that adapts to the
         state would leave another distribution invariant.
+    coordinates
+        A name of `isounc.sampling.coordinates.COORDINATES`. They are made once, from the problem's
+        labels: no labels make them wrong for others.
+    whitened_step
+        Integration step in coordinates other than the prior's; None is `step_size`.
     fault
         One of `isounc.studies.calibration.sbc.FAULTS`, planted in the input of the transitions.
 
@@ -235,9 +264,16 @@ def geweke(
     check_choice("sampler", sampler, SAMPLERS)
     check_choice("fault", fault, FAULTS)
     check_real("step_size", step_size, positive=True)
-    data = densities.make_data(problem, model, prior_sd)
-    data = data._replace(X=data.X[: settings.num_rows], y=data.y[: settings.num_rows])
-    X_query = jnp.asarray(query_points(problem), data.X.dtype)
+    few = problem.X[: settings.num_rows]
+    problem = dataclasses.replace(problem, X=few, y=problem.y[: settings.num_rows])
+    frame = make_frame([problem], model, prior_sd)
+    key, key_coordinates = jax.random.split(key)
+    made = COORDINATES[coordinates]([problem], frame, prior_sd, key_coordinates[None])
+    if whitened_step is not None and not isinstance(made, Prior):
+        step_size = check_real("whitened_step", whitened_step, positive=True)
+    model, names = frame.model, quantity_names(problem)
+    made, data = jax.tree.map(lambda a: a[0], (made, on_device(frame.data)))
+    X_query = jnp.asarray(frame.locations(problem, 0), data.X.dtype)
     key_chains, key_direct, key_steps = jax.random.split(key, 3)
     # All chains share the lengths of their trajectories, which depend on no state: none has to wait
     # for the longest.
@@ -246,7 +282,7 @@ def geweke(
     )
     rows, sampled_sd = FAULTS[fault](len(data.X), prior_sd)
     values, acceptance = _chains(
-        key_chains, data, rows, model.param_prior_sd(sampled_sd).astype(data.X.dtype), X_query,
+        key_chains, made, data, rows, model.param_prior_sd(sampled_sd).astype(data.X.dtype), X_query,
         jnp.asarray(step_size, data.X.dtype), num_steps,
         model=model, prior_sd=prior_sd, sampler_settings=SamplerSettings(sampler=sampler),
         settings=settings,
@@ -263,7 +299,6 @@ def geweke(
     chain_se = chain_u.mean(1).std(0, ddof=1) / np.sqrt(settings.num_chains)
     chain_mean = chain_u.mean((0, 1))
     z = (chain_mean - direct_u.mean(0)) / np.hypot(chain_se, direct_se)
-    names = quantity_names(problem)
     return GewekeResult(
         moments=tuple(f"{name}, {moment}" for moment in ("mean", "square") for name in names),
         chain_mean=chain_mean,

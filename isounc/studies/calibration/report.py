@@ -72,12 +72,15 @@ def plots(verdicts: Verdicts, settings: Settings) -> list[Plot]:
     ]
     tested = [
         Plot(
-            f"geweke-{sampler}",
+            f"geweke-{sampler}-{coordinates}",
             "geweke",
-            f"z-scores of Geweke's joint-distribution test of {sampler}.",
-            functools.partial(_geweke_figure, verdicts, sampler, settings.level),
+            f"z-scores of Geweke's joint-distribution test of {sampler} in {coordinates} "
+            "coordinates.",
+            functools.partial(_geweke_figure, verdicts, (sampler, coordinates), settings.level),
         )
-        for sampler in dict.fromkeys(job.sampler for job in verdicts.ranks)
+        for sampler, coordinates in dict.fromkeys(
+            job[:2] for job in verdicts.ranks if job.has_geweke
+        )
     ]
     return ranked + tested
 
@@ -98,9 +101,9 @@ def _rank_figure(verdicts: Verdicts, job: Job, settings: Settings) -> Figure:
     )
 
 
-def _geweke_figure(verdicts: Verdicts, sampler: str, level: float) -> Figure:
+def _geweke_figure(verdicts: Verdicts, tested: tuple[str, str], level: float) -> Figure:
     tests, bounds = [], []
-    for job in (job for job in verdicts.ranks if job.sampler == sampler):
+    for job in (job for job in verdicts.ranks if job[:2] == tested):
         rows = rows_of(verdicts.geweke, job)
         passed = [row["verdict"] == "PASS" for row in rows]
         z = np.array([row["z"] for row in rows])
@@ -111,13 +114,13 @@ def _geweke_figure(verdicts: Verdicts, sampler: str, level: float) -> Figure:
     return geweke_figure(
         tests,
         bounds=bounds,
-        title=f"Geweke's joint-distribution test of {sampler}: "
+        title=f"Geweke's joint-distribution test of {' in '.join(tested)}: "
         "z = (chains − direct draws) / standard error",
     )
 
 
 def _table(title: str, columns: str, rows: Rows, note: str = "") -> Table:
-    names = ("sampler", "case", "control", *columns.split())
+    names = (*Job._fields, *columns.split())
     return table_of_rows(title, {name: HEADINGS.get(name, name) for name in names}, rows, note)
 
 
@@ -153,15 +156,16 @@ def _sections(verdicts: Verdicts, drawn: Sequence[FigureFile]) -> list[Section]:
 def summary_text(verdicts: Verdicts) -> str:
     """Write the summary as lines for a terminal."""
     lines = [
-        f"{'':<32}{'failed gate':>14}{'SBC, smallest p':>20}{'Geweke, smallest p':>20}"
+        f"{'':<44}{'failed gate':>14}{'SBC, smallest p':>20}{'Geweke, smallest p':>20}"
         f"{'expected':>10}"
     ]
     for row in verdicts.summary:
         control = "" if row["control"] == "none" else f", {row['control']}"
+        p = row["geweke_p_adjusted"]
+        geweke = f"{'-' if p is None else format(p, '.2g'):>15} {row['geweke']}"
         gates = f"{row['num_failed_gate']} of {row['num_replications']}"
         lines.append(
-            f"{row['case'] + ' ' + row['sampler'] + control:<32}{gates:>14}"
-            f"{row['sbc_p_adjusted']:>15.2g} {row['sbc']}{row['geweke_p_adjusted']:>15.2g} "
-            f"{row['geweke']}{row['expected']:>10}"
+            f"{' '.join((row['case'], row['sampler'], row['coordinates'])) + control:<44}"
+            f"{gates:>14}{row['sbc_p_adjusted']:>15.2g} {row['sbc']}{geweke}{row['expected']:>10}"
         )
     return "\n".join(lines)

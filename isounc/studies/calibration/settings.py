@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import RunSettings
 from isounc.sampling.kernels import SAMPLERS
-from isounc.sampling.settings import SamplerSettings
+from isounc.sampling.settings import (
+    COORDINATE_NAMES,
+    SAMPLER_NAMES,
+    UNSUITED,
+    GateSettings,
+    SamplerSettings,
+)
 from isounc.studies.calibration.geweke import GewekeSettings
 from isounc.studies.calibration.sbc import FAULTS
 from isounc.studies.calibration.uniformity import check_bins
@@ -29,6 +35,11 @@ class Case:
     """Leapfrog step of Geweke's test, in prior standard deviations."""
     label_noise: float = 1.0
     """Factor on the noise sd of a regression problem."""
+    origin: float = 0.0
+    """What is added to the inputs, whose sd is about 1."""
+    has_geweke: bool = True
+    """Whether Geweke's test is run: not where labels of another draw lie 10^4 posterior standard
+    deviations away, as float32 has no digits there."""
 
 
 CASES = {
@@ -36,18 +47,31 @@ CASES = {
     "binary4": Case("xor", 1, 4, 0.25),
     "softmax8": Case("clusters3", 1, 8, 0.25),
     "regression8": Case("nonlinear_regression", 1, 8, 0.06, label_noise=2.5),
+    "line2000": Case("linear_regression", 0, 1, 0.06, origin=2000.0, has_geweke=False),
+    "regression8at30": Case("nonlinear_regression", 1, 8, 0.06, label_noise=2.5, origin=30.0),
 }
+SAMPLER_SETTINGS: dict[str, dict[str, Any]] = {
+    "chees": {"num_chains": 16, "target_acceptance": 0.65},
+    "adjusted_mclmc": {"target_acceptance": 0.9},
+}
+"""What samplers need to be as they are meant, in place of the run's settings."""
+WHITENED_STEP = 0.2
+"""Leapfrog step of Geweke's test in coordinates that whiten the posterior."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
     """Settings of the calibration study."""
 
-    samplers: tuple[str, ...] = ("hmc",)
-    """Samplers to check, e.g. hmc nuts."""
+    samplers: tuple[str, ...] = tuple(SAMPLER_NAMES)
+    """Samplers to check, e.g. hmc nuts; Geweke's test has none of tempered_smc, which is no
+    transition."""
+    coordinates: tuple[str, ...] = ("auto",)
+    """Coordinates to check, the first with every sampler, the others with the first sampler."""
     cases: tuple[str, ...] = ("logistic", "binary4")
     """Models: logistic (logistic regression, 2 inputs), binary4 (MLP of width 4, 2 classes),
-    softmax8 (width 8, 3 classes), regression8 (width 8, 1 input, noise sd 0.5)."""
+    softmax8 (width 8, 3 classes), regression8 (width 8, 1 input, noise sd 0.5); and uncentred:
+    line2000 (linear regression on inputs about 2000), regression8at30."""
     controls: tuple[str, ...] = ("prior",)
     """Faults planted in the first case, which the tests must find: prior (variance for sd), data (a
     quarter of the rows counted twice; SBC needs about 400 replications to find it)."""
@@ -75,23 +99,37 @@ class Settings(RunSettings):
     """Seed of all random numbers."""
 
 
+# Short chains, whose gate asks for what the ranks need: twice as many effective draws as are ranked.
+# Nobody asks for their variances, so tails may be heavy.
+SAMPLING = SamplerSettings(
+    num_warmup=200,
+    num_draws=250,
+    max_draws=250,
+    gate=GateSettings(ess_min=200, rhat_max=1.05, heavy_tails_max=1.0),
+)
+
 PRESETS = {
-    "quick": Settings(geweke=GewekeSettings(num_iterations=1000)),
+    "quick": Settings(
+        cases=("logistic", "line2000"),
+        num_replications=50,
+        sampling=SAMPLING,
+        geweke=GewekeSettings(num_iterations=200, num_direct=20_000),
+    ),
     "standard": Settings(
         preset="standard",
-        cases=tuple(CASES),
-        controls=("prior", "data"),
-        num_replications=200,
-        geweke=GewekeSettings(num_iterations=2000),
+        coordinates=COORDINATE_NAMES,
+        cases=("logistic", "binary4", "line2000", "regression8at30"),
+        sampling=SAMPLING,
+        geweke=GewekeSettings(num_iterations=500),
     ),
     "paper": Settings(
         preset="paper",
+        coordinates=COORDINATE_NAMES,
         cases=tuple(CASES),
         controls=("prior", "data"),
-        num_replications=400,
         num_bins=20,
-        sampling=SamplerSettings(max_draws=4000),
-        geweke=GewekeSettings(num_iterations=4000),
+        sampling=SAMPLING,
+        geweke=GewekeSettings(num_iterations=1000),
     ),
 }
 
@@ -101,6 +139,8 @@ class Job(NamedTuple):
 
     sampler: str
     """Name of the sampler."""
+    coordinates: str
+    """Coordinates in which it samples."""
     case: str
     """Name of the case."""
     control: str
@@ -115,12 +155,17 @@ class Job(NamedTuple):
     def title(self) -> str:
         """The job in words."""
         planted = "" if self.control == "none" else f", planted fault: {self.control}"
-        return f"{self.case} ({self.sampler}{planted})"
+        return f"{self.case} ({self.sampler}, {self.coordinates}{planted})"
+
+    @property
+    def has_geweke(self) -> bool:
+        """Whether the case has Geweke's test, and the sampler is a transition, which that needs."""
+        return self.sampler in SAMPLERS and CASES[self.case].has_geweke
 
     @property
     def family(self) -> tuple[str, ...]:
         """Jobs whose p-values are corrected together."""
-        return (self.sampler,) if self.control == "none" else tuple(self)
+        return self[:2] if self.control == "none" else tuple(self)
 
 
 def check(settings: Settings) -> None:
@@ -131,11 +176,13 @@ def check(settings: Settings) -> None:
     ValueError
         If a name is unknown, a list is empty or a number is out of its range.
     """
-    for argument in ("samplers", "cases"):
+    for argument in ("samplers", "coordinates", "cases"):
         if not getattr(settings, argument):
             raise ValueError(f"{argument} must have at least one value, got none")
     for sampler in settings.samplers:
-        check_choice("samplers", sampler, SAMPLERS)  # Geweke's test needs transitions
+        check_choice("samplers", sampler, SAMPLER_NAMES)
+    for coordinates in settings.coordinates:
+        check_choice("coordinates", coordinates, COORDINATE_NAMES)
     for case in settings.cases:
         check_choice("cases", case, CASES)
     for fault in settings.controls:
@@ -150,13 +197,20 @@ def check(settings: Settings) -> None:
 
 
 def jobs_of(settings: Settings) -> list[Job]:
-    """Pair every sampler with every case, and with each planted fault on the first case."""
-    return [
-        Job(sampler, case, control)
-        for sampler in settings.samplers
+    """Every sampler in the first coordinates, and the first sampler in the others, on every case.
+
+    Each fault is planted in the first case of the first sampler.
+    """
+    first, *others = settings.coordinates
+    pairs = [(sampler, first) for sampler in settings.samplers]
+    pairs += [(settings.samplers[0], coordinates) for coordinates in others]
+    jobs = [
+        Job(sampler, coordinates, case, "none")
+        for sampler, coordinates in pairs
+        if UNSUITED.get(sampler, {}).get("coordinates") != coordinates
         for case in settings.cases
-        for control in ("none", *(settings.controls if case == settings.cases[0] else ()))
     ]
+    return jobs + [Job(*jobs[0][:3], control) for control in settings.controls]
 
 
 class Cell(NamedTuple):
@@ -181,7 +235,7 @@ def plan(settings: Settings) -> list[Group]:
     return [
         tuple(
             Batch(f"{job.title}{'' if i is not None else ', Geweke'}", (Cell(job, i),))
-            for i in (*range(num_batches), None)
+            for i in (*range(num_batches), *([None] if job.has_geweke else []))
         )
         for job in jobs_of(settings)
     ]

@@ -21,16 +21,18 @@ from isounc.studies.calibration.uniformity import judge
 Rows = list[dict[str, Any]]
 
 SBC_COLUMNS = tuple(
-    "sampler case control quantity num_replications num_failed_gate num_few_draws ess_min "
+    "sampler coordinates case control quantity num_replications num_failed_gate num_few_draws ess_min "
     "ess_median difference p_value p_adjusted p_chi_square p_gate_passed verdict".split()
 )
 GEWEKE_COLUMNS = tuple(
-    "sampler case control moment chain_mean chain_se direct_mean direct_se ess z p_value "
+    "sampler coordinates case control moment chain_mean chain_se direct_mean direct_se ess z p_value "
     "p_adjusted num_chains acceptance verdict".split()
 )
-GATE_COLUMNS = tuple("sampler case control replication rhat_max ess_bulk_min reasons".split())
+GATE_COLUMNS = tuple(
+    "sampler coordinates case control replication rhat_max ess_bulk_min reasons".split()
+)
 SUMMARY_COLUMNS = tuple(
-    "sampler case control num_replications num_failed_gate num_few_draws sbc_p_adjusted sbc "
+    "sampler coordinates case control num_replications num_failed_gate num_few_draws sbc_p_adjusted sbc "
     "geweke_p_adjusted geweke expected".split()
 )
 HEADINGS = {
@@ -88,6 +90,8 @@ def gather(
     verdicts = Verdicts([], [], [], [], {})
     for job in jobs:
         _gather_ranks(verdicts, folder, job, num_ranked, num_bins)
+        if not job.has_geweke:
+            continue
         record = folder.require(f"geweke-{job.name}")
         for i, moment in enumerate(record.meta["moments"]):
             row = {name: float(array[i]) for name, array in record.arrays.items()}
@@ -100,7 +104,10 @@ def gather(
         sbc, geweke = rows_of(verdicts.sbc, job), rows_of(verdicts.geweke, job)
         line = {name: sbc[0][name] for name in ("num_replications", "num_failed_gate")}
         line["num_few_draws"] = max(row["num_few_draws"] for row in sbc)
+        line |= {"geweke_p_adjusted": None, "geweke": "none"}
         for test, rows in (("sbc", sbc), ("geweke", geweke)):
+            if not rows:
+                continue
             line[f"{test}_p_adjusted"] = min(row["p_adjusted"] for row in rows)
             line[test] = "PASS" if all(row["verdict"] == "PASS" for row in rows) else "FAIL"
         line["expected"] = "PASS" if job.control == "none" else "FAIL"
@@ -110,7 +117,7 @@ def gather(
 
 def rows_of(rows: Rows, job: Job) -> Rows:
     """Return the rows of one job."""
-    return [row for row in rows if (row["sampler"], row["case"], row["control"]) == job]
+    return [row for row in rows if tuple(row[name] for name in Job._fields) == job]
 
 
 def _gather_ranks(
@@ -145,7 +152,7 @@ def _gather_ranks(
 def _add_verdicts(rows: Rows, level: float) -> None:
     families: dict[tuple, Rows] = {}
     for row in rows:
-        job = Job(row["sampler"], row["case"], row["control"])
+        job = Job(*(row[name] for name in Job._fields))
         families.setdefault(job.family, []).append(row)
     for family in families.values():
         for row, p in zip(family, holm([row["p_value"] for row in family]), strict=True):

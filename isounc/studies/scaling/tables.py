@@ -108,6 +108,9 @@ def gate_table(results: Results) -> Table:
             _worst(gates, "ebfmi_min", min, "{:.2f}"),
             _worst(gates, "divergences", max, "{:.0f}"),
             _worst(gates, "var_mcse_median", max, "{:.1%}"),
+            _worst(gates, "khat_max", max, "{:.2f}", "not checked"),
+            _worst(gates, "log_density_error", max, "{:.1g}", "not checked"),
+            _worst(gates, "modes_p_value", min, "{:.2g}", "not checked"),
             "-" if pd.isna(loss) else f"{loss:.3f}",
             _reasons(cells, gates),
         ))  # fmt: skip
@@ -116,11 +119,15 @@ def gate_table(results: Results) -> Table:
         (
             "problem", "width", "passed", "largest R-hat", "least bulk ESS",
             "least ESS of variance", "least tail ESS", "least E-BFMI", "most divergences",
-            "error of variance (median)", "least attenuation", "failed because",
+            "error of variance (median)", "largest Pareto k", "error of log posterior",
+            "p of tempered run", "least attenuation", "failed because",
         ),
         rows,
         "Each number is the worst of the seeds over the monitored locations. error of variance: "
-        "Monte Carlo standard error of the predictive variance over the variance. attenuation: "
+        "Monte Carlo standard error of the predictive variance over the variance. Pareto k: of the "
+        "tail of (p - mean)²; where it is too large (0.7), rare draws decide about the variance, "
+        "and that error is not to be trusted. error of log posterior: of its differences, against "
+        "float64, nats. p of tempered run: of the agreement with tempered SMC. attenuation: "
         "factor by which that error can lower a Pearson correlation, least over regions and seeds.",
     )  # fmt: skip
 
@@ -322,10 +329,14 @@ def _seeds(row: Mapping[Hashable, Any]) -> str:
 
 
 def _worst(
-    checks: Iterable[Mapping[str, Any]], name: str, worst: Callable[..., float], form: str
+    checks: Iterable[Mapping[str, Any]],
+    name: str,
+    worst: Callable[..., float],
+    form: str,
+    without: str = "-",
 ) -> str:
     values = [float(v) for check in checks if pd.notna(v := check.get(name))]
-    return form.format(worst(values)) if values else "-"
+    return form.format(worst(values)) if values else without
 
 
 def _reasons(cells: Sequence[CellRecord], checks: Sequence[Mapping[str, Any]]) -> str:

@@ -176,9 +176,9 @@ def test_bad_arguments_are_refused(call, message):
 # Data from the prior.
 
 
-def make_case(likelihood, width, depth, n=12):
+def make_case(likelihood, width, depth, n=12, origin=0.0):
     rng = np.random.default_rng(3)
-    X, query = rng.standard_normal((n, 2)), 2 * rng.standard_normal((4, 2))
+    X, query = origin + rng.standard_normal((n, 2)), origin + 2 * rng.standard_normal((4, 2))
     y = rng.standard_normal(n) if likelihood == "gaussian" else np.arange(n) % 2
     problem = Problem.from_arrays(X, y, regions={"q": query}, **LIKELIHOODS[likelihood])
     return problem, make_model(problem, width=width, depth=depth)
@@ -252,11 +252,13 @@ def test_the_reference_sampler_is_calibrated_and_a_wrong_prior_is_not():
     assert smallest(sbc("prior")) < LEVEL
 
 
-def joint(likelihood="bernoulli", width=1, depth=0, sampler="hmc", **changes):
-    problem, model = make_case(likelihood, width, depth)
+def joint(
+    likelihood="bernoulli", width=1, depth=0, sampler="hmc", origin=0.0, accepted=0.5, **changes
+):
+    problem, model = make_case(likelihood, width, depth, origin=origin)
     settings = {"step_size": 0.3, "settings": GEWEKE} | changes
     result = geweke(KEY, problem, model, prior_sd=PRIOR_SD, sampler=sampler, **settings)
-    assert len(result.moments) == len(result.z) == 12 and 0.5 < result.acceptance <= 1
+    assert len(result.moments) == len(result.z) == 12 and accepted < result.acceptance <= 1
     return result
 
 
@@ -268,6 +270,19 @@ def test_transitions_keep_the_joint_distribution(likelihood, width, depth, sampl
     settings = dataclasses.replace(GEWEKE, num_iterations=200)
     result = joint(likelihood, width, depth, sampler, settings=settings, step_size=step_size)
     assert holm(result.p_value).min() > LEVEL and result.ess.min() > 50
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "depth", "coordinates"),
+    [("gaussian", 0, "readout"), ("bernoulli", 1, "curvature")],
+)
+def test_transitions_in_any_coordinates_keep_it_far_from_the_origin(likelihood, depth, coordinates):
+    settings = dataclasses.replace(GEWEKE, num_iterations=200)
+    result = joint(
+        likelihood, 2, depth, settings=settings, coordinates=coordinates, step_size=0.06,
+        whitened_step=0.2, origin=300.0, accepted=0.1,
+    )  # fmt: skip
+    assert holm(result.p_value).min() > LEVEL
 
 
 def test_transitions_at_the_wrong_posterior_are_caught():
@@ -291,7 +306,7 @@ def test_geweke_refuses_what_it_cannot_run():
 
 def tiny(out, **changes):
     settings = {
-        "cases": ("logistic",), "controls": ("prior",), "n": 12, "num_replications": 40,
+        "samplers": ("hmc",), "cases": ("logistic",), "controls": ("prior",), "n": 12, "num_replications": 40,
         "batch": BATCH, "num_ranked": NUM_RANKED, "num_bins": 8, "sampling": SAMPLING,
         "geweke": GewekeSettings(num_chains=16, num_iterations=200, num_direct=4000),
         "cache": "", "out": str(out),
@@ -313,9 +328,9 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run_study(STUDY, settings)
     assert RunFolder.load(tmp_path / "run").names() == [
-        "geweke-hmc-logistic-none",
-        "sbc-hmc-logistic-none-0000",
-        "sbc-hmc-logistic-none-0001",
+        "geweke-hmc-auto-logistic-none",
+        "sbc-hmc-auto-logistic-none-0000",
+        "sbc-hmc-auto-logistic-none-0001",
     ]
     out = tmp_path / "run"
     assert run_study(STUDY, settings)
@@ -334,9 +349,9 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     assert gates["reasons"].notna().all()
     figures = {path.name for path in (out / "figures").glob("*.png")}
     assert figures == {
-        "sbc-hmc-logistic-none.png", "sbc-hmc-logistic-prior.png", "geweke-hmc.png",
+        "sbc-hmc-auto-logistic-none.png", "sbc-hmc-auto-logistic-prior.png", "geweke-hmc-auto.png",
     }  # fmt: skip
-    assert "logistic hmc, prior" in capsys.readouterr().out
+    assert "logistic hmc auto, prior" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prior_sd"):
         run_study(STUDY, dataclasses.replace(settings, prior_sd=1.0))
 
@@ -346,6 +361,7 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     [
         ({"cases": ("logistik",)}, "cases must be one of .*did you mean 'logistic'"),
         ({"cases": ()}, "cases must have at least one value"),
+        ({"coordinates": ("readut",)}, "coordinates must be one of .*did you mean 'readout'"),
         ({"samplers": ("nutz",)}, "samplers must be one of .*did you mean 'nuts'"),
         ({"controls": ("none",)}, "controls must be one of"),
         ({"n": 3}, "n must be an integer of at least 4"),

@@ -1,0 +1,105 @@
+"""Pareto k of a tail is ArviZ's number."""
+
+from __future__ import annotations
+
+import importlib
+
+import arviz
+import jax
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from isounc.models import make_model
+from isounc.problems import Problem
+from isounc.references import logistic_by_quadrature
+from isounc.sampling import GateSettings, sample_posterior
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.gate import gate
+from isounc.sampling.tails import khat_bound, pareto_khat
+
+
+def arviz_khat(x):
+    if arviz.__version__.startswith("0."):
+        return arviz.psislw(np.log(x))[1]
+    # ArviZ 1 takes the negative of what ArviZ 0 takes.
+    return importlib.import_module("arviz_stats.base").array_stats.psislw(-np.log(x))[1]
+
+
+@pytest.mark.parametrize("n", [100, 1000, 4000, 20_000])
+def test_k_is_that_of_arviz(n):
+    rng = np.random.default_rng(n)
+    normal = rng.standard_normal((3, n))
+    x = np.stack(
+        [
+            normal[0] ** 2,
+            1e-30 * normal[1] ** 2,
+            np.exp(3 * normal[2]),
+            rng.random(n),
+            *(rng.pareto(alpha, n) for alpha in (0.5, 1.0, 2.0)),
+        ]
+    )
+    # From ArviZ 1 on the tail has a draw less.
+    atol = 1e-10 if arviz.__version__.startswith("0.") else 0.03
+    np.testing.assert_allclose(pareto_khat(x), arviz_khat(x), atol=atol)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_k_is_the_index_of_the_tail(alpha):
+    x = np.random.default_rng(0).pareto(alpha, (20, 50_000))
+    assert np.median(pareto_khat(x)) == pytest.approx(1 / alpha, abs=0.1)
+
+
+def test_ties_at_the_cutoff_are_not_in_the_tail():
+    x = np.round(np.random.default_rng(1).exponential(size=(1, 2000)) * 3) + 0.1
+    if arviz.__version__.startswith("0."):
+        np.testing.assert_allclose(pareto_khat(x), arviz_khat(x), atol=1e-10)
+    two = np.zeros((1, 1000))
+    two[0, :3] = 1.0
+    assert pareto_khat(two) == np.inf
+
+
+def test_the_bound_is_that_of_the_source():
+    assert [khat_bound(n, 0.7) for n in (100, 1000, 10_000)] == pytest.approx([0.5, 2 / 3, 0.7])
+    assert khat_bound(10**6, 0.5) == 0.5
+
+
+def test_rare_draws_that_decide_about_variances_fail_the_gate():
+    # Separable labels under a wide prior: in the corners p is all but certain, and once in a
+    # thousand draws it is not. Every other check passes.
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 2))
+    axis = np.linspace(-2, 2, 9)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    labels = (X[:, 0] + 0.5 * X[:, 1] > 0).astype(int)
+    problem = Problem.from_arrays(X, labels, regions={"grid": grid})
+    posterior = sample_posterior(
+        problem, make_model(problem, depth=0), prior_sd=10.0, key=jax.random.key(3),
+        num_draws=2000, locations_per_region=81, keep_values=True,
+    )  # fmt: skip
+    gate = posterior.gate
+    assert len(gate.reasons) == 1 and "rare draws decide about the variance" in gate.reasons[0]
+    assert "draw more" in gate.reasons[0] and f"at {gate.num_heavy_tails} of" in posterior.stopped
+    exact = logistic_by_quadrature(problem, posterior.model, prior_sd=10.0).regions["grid"]
+    moments = posterior.regions["grid"]
+    z = ((moments.var - exact.var) / moments.var_se)[:, 0]
+    assert z.min() < -15, "standard errors are wrong by far"
+    assert posterior.values is not None
+    d = diagnose(posterior.values["grid"][..., 0])
+    assert np.abs(z[d.khat < 0.7]).max() < 4.5, "and right where they are to be trusted"
+
+
+def test_few_heavy_tails_are_counted_and_pass():
+    rng = np.random.default_rng(4)
+    f = rng.standard_normal((4, 2000, 12)) * np.r_[np.full(3, 4.0), np.full(9, 0.5)] - 3
+    counts = {"num_divergent": 0, "num_saturated": 0, "num_transitions": 8000}
+    verdict = gate(expit(f), energy=None, **counts)
+    assert verdict.passed or verdict.num_heavy_tails <= 4
+    strict = gate(expit(2 * f - 6), energy=None, settings=GateSettings(heavy_tails_max=0), **counts)
+    assert strict.num_heavy_tails and not strict.passed
+
+
+def test_a_variance_that_few_different_draws_decide_is_not_trusted():
+    x = np.ones((4, 500, 1))
+    x[:, ::7] += 1e-7 * np.random.default_rng(5).standard_normal((4, 72, 1))
+    assert diagnose(x).khat[0] == np.inf
