@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import pandas
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
+SUBFOLDERS = ("cells", "cells/damaged", "figures")
+"""Folders of a run that are written."""
 _TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
 
 
@@ -105,22 +107,10 @@ class RunFolder:
         OSError
             If the folder cannot be written.
         """
-        path = Path(path).expanduser()
+        path = check_place(path)
         wanted = files.encode(dict(settings), "settings")
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
-        try:
-            with files.explained(f"the run folder {path}"):
-                path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"{path} lies below a file; choose another --out") from error
-        # Before anything is created: a folder that is not ours must be left as it was found.
-        others = [p.name for p in path.iterdir() if not files.is_housekeeping(p)]
-        if others and not (path / "settings.json").exists():
-            raise ValueError(
-                f"{path} is not empty and holds no settings.json, so it is no run folder "
-                f"(found {', '.join(sorted(others)[:3])}); choose another --out"
-            )
+        with files.explained(f"the run folder {path}"):
+            path.mkdir(parents=True, exist_ok=True)
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
                 _, stored = _load_settings(path)
@@ -152,6 +142,8 @@ class RunFolder:
         path = Path(path).expanduser()
         if not (path / "settings.json").is_file():
             raise ValueError(f"{path} is no run folder: it has no settings.json")
+        if writable:
+            check_place(path)
         study, settings = _load_settings(path)
         return cls(path, settings, writable=writable, study=study)
 
@@ -362,6 +354,44 @@ class RunFolder:
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(half, place / (stem + half.suffix))
         return f"cells/damaged/{stem}"
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """A path where a run is or can be made; nothing is created.
+
+    Raises
+    ------
+    ValueError
+        If it is a file or lies below one, or is a folder with other things in it.
+    OSError
+        If it cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
+    # A folder that is not ours must be left as it was found.
+    others = [p for p in path.iterdir() if not files.is_housekeeping(p)] if path.exists() else []
+    names = sorted(p.name for p in others)
+    if names and "settings.json" not in names:
+        raise ValueError(
+            f"{path} is not empty and holds no settings.json, so it is no run folder "
+            f"(found {', '.join(names[:3])}); choose another --out"
+        )
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} lies below a file; choose another --out")
+    for folder in (there, *(path / name for name in SUBFOLDERS)):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(
+                f"{folder} cannot be written (a read-only file system, or missing rights); make it "
+                "writable, or choose another --out"
+            )
+        if path.exists() and path.resolve() not in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(
+                f"{folder} must be a folder of the run, got a link to {folder.resolve()}, which "
+                "lies outside; remove the link"
+            )
+    return path
 
 
 def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:

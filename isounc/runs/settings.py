@@ -65,9 +65,30 @@ def check_run_settings(settings: RunSettings) -> None:
 
 
 def use_device(device: str) -> None:
-    """Let JAX compute on `device`; `auto` leaves the choice to JAX."""
-    if device != "auto":
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    """Let JAX compute on `device`; `auto` leaves the choice to JAX.
+
+    Raises
+    ------
+    ValueError
+        If the machine has no such device, or JAX computes on another one already.
+    """
+    if device == "auto":
+        return
+    before = jax.config.jax_platforms  # pyright: ignore
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(
+            f"device must be one that JAX finds on this machine, got {device!r} (JAX says: "
+            f"{str(error).splitlines()[0]}); give --device cpu, or install the extra cuda or tpu"
+        ) from error
+    if found != device:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(
+            f"device must be {found!r}, on which this process computes already, got {device!r}"
+        )
 
 
 def executor_and_workers(settings: RunSettings, preferred: str, num_groups: int) -> tuple[str, int]:
