@@ -24,7 +24,7 @@ from isounc.checks import check_count, check_real, settings_from
 from isounc.covariance import hessian
 from isounc.densities import Data, stack_data
 from isounc.likelihoods import LIKELIHOODS
-from isounc.models import Model, Theta
+from isounc.models import Model, Theta, check_inputs
 from isounc.problems import Problem
 
 DENSE_HESSIAN_MAX = 1100
@@ -153,6 +153,7 @@ def fit_maps(
     settings: MapSettings = MapSettings(),
 ) -> list[PointEstimate]:
     """Call `fit_map` on several problems of one shape, in one compiled program."""
+    check_inputs(problems, model, keys)
     with double_precision():
         data = stack_data(problems, model, prior_sd)
         shape = (settings.num_restarts, model.num_params)
@@ -348,6 +349,7 @@ def fit_trained_many(
     settings: TrainSettings = TrainSettings(),
 ) -> list[PointEstimate]:
     """Call `fit_trained` on several problems of one shape, in one compiled program."""
+    check_inputs(problems, model, keys)
     data = stack_data(problems, model, prior_sd)
     orders = np.stack([_orders(key, data.X.shape[1], settings) for key in keys])
     thetas, log_liks, log_dens = jax.device_get(

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from isounc.checks import real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.settings import GateSettings
 
@@ -81,7 +82,7 @@ def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
     ValueError
         For anything but (chains, draws) with 2 draws or more.
     """
-    energies = np.asarray(energy, dtype=np.float64)
+    energies = real_array("energy", energy).astype(np.float64)
     if energies.ndim != 2 or energies.shape[0] < 1 or energies.shape[1] < 2:
         raise ValueError(
             f"energy must be (chains, draws) with 2 draws or more, got shape {energies.shape}"
@@ -121,8 +122,8 @@ def batch_means_se(
     ValueError
         For arrays of different shapes, or fewer than 2 batches.
     """
-    a = np.asarray(batch_means, dtype=np.float64)
-    b = np.asarray(batch_square_means, dtype=np.float64)
+    a = real_array("batch_means", batch_means).astype(np.float64)
+    b = real_array("batch_square_means", batch_square_means).astype(np.float64)
     if a.shape != b.shape or a.ndim < 2 or a.shape[0] * a.shape[1] < 2:
         raise ValueError(
             "batch_means and batch_square_means must both be (chains, batches, locations...) with "

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from isounc.checks import settings_from
 from isounc.densities import Data, stack_data
-from isounc.models import Model
+from isounc.models import Model, check_inputs
 from isounc.problems import Problem
 from isounc.runs.provenance import provenance
 from isounc.sampling import stopping
@@ -122,6 +122,7 @@ def sample_posteriors(
     They sample until each passes the gate at the precision asked for, or `max_draws` is reached,
     and all stop together. Chains are spread over the devices if these divide their number.
     """
+    check_inputs(problems, model, keys)
     locations = fixed_locations(problems[0], settings.locations_per_region)
     # On matrices this small threads of LAPACK only wait for each other, on a busy machine two
     # hundred times as long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -34,14 +35,14 @@ class GateSettings:
     """Most trajectories that may end at the sampler's step limit."""
 
     def __post_init__(self) -> None:
-        for name, bound, holds in (
-            ("ess_min", "positive", self.ess_min > 0),
-            ("rhat_max", "above 1", self.rhat_max > 1),
-            ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
-            ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
-            ("saturated_max", "0 or more", self.saturated_max >= 0),
+        check_real("ess_min", self.ess_min, positive=True)
+        check_real("ebfmi_min", self.ebfmi_min)
+        check_count("saturated_max", self.saturated_max, 0)
+        for name, bound, least, most in (
+            ("rhat_max", "above 1", 1 + 1e-12, math.inf),
+            ("divergence_rate_max", "between 0 and 1", 0, 1),
         ):
-            if not holds:
+            if not least <= check_real(name, getattr(self, name)) <= most:
                 raise ValueError(f"{name} must be {bound}, got {getattr(self, name)!r}")
 
 
