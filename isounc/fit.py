@@ -47,8 +47,8 @@ class MapSettings:
     """The check: relative gradient norm below this. L-BFGS itself aims a hundred times lower."""
 
     def __post_init__(self):
-        for name in ("num_restarts", "adam_steps", "lbfgs_steps"):
-            check_count(name, getattr(self, name), 1)
+        for name, most in (("num_restarts", 10**4), ("adam_steps", 10**7), ("lbfgs_steps", 10**7)):
+            check_count(name, getattr(self, name), 1, most)
         for name in ("adam_learning_rate", "tolerance"):
             check_real(name, getattr(self, name), positive=True)
 
@@ -392,6 +392,7 @@ def _orders(
     """The rows of every step: a new order of the examples each epoch."""
     minibatch = min(settings.minibatch, num_examples)
     steps = num_examples // minibatch
+    check_count("epochs", settings.epochs, 1, max(1, 2**28 // num_examples))  # 1 GiB of rows
     rows = np.tile(np.arange(num_examples, dtype=np.int32), (settings.epochs, 1))
     rows = _generator(key).permuted(rows, axis=1)[:, : steps * minibatch]
     return rows.reshape(settings.epochs * steps, minibatch)

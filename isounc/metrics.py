@@ -118,7 +118,7 @@ def expected_calibration_error(
 
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
-    check_count("num_bins", num_bins, 1)
+    check_count("num_bins", num_bins, 1, 10**6)
     likelihood = "bernoulli" if np.ndim(p) == 2 and np.shape(p)[1] == 1 else "categorical"
     p = _columns("p", p, likelihood)
     LIKELIHOODS[likelihood].check_prediction("p", p)

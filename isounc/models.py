@@ -42,6 +42,8 @@ Theta = Float[Array | np.ndarray, " P"]
 """A flat parameter vector."""
 Inputs = Real[Array | np.ndarray, "N D"]
 """Locations; they may hold integers."""
+MOST_PARAMS = 10**8
+"""Most parameters P: they are held as one vector, many times over while a fit searches."""
 PARAMETERISATIONS = ("ntk", "fan_in", "standard")
 
 
@@ -115,8 +117,17 @@ class Model:
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("parameterisation", self.parameterisation, PARAMETERISATIONS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
-            check_count(name, getattr(self, name), least)
+        for name, least, most in (
+            ("in_features", 1, MOST_PARAMS),
+            ("out_features", 1, MOST_PARAMS),
+            ("width", 1, MOST_PARAMS),
+            ("depth", 0, 1000),
+        ):
+            check_count(name, getattr(self, name), least, most)
+        if self.num_params > MOST_PARAMS:
+            raise ValueError(
+                f"width and depth must make at most {MOST_PARAMS} parameters, got {self.num_params}"
+            )
         outputs = LIKELIHOODS[self.likelihood].num_outputs(self.out_features)
         check_count(
             f"out_features of a {self.likelihood} model", self.out_features, outputs, outputs

@@ -170,16 +170,17 @@ def interval_over_seeds(
     _check_level(level)
     if not isinstance(values, Iterable):
         raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}")
-    values = _vector("values", values if isinstance(values, np.ndarray) else list(values)).tolist()
-    for value in values:
+    array = values if isinstance(values, np.ndarray) else list(values)
+    numbers: list[float] = _vector("values", array).tolist()
+    for value in numbers:
         if not _fits_kind(value, kind):
             wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
             raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}, got {value!r}")
-    if not values:
+    if not numbers:
         return Interval(None, None, None, 0)
-    smallest, largest, n = min(values), max(values), len(values)
+    smallest, largest, n = min(numbers), max(numbers), len(numbers)
     if n == 1:
-        return Interval(values[0], None, None, 1)
+        return Interval(numbers[0], None, None, 1)
     if smallest == largest:
         return Interval(smallest, smallest, smallest, n)
 
@@ -188,7 +189,7 @@ def interval_over_seeds(
         "mean": (float, float),
         "log": (math.log, _exp),
     }[kind]
-    z = [transform(value) for value in values]
+    z = [transform(value) for value in numbers]
     # fsum rounds once, so the order of the seeds cannot change a digit.
     centre = math.fsum(z) / n
     sd = math.sqrt(math.fsum((value - centre) ** 2 for value in z) / (n - 1))
@@ -244,7 +245,9 @@ def trend(
             raise ValueError(f"{name} must have a value for each of {len(x)} widths, got {values}")
         check_unmasked(name, values)
         given = [(a, r) for a, r in zip(x, values, strict=True) if r is not None]
-        pairs = [(a, float(r)) for a, r in given if isinstance(r, int | float | np.number)]
+        pairs = [
+            (a, float(r)) for a, r in given if isinstance(r, int | float | np.integer | np.floating)
+        ]
         if len(pairs) < len(given) or not all(math.isfinite(r) for _, r in pairs):
             raise ValueError(f"{name} must be finite, or None where undefined, got {values}")
         if len({a for a, _ in pairs}) < 2:

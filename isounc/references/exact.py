@@ -84,7 +84,7 @@ def linear_gaussian(
     Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.1.
     """
     phi, sd = _features(problem, model, prior_sd, "gaussian")
-    check_count("num_draws", num_draws, 1)
+    check_count("num_draws", num_draws, 1, 10**7)
     assert problem.noise_sd is not None
     noise_var = problem.noise_sd**2
     precision = phi.T @ phi / noise_var + np.diag(sd**-2)
@@ -167,7 +167,7 @@ def logistic_by_quadrature(
     56(3), 2014.
     """
     phi, sd = _features(problem, model, prior_sd, "bernoulli")
-    check_count("num_draws", num_draws, 1)
+    check_count("num_draws", num_draws, 1, 10**7)
     spacing = check_real("spacing", spacing, positive=True)
     half_width = check_real("half_width", half_width, positive=True)
     if model.num_params > 3:

@@ -37,11 +37,11 @@ class Thinning:
     """Fixed locations of each region at which they are kept."""
 
     def __post_init__(self):
-        check_count("draw_bytes", self.draw_bytes, 0)
-        check_count("min_draws", self.min_draws, 1)
-        check_count("max_draws", self.max_draws, self.min_draws)
-        check_count("num_values", self.num_values, 4)
-        check_count("locations_per_region", self.locations_per_region, 1)
+        check_count("draw_bytes", self.draw_bytes, 0, 10**9)
+        check_count("min_draws", self.min_draws, 1, 10**7)
+        check_count("max_draws", self.max_draws, self.min_draws, 10**7)
+        check_count("num_values", self.num_values, 4, 10**7)
+        check_count("locations_per_region", self.locations_per_region, 1, 10**5)
 
     def num_draws(self, num_params: int) -> int:
         """Number of parameter draws that are kept of a model with P parameters."""

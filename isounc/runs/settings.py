@@ -19,6 +19,10 @@ import jax
 from isounc.checks import check_choice, check_count
 from isounc.runs.executors import EXECUTORS
 
+MOST_CELLS = 100_000
+"""Most cells of a run; a grid of more is a slip, and would fill the memory before it begins."""
+MOST_SEED = 2**32 - 1
+"""Largest seed; JAX, in 32 bits, would give larger ones the keys of smaller ones."""
 MOST_WORKERS = 8
 """Most worker processes that `workers=0` starts."""
 
@@ -58,10 +62,24 @@ def check_run_settings(settings: RunSettings) -> None:
     Raises
     ------
     ValueError
-        For an unknown executor or a negative number of workers.
+        For an unknown executor, or a number of workers that cannot be.
     """
     check_choice("executor", settings.executor, ("auto", *EXECUTORS))
-    check_count("workers", settings.workers, 0)
+    check_count("workers", settings.workers, 0, 1024)
+
+
+def check_cells(count: int, what: str) -> None:
+    """Refuse a plan of more than `MOST_CELLS` cells, before it is made.
+
+    Parameters
+    ----------
+    count
+        Number of cells.
+    what
+        Settings that it is the product of.
+    """
+    if count > MOST_CELLS:
+        raise ValueError(f"{what} must make at most {MOST_CELLS} cells, got {count}")
 
 
 def use_device(device: str) -> None:
@@ -78,11 +96,12 @@ def use_device(device: str) -> None:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX knows no such platform
         jax.config.update("jax_platforms", before)
+        says = str(error).partition("\n")[0] or "there is none"
         raise ValueError(
-            f"device must be one that JAX finds on this machine, got {device!r} (JAX says: "
-            f"{str(error).splitlines()[0]}); give --device cpu, or install the extra cuda or tpu"
+            f"device must be one that JAX finds on this machine, got {device!r} (JAX says: {says}); "
+            "give --device cpu, or install the extra cuda or tpu"
         ) from error
     if found != device:
         jax.config.update("jax_platforms", before)

@@ -48,7 +48,7 @@ def start_tuning(
 ) -> Tuning:
     """The tuning before warm-up: identity metric; `extra` as the sampler begins it."""
     unit, zeros = jnp.ones((), dtype), jnp.zeros(num_params, dtype)
-    rank = settings.metric_rank if settings.metric == "low_rank" else 0
+    rank = min(settings.metric_rank, num_params) if settings.metric == "low_rank" else 0
     metric = Metric(
         jnp.ones(num_params, dtype), jnp.zeros((num_params, rank), dtype), jnp.ones(rank, dtype)
     )
@@ -118,7 +118,7 @@ def end_window(
     elif settings.metric == "low_rank":
         assert draws is not None and gradients is not None
         low_rank = blackjax("adaptation.metric_estimators").fisher_score_low_rank(
-            draws, gradients - draws, max_rank=settings.metric_rank
+            draws, gradients - draws, max_rank=min(settings.metric_rank, draws.shape[1])
         )
         metric = strongly_typed(Metric(low_rank.sigma, low_rank.U, low_rank.lam), draws.dtype)
     init, _, final = averaging(settings)

@@ -60,7 +60,7 @@ class SamplerSettings:
     metric: str = "diagonal"
     """identity, diagonal or low_rank (plus diagonal), adapted during warm-up."""
     metric_rank: int = 16
-    """low_rank: its rank."""
+    """low_rank: its rank, or P if that is less."""
     num_chains: int = 4
     """K, each from its own draw of the prior (readout: of the hidden layers' prior)."""
     chains_per_device: int = 0
@@ -104,21 +104,21 @@ class SamplerSettings:
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
         check_choice("coordinates", self.coordinates, COORDINATE_NAMES)
         check_choice("metric", self.metric, METRIC_NAMES)
-        for name, least in (
-            ("num_chains", 2),
-            ("chains_per_device", 0),
-            ("num_warmup", 20),
-            ("num_draws", 4),
-            ("metric_rank", 1),
-            ("max_integration_steps", 1),
-            ("max_tree_depth", 1),
-            ("num_mutations", 1),
-            ("max_draws", 4),
-            ("block", 2),
-            ("num_kept", 2),
-            ("locations_per_region", 1),
+        for name, least, most in (
+            ("num_chains", 2, 10**5),
+            ("chains_per_device", 0, 10**5),
+            ("num_warmup", 20, 10**7),
+            ("num_draws", 4, 10**8),
+            ("metric_rank", 1, 10**6),
+            ("max_integration_steps", 1, 10**6),
+            ("max_tree_depth", 1, 20),
+            ("num_mutations", 1, 10**5),
+            ("max_draws", 4, 10**8),
+            ("block", 2, 10**6),
+            ("num_kept", 2, 10**7),
+            ("locations_per_region", 1, 10**5),
         ):
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, most)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
         if not 0 < self.target_acceptance < 1:

@@ -74,9 +74,13 @@ class NutsSettings:
     the variance."""
 
     def __post_init__(self):
-        for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_draws", 4)):
-            check_count(name, getattr(self, name), least)
-        check_count("max_draws", self.max_draws, self.num_draws)
+        for name, least, most in (
+            ("num_chains", 2, 10**5),
+            ("num_warmup", 20, 10**7),
+            ("num_draws", 4, 10**8),
+            ("max_draws", self.num_draws, 10**8),
+        ):
+            check_count(name, getattr(self, name), least, most)
         check_real("target_var_se", self.target_var_se, positive=True)
 
 
