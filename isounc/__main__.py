@@ -47,7 +47,7 @@ def _run(given: Sequence[str]) -> None:
 
 
 def _study(name: str, arguments: Sequence[str]) -> None:
-    from isounc.runs.folder import check_place
+    from isounc.runs.place import check_place
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--out", nargs="?")

@@ -5,7 +5,8 @@ A run is a folder::
     settings.json               what was asked for; decides whether a later start may resume it
     info.json                   versions, device, git state, checks; the text columns of tables
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
-    cells/<name>.json           format_version, name, sha256 of the npz, meta_sha256, meta
+    cells/<name>.json           format_version, name, run (digest of its settings), sha256 of the
+                                npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
     results.csv, summary.csv    tables
 
@@ -34,13 +35,12 @@ import numpy as np
 
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
+from isounc.runs.place import check_place
 
 if TYPE_CHECKING:
     import pandas
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
-SUBFOLDERS = ("cells", "cells/damaged", "figures")
-"""Folders of a run that are written."""
 _TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
 
 
@@ -79,6 +79,7 @@ class RunFolder:
         self.settings = settings
         self.writable = writable
         self.study = study
+        self._digest = files.json_digest(files.encode(settings, "settings"))
 
     @classmethod
     def open(
@@ -160,7 +161,9 @@ class RunFolder:
         """
         self._require_writable()
         _check_name(record.name)
-        contents = dict(zip(self._halves(record.name), files.record_bytes(*record), strict=True))
+        contents = dict(
+            zip(self._halves(record.name), files.record_bytes(*record, self._digest), strict=True)
+        )
         self._refuse_newer(record.name)
         with locked(self.path, create=True):
             files.write_atomic(contents, f"record {record.name!r}")
@@ -278,13 +281,16 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, or a line and the header differ in the number of cells.
+            If there is no such table, it is empty or no text, or a line and the header differ in
+            the number of cells.
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
-            data = (self.path / name).read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
+            data = files.bytes_or_none(self.path / name)
+        except Damaged as error:
+            raise ValueError(str(error)) from error
+        if data is None:
+            raise ValueError(f"{self.path} has no {name}: did the run finish?")
         noted = self._read_description()["text_columns"].get(name, [])
         return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 
@@ -306,15 +312,15 @@ class RunFolder:
         """Content of `info.json`: what `write_info` gathered, and text columns by table."""
         described = {"info": {}, "text_columns": {}}
         try:
-            content = (self.path / "info.json").read_bytes()
+            content = files.bytes_or_none(self.path / "info.json")
+            if content is None:
+                return described
             payload = files.parse_json(content, f"{self.path / 'info.json'}")
             for key in described:
                 stored = payload.get(key, {})
                 if not isinstance(stored, dict):
                     raise Damaged(f"its {key} is no object")
                 described[key] |= files.decode(stored)
-        except FileNotFoundError:
-            pass
         except Damaged:
             message = f"info.json of {self.path} is damaged; going on without what it said"
             warnings.warn(message, DamagedRecordWarning, stacklevel=3)
@@ -335,15 +341,16 @@ class RunFolder:
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
     def _refuse_newer(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, Damaged):
-            files.parse_json(self._halves(name)[1].read_bytes(), f"record {name!r} of {self.path}")
+        with contextlib.suppress(Damaged):
+            if (described := files.bytes_or_none(self._halves(name)[1])) is not None:
+                files.parse_json(described, f"record {name!r} of {self.path}")
 
     def _read_verified(self, name: str) -> Record | None:
         npz, described = (files.bytes_or_none(half) for half in self._halves(name))
         if npz is None and described is None:
             return None
         what = f"record {name!r} of {self.path}"
-        return Record(name, *files.record_parts(name, npz, described, what))
+        return Record(name, *files.record_parts(name, npz, described, what, self._digest))
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"
@@ -356,49 +363,14 @@ class RunFolder:
         return f"cells/damaged/{stem}"
 
 
-def check_place(path: str | os.PathLike[str]) -> Path:
-    """A path where a run is or can be made; nothing is created.
-
-    Raises
-    ------
-    ValueError
-        If it is a file or lies below one, or is a folder with other things in it.
-    OSError
-        If it cannot be written.
-    """
-    path = Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
-    # A folder that is not ours must be left as it was found.
-    others = [p for p in path.iterdir() if not files.is_housekeeping(p)] if path.exists() else []
-    names = sorted(p.name for p in others)
-    if names and "settings.json" not in names:
-        raise ValueError(
-            f"{path} is not empty and holds no settings.json, so it is no run folder "
-            f"(found {', '.join(names[:3])}); choose another --out"
-        )
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise ValueError(f"{path} lies below a file; choose another --out")
-    for folder in (there, *(path / name for name in SUBFOLDERS)):
-        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            raise OSError(
-                f"{folder} cannot be written (a read-only file system, or missing rights); make it "
-                "writable, or choose another --out"
-            )
-        if path.exists() and path.resolve() not in (folder.resolve(), *folder.resolve().parents):
-            raise ValueError(
-                f"{folder} must be a folder of the run, got a link to {folder.resolve()}, which "
-                "lies outside; remove the link"
-            )
-    return path
-
-
 def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
     """The name of the study (empty for a run that does not say), and the settings."""
     file = path / "settings.json"
     try:
-        payload = files.parse_json(file.read_bytes(), str(file))
+        content = files.bytes_or_none(file)
+        if content is None:
+            raise Damaged("it is a link to nowhere")
+        payload = files.parse_json(content, str(file))
         if not isinstance(payload.get("settings"), dict):
             raise Damaged("it has no settings")
     except Damaged as error:

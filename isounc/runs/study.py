@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
 from isounc.runs.executors import Batch, Group, run_groups
-from isounc.runs.folder import Record, RunFolder, check_place
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, write_page
+from isounc.runs.place import check_place
 from isounc.runs.provenance import provenance
 from isounc.runs.settings import (
     S,

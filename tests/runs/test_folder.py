@@ -776,7 +776,7 @@ def test_rows_that_do_not_fit_are_refused(run):
     with pytest.raises(ValueError, match=r"no results\.csv"):
         run.results  # noqa: B018
     (run.path / "results.csv").write_text("a,b\n1,2\n3\n")
-    with pytest.raises(ValueError, match="line 3, must have 2 cells, got 1"):
+    with pytest.raises(ValueError, match=r"line 3 of .*results\.csv must have 2 cells.*, got 1"):
         run.read_table("results.csv")
 
 
