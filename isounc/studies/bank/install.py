@@ -9,11 +9,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from isounc import references
+from isounc.fields import anything, declared, number
 from isounc.references import Reference
 from isounc.references.bank import bank_page
 from isounc.runs.files import write_atomic
 from isounc.runs.folder import RunFolder
 from isounc.studies.bank.cell import make
+from isounc.untrusted import reading
 
 BANK = Path(references.__file__).parent / "data"
 """The bank that comes with isounc."""
@@ -30,7 +32,11 @@ def read(folder: RunFolder, name: str) -> Reference:
         If the run has no such record.
     """
     record = folder.require(name)
-    return references.from_record(name, record.meta["reference"], record.arrays)
+    meta = declared(
+        record.meta, {"reference": anything(), "seconds": number(0)}, f"record {name!r}"
+    )
+    with reading(f"record {name!r} of {folder.path}", "a reference of the bank study"):
+        return references.from_record(name, meta["reference"], record.arrays)
 
 
 def verdict(reference: Reference) -> str:
