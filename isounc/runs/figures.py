@@ -34,10 +34,10 @@ class Plot(NamedTuple):
 
 def _stem(name: str) -> str:
     """A file name: that of a figure may hold whatever a record calls a region or a problem."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
-    if safe == name and len(name) <= LONGEST_STEM:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) and len(name) <= LONGEST_STEM:
         return name
-    return f"{safe[:LONGEST_STEM]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    safe = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:LONGEST_STEM]
+    return f"{safe or 'figure'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def draw_plots(plots: Iterable[Plot], folder: Path) -> list[FigureFile]:

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, LogFormatter
 
 from isounc.runs import files
 
@@ -124,12 +124,23 @@ def _take_texts_as_they_are(figure: Figure) -> None:
         if id(text) not in formulas:
             assert isinstance(text, Text)
             text.set_parse_math(False)
-            lines = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text.get_text()).split("\n")
-            text.set_text("\n".join(_cut(line) for line in lines))
+            text.set_text(_drawable(text.get_text()))
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter | FuncFormatter):  # texts that were given
+                axis.set_major_formatter(_as_it_is(formatter))
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]}…{line[-20:]}"
+def _as_it_is(formatter: Formatter) -> FuncFormatter:
+    return FuncFormatter(lambda value, position: _drawable(formatter(value, position)))
+
+
+def _drawable(text: str) -> str:
+    """The text without what no font has, and with the middle left out of long lines."""
+    lines = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text).split("\n")
+    middle = LONGEST_LINE // 2
+    return "\n".join(x if len(x) <= LONGEST_LINE else f"{x[:middle]}…{x[-20:]}" for x in lines)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

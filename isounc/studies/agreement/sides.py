@@ -173,7 +173,9 @@ class Side(NamedTuple):
             region: Moments(*(record.arrays[f"{region}/{field}"] for field in Moments._fields))
             for region in totals
         }
-        return cls(regions, totals, Gate(**checks | {"reasons": tuple(checks["reasons"])}), **meta)
+        return cls(
+            regions, totals, Gate(**checks)._replace(reasons=tuple(checks["reasons"])), **meta
+        )
 
 
 def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:

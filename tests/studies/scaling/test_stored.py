@@ -36,7 +36,10 @@ def put(*path, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("gate", value="passed"), "gate of record 'a' must be a mapping with passed, .*'passed'"),
+        (
+            put("gate", value="passed"),
+            "gate of record 'a' must be a mapping with passed, .*'passed'",
+        ),
         (put("gate", "passed", value="yes"), "passed of gate of record 'a' must be true or false"),
         (put("gate", "rhat_max", value="big"), "rhat_max of gate .* must be a number, got 'big'"),
         (put("gate", "reasons", value=3), "reasons of gate .* must be a list of .*got 3"),
@@ -64,9 +67,15 @@ def test_the_meta_of_a_record(record, change, message):
     [
         (put("rows", value="abc"), "rows of record .* must be a list of mappings, got 'abc'"),
         (put("rows", value=["a"]), "rows of record .* must be a list of mappings"),
-        (put("rows", 3, "pearson", value="high"), "pearson of row 3 of the result rows of .*'high'"),
+        (
+            put("rows", 3, "pearson", value="high"),
+            "pearson of row 3 of the result rows of .*'high'",
+        ),
         (put("rows", 3, "pearson", value=True), "pearson of row 3 .* must be a number, got True"),
-        (put("rows", 0, "width", value="wide"), "width of row 0 .* must be an integer of at least 0"),
+        (
+            put("rows", 0, "width", value="wide"),
+            "width of row 0 .* must be an integer of at least 0",
+        ),
         (put("rows", 0, "width", value=None), "width of row 0 .* must be an integer of at least 0"),
         (put("rows", 0, "seed", value=1e300), "seed of row 0 .* must be an integer of at least 0"),
         (put("rows", 0, "problem", value=["a"]), r"problem of row 0 .* must be text, got \['a'\]"),
@@ -88,7 +97,9 @@ def test_the_rows_of_a_record(record, tmp_path, change, message):
 def test_the_arrays_of_a_record(record, tmp_path, array):
     run = RunFolder.open(tmp_path / "run", {}, study="scaling")
     run.write(record._replace(arrays=record.arrays | {"grid/mcmc_var": array}))
-    with pytest.raises(ValueError, match=r"array 'grid/mcmc_var' of record .* numbers of shape \(9"):
+    with pytest.raises(
+        ValueError, match=r"array 'grid/mcmc_var' of record .* numbers of shape \(9"
+    ):
         uncertainty_maps(run, record.name)
 
 
