@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,8 +45,15 @@ def check_count(argument: str, value: Any, least: int, most: int | float = math.
     raise ValueError(f"{argument} must be {expected}, got {value!r}")
 
 
+MOST_REAL = 1e150
+"""Largest number whose square is a number."""
+
+
 def check_real(argument: str, value: Any, *, positive: bool = False) -> float:
-    """Return `value` as a float; raise a ValueError unless it is finite and >= 0 (or positive)."""
+    """Return `value` as a float; raise a ValueError unless it is finite and >= 0 (or positive).
+
+    It is at most `MOST_REAL`, for standard deviations are squared.
+    """
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
     try:
         # float() reads texts, and drops imaginary parts and masks.
@@ -54,7 +63,9 @@ def check_real(argument: str, value: Any, *, positive: bool = False) -> float:
         number = math.nan
     if not math.isfinite(number) or number < 0 or (positive and number == 0):
         kind = "a positive" if positive else "a non-negative"
-        raise ValueError(f"{argument} must be {kind} finite number, got {value!r}")
+        raise ValueError(f"{argument} must be {kind} finite number, got {_shortened(value)}")
+    if number > MOST_REAL:
+        raise ValueError(f"{argument} must be at most {MOST_REAL:g}, got {value!r}")
     return number
 
 
@@ -85,7 +96,7 @@ def check_keys(argument: str, values: Any, count: int) -> None:
         check_key(f"{argument}[{i}]", value)
 
 
-def check_kind(argument: str, value: Any, kind: type, maker: str = "") -> None:
+def check_kind(argument: str, value: Any, kind: Any, maker: str = "") -> None:
     """Raise a TypeError unless `value` is of a kind; `maker` says what returns one."""
     if not isinstance(value, kind):
         source = f", as {maker} returns it" if maker else ""
@@ -111,6 +122,54 @@ def check_unmasked(argument: str, values: Any) -> None:
         for value in values:
             if isinstance(value, list | tuple | np.ma.MaskedArray):
                 check_unmasked(argument, value)
+
+
+def check_path(argument: str, value: Any) -> Path:
+    """Return `value` as a path; raise a ValueError unless it is text, or a path, of bounded length.
+
+    `~` is the home of the user.
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    names = text.split(os.sep) if isinstance(text, str) else []
+    if not isinstance(text, str) or "\0" in text or any(len(os.fsencode(n)) > 255 for n in names):
+        right = "the path of a file or folder, each name of at most 255 bytes"
+        raise ValueError(f"{argument} must be {right}, got {_shortened(value)}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{argument} must be a path, got {text!r}: {error}") from error
+
+
+def check_numbers(argument: str, values: Any, shape: str, sizes: Sequence[int | None]) -> None:
+    """Raise a ValueError unless `values` are real numbers of a shape; traced arrays may be given.
+
+    Parameters
+    ----------
+    argument, values
+        Name and value.
+    shape
+        The shape in words.
+    sizes
+        Length of each axis; None for any.
+    """
+    import jax
+
+    check_unmasked(argument, values)
+    if isinstance(values, jax.Array):
+        is_real = any(
+            jax.numpy.issubdtype(values.dtype, t) for t in (np.floating, np.integer, bool)
+        )
+        if not is_real:
+            raise ValueError(f"{argument} must hold real numbers, got dtype {values.dtype}")
+        given = values.shape
+    else:
+        given = real_array(argument, values).shape
+    fits = [size in (None, length) for size, length in zip(sizes, given, strict=False)]
+    if len(given) != len(sizes) or not all(fits):
+        raise ValueError(f"{argument} must have shape {shape}, got {given}")
 
 
 def real_array(argument: str, values: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc import densities
-from isounc.checks import check_unmasked
+from isounc.checks import check_count, check_numbers
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 
@@ -166,9 +166,11 @@ def from_draws(draws: Float[Array, "S P"], *, num_chains: int | None = None) -> 
     ValueError
         For masked draws, or fewer than two a chain, of which there is no covariance.
     """
-    check_unmasked("draws", draws)
-    chains = num_chains or 1
-    if draws.ndim != 2 or draws.shape[0] % chains or draws.shape[0] <= chains:
+    check_numbers("draws", draws, "(S, P)", (None, None))
+    chains = 1 if num_chains is None else num_chains
+    check_count("num_chains", chains, 1)
+    draws = jnp.asarray(draws)
+    if draws.shape[0] % chains or draws.shape[0] <= chains:
         raise ValueError(
             f"draws must have shape (S, P), two rows or more for each of {chains} chains, equally "
             f"many, got {draws.shape}"
@@ -180,7 +182,8 @@ def from_draws(draws: Float[Array, "S P"], *, num_chains: int | None = None) -> 
 
 def diagonal_from_draws(draws: Float[Array, "S P"]) -> Diagonal:
     """Return the variances of posterior draws, without their correlations."""
-    check_unmasked("draws", draws)
-    if draws.ndim != 2 or draws.shape[0] < 2:
+    check_numbers("draws", draws, "(S, P)", (None, None))
+    draws = jnp.asarray(draws)
+    if draws.shape[0] < 2:
         raise ValueError(f"draws must have shape (S, P), two rows or more, got {draws.shape}")
     return Diagonal(jnp.std(draws, axis=0, ddof=1))

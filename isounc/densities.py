@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from isounc.checks import check_kind
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
@@ -34,6 +35,8 @@ class Data(NamedTuple):
 
 def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
     """The arrays of a problem under a prior, in JAX's default float type."""
+    check_kind("problem", problem, Problem, "make_problem")
+    check_kind("model", model, Model, "make_model")
     return jax.tree.map(jnp.asarray, _host_data(problem, model, prior_sd))
 
 

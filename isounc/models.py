@@ -26,8 +26,8 @@ from isounc.checks import (
     check_key,
     check_keys,
     check_kind,
+    check_numbers,
     check_real,
-    check_unmasked,
 )
 from isounc.likelihoods import LIKELIHOODS
 from isounc.problems import Problem
@@ -208,9 +208,7 @@ class Model:
         ValueError
             If it does not have P entries.
         """
-        check_unmasked("theta", theta)
-        if np.shape(theta) != (self.num_params,):
-            raise ValueError(f"theta must have shape ({self.num_params},), got {np.shape(theta)}")
+        check_numbers("theta", theta, f"({self.num_params},)", (self.num_params,))
         layers, at = {}, 0
         for i, (a, b) in enumerate(self.layer_sizes):
             layers[i] = {
@@ -245,9 +243,7 @@ class Model:
         return LIKELIHOODS[self.likelihood].predict(self.apply(theta, X))
 
     def _check_inputs(self, X: Any) -> None:
-        check_unmasked("X", X)
-        if np.ndim(X) != 2 or np.shape(X)[1] != self.in_features:
-            raise ValueError(f"X must have shape (N, {self.in_features}), got {np.shape(X)}")
+        check_numbers("X", X, f"(N, {self.in_features})", (None, self.in_features))
 
     def features(self, theta: Theta, X: Inputs) -> Float[Array, "N F"]:
         """Phi with outputs = Phi V for the read-out V (F, O), the last F O entries of theta.
@@ -278,8 +274,10 @@ class Model:
         return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
 
 
-def check_inputs(problems: Sequence[Problem], model: Model, keys: Sequence[PRNGKeyArray]) -> None:
-    """Refuse anything but problems, a model and a random key for each problem.
+def check_inputs(
+    problems: Sequence[Problem], model: Model, keys: Sequence[PRNGKeyArray] | None = None
+) -> None:
+    """Refuse anything but problems, a model and (if there are keys) a key for each problem.
 
     Raises
     ------
@@ -289,9 +287,9 @@ def check_inputs(problems: Sequence[Problem], model: Model, keys: Sequence[PRNGK
     for problem in problems:
         check_kind("problem", problem, Problem, "make_problem")
     check_kind("model", model, Model, "make_model")
-    if len(problems) == 1 and len(keys) == 1:
+    if keys is not None and len(problems) == len(keys) == 1:
         check_key("key", keys[0])
-    else:
+    elif keys is not None:
         check_keys("keys", keys, len(problems))
 
 

@@ -208,8 +208,8 @@ class Problem:
             regions, targets = {"train": X}, {"train": y} if targets is None else targets
         return cls(
             name, likelihood, X, y, num_classes, _check_arrays("regions", regions, ndim=2),
-            noise_sd, _check_arrays("targets", targets or {}, ndim=1),
-            _check_arrays("p_true", p_true or {}, ndim=2),
+            noise_sd, _check_arrays("targets", {} if targets is None else targets, ndim=1),
+            _check_arrays("p_true", {} if p_true is None else p_true, ndim=2),
         )  # fmt: skip
 
     @property

@@ -168,9 +168,10 @@ def interval_over_seeds(
     """
     check_choice("kind", kind, ("correlation", "mean", "log"))
     _check_level(level)
-    if not isinstance(values, Iterable):
-        raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}")
-    array = values if isinstance(values, np.ndarray) else list(values)
+    try:
+        array = values if isinstance(values, np.ndarray) else list(values)
+    except TypeError as error:
+        raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}") from error
     numbers: list[float] = _vector("values", array).tolist()
     for value in numbers:
         if not _fits_kind(value, kind):
@@ -236,7 +237,7 @@ def trend(
         raise ValueError(f"widths must be positive, at least two different, got {list(widths)}")
     x = np.log2(x).tolist()
     named = isinstance(values_by_seed, Mapping)
-    if not named and not isinstance(values_by_seed, Sequence | np.ndarray):
+    if not (named or isinstance(values_by_seed, Sequence) or np.ndim(values_by_seed) == 2):
         raise TypeError(f"values_by_seed must hold sequences, got {values_by_seed!r:.60}")
     slopes = []
     for seed, values in values_by_seed.items() if named else enumerate(values_by_seed):

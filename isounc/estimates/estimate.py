@@ -193,7 +193,9 @@ def posterior_averaged(
     """
     if isinstance(draws, PointEstimate):
         draws = [draws]
-    if isinstance(draws, Sequence):
+    if isinstance(draws, list | tuple) and draws and isinstance(draws[0], PointEstimate):
+        for point in draws:
+            check_kind("draws", point, PointEstimate)
         draws = np.stack([point.theta for point in draws]).astype(jnp.result_type(float))
     check_kind("model", model, Model, "make_model")
     dtype = jnp.result_type(float)

@@ -25,7 +25,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isounc.checks import check_choice
+from isounc.checks import check_choice, check_path
 from isounc.models import Model
 from isounc.references.export import number, table
 from isounc.references.reference import Reference, from_record
@@ -196,9 +196,10 @@ def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
 def _bank(folder: str | Path | None) -> Traversable:
     if folder is None:
         return importlib.resources.files("isounc.references").joinpath("data")
-    if not Path(folder).is_dir():
+    bank = check_path("folder", folder)
+    if not bank.is_dir():
         raise ValueError(f"folder must be a folder with references, got {str(folder)!r}")
-    return Path(folder)
+    return bank
 
 
 def _names(bank: Traversable) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.special import expit
 
 from isounc.checks import check_count, check_real
-from isounc.models import Model
+from isounc.models import Model, check_inputs
 from isounc.problems import Problem
 from isounc.sampling.moments import Moments
 
@@ -83,6 +83,7 @@ def linear_gaussian(
 
     Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.1.
     """
+    check_inputs([problem], model)
     phi, sd = _features(problem, model, prior_sd, "gaussian")
     check_count("num_draws", num_draws, 1, 10**7)
     assert problem.noise_sd is not None
@@ -166,10 +167,13 @@ def logistic_by_quadrature(
     Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review
     56(3), 2014.
     """
+    check_inputs([problem], model)
     phi, sd = _features(problem, model, prior_sd, "bernoulli")
     check_count("num_draws", num_draws, 1, 10**7)
     spacing = check_real("spacing", spacing, positive=True)
     half_width = check_real("half_width", half_width, positive=True)
+    if not half_width <= 100 * spacing:
+        raise ValueError(f"half_width must be at most 100 spacing, got {half_width} and {spacing}")
     if model.num_params > 3:
         raise ValueError(
             f"problem must have at most 2 inputs for quadrature, got {model.in_features}"

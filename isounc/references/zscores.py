@@ -104,6 +104,8 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     ValueError
         For a region that the reference does not have, none at all, or arrays of other shapes.
     """
+    if not isinstance(getattr(reference, "regions", None), Mapping):
+        raise TypeError(f"reference must have regions, got {type(reference).__name__}")
     given = getattr(other, "regions", other)
     if not isinstance(given, Mapping) or not given:
         raise ValueError(

@@ -241,7 +241,14 @@ def table_bytes(
     """
     import pandas as pd
 
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
+    if not isinstance(columns, list | tuple) or not all(isinstance(c, str) for c in columns):
+        raise TypeError(f"columns must be a list of names, got {columns!r:.80}")
+    if not isinstance(rows, pd.DataFrame):
+        rows = list(rows) if isinstance(rows, Iterable) else [rows]
+        if wrong := [row for row in rows if not isinstance(row, Mapping)]:
+            raise TypeError(f"rows must be a DataFrame or mappings, got {wrong[0]!r:.80}")
+        rows = pd.DataFrame(rows, dtype=object)
+    frame = rows
     unknown = [key for key in frame.columns if key not in columns]
     if unknown:
         raise ValueError(f"the columns of {name} must be {', '.join(columns)}, got also {unknown}")

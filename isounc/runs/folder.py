@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from isounc.checks import check_kind, check_path
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
 from isounc.runs.place import check_place
@@ -109,6 +110,7 @@ class RunFolder:
             If the folder cannot be written.
         """
         path = check_place(path)
+        check_kind("settings", settings, Mapping)
         wanted = files.encode(dict(settings), "settings")
         with files.explained(f"the run folder {path}"):
             path.mkdir(parents=True, exist_ok=True)
@@ -140,9 +142,9 @@ class RunFolder:
         ValueError
             If the path is no run, or a run of a newer format.
         """
-        path = Path(path).expanduser()
+        path = check_path("path", path)
         if not (path / "settings.json").is_file():
-            raise ValueError(f"{path} is no run folder: it has no settings.json")
+            raise ValueError(f"path must be a run folder, got {path}, which has no settings.json")
         if writable:
             check_place(path)
         study, settings = _load_settings(path)
@@ -160,6 +162,7 @@ class RunFolder:
             If it cannot be written (a full disk). Records written before are kept.
         """
         self._require_writable()
+        check_kind("record", record, Record)
         _check_name(record.name)
         contents = dict(
             zip(self._halves(record.name), files.record_bytes(*record, self._digest), strict=True)
@@ -297,6 +300,7 @@ class RunFolder:
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Merge into `info.json`: top-level keys given here replace those of the same name."""
         self._require_writable()
+        check_kind("info", info, Mapping)
         new = files.encode(dict(info), "info")
         with locked(self.path, create=True):
             described = files.encode(self._read_description(), "info.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from isounc.checks import check_path
 from isounc.runs import files
 
 SUBFOLDERS = ("cells", "cells/damaged", "figures")
@@ -21,7 +22,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     OSError
         If it cannot be written.
     """
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
     # A folder that is not ours must be left as it was found.

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from isounc.checks import real_array
+from isounc.checks import check_count, check_kind, real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.settings import GateSettings
 
@@ -133,7 +133,7 @@ def batch_means_se(
     m = a.mean(axis=(0, 1))
     about_mean = b - 2 * m * a + m**2
     return BatchMoments(
-        mean=np.asarray(shift, dtype=np.float64) + m,
+        mean=real_array("shift", shift).astype(np.float64) + m,
         mean_se=a.std(axis=(0, 1), ddof=1) / root_n,
         var=np.maximum(about_mean.mean(axis=(0, 1)), 0.0),
         var_se=about_mean.std(axis=(0, 1), ddof=1) / root_n,
@@ -172,11 +172,10 @@ def gate(
         refuses.
     """
     bounds = GateSettings() if settings is None else settings
-    if num_transitions < 1:
-        raise ValueError(f"num_transitions must be 1 or more, got {num_transitions}")
+    check_kind("settings", bounds, GateSettings)
+    check_count("num_transitions", num_transitions, 1)
     for name, count in (("num_divergent", num_divergent), ("num_saturated", num_saturated)):
-        if not 0 <= count <= num_transitions:
-            raise ValueError(f"{name} must be between 0 and {num_transitions}, got {count}")
+        check_count(name, count, 0, num_transitions)
     diagnostics = values if isinstance(values, Diagnostics) else diagnose(values)
     bfmi = np.empty(0) if energy is None else ebfmi(energy)
     if energy is not None and len(bfmi) != len(diagnostics.frozen):

@@ -121,11 +121,11 @@ class SamplerSettings:
             check_count(name, getattr(self, name), least, most)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
-        if not 0 < self.target_acceptance < 1:
+        if not 0 < check_real("target_acceptance", self.target_acceptance) < 1:
             raise ValueError(
                 f"target_acceptance must be between 0 and 1, got {self.target_acceptance}"
             )
-        if not 0 < self.tempering_ess <= 0.99:
+        if not 0 < check_real("tempering_ess", self.tempering_ess) <= 0.99:
             # Above it, float32 cannot tell a temperature from the next.
             raise ValueError(
                 f"tempering_ess must be above 0 and at most 0.99, got {self.tempering_ess}"

@@ -109,9 +109,9 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
     """
     import pandas as pd
 
-    rows = rows.reindex(columns=list(TYPES)).reset_index(drop=True).astype(object)
+    rows = rows.reindex(columns=list(TYPES)).reset_index(drop=True)
     for column, kind in TYPES.items():
-        values = rows[column]
+        values = rows[column].astype(object)
         if kind is object:
             good, right = values.map(lambda v: isinstance(v, str)) | values.isna(), "text"
         else:
