@@ -248,7 +248,7 @@ def eval_registry(path):
 
 
 @pytest.mark.parametrize("name", CALLS)
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(data=st.data())
 def test_a_function(name, data):
     check(*CALLS[name], data)
@@ -274,14 +274,14 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUN_CALLS)
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(data=st.data())
 def test_a_method_of_a_run(name, run, data):
     check(getattr(run, name), WORDS, RUN_CALLS[name], data)
 
 
 @pytest.mark.parametrize("file", ["settings.json", "info.json", "results.csv", "a.json", "a.npz"])
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(data=st.data())
 def test_a_file_of_a_run(file, run, data):
     """Whatever a file of a run holds: its content changed here and there, or anything else."""
