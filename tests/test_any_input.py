@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import isounc
-from isounc import covariance, densities, metrics, references
+from isounc import covariance, densities, gradnorm, metrics, references
 from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
 from isounc.runs.settings import restored_settings
 from isounc.sampling import convergence, gate
@@ -80,6 +80,10 @@ def _of(function: Callable[..., Any], /, *others: str, **right: Any) -> tuple[An
 
 def logits(params, x):
     return x @ params
+
+
+def logits_sum(params, x):
+    return jnp.sin(x @ params).sum()
 
 
 CALLS: dict[str, Any] = {
@@ -149,6 +153,10 @@ CALLS: dict[str, Any] = {
     "posterior_averaged": _of(
         isounc.posterior_averaged, model=MODEL, X=X, draws=np.stack([THETA, THETA]), noise_sd=1.0,
         batch_size=4,
+    ),
+    "gradnorm": _of(
+        lambda **options: gradnorm.value_and_sq_grad_norm(logits_sum, **options)(THETA[:2], X),
+        wrt="params", per_leaf=False, batch_size=2, dtype="float32",
     ),
     "compare": _of(isounc.compare, estimate=X[:, 0], reference=X[:, 1], reference_se=X[:, 1]),
     "interval_over_seeds": _of(
@@ -302,7 +310,8 @@ def test_a_file_of_a_run(file, run, data):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DamagedRecordWarning)
             read = RunFolder.load(run.path)
-            read.read("a"), read.read_info(), read.read_table("results.csv")
+            for look in (lambda: read.read("a"), read.read_info, lambda: read.results):
+                look()
     except ValueError as error:
         assert file in str(error) or "'a'" in str(error)
     finally:
