@@ -17,6 +17,7 @@ from isounc import covariance, metrics
 from isounc.checks import check_key, check_real, check_unmasked
 from isounc.estimates.isotropic import isotropic
 from isounc.fit import fit_maps
+from isounc.llm.answers.measure import MeasureSettings
 from isounc.runs.settings import RunSettings, check_run_settings, use_device
 from isounc.sampling.adaptation import end_window, start_tuning
 from isounc.sampling.convergence import diagnose
@@ -26,6 +27,9 @@ from isounc.studies.agreement.sides import NutsSettings
 from isounc.studies.calibration.geweke import GewekeSettings
 from isounc.studies.calibration.settings import Settings as Calibration
 from isounc.studies.calibration.settings import check as check_calibration
+from isounc.studies.qa.evaluation import BootstrapSettings
+from isounc.studies.qa.settings import Settings as QA
+from isounc.studies.qa.settings import check as check_qa
 from isounc.studies.scaling import settings as scaling_settings
 from isounc.studies.scaling.settings import check as check_scaling
 
@@ -297,6 +301,11 @@ def scaling(**changes):
         ("num_replications", lambda: check_calibration(Calibration(num_replications=HUGE))),
         ("seed", lambda: check_calibration(Calibration(seed=2**32))),
         ("num_draws", lambda: NutsSettings(num_draws=HUGE, max_draws=HUGE)),
+        ("num_resamples", lambda: BootstrapSettings(num_resamples=HUGE)),
+        ("max_new_tokens", lambda: MeasureSettings(max_new_tokens=HUGE)),
+        ("num_samples", lambda: MeasureSettings(num_samples=HUGE)),
+        ("num_examples", lambda: check_qa(QA(num_examples=HUGE))),
+        ("chunk", lambda: check_qa(QA(chunk=HUGE))),
         ("workers", lambda: check_run_settings(RunSettings(workers=HUGE))),
     ],
 )  # fmt: skip
