@@ -172,11 +172,15 @@ def logistic_by_quadrature(
     check_count("num_draws", num_draws, 1, 10**7)
     spacing = check_real("spacing", spacing, positive=True)
     half_width = check_real("half_width", half_width, positive=True)
-    if not half_width <= 100 * spacing:
-        raise ValueError(f"half_width must be at most 100 spacing, got {half_width} and {spacing}")
     if model.num_params > 3:
         raise ValueError(
             f"problem must have at most 2 inputs for quadrature, got {model.in_features}"
+        )
+    nodes = (2 * half_width / spacing + 1) ** model.num_params
+    if nodes > 2e7:
+        raise ValueError(
+            f"spacing and half_width must make at most 2e+07 nodes, got {spacing} and {half_width}, "
+            f"which make {nodes:.2g}"
         )
     if half_width < 2 * spacing:
         raise ValueError(f"half_width must be at least twice spacing ({spacing}), got {half_width}")

@@ -19,6 +19,7 @@ from isounc.references.exact import Exact
 from isounc.references.export import Exports
 from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments, Posterior, fixed_locations
+from isounc.untrusted import reading
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,20 @@ def from_exact(
 def from_record(
     name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], checksum: str = ""
 ) -> Reference:
-    """Undo `Reference.to_record`; KeyError where something is missing."""
+    """Undo `Reference.to_record`.
+
+    Raises
+    ------
+    Unreadable
+        A ValueError, where something is missing or of another kind.
+    """
+    with reading("meta and arrays", "those of Reference.to_record"):
+        return _from_record(name, meta, arrays, checksum)
+
+
+def _from_record(
+    name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], checksum: str
+) -> Reference:
     regions, about = meta["regions"], dict(meta["problem"])
     if about["grid_shape"] is not None:
         about["grid_shape"] = tuple(about["grid_shape"])  # JSON has lists
