@@ -1,19 +1,29 @@
-"""When, where and why isotropic gradient norms agree with Bayesian predictive uncertainty."""
+"""When, where and why isotropic gradient norms agree with Bayesian predictive uncertainty.
 
-from isounc import references
-from isounc.estimates.estimate import estimate, laplace, link_aware, posterior_averaged
-from isounc.estimates.estimators import Estimate, register_estimator
-from isounc.estimates.isotropic import isotropic
-from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_map, fit_trained
-from isounc.likelihoods import register_likelihood
-from isounc.models import Model, make_model
-from isounc.problems import Problem, make_problem, register_problem
-from isounc.sampling.drivers import register_sampler
-from isounc.sampling.gate import Gate
-from isounc.sampling.moments import Moments, Posterior
-from isounc.sampling.posterior import sample_posterior
-from isounc.sampling.settings import GateSettings, SamplerSettings
-from isounc.statistics import Comparison, Interval, Trend, compare, interval_over_seeds, trend
+Names are imported when they are first used: `import isounc` takes no time and starts no device, so
+that the command line can say where JAX computes before JAX looks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isounc import references
+    from isounc.estimates.estimate import estimate, laplace, link_aware, posterior_averaged
+    from isounc.estimates.estimators import Estimate, register_estimator
+    from isounc.estimates.isotropic import isotropic
+    from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_map, fit_trained
+    from isounc.likelihoods import register_likelihood
+    from isounc.models import Model, make_model
+    from isounc.problems import Problem, make_problem, register_problem
+    from isounc.sampling.drivers import register_sampler
+    from isounc.sampling.gate import Gate
+    from isounc.sampling.moments import Moments, Posterior
+    from isounc.sampling.posterior import sample_posterior
+    from isounc.sampling.settings import GateSettings, SamplerSettings
+    from isounc.statistics import Comparison, Interval, Trend, compare, interval_over_seeds, trend
 
 __version__ = "0.1.0"
 
@@ -56,3 +66,47 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "interval_over_seeds",
     "trend",
 ]
+
+_HOMES = {
+    "isounc.estimates.estimate": ("estimate", "laplace", "link_aware", "posterior_averaged"),
+    "isounc.estimates.estimators": ("Estimate", "register_estimator"),
+    "isounc.estimates.isotropic": ("isotropic",),
+    "isounc.fit": ("MapSettings", "PointEstimate", "TrainSettings", "fit_map", "fit_trained"),
+    "isounc.likelihoods": ("register_likelihood",),
+    "isounc.models": ("Model", "make_model"),
+    "isounc.problems": ("Problem", "make_problem", "register_problem"),
+    "isounc.sampling.drivers": ("register_sampler",),
+    "isounc.sampling.gate": ("Gate",),
+    "isounc.sampling.moments": ("Moments", "Posterior"),
+    "isounc.sampling.posterior": ("sample_posterior",),
+    "isounc.sampling.settings": ("GateSettings", "SamplerSettings"),
+    "isounc.statistics": (
+        "Comparison",
+        "Interval",
+        "Trend",
+        "compare",
+        "interval_over_seeds",
+        "trend",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of the package, imported now."""
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+            globals()[name] = value
+            return value
+        if not name.startswith("_"):
+            try:
+                return importlib.import_module(f"isounc.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"isounc.{name}":
+                    raise
+        raise AttributeError(f"module 'isounc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,14 @@
 """The command `isounc`: its subcommands run the studies and read what they leave behind.
 
-Worker processes import this module again, so that imports which only a command needs are inside.
+Worker processes import this module again, and importing takes time, in which a user may press
+Ctrl-C: all imports are inside, behind the doorway.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-
-from isounc import references
-from isounc.studies import STUDIES, load
+from collections.abc import Callable, Sequence
 
 COMMANDS = {
     "report": "Write the tables, figures and page of a run anew, from its folder alone.",
@@ -21,7 +19,15 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand and end the process."""
+    from isounc.doorway import end
+
     given = list(sys.argv[1:] if arguments is None else arguments)
+    end(lambda: _run(given), kept="records")
+
+
+def _run(given: Sequence[str]) -> None:
+    from isounc.studies import STUDIES
+
     parser = argparse.ArgumentParser(
         prog="isounc",
         description="isounc: one-pass uncertainty estimates against the Bayesian reference.",
@@ -33,16 +39,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices.add_parser(name, help=line, add_help=False)
     chosen, rest = parser.parse_args(given[:1]).command, given[1:]
     if chosen in STUDIES:
-        from isounc.runs import command
+        _study(chosen, rest)
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "report": _report, "references": _references, "ask": _ask,
+    }  # fmt: skip
+    commands[chosen](rest)
 
-        command.main(load(chosen), rest, program=f"isounc {chosen}")
-    {"report": _report, "references": _references, "ask": _ask}[chosen](rest)
+
+def _study(name: str, arguments: Sequence[str]) -> None:
+    from isounc.runs.place import check_place
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--out", nargs="?")
+    early.add_argument("--preset", nargs="?")
+    options = early.parse_known_args(arguments)[0]
+    # Before the imports of a study, which take seconds: nobody waits to hear of a wrong folder.
+    check_place(options.out or f"runs/{name}-{options.preset or 'quick'}")
+
+    from isounc.runs import command
+    from isounc.studies import load
+
+    command.main(load(name), arguments, program=f"isounc {name}")
 
 
 def _report(arguments: Sequence[str]) -> None:
-    from isounc.runs.command import end
+    from isounc.doorway import end
     from isounc.runs.folder import RunFolder
-    from isounc.runs.study import report_run
+    from isounc.studies import STUDIES, load
 
     parser = argparse.ArgumentParser(prog="isounc report", description=COMMANDS["report"])
     parser.add_argument("run", metavar="RUN", help="a run folder: it has a settings.json")
@@ -61,13 +84,15 @@ def _report(arguments: Sequence[str]) -> None:
                 f"{folder.path} has an older layout and does not say which study made it; "
                 "give its name as --study"
             )
+        from isounc.runs.study import report_run
+
         return report_run(load(name), folder)
 
     end(report, kept="records")
 
 
 def _references(arguments: Sequence[str]) -> None:
-    from isounc.runs.command import end
+    from isounc.doorway import end
 
     parser = argparse.ArgumentParser(
         prog="isounc references",
@@ -89,6 +114,8 @@ def _references(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     def act() -> bool:
+        from isounc import references
+
         if options.action in ("check", "install"):
             from isounc.studies.bank.install import BANK, check_again, install
 
@@ -108,10 +135,9 @@ def _references(arguments: Sequence[str]) -> None:
 
 
 def _ask(arguments: Sequence[str]) -> None:
-    from isounc.runs.command import end
     from isounc.studies.qa.ask import main as ask
 
-    end(lambda: ask(arguments), kept="answers")
+    ask(arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isounc import densities
+from isounc.checks import check_count, check_numbers
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 
@@ -159,12 +160,30 @@ def from_draws(draws: Float[Array, "S P"], *, num_chains: int | None = None) -> 
     With `num_chains` the draws (chain-major, equally many for each chain) are centred within their
     chain. That leaves out the variance between chains, to which the sign and permutation modes of a
     network contribute.
+
+    Raises
+    ------
+    ValueError
+        For masked draws, or fewer than two a chain, of which there is no covariance.
     """
-    groups = draws.reshape(num_chains or 1, -1, draws.shape[-1])
+    check_numbers("draws", draws, "(S, P)", (None, None))
+    chains = 1 if num_chains is None else num_chains
+    check_count("num_chains", chains, 1)
+    draws = jnp.asarray(draws)
+    if draws.shape[0] % chains or draws.shape[0] <= chains:
+        raise ValueError(
+            f"draws must have shape (S, P), two rows or more for each of {chains} chains, equally "
+            f"many, got {draws.shape}"
+        )
+    groups = draws.reshape(chains, -1, draws.shape[-1])
     centred = (groups - groups.mean(1, keepdims=True)).reshape(draws.shape)
     return Factor(centred.T / jnp.sqrt(draws.shape[0] - groups.shape[0]))
 
 
 def diagonal_from_draws(draws: Float[Array, "S P"]) -> Diagonal:
     """Return the variances of posterior draws, without their correlations."""
+    check_numbers("draws", draws, "(S, P)", (None, None))
+    draws = jnp.asarray(draws)
+    if draws.shape[0] < 2:
+        raise ValueError(f"draws must have shape (S, P), two rows or more, got {draws.shape}")
     return Diagonal(jnp.std(draws, axis=0, ddof=1))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from isounc.checks import check_kind
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
@@ -35,6 +36,8 @@ class Data(NamedTuple):
 
 def make_data(problem: Problem, model: Model, prior_sd: float) -> Data:
     """The arrays of a problem under a prior, in JAX's default float type."""
+    check_kind("problem", problem, Problem, "make_problem")
+    check_kind("model", model, Model, "make_model")
     return on_device(_host_data(problem, model, prior_sd, jnp.result_type(float)))
 
 

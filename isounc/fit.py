@@ -25,7 +25,7 @@ from isounc.checks import check_count, check_real, settings_from
 from isounc.covariance import gauss_newton_diagonal, hessian
 from isounc.densities import Data, on_device, stack_data
 from isounc.likelihoods import LIKELIHOODS
-from isounc.models import Model, Theta
+from isounc.models import Model, Theta, check_inputs
 from isounc.problems import Problem
 
 DENSE_HESSIAN_MAX = 1100
@@ -48,8 +48,8 @@ class MapSettings:
     """The check: relative gradient norm below this. L-BFGS itself aims a hundred times lower."""
 
     def __post_init__(self):
-        for name in ("num_restarts", "adam_steps", "lbfgs_steps"):
-            check_count(name, getattr(self, name), 1)
+        for name, most in (("num_restarts", 10**4), ("adam_steps", 10**7), ("lbfgs_steps", 10**7)):
+            check_count(name, getattr(self, name), 1, most)
         for name in ("adam_learning_rate", "tolerance"):
             check_real(name, getattr(self, name), positive=True)
 
@@ -155,6 +155,7 @@ def fit_maps(
     settings: MapSettings = MapSettings(),
 ) -> list[PointEstimate]:
     """Call `fit_map` on several problems of one shape, in one compiled program."""
+    check_inputs(problems, model, keys)
     frame = make_frame(problems, model, prior_sd)
     with double_precision():
         data = on_device(frame.data)
@@ -413,6 +414,7 @@ def fit_trained_many(
     settings: TrainSettings = TrainSettings(),
 ) -> list[PointEstimate]:
     """Call `fit_trained` on several problems of one shape, in one compiled program."""
+    check_inputs(problems, model, keys)
     data = stack_data(problems, model, prior_sd)
     orders = np.stack([_orders(key, data.X.shape[1], settings) for key in keys])
     thetas, log_liks, log_dens = jax.device_get(
@@ -455,6 +457,7 @@ def _orders(
     """The rows of every step: a new order of the examples each epoch."""
     minibatch = min(settings.minibatch, num_examples)
     steps = num_examples // minibatch
+    check_count("epochs", settings.epochs, 1, max(1, 2**28 // num_examples))  # 1 GiB of rows
     rows = np.tile(np.arange(num_examples, dtype=np.int32), (settings.epochs, 1))
     rows = _generator(key).permuted(rows, axis=1)[:, : steps * minibatch]
     return rows.reshape(settings.epochs * steps, minibatch)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
-from isounc.checks import check_array, check_choice, check_count, check_real
+from isounc.checks import check_array, check_choice, check_count, check_real, real_array
 from isounc.likelihoods import LIKELIHOODS, class_probabilities
 
 
@@ -118,7 +118,8 @@ def expected_calibration_error(
 
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
-    check_count("num_bins", num_bins, 1)
+    check_count("num_bins", num_bins, 1, 10**6)
+    p = real_array("p", p)
     likelihood = "bernoulli" if np.ndim(p) == 2 and np.shape(p)[1] == 1 else "categorical"
     p = _columns("p", p, likelihood)
     LIKELIHOODS[likelihood].check_prediction("p", p)

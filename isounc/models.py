@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Real, Shaped
 
-from isounc.checks import check_choice, check_count, check_real
+from isounc.checks import (
+    check_choice,
+    check_count,
+    check_key,
+    check_keys,
+    check_kind,
+    check_numbers,
+    check_real,
+)
 from isounc.likelihoods import LIKELIHOODS
 from isounc.problems import Problem
 
@@ -33,6 +42,8 @@ Theta = Float[Array | np.ndarray, " P"]
 """A flat parameter vector."""
 Inputs = Real[Array | np.ndarray, "N D"]
 """Locations; they may hold integers."""
+MOST_PARAMS = 10**8
+"""Most parameters P: they are held as one vector, many times over while a fit searches."""
 PARAMETERISATIONS = ("ntk", "fan_in", "standard")
 
 
@@ -106,8 +117,17 @@ class Model:
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("parameterisation", self.parameterisation, PARAMETERISATIONS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        for name, least in (("in_features", 1), ("out_features", 1), ("width", 1), ("depth", 0)):
-            check_count(name, getattr(self, name), least)
+        for name, least, most in (
+            ("in_features", 1, MOST_PARAMS),
+            ("out_features", 1, MOST_PARAMS),
+            ("width", 1, MOST_PARAMS),
+            ("depth", 0, 1000),
+        ):
+            check_count(name, getattr(self, name), least, most)
+        if self.num_params > MOST_PARAMS:
+            raise ValueError(
+                f"width and depth must make at most {MOST_PARAMS} parameters, got {self.num_params}"
+            )
         outputs = LIKELIHOODS[self.likelihood].num_outputs(self.out_features)
         check_count(
             f"out_features of a {self.likelihood} model", self.out_features, outputs, outputs
@@ -181,7 +201,14 @@ class Model:
         return np.repeat(self.group_prior_sd(prior_sd), self.group_sizes)
 
     def unflatten(self, theta: Shaped[Array | np.ndarray, " P"]) -> dict:
-        """The flat vector as the nested dict that Flax calls the module's pure state."""
+        """The flat vector as the nested dict that Flax calls the module's pure state.
+
+        Raises
+        ------
+        ValueError
+            If it does not have P entries.
+        """
+        check_numbers("theta", theta, f"({self.num_params},)", (self.num_params,))
         layers, at = {}, 0
         for i, (a, b) in enumerate(self.layer_sizes):
             layers[i] = {
@@ -207,6 +234,7 @@ class Model:
 
     def apply_params(self, params: dict, X: Inputs) -> Float[Array, "N O"]:
         """`apply` with the parameters as `unflatten` gives them, a leaf per group."""
+        self._check_inputs(X)
         with jax.default_matmul_precision("highest"):
             return self._module(params)(jnp.asarray(X))
 
@@ -214,17 +242,22 @@ class Model:
         """The predictive quantity at X: probabilities, or the function itself."""
         return LIKELIHOODS[self.likelihood].predict(self.apply(theta, X))
 
+    def _check_inputs(self, X: Any) -> None:
+        check_numbers("X", X, f"(N, {self.in_features})", (None, self.in_features))
+
     def features(self, theta: Theta, X: Inputs) -> Float[Array, "N F"]:
         """Phi with outputs = Phi V for the read-out V (F, O), the last F O entries of theta.
 
         F is the width (or D at depth 0) and 1 for the bias.
         """
+        self._check_inputs(X)
         with jax.default_matmul_precision("highest"):
             hidden = self._module(self.unflatten(theta)).hidden(jnp.asarray(X))
         return jnp.concatenate([hidden, jnp.ones((len(X), 1), hidden.dtype)], axis=1)
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
         """One draw of theta from N(0, sigma_l^2)."""
+        check_key("key", key)
         sd = jnp.asarray(self.param_prior_sd(prior_sd), jnp.result_type(float))
         return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
 
@@ -234,10 +267,30 @@ class Model:
         That is N(0, 1) under `ntk`, where the forward pass divides by sqrt(fan_in), and
         N(0, 1/fan_in) otherwise (LeCun et al. 1998).
         """
+        check_key("key", key)
         ntk = self.parameterisation == "ntk"
         sds = [s for a, _ in self.layer_sizes for s in (1.0 if ntk else 1 / math.sqrt(a), 0.0)]
         sd = jnp.asarray(np.repeat(sds, self.group_sizes), jnp.result_type(float))
         return sd * jax.random.normal(key, (self.num_params,), sd.dtype)
+
+
+def check_inputs(
+    problems: Sequence[Problem], model: Model, keys: Sequence[PRNGKeyArray] | None = None
+) -> None:
+    """Refuse anything but problems, a model and (if there are keys) a key for each problem.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+    """
+    for problem in problems:
+        check_kind("problem", problem, Problem, "make_problem")
+    check_kind("model", model, Model, "make_model")
+    if keys is not None and len(problems) == len(keys) == 1:
+        check_key("key", keys[0])
+    elif keys is not None:
+        check_keys("keys", keys, len(problems))
 
 
 def make_model(
@@ -255,7 +308,10 @@ def make_model(
     ValueError
         For a width below 1, a negative depth, or an unknown activation or parameterisation (with
         near matches).
+    TypeError
+        For anything but a problem.
     """
+    check_kind("problem", problem, Problem, "make_problem")
     return Model(
         in_features=problem.num_features,
         out_features=problem.num_outputs,

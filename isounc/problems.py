@@ -38,6 +38,8 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.sources import SOURCES
 
 NUM_TRAIN = 100
+MOST_ROWS = 10**6
+"""Most rows that a built-in problem draws, of data and of each region."""
 GRID_RANGE, FAR_RANGE = 1.5, 3.0
 _MAX_REDRAWS = 1000
 
@@ -206,8 +208,8 @@ class Problem:
             regions, targets = {"train": X}, {"train": y} if targets is None else targets
         return cls(
             name, likelihood, X, y, num_classes, _check_arrays("regions", regions, ndim=2),
-            noise_sd, _check_arrays("targets", targets or {}, ndim=1),
-            _check_arrays("p_true", p_true or {}, ndim=2),
+            noise_sd, _check_arrays("targets", {} if targets is None else targets, ndim=1),
+            _check_arrays("p_true", {} if p_true is None else p_true, ndim=2),
         )  # fmt: skip
 
     @property
@@ -303,11 +305,11 @@ def make_problem(
     """
     check_choice("problem", name, PROBLEMS)
     if n is not None:
-        check_count("n", n, 2)
-    check_count("seed", seed, 0)
-    check_count("num_test", num_test, 1)
-    check_count("num_far", num_far, 1)
-    check_count("grid_size", grid_size, 2)
+        check_count("n", n, 2, MOST_ROWS)
+    check_count("seed", seed, 0, 2**63 - 1)
+    check_count("num_test", num_test, 1, MOST_ROWS)
+    check_count("num_far", num_far, 1, MOST_ROWS)
+    check_count("grid_size", grid_size, 2, math.isqrt(MOST_ROWS))
     return PROBLEMS[name](
         n=n, seed=int(seed), label_noise=check_real("label_noise", label_noise),
         num_test=num_test, num_far=num_far, grid_size=grid_size,

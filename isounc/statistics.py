@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from isounc.checks import check_choice
+from isounc.checks import check_choice, check_unmasked, real_array
 
 IntervalKind = Literal["correlation", "mean", "log"]
 
@@ -167,18 +167,21 @@ def interval_over_seeds(
     small sample.
     """
     check_choice("kind", kind, ("correlation", "mean", "log"))
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (for example 0.95), got {level!r}")
-    values = [float(value) for value in values]
-    for value in values:
+    _check_level(level)
+    try:
+        array = values if isinstance(values, np.ndarray) else list(values)
+    except TypeError as error:
+        raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}") from error
+    numbers: list[float] = _vector("values", array).tolist()
+    for value in numbers:
         if not _fits_kind(value, kind):
             wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
             raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}, got {value!r}")
-    if not values:
+    if not numbers:
         return Interval(None, None, None, 0)
-    smallest, largest, n = min(values), max(values), len(values)
+    smallest, largest, n = min(numbers), max(numbers), len(numbers)
     if n == 1:
-        return Interval(values[0], None, None, 1)
+        return Interval(numbers[0], None, None, 1)
     if smallest == largest:
         return Interval(smallest, smallest, smallest, n)
 
@@ -187,7 +190,7 @@ def interval_over_seeds(
         "mean": (float, float),
         "log": (math.log, _exp),
     }[kind]
-    z = [transform(value) for value in values]
+    z = [transform(value) for value in numbers]
     # fsum rounds once, so the order of the seeds cannot change a digit.
     centre = math.fsum(z) / n
     sd = math.sqrt(math.fsum((value - centre) ** 2 for value in z) / (n - 1))
@@ -228,17 +231,25 @@ def trend(
         If widths are not positive or all the same, a seed has another number of values, or a value
         is not finite.
     """
-    if not all(width > 0 for width in widths) or len(set(widths)) < 2:
+    _check_level(level)
+    x = _vector("widths", widths)
+    if not (np.isfinite(x) & (x > 0)).all() or len(set(x)) < 2:
         raise ValueError(f"widths must be positive, at least two different, got {list(widths)}")
-    x = [math.log2(width) for width in widths]
+    x = np.log2(x).tolist()
     named = isinstance(values_by_seed, Mapping)
+    if not (named or isinstance(values_by_seed, Sequence) or np.ndim(values_by_seed) == 2):
+        raise TypeError(f"values_by_seed must hold sequences, got {values_by_seed!r:.60}")
     slopes = []
     for seed, values in values_by_seed.items() if named else enumerate(values_by_seed):
         name = f"values_by_seed[{seed!r}]"
-        if len(values) != len(x):
+        if not isinstance(values, Sequence | np.ndarray) or len(values) != len(x):
             raise ValueError(f"{name} must have a value for each of {len(x)} widths, got {values}")
-        pairs = [(a, float(r)) for a, r in zip(x, values, strict=True) if r is not None]
-        if not all(math.isfinite(r) for _, r in pairs):
+        check_unmasked(name, values)
+        given = [(a, r) for a, r in zip(x, values, strict=True) if r is not None]
+        pairs = [
+            (a, float(r)) for a, r in given if isinstance(r, int | float | np.integer | np.floating)
+        ]
+        if len(pairs) < len(given) or not all(math.isfinite(r) for _, r in pairs):
             raise ValueError(f"{name} must be finite, or None where undefined, got {values}")
         if len({a for a, _ in pairs}) < 2:
             continue
@@ -265,18 +276,25 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
     # SciPy corrects false discovery rates alone, and statsmodels is no dependency.
-    p = np.asarray(p_values, float)
+    p = _vector("p_values", p_values)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values must lie in [0, 1], got {p[~((p >= 0) & (p <= 1))][0]:g}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
 
 
+def _check_level(level: Any) -> None:
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1 (for example 0.95), got {level!r}")
+
+
 def _vector(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
+    array = real_array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), got {array.shape}")
-    return array
+    return array.astype(np.float64)
 
 
 def _check_length(name: str, array: np.ndarray, other: str, like: np.ndarray) -> None:

@@ -227,10 +227,10 @@ def test_make_model_of_a_users_problem():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"width": 0}, ["width", "at least 1", "0"]),
+        ({"width": 0}, ["width", "from 1 to", "0"]),
         ({"width": -3}, ["width", "-3"]),
         ({"width": 2.5}, ["width", "2.5"]),
-        ({"depth": -1}, ["depth", "at least 0", "-1"]),
+        ({"depth": -1}, ["depth", "from 0 to 1000", "-1"]),
         ({"activation": "tahn"}, ["activation", "'tahn'", "did you mean 'tanh'"]),
         ({"activation": "sine"}, ["activation", "tanh, relu, gelu, silu"]),
         ({"activation": np.tanh}, ["activation"]),

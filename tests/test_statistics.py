@@ -329,7 +329,7 @@ def test_calibration_error_of_calibrated_and_of_overconfident_predictions(num_cl
 
 
 def test_calibration_error_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="num_bins must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="num_bins must be an integer from 1 to 1000000"):
         expected_calibration_error(np.array([[0.5]]), np.array([0]), num_bins=0)
     with pytest.raises(ValueError, match="y must hold labels"):
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))

@@ -89,7 +89,10 @@ def bind(model: Any, params: Any = None, kwargs: Mapping[str, Any] | None = None
     ValueError
         For an NNX module in training mode (dropout or batch statistics).
     """
-    pairs = tuple(sorted((kwargs or {}).items()))
+    kwargs = {} if kwargs is None else kwargs
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise TypeError(f"kwargs must map names to constants, got {kwargs!r:.80}")
+    pairs = tuple(sorted(kwargs.items()))
     try:
         hash(pairs)
     except TypeError as error:
@@ -233,6 +236,12 @@ def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
         raise ValueError(
             f"model must be in evaluation mode; {kind} on. Give the argument that switches it off, "
             "such as kwargs={'train': False} or kwargs={'deterministic': True}"
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        message = str(error).partition("\n")[0]
+        raise TypeError(
+            "model must take params, x and kwargs as they were given; called at one input it "
+            f"raised {type(error).__name__}: {message}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise TypeError(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from isounc import densities
-from isounc.checks import check_array, check_choice, check_count, check_real
+from isounc.checks import check_array, check_choice, check_count, check_kind, check_real
 from isounc.covariance import Diagonal
 from isounc.estimates.estimators import (
     ESTIMATORS,
@@ -193,9 +193,16 @@ def posterior_averaged(
     """
     if isinstance(draws, PointEstimate):
         draws = [draws]
-    if isinstance(draws, Sequence):
+    if isinstance(draws, list | tuple) and draws and isinstance(draws[0], PointEstimate):
+        for point in draws:
+            check_kind("draws", point, PointEstimate)
         draws = np.stack([point.theta for point in draws]).astype(jnp.result_type(float))
-    draws, X = jnp.asarray(draws), jnp.asarray(X)
+    check_kind("model", model, Model, "make_model")
+    dtype = jnp.result_type(float)
+    draws = jnp.asarray(check_array("draws", draws, ndim=2), dtype)
+    X = jnp.asarray(check_array("X", X, ndim=2), dtype)
+    noise_sd = check_real("noise_sd", noise_sd, positive=True)
+    check_count("batch_size", batch_size, 1)
     if draws.ndim != 2 or draws.shape[1] != model.num_params:
         raise ValueError(f"draws must have shape (S, {model.num_params}), got {draws.shape}")
     noise = jnp.asarray(noise_sd, jnp.result_type(draws, X))
@@ -243,6 +250,7 @@ def check_points(
     ValueError
         Unless they are finite and of the model's shapes.
     """
+    check_kind("model", model, Model, "make_model")
     dtype = jnp.result_type(float)
     points = jnp.asarray(check_array("X", X, ndim=2), dtype)
     if points.shape[1] != model.in_features or points.shape[0] == 0:
@@ -314,6 +322,7 @@ def estimate(
     points, theta = check_points(model, X, theta)
     dtype = points.dtype
     if problem is not None:
+        check_kind("problem", problem, Problem, "make_problem")
         expected = (model.likelihood, model.in_features, model.out_features)
         given = (problem.likelihood, problem.num_features, problem.num_outputs)
         if given != expected:
@@ -332,8 +341,10 @@ def estimate(
         data=data,
         prior_sd=prior,
         layer_sd=layer_rms(model, theta) if prior is None else prior,
-        draws=None if draws is None else jnp.asarray(draws, dtype),
-        hessian=None if hessian is None else jnp.asarray(hessian, dtype),
+        draws=None if draws is None else jnp.asarray(check_array("draws", draws, ndim=2), dtype),
+        hessian=None
+        if hessian is None
+        else jnp.asarray(check_array("hessian", hessian, ndim=2), dtype),
     )
     if evidence.hessian is not None and evidence.hessian.shape != (theta.size, theta.size):
         raise ValueError(

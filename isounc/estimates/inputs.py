@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from isounc.checks import check_unmasked, real_array
 from isounc.padding import bucket
 
 
@@ -49,8 +50,10 @@ def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
     if tokens and isinstance(x, list):
         return list(_ragged(x, batch_size))
     # Lists of numbers are one array, any other container is a pytree of them.
-    x = np.asarray(x) if isinstance(x, list) else x
+    x = real_array("x", x) if isinstance(x, list) else x
     leaves = jax.tree.leaves(x)
+    for leaf in leaves:
+        check_unmasked("x", leaf)
     sizes = {np.shape(a)[0] if np.ndim(a) else 0 for a in leaves}
     if len(sizes) != 1 or 0 in sizes:
         shapes = ", ".join(str(np.shape(a)) for a in leaves) or "nothing"
@@ -93,6 +96,8 @@ def check_token_ids(x: Any, num_tokens: int) -> None:
 
 def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
     """Batches of sequences of token ids, padded on the right to a few lengths."""
+    for ids in x:
+        check_unmasked("x", ids)
     sequences = [np.asarray(ids) for ids in x]
     for i, ids in enumerate(sequences):
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from isounc.checks import check_choice, check_count, check_real
+from isounc.checks import check_choice, check_count, check_real, real_array
 from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
 from isounc.estimates.estimate import check_finite, check_points, estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
@@ -291,7 +291,7 @@ def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndar
         raise ValueError(f"target must be left out for {task}, got {target!r:.80}")
     if target is None or (isinstance(target, str) and target == "predicted"):
         return np.full(num_rows, -1)
-    numbers = np.asarray(target)
+    numbers = real_array("target", target)
     if numbers.shape != (num_rows,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
         raise ValueError(
             f"target must be 'predicted' or {num_rows} non-negative integers, one an example, got "

@@ -25,11 +25,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isounc.checks import check_choice
+from isounc.checks import check_choice, check_path
+from isounc.fields import Unreadable
 from isounc.models import Model
 from isounc.references.export import number, table
 from isounc.references.reference import Reference, from_record
 from isounc.runs import files
+from isounc.untrusted import reading
 
 _INFO = ".info.json"
 
@@ -100,13 +102,11 @@ def load(name: str, folder: str | Path | None = None) -> Reference:
     check_choice("name", name, _names(bank))
     payload = _info(bank, name)
     try:
-        npz = bank.joinpath(f"{name}.npz").read_bytes()
+        npz = _content(bank, f"{name}.npz")
         if hashlib.sha256(npz).hexdigest() != payload.get("sha256"):
             raise files.Damaged(f"the checksum of {name}.npz does not match")
         reference = from_record(name, payload["meta"], files.unpack(npz), payload["sha256"])
-    except KeyError as error:
-        raise _damaged(name, f"it lacks {error}") from error
-    except (files.Damaged, OSError) as error:
+    except (files.Damaged, Unreadable, OSError) as error:
         raise _damaged(name, error) from error
     if not reference.passed:
         warnings.warn(
@@ -196,9 +196,10 @@ def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
 def _bank(folder: str | Path | None) -> Traversable:
     if folder is None:
         return importlib.resources.files("isounc.references").joinpath("data")
-    if not Path(folder).is_dir():
+    bank = check_path("folder", folder)
+    if not bank.is_dir():
         raise ValueError(f"folder must be a folder with references, got {str(folder)!r}")
-    return Path(folder)
+    return bank
 
 
 def _names(bank: Traversable) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def _names(bank: Traversable) -> tuple[str, ...]:
 def _info(bank: Traversable, name: str) -> dict[str, Any]:
     """The content of the info file, decoded and verified."""
     try:
-        payload = files.parse_json(bank.joinpath(name + _INFO).read_bytes(), f"reference {name!r}")
+        payload = files.parse_json(_content(bank, name + _INFO), f"reference {name!r}")
         if payload.get("name") != name or not isinstance(payload.get("meta"), dict):
             raise files.Damaged(f"{name}{_INFO} does not describe it")
         if payload.get("meta_sha256") != files.json_digest(payload["meta"]):
@@ -217,6 +218,15 @@ def _info(bank: Traversable, name: str) -> dict[str, Any]:
     except (files.Damaged, OSError) as error:
         raise _damaged(name, error) from error
     return files.decode(payload)
+
+
+def _content(bank: Traversable, file: str) -> bytes:
+    """Content of a file; of a folder that anybody may have written, within bounds."""
+    path = bank.joinpath(file)
+    content = files.bytes_or_none(path) if isinstance(path, Path) else path.read_bytes()
+    if content is None:
+        raise files.Damaged(f"{file} is missing")
+    return content
 
 
 def _damaged(name: str, error: object) -> ValueError:
@@ -227,6 +237,14 @@ def _damaged(name: str, error: object) -> ValueError:
 
 
 def _entry(name: str, meta: Mapping[str, Any]) -> Entry:
+    try:
+        with reading("it", "an entry of a bank"):
+            return _read_entry(name, meta)
+    except Unreadable as error:
+        raise _damaged(name, error) from error
+
+
+def _read_entry(name: str, meta: Mapping[str, Any]) -> Entry:
     gate = meta["gate"] or {}
     ess = [gate[k] for k in ("ess_bulk_min", "ess_var_min") if gate.get(k) is not None]
     return Entry(

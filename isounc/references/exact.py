@@ -19,7 +19,7 @@ from scipy.special import expit
 
 from isounc.centring import is_off_centre, make_frame
 from isounc.checks import check_count, check_real
-from isounc.models import Model
+from isounc.models import Model, check_inputs
 from isounc.problems import Problem
 from isounc.sampling.moments import Moments
 
@@ -85,9 +85,10 @@ def linear_gaussian(
 
     Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.1.
     """
+    check_inputs([problem], model)
     linear = _linear(problem, model, prior_sd, "gaussian")
     phi, sd = linear.phi, linear.sd
-    check_count("num_draws", num_draws, 1)
+    check_count("num_draws", num_draws, 1, 10**7)
     assert problem.noise_sd is not None
     noise_var = problem.noise_sd**2
     precision = phi.T @ phi / noise_var + np.diag(sd**-2)
@@ -171,14 +172,21 @@ def logistic_by_quadrature(
     Source: Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM Review
     56(3), 2014.
     """
+    check_inputs([problem], model)
     linear = _linear(problem, model, prior_sd, "bernoulli")
     phi, sd = linear.phi, linear.sd
-    check_count("num_draws", num_draws, 1)
+    check_count("num_draws", num_draws, 1, 10**7)
     spacing = check_real("spacing", spacing, positive=True)
     half_width = check_real("half_width", half_width, positive=True)
     if model.num_params > 3:
         raise ValueError(
             f"problem must have at most 2 inputs for quadrature, got {model.in_features}"
+        )
+    nodes = (2 * half_width / spacing + 1) ** model.num_params
+    if nodes > 2e7:
+        raise ValueError(
+            f"spacing and half_width must make at most 2e+07 nodes, got {spacing} and {half_width}, "
+            f"which make {nodes:.2g}"
         )
     if half_width < 2 * spacing:
         raise ValueError(f"half_width must be at least twice spacing ({spacing}), got {half_width}")

@@ -19,6 +19,7 @@ from isounc.references.exact import Exact
 from isounc.references.export import Exports
 from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Moments, Posterior, fixed_locations
+from isounc.untrusted import reading
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Thinning:
     """Fixed locations of each region at which they are kept."""
 
     def __post_init__(self):
-        check_count("draw_bytes", self.draw_bytes, 0)
-        check_count("min_draws", self.min_draws, 1)
-        check_count("max_draws", self.max_draws, self.min_draws)
-        check_count("num_values", self.num_values, 4)
-        check_count("locations_per_region", self.locations_per_region, 1)
+        check_count("draw_bytes", self.draw_bytes, 0, 10**9)
+        check_count("min_draws", self.min_draws, 1, 10**7)
+        check_count("max_draws", self.max_draws, self.min_draws, 10**7)
+        check_count("num_values", self.num_values, 4, 10**7)
+        check_count("locations_per_region", self.locations_per_region, 1, 10**5)
 
     def num_draws(self, num_params: int) -> int:
         """Number of parameter draws that are kept of a model with P parameters."""
@@ -238,7 +239,20 @@ def from_exact(
 def from_record(
     name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], checksum: str = ""
 ) -> Reference:
-    """Undo `Reference.to_record`; KeyError where something is missing."""
+    """Undo `Reference.to_record`.
+
+    Raises
+    ------
+    Unreadable
+        A ValueError, where something is missing or of another kind.
+    """
+    with reading("meta and arrays", "those of Reference.to_record"):
+        return _from_record(name, meta, arrays, checksum)
+
+
+def _from_record(
+    name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], checksum: str
+) -> Reference:
     regions, about = meta["regions"], dict(meta["problem"])
     if about["grid_shape"] is not None:
         about["grid_shape"] = tuple(about["grid_shape"])  # JSON has lists

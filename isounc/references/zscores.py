@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from isounc.checks import check_choice, check_count
+from isounc.checks import check_choice, check_count, real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.moments import Moments
 
@@ -104,6 +104,8 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     ValueError
         For a region that the reference does not have, none at all, or arrays of other shapes.
     """
+    if not isinstance(getattr(reference, "regions", None), Mapping):
+        raise TypeError(f"reference must have regions, got {type(reference).__name__}")
     given = getattr(other, "regions", other)
     if not isinstance(given, Mapping) or not given:
         raise ValueError(
@@ -137,7 +139,7 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
 def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Moments | Diagnostics:
     """Moments of what was given for a region, whose draws `diagnose` summarises."""
     if not isinstance(given, Moments):
-        draws = np.asarray(given)
+        draws = real_array(f"other[{name!r}]", given)
         if draws.ndim != 4:
             raise ValueError(
                 f"other[{name!r}] must be Moments or draws (chains, draws, {shape[0]}, "

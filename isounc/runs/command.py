@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tyro
 
+from isounc.doorway import end
 from isounc.runs.settings import RunSettings
 from isounc.runs.study import Study, run_study
 
@@ -38,19 +38,3 @@ def settings_of(
     return tyro.cli(
         type(default), default=default, description=study.description, args=arguments, prog=program
     )
-
-
-def end(run: Callable[[], bool | None], *, kept: str):
-    """Call `run` and end the process: one line for an error that the user can mend.
-
-    Parameters
-    ----------
-    kept
-        What an interrupted run keeps, in the plural.
-    """
-    try:
-        sys.exit(1 if run() is False else 0)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"Interrupted. Finished {kept} are kept: the same command goes on from here.")

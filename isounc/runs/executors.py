@@ -8,20 +8,22 @@ compiled once in a run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
-import queue
-import threading
-import time
+import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 import jax
 from tqdm import tqdm
 
 from isounc.checks import check_choice
-from isounc.runs import process
+from isounc.runs import worker
 
 
 class Batch(NamedTuple):
@@ -51,12 +53,24 @@ class Event(NamedTuple):
     """Forecast seconds of the work that this event completes."""
 
 
+class Lost(NamedTuple):
+    """A batch without a result: the worker that computed it was ended from outside."""
+
+    batch: Batch
+    """The batch."""
+    reason: str
+    """What is known of the end."""
+
+
 Tell = Callable[[Event], None]
 Work = Callable[[Group, Tell], Any]
 
 
 class Executor(Protocol):
-    """Computes each group by `work(group, tell)` and yields what it returns, in any order."""
+    """Computes each group by `work(group, tell)` and yields what it returns, in any order.
+
+    `Lost` in place of a result is a batch that could not be computed.
+    """
 
     def __call__(
         self, groups: Sequence[Group], work: Work, tell: Tell, workers: int
@@ -70,36 +84,103 @@ def run_serial(groups: Sequence[Group], work: Work, tell: Tell, workers: int) ->
 
 
 def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]:
-    """Compute groups in `workers` fresh processes of this machine, each with a core of its own."""
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    stop = threading.Event()
+    """Compute groups in `workers` fresh processes of this machine, each with a core of its own.
 
-    def listen() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                tell(Event(*events.get(timeout=0.2)))
+    A worker that is killed costs the batch that it was computing, which is yielded as `Lost`.
+    Another one goes on with the rest of its group.
+    """
+    waiting, idle, busy = deque(groups), list[_Worker](), list[_Worker]()
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                busy.append(idle.pop() if idle else _Worker())
+                busy[-1].begin(work, waiting.popleft())
+            connection.wait([w.events for w in busy if not w.events.closed], timeout=0.05)
+            for one in list(busy):
+                is_done = one.future.done()
+                one.hear(tell)  # after the look: of a process that is done there is no more news
+                if not is_done:
+                    continue
+                busy.remove(one)
+                if not isinstance(one.future.exception(), BrokenProcessPool):
+                    idle.append(one)
+                    yield one.future.result()
+                    continue
+                reason = one.why_it_ended()
+                if not one.has_started:
+                    raise ChildProcessError(f"a worker process ended while it started: {reason}")
+                left = one.group[one.num_done :]
+                if len(left) > 1:
+                    waiting.appendleft(left[1:])
+                if left:
+                    yield Lost(left[0], reason)
+    finally:
+        for one in busy:
+            one.kill()
+        for one in idle:
+            one.pool.shutdown(wait=False)
 
-    listener = threading.Thread(target=listen, daemon=True)
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    with _environment_of_children():
-        pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=(events, cache)
-        )
-        with pool:
-            listener.start()
-            pending = {pool.submit(_work_in_child, work, group) for group in groups}
+
+class _Worker:
+    """A process that computes one group after the other.
+
+    It has a pool and a pipe of its own: a pool of several is lost as a whole with one of them, and
+    a worker that is killed with the lock of a shared queue would stop all others.
+    """
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self.events, self._far_end = context.Pipe(duplex=False)
+        config: Any = jax.config
+        given = (self._far_end, config.jax_compilation_cache_dir, config.jax_platforms)
+        with _signals_held_back():
+            self.pool = ProcessPoolExecutor(
+                1, mp_context=context, initializer=worker.start, initargs=given
+            )
+        self.has_started = False
+
+    def begin(self, work: Work, group: Group) -> None:
+        """Give it a group."""
+        self.group, self.num_done = group, 0
+        if self._far_end.closed:
             try:
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for child in list((pool._processes or {}).values()):
-                    child.terminate()
-                raise
-            finally:
-                stop.set()
+                self.future = self.pool.submit(worker.compute, work, group)
+            except BrokenProcessPool as error:  # it was killed while it had nothing to do
+                self.future = Future()
+                self.future.set_exception(error)
+            return
+        with _environment_of_children(), _signals_held_back():
+            self.future = self.pool.submit(worker.compute, work, group)
+            (self._process,) = self.pool._processes.values()
+        self._far_end.close()  # so that its end of the pipe is the only one
+
+    def hear(self, tell: Tell) -> None:
+        """Pass on its news."""
+        with contextlib.suppress(EOFError, OSError):
+            while not self.events.closed and self.events.poll():
+                event = self.events.recv()
+                self.has_started = True
+                if event is not None:
+                    self.num_done += event[2] > 0
+                    tell(Event(*event))
+            return
+        self.events.close()  # the process is gone
+
+    def why_it_ended(self) -> str:
+        """What the system says of a process that ended by itself."""
+        self.pool.shutdown(wait=True)
+        code = self._process.exitcode
+        if code is None or code >= 0:
+            return f"it ended with status {code}"
+        name = signal.Signals(-code).name
+        memory = ", as the system does where memory runs out: try fewer --workers"
+        return f"it was ended by {name}{memory if name == 'SIGKILL' else ''}"
+
+    def kill(self) -> None:
+        """End it at once: its records are whole or absent."""
+        for process in list((self.pool._processes or {}).values()):
+            process.kill()
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 EXECUTORS: dict[str, Executor] = {"serial": run_serial, "processes": run_processes}
@@ -115,6 +196,8 @@ def run_groups(
     ------
     ValueError
         For an unknown executor.
+    ChildProcessError
+        Where workers were killed, once all else is computed; it names the cells that are missing.
     """
     check_choice("executor", executor, EXECUTORS)
     total = sum(batch.seconds for group in groups for batch in group)
@@ -133,9 +216,39 @@ def run_groups(
             bar.update(min(event.done, total - bar.n))  # sums of floats may end a hair above
 
         results = list(EXECUTORS[executor](groups, work, tell, workers))
-        # Events of the last batches may arrive after their results.
-        bar.update(total - bar.n)
+        lost = [result for result in results if isinstance(result, Lost)]
+        if not lost:
+            bar.update(total - bar.n)  # sums of floats may end a hair below
+    if lost:
+        lines = [
+            f"{batch.label} ({', '.join(str(getattr(c, 'name', c)) for c in batch.cells)}): {reason}"
+            for batch, reason in lost
+        ]
+        raise ChildProcessError(
+            "\n  ".join([f"{len(lost)} of {num_batches} batches are missing:", *lines])
+            + "\nAll others are computed and kept; the same command computes what is missing."
+        )
     return results
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let children be born deaf to signals that a whole group of processes gets, as by Ctrl-C.
+
+    Their parent hears them, says so once, and ends its children.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        # It outlives the others, to clean up after them; it ignores two of the signals by itself,
+        # and forgets that they were held back when it starts.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -160,6 +273,7 @@ def _environment_of_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@functools.cache
 def _quick_compilation() -> list[str]:
     """XLA's flags that halve the time of compilation, where this JAX knows them.
 
@@ -175,26 +289,3 @@ def _quick_compilation() -> list[str]:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
             known.append(f"--{name}={str(value).lower()}")
     return known
-
-
-_events: Any = None
-"""In a worker: the queue that its events go to."""
-
-
-def _start_worker(events: Any, cache: str | None) -> None:
-    global _events
-    _events = events
-    process.use_compilation_cache(cache)
-    parent = os.getppid()
-
-    def watch() -> None:
-        # A parent that was killed cannot stop its workers: they notice that their parent changed.
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work_in_child(work: Work, group: Group) -> Any:
-    return work(group, lambda event: _events.put(tuple(event)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +14,8 @@ from matplotlib.figure import Figure
 from isounc.runs.page import FigureFile
 from isounc.runs.style import NothingToDraw, save
 
+LONGEST_STEM = 100
+"""Longest file name of a figure, without ending; file systems end at 255 bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,18 +32,33 @@ class Plot(NamedTuple):
     """Draws it; raises `NothingToDraw` with the reason where the run does not have the data."""
 
 
+def _stem(name: str) -> str:
+    """A file name: that of a figure may hold whatever a record calls a region or a problem."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) and len(name) <= LONGEST_STEM:
+        return name
+    safe = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:LONGEST_STEM]
+    return f"{safe or 'figure'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def draw_plots(plots: Iterable[Plot], folder: Path) -> list[FigureFile]:
     """Draw figures into `folder`; one that cannot be drawn is returned with the reason.
 
     Raises
     ------
+    ValueError
+        If the folder is a link.
     OSError
         If a file cannot be written.
     """
+    if folder.is_symlink():
+        raise ValueError(
+            f"{folder} must be a folder, got a link to {folder.resolve()}, where nothing is written"
+        )
     files = []
     for name, kind, caption, draw in plots:
         try:
-            files.append(FigureFile(name, kind, caption, tuple(save(draw(), folder / name)), ""))
+            paths = tuple(save(draw(), folder / _stem(name)))
+            files.append(FigureFile(name, kind, caption, paths, ""))
         except NothingToDraw as error:
             _log.info("figure %s skipped: %s", name, error)
             files.append(FigureFile(name, kind, caption, (), str(error)))

@@ -11,7 +11,6 @@ with backslashes already, with one more), and comes back unchanged. Tuples come 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -28,10 +27,15 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib import format as npy_format
 
+from isounc import untrusted
+from isounc.fields import Unreadable
+
 if TYPE_CHECKING:
     import pandas  # at run time where it is used: it takes a second to import
 
 FORMAT_VERSION = 1
+MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".npz": 2**36}
+"""Largest files that are read, by ending."""
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 
@@ -108,13 +112,9 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     ValueError
         If it is of a newer format.
     """
-
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is not JSON")
-
     try:
-        payload = json.loads(data.decode(), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        payload = untrusted.parse_json(data, "it")
+    except Unreadable as error:
         raise Damaged(f"not valid JSON: {error}") from error
     version = payload.get("format_version") if isinstance(payload, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -174,29 +174,23 @@ def _plain_array(name: str, value: Any) -> np.ndarray:
 
 def unpack(npz: bytes) -> dict[str, np.ndarray]:
     """Read what `pack` wrote; `Damaged` for anything else, pickled arrays included."""
-    arrays = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(npz)) as archive:
-            for entry in archive.infolist():
-                if not entry.filename.endswith(".npy"):
-                    raise Damaged(f"the archive holds {entry.filename!r}, which is no array")
-                with archive.open(entry) as member:
-                    array = npy_format.read_array(member, allow_pickle=False)
-                arrays[entry.filename.removesuffix(".npy")] = array
-    except Damaged:
-        raise
-    except Exception as error:  # a malformed archive can raise nearly anything; none of it is ours
+        return untrusted.parse_npz(npz, "the archive")
+    except Unreadable as error:
         raise Damaged(f"the arrays cannot be read: {error}") from error
-    return arrays
 
 
 def record_bytes(
-    name: str, meta: Mapping[str, Any], arrays: Mapping[str, Any]
+    name: str, meta: Mapping[str, Any], arrays: Mapping[str, Any], run: str
 ) -> tuple[bytes, bytes]:
-    """Encode a record as an npz and a JSON file, which holds the checksums of both halves."""
+    """Encode a record as an npz and a JSON file, which holds the checksums of both halves.
+
+    `run` is the digest of the settings of the run that it belongs to.
+    """
     encoded, npz = encode(dict(meta), "meta"), pack(arrays)
     payload = {
         "name": name,
+        "run": run,
         "sha256": hashlib.sha256(npz).hexdigest(),
         "meta_sha256": json_digest(encoded),
         "meta": encoded,
@@ -205,14 +199,14 @@ def record_bytes(
 
 
 def record_parts(
-    name: str, npz: bytes | None, described: bytes | None, what: str
+    name: str, npz: bytes | None, described: bytes | None, what: str, run: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Verify and decode what `record_bytes` wrote: the meta and the arrays.
 
     Raises
     ------
     Damaged
-        If a half is missing, or does not agree with the other.
+        If a half is missing, does not agree with the other, or belongs to another run.
     ValueError
         If the record is of a newer format.
     """
@@ -224,6 +218,8 @@ def record_parts(
     meta = payload.get("meta")
     if payload.get("name") != name or not isinstance(meta, dict):
         raise Damaged(f"{name}.json does not describe this record")
+    if payload.get("run", run) != run:  # absent in records of before
+        raise Damaged("it belongs to a run with other settings")
     if payload.get("sha256") != hashlib.sha256(npz).hexdigest():
         raise Damaged(f"the checksum of {name}.npz does not match")
     if payload.get("meta_sha256") != json_digest(meta):
@@ -245,7 +241,14 @@ def table_bytes(
     """
     import pandas as pd
 
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
+    if not isinstance(columns, list | tuple) or not all(isinstance(c, str) for c in columns):
+        raise TypeError(f"columns must be a list of names, got {columns!r:.80}")
+    if not isinstance(rows, pd.DataFrame):
+        rows = list(rows) if isinstance(rows, Iterable) else [rows]
+        if wrong := [row for row in rows if not isinstance(row, Mapping)]:
+            raise TypeError(f"rows must be a DataFrame or mappings, got {wrong[0]!r:.80}")
+        rows = pd.DataFrame(rows, dtype=object)
+    frame = rows
     unknown = [key for key in frame.columns if key not in columns]
     if unknown:
         raise ValueError(f"the columns of {name} must be {', '.join(columns)}, got also {unknown}")
@@ -261,17 +264,10 @@ def table_bytes(
 
 
 def table_frame(data: bytes, text_columns: Iterable[str], *, name: str) -> pandas.DataFrame:
-    """Decode the CSV of `table_bytes`; ValueError if a line and the header differ in length."""
+    """Decode the CSV of `table_bytes`; an `Unreadable` says what is wrong with it."""
     import pandas as pd
 
-    lines = csv.reader(io.StringIO(data.decode(), newline=""))
-    num_columns = len(next(lines, []))
-    for cells in lines:
-        if len(cells) != num_columns:  # pandas would fill a short line up
-            raise ValueError(
-                f"{name}, line {lines.line_num}, must have {num_columns} cells, got {len(cells)}; "
-                "the file was changed after it was written"
-            )
+    untrusted.parse_csv(data, name)  # pandas would fill a short line up
     return pd.read_csv(
         io.BytesIO(data), dtype=dict.fromkeys(text_columns, "string"),
         dtype_backend="numpy_nullable", keep_default_na=False, na_values=[""], low_memory=False,
@@ -325,11 +321,13 @@ def remove_stale(*folders: Path) -> None:
 
 
 def bytes_or_none(path: Path) -> bytes | None:
-    """Content of a file; None if there is none."""
+    """Content of a file; None if there is none, `Damaged` if it is no file, or a huge one."""
     try:
-        return path.read_bytes()
+        return untrusted.read_bytes(path, most=MOST_BYTES.get(path.suffix, 0))
     except FileNotFoundError:
         return None
+    except Unreadable as error:
+        raise Damaged(str(error)) from error
 
 
 def json_bytes(payload: dict[str, Any]) -> bytes:

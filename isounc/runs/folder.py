@@ -5,7 +5,8 @@ A run is a folder::
     settings.json               what was asked for; decides whether a later start may resume it
     info.json                   versions, device, git state, checks; the text columns of tables
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
-    cells/<name>.json           format_version, name, sha256 of the npz, meta_sha256, meta
+    cells/<name>.json           format_version, name, run (digest of its settings), sha256 of the
+                                npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
     results.csv, summary.csv    tables
 
@@ -32,8 +33,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from isounc.checks import check_kind, check_path
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
+from isounc.runs.place import check_place
 
 if TYPE_CHECKING:
     import pandas
@@ -77,6 +80,7 @@ class RunFolder:
         self.settings = settings
         self.writable = writable
         self.study = study
+        self._digest = files.json_digest(files.encode(settings, "settings"))
 
     @classmethod
     def open(
@@ -105,22 +109,11 @@ class RunFolder:
         OSError
             If the folder cannot be written.
         """
-        path = Path(path).expanduser()
+        path = check_place(path)
+        check_kind("settings", settings, Mapping)
         wanted = files.encode(dict(settings), "settings")
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
-        try:
-            with files.explained(f"the run folder {path}"):
-                path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"{path} lies below a file; choose another --out") from error
-        # Before anything is created: a folder that is not ours must be left as it was found.
-        others = [p.name for p in path.iterdir() if not files.is_housekeeping(p)]
-        if others and not (path / "settings.json").exists():
-            raise ValueError(
-                f"{path} is not empty and holds no settings.json, so it is no run folder "
-                f"(found {', '.join(sorted(others)[:3])}); choose another --out"
-            )
+        with files.explained(f"the run folder {path}"):
+            path.mkdir(parents=True, exist_ok=True)
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
                 _, stored = _load_settings(path)
@@ -149,9 +142,11 @@ class RunFolder:
         ValueError
             If the path is no run, or a run of a newer format.
         """
-        path = Path(path).expanduser()
+        path = check_path("path", path)
         if not (path / "settings.json").is_file():
-            raise ValueError(f"{path} is no run folder: it has no settings.json")
+            raise ValueError(f"path must be a run folder, got {path}, which has no settings.json")
+        if writable:
+            check_place(path)
         study, settings = _load_settings(path)
         return cls(path, settings, writable=writable, study=study)
 
@@ -167,8 +162,11 @@ class RunFolder:
             If it cannot be written (a full disk). Records written before are kept.
         """
         self._require_writable()
+        check_kind("record", record, Record)
         _check_name(record.name)
-        contents = dict(zip(self._halves(record.name), files.record_bytes(*record), strict=True))
+        contents = dict(
+            zip(self._halves(record.name), files.record_bytes(*record, self._digest), strict=True)
+        )
         self._refuse_newer(record.name)
         with locked(self.path, create=True):
             files.write_atomic(contents, f"record {record.name!r}")
@@ -286,19 +284,23 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, or a line and the header differ in the number of cells.
+            If there is no such table, it is empty or no text, or a line and the header differ in
+            the number of cells.
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
-            data = (self.path / name).read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} has no {name}: did the run finish?") from None
+            data = files.bytes_or_none(self.path / name)
+        except Damaged as error:
+            raise ValueError(str(error)) from error
+        if data is None:
+            raise ValueError(f"{self.path} has no {name}: did the run finish?")
         noted = self._read_description()["text_columns"].get(name, [])
         return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Merge into `info.json`: top-level keys given here replace those of the same name."""
         self._require_writable()
+        check_kind("info", info, Mapping)
         new = files.encode(dict(info), "info")
         with locked(self.path, create=True):
             described = files.encode(self._read_description(), "info.json")
@@ -314,15 +316,15 @@ class RunFolder:
         """Content of `info.json`: what `write_info` gathered, and text columns by table."""
         described = {"info": {}, "text_columns": {}}
         try:
-            content = (self.path / "info.json").read_bytes()
+            content = files.bytes_or_none(self.path / "info.json")
+            if content is None:
+                return described
             payload = files.parse_json(content, f"{self.path / 'info.json'}")
             for key in described:
                 stored = payload.get(key, {})
                 if not isinstance(stored, dict):
                     raise Damaged(f"its {key} is no object")
                 described[key] |= files.decode(stored)
-        except FileNotFoundError:
-            pass
         except Damaged:
             message = f"info.json of {self.path} is damaged; going on without what it said"
             warnings.warn(message, DamagedRecordWarning, stacklevel=3)
@@ -343,15 +345,16 @@ class RunFolder:
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
     def _refuse_newer(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, Damaged):
-            files.parse_json(self._halves(name)[1].read_bytes(), f"record {name!r} of {self.path}")
+        with contextlib.suppress(Damaged):
+            if (described := files.bytes_or_none(self._halves(name)[1])) is not None:
+                files.parse_json(described, f"record {name!r} of {self.path}")
 
     def _read_verified(self, name: str) -> Record | None:
         npz, described = (files.bytes_or_none(half) for half in self._halves(name))
         if npz is None and described is None:
             return None
         what = f"record {name!r} of {self.path}"
-        return Record(name, *files.record_parts(name, npz, described, what))
+        return Record(name, *files.record_parts(name, npz, described, what, self._digest))
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"
@@ -368,7 +371,10 @@ def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
     """The name of the study (empty for a run that does not say), and the settings."""
     file = path / "settings.json"
     try:
-        payload = files.parse_json(file.read_bytes(), str(file))
+        content = files.bytes_or_none(file)
+        if content is None:
+            raise Damaged("it is a link to nowhere")
+        payload = files.parse_json(content, str(file))
         if not isinstance(payload.get("settings"), dict):
             raise Damaged("it has no settings")
     except Damaged as error:

@@ -6,6 +6,7 @@ which the docstring below the field is the help text.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -17,8 +18,13 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from isounc.checks import check_choice, check_count
+from isounc.fields import shortened
 from isounc.runs.executors import EXECUTORS
 
+MOST_CELLS = 100_000
+"""Most cells of a run; a grid of more is a slip, and would fill the memory before it begins."""
+MOST_SEED = 2**32 - 1
+"""Largest seed; JAX, in 32 bits, would give larger ones the keys of smaller ones."""
 MOST_WORKERS = 8
 """Most worker processes that `workers=0` starts."""
 
@@ -58,16 +64,52 @@ def check_run_settings(settings: RunSettings) -> None:
     Raises
     ------
     ValueError
-        For an unknown executor or a negative number of workers.
+        For an unknown executor, or a number of workers that cannot be.
     """
     check_choice("executor", settings.executor, ("auto", *EXECUTORS))
-    check_count("workers", settings.workers, 0)
+    check_count("workers", settings.workers, 0, 1024)
+
+
+def check_cells(count: int, what: str) -> None:
+    """Refuse a plan of more than `MOST_CELLS` cells, before it is made.
+
+    Parameters
+    ----------
+    count
+        Number of cells.
+    what
+        Settings that it is the product of.
+    """
+    if count > MOST_CELLS:
+        raise ValueError(f"{what} must make at most {MOST_CELLS} cells, got {count}")
 
 
 def use_device(device: str) -> None:
-    """Let JAX compute on `device`; `auto` leaves the choice to JAX."""
-    if device != "auto":
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    """Let JAX compute on `device`; `auto` leaves the choice to JAX.
+
+    Raises
+    ------
+    ValueError
+        If the machine has no such device, or JAX computes on another one already.
+    """
+    if device == "auto":
+        return
+    before = jax.config.jax_platforms  # pyright: ignore
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX knows no such platform
+        jax.config.update("jax_platforms", before)
+        says = str(error).partition("\n")[0] or "there is none"
+        raise ValueError(
+            f"device must be one that JAX finds on this machine, got {device!r} (JAX says: {says}); "
+            "give --device cpu, or install the extra cuda or tpu"
+        ) from error
+    if found != device:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(
+            f"device must be {found!r}, on which this process computes already, got {device!r}"
+        )
 
 
 def executor_and_workers(settings: RunSettings, preferred: str, num_groups: int) -> tuple[str, int]:
@@ -98,26 +140,62 @@ def restored_settings(default: S, stored: Mapping[str, Any]) -> S:
     """The settings that a run folder stored, with the rest as in `default`.
 
     Names that this version does not have are left out, so that older runs can be read.
+
+    Raises
+    ------
+    ValueError
+        If a value is not of the kind of its setting.
     """
-    return _restored(default, stored)
+    return _restored(default, stored, "the run's settings")
 
 
-def _restored(default: Any, stored: Mapping[str, Any]) -> Any:
+def _restored(default: Any, stored: Any, where: str) -> Any:
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {shortened(stored)}")
     kinds = typing.get_type_hints(type(default))
-    values = {}
-    for field in dataclasses.fields(default):
-        if field.name not in stored:
-            continue
-        value, before = stored[field.name], getattr(default, field.name)
-        if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
-            value = _restored(before, value)
-        elif _is_tuple(kinds[field.name]) and isinstance(value, list):
-            value = tuple(value)
-        values[field.name] = value
+    names = [field.name for field in dataclasses.fields(default) if field.name in stored]
+    values = {
+        name: _value(stored[name], kinds[name], getattr(default, name), f"{name} of {where}")
+        for name in names
+    }
     return dataclasses.replace(default, **values)
 
 
-def _is_tuple(kind: Any) -> bool:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return any(map(_is_tuple, typing.get_args(kind)))
-    return (typing.get_origin(kind) or kind) is tuple
+def _value(value: Any, kind: Any, before: Any, place: str) -> Any:
+    """What JSON kept of a setting, as its annotation says; `before` is its default."""
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for part in parts:
+            with contextlib.suppress(ValueError):
+                return _value(value, part, before, place)
+        raise ValueError(f"{place} must be one of its kinds, got {shortened(value)}")
+    if origin is typing.Literal:
+        right, good = " or ".join(map(str, parts)), value in parts
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            of_all = len(parts) == 2 and parts[1] is Ellipsis
+            pairs = zip(value, [parts[0]] * len(value) if of_all else parts, strict=False)
+            return tuple(
+                _value(item, part, None, f"item {i} of {place}")
+                for i, (item, part) in enumerate(pairs)
+            )
+        right, good = "a list", False
+    elif dataclasses.is_dataclass(origin):
+        return _restored(before, value, place)
+    elif origin in _WORDS:
+        right, types_of = _WORDS[origin]
+        good = isinstance(value, types_of) and isinstance(value, bool) == (origin is bool)
+    else:
+        return value
+    if not good:
+        raise ValueError(f"{place} must be {right}, got {shortened(value)}")
+    return value
+
+
+_WORDS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", bool),
+    int: ("an integer", int),
+    float: ("a number", int | float),
+    str: ("text", str),
+    types.NoneType: ("left out", types.NoneType),
+}

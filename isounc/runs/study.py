@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
 from isounc.runs.executors import Batch, Group, run_groups
-from isounc.runs.figures import Plot, draw_plots
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, write_page
+from isounc.runs.place import check_place
 from isounc.runs.provenance import provenance
 from isounc.runs.settings import (
     S,
@@ -29,6 +29,9 @@ from isounc.runs.settings import (
     use_device,
 )
 from isounc.runs.tables import environment_section
+
+if TYPE_CHECKING:
+    from isounc.runs.figures import Plot
 
 COMPILE_SECONDS = 14.0
 """Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
@@ -119,6 +122,8 @@ def run_study(study: Study[S], settings: S) -> bool:
         If the run folder cannot be written; records that are there are kept.
     """
     check_run_settings(settings)
+    out = settings.out or f"runs/{study.name}-{settings.preset}"
+    check_place(out)  # before a plan, which may read much, and before anything is computed
     study.check(settings)
     process.use_compilation_cache(settings.cache)
     use_device(settings.device)
@@ -129,7 +134,6 @@ def run_study(study: Study[S], settings: S) -> bool:
         return True
 
     started = time.perf_counter()
-    out = settings.out or f"runs/{study.name}-{settings.preset}"
     stored = stored_settings(settings, (*study.views, *study.growing))
     folder = RunFolder.open(out, stored, study=study.name)
     study.prepare(settings, folder)
@@ -202,6 +206,8 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
 
 
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
+    from isounc.runs.figures import draw_plots  # here, because matplotlib takes a second to import
+
     report = study.report(folder, settings)
     for name, table in report.tables.items():
         folder.write_table(name, table.rows, table.columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, LogFormatter
 
 from isounc.runs import files
 
@@ -42,6 +45,9 @@ SPARE = (("#332288", "<"), ("#999933", ">"), ("#AA4499", "d"), ("#117733", "H"))
 """Colours and markers for what is not built in."""
 
 DPI = 150
+LONGEST_LINE = 200
+"""Longest line of a text in a figure; of longer ones the beginning and the end are drawn."""
+_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so figures look alike everywhere
     "font.size": 9,
@@ -101,6 +107,42 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) ->
     )  # fmt: skip
 
 
+def _take_texts_as_they_are(figure: Figure) -> None:
+    """Draw names from records as they are: dollars begin no formula, no name is longer than a page.
+
+    Numbers on logarithmic axes are formulas of matplotlib's own.
+    """
+    formulas = {
+        id(text)
+        for ax in figure.axes
+        for axis in (ax.xaxis, ax.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for text in axis.findobj(Text)
+        if text is not axis.label
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in formulas:
+            assert isinstance(text, Text)
+            text.set_parse_math(False)
+            text.set_text(_drawable(text.get_text()))
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter | FuncFormatter):  # texts that were given
+                axis.set_major_formatter(_as_it_is(formatter))
+
+
+def _as_it_is(formatter: Formatter) -> FuncFormatter:
+    return FuncFormatter(lambda value, position: _drawable(formatter(value, position)))
+
+
+def _drawable(text: str) -> str:
+    """The text without what no font has, and with the middle left out of long lines."""
+    lines = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text).split("\n")
+    middle = LONGEST_LINE // 2
+    return "\n".join(x if len(x) <= LONGEST_LINE else f"{x[:middle]}…{x[-20:]}" for x in lines)
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as `stem`.png and `stem`.svg, each whole or not at all.
 
@@ -115,6 +157,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         If they cannot be written.
     """
     png, svg = io.BytesIO(), io.BytesIO()
+    _take_texts_as_they_are(figure)
     with styled():
         # `Figure.savefig` would draw each format twice; drawing is what takes the time here.
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation import metric_estimators
-from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from isounc.sampling.integrator import Metric
+from isounc.sampling.integrator import Metric, blackjax
 from isounc.sampling.settings import SamplerSettings
 
 FIRST_STEP = 0.1
@@ -33,8 +31,8 @@ class Tuning(NamedTuple):
     """Mean integration time of a transition."""
     metric: Metric
     """M^-1."""
-    averaging: DualAveragingAdaptationState
-    """Dual averaging of the step size."""
+    averaging: Any
+    """Dual averaging of the step size, as BlackJAX holds it."""
     count: Float[Array, ""]
     """Draws in the moments of this window."""
     mean: Float[Array, " P"]
@@ -50,7 +48,7 @@ def start_tuning(
 ) -> Tuning:
     """The tuning before warm-up: identity metric; `extra` as the sampler begins it."""
     unit, zeros = jnp.ones((), dtype), jnp.zeros(num_params, dtype)
-    rank = settings.metric_rank if settings.metric == "low_rank" else 0
+    rank = min(settings.metric_rank, num_params) if settings.metric == "low_rank" else 0
     metric = Metric(
         jnp.ones(num_params, dtype), jnp.zeros((num_params, rank), dtype), jnp.ones(rank, dtype)
     )
@@ -69,7 +67,7 @@ def start_tuning(
 
 def averaging(settings: SamplerSettings) -> tuple[Callable, Callable, Callable]:
     """Init, update and final of BlackJAX's dual averaging of the step size."""
-    return dual_averaging_adaptation(settings.target_acceptance)
+    return blackjax("adaptation.step_size").dual_averaging_adaptation(settings.target_acceptance)
 
 
 def strongly_typed(tree: Any, dtype: DTypeLike) -> Any:
@@ -119,8 +117,8 @@ def end_window(
         metric = metric._replace(sd=jnp.sqrt(variance))
     elif settings.metric == "low_rank":
         assert draws is not None and gradients is not None
-        low_rank = metric_estimators.fisher_score_low_rank(
-            draws, gradients - draws, max_rank=settings.metric_rank
+        low_rank = blackjax("adaptation.metric_estimators").fisher_score_low_rank(
+            draws, gradients - draws, max_rank=min(settings.metric_rank, draws.shape[1])
         )
         metric = strongly_typed(Metric(low_rank.sigma, low_rank.U, low_rank.lam), draws.dtype)
     init, _, final = averaging(settings)

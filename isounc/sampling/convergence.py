@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 from scipy.special import ndtri
 
+from isounc.checks import real_array
 from isounc.sampling.tails import pareto_khat
 
 TAIL_PROBABILITIES = (0.05, 0.95)
@@ -83,7 +84,7 @@ def diagnose(values: Float[ArrayLike, "K S *Q"]) -> Diagnostics:
     ValueError
         For anything but (chains, draws, ...), fewer than 2 chains or 4 draws, or no location.
     """
-    draws = np.asarray(values)
+    draws = real_array("values", values)
     if draws.ndim < 2 or draws.shape[0] < 2 or draws.shape[1] < 4 or draws.size == 0:
         raise ValueError(
             "values must be (chains, draws, locations...) with 2 chains, 4 draws and 1 location or "

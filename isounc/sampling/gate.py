@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from isounc.checks import check_count, check_kind, real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.settings import GateSettings
 from isounc.sampling.tails import khat_bound
@@ -99,7 +100,7 @@ def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
     ValueError
         For anything but (chains, draws) with 2 draws or more.
     """
-    energies = np.asarray(energy, dtype=np.float64)
+    energies = real_array("energy", energy).astype(np.float64)
     if energies.ndim != 2 or energies.shape[0] < 1 or energies.shape[1] < 2:
         raise ValueError(
             f"energy must be (chains, draws) with 2 draws or more, got shape {energies.shape}"
@@ -139,8 +140,8 @@ def batch_means_se(
     ValueError
         For arrays of different shapes, or fewer than 2 batches.
     """
-    a = np.asarray(batch_means, dtype=np.float64)
-    b = np.asarray(batch_square_means, dtype=np.float64)
+    a = real_array("batch_means", batch_means).astype(np.float64)
+    b = real_array("batch_square_means", batch_square_means).astype(np.float64)
     if a.shape != b.shape or a.ndim < 2 or a.shape[0] * a.shape[1] < 2:
         raise ValueError(
             "batch_means and batch_square_means must both be (chains, batches, locations...) with "
@@ -150,7 +151,7 @@ def batch_means_se(
     m = a.mean(axis=(0, 1))
     about_mean = b - 2 * m * a + m**2
     return BatchMoments(
-        mean=np.asarray(shift, dtype=np.float64) + m,
+        mean=real_array("shift", shift).astype(np.float64) + m,
         mean_se=a.std(axis=(0, 1), ddof=1) / root_n,
         var=np.maximum(about_mean.mean(axis=(0, 1)), 0.0),
         var_se=about_mean.std(axis=(0, 1), ddof=1) / root_n,
@@ -193,11 +194,10 @@ def gate(
         refuses.
     """
     bounds = GateSettings() if settings is None else settings
-    if num_transitions < 1:
-        raise ValueError(f"num_transitions must be 1 or more, got {num_transitions}")
+    check_kind("settings", bounds, GateSettings)
+    check_count("num_transitions", num_transitions, 1)
     for name, count in (("num_divergent", num_divergent), ("num_saturated", num_saturated)):
-        if not 0 <= count <= num_transitions:
-            raise ValueError(f"{name} must be between 0 and {num_transitions}, got {count}")
+        check_count(name, count, 0, num_transitions)
     diagnostics = values if isinstance(values, Diagnostics) else diagnose(values)
     bfmi = np.empty(0) if energy is None else ebfmi(energy)
     if energy is not None and len(bfmi) != len(diagnostics.frozen):

@@ -11,17 +11,24 @@ parameters it would drown in float32.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.mcmc import metrics
-from blackjax.mcmc.integrators import IntegratorState
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 Remainder = Callable[[Float[Array, " P"]], Float[Array, ""]]
 """r(x): log density minus log N(x; 0, I), up to a constant."""
+
+
+def blackjax(module: str) -> Any:
+    """A module of BlackJAX, imported late: importing it computes, and so starts the device."""
+    with (
+        jax.ensure_compile_time_eval()
+    ):  # else what it computes belongs to the trace that is going on
+        return importlib.import_module(f"blackjax.{module}")
 
 
 class Metric(NamedTuple):
@@ -66,7 +73,7 @@ class Metric(NamedTuple):
 
 def splitting(
     remainder: Remainder, metric: Metric
-) -> Callable[[IntegratorState, Float[Array, ""] | float], IntegratorState]:
+) -> Callable[[Any, Float[Array, ""] | float], Any]:
     """Kick, rotation, kick, as BlackJAX calls an integrator.
 
     Two places of BlackJAX's state hold something else: that of the log density minus the energy
@@ -79,9 +86,10 @@ def splitting(
         """Minus the gradient of |x|^2 / 2 - x^T M x / 2 - r."""
         return gradient - (x - metric.mass(x))
 
-    def step(state: IntegratorState, step_size: Float[Array, ""] | float) -> IntegratorState:
-        # Arrays, where BlackJAX allows any tree.
-        x, p, minus_error, (gradient, r) = cast("tuple[jax.Array, jax.Array, Any, Any]", state)
+    state_of: Any = blackjax("mcmc.integrators").IntegratorState
+
+    def step(state: Any, step_size: Float[Array, ""] | float) -> Any:
+        x, p, minus_error, (gradient, r) = state
         kick = 0.5 * step_size * force(x, gradient)
         first = 0.5 * kick @ metric.velocity(2 * p + kick)
         p = p + kick
@@ -93,12 +101,12 @@ def splitting(
         second = 0.5 * kick @ metric.velocity(2 * p + kick)
         total = x + y
         error = first + second + 0.5 * (y - x) @ (total - metric.mass(total)) - (s - r)
-        return IntegratorState(y, p + kick, minus_error - error, (gradient, s))
+        return state_of(y, p + kick, minus_error - error, (gradient, s))
 
     return step
 
 
-def euclidean(metric: Metric) -> metrics.Metric:
+def euclidean(metric: Metric) -> Any:
     """BlackJAX's view of a metric, without kinetic energy: `splitting` has it in its error."""
 
     def kinetic_energy(momentum, position=None):
@@ -107,6 +115,4 @@ def euclidean(metric: Metric) -> metrics.Metric:
     def scale(position, element, *, inv, trans):
         raise NotImplementedError
 
-    # BlackJAX's annotations allow any tree.
-    blackjax_metric: Any = metrics.Metric
-    return blackjax_metric(metric.momentum, kinetic_energy, metric.turning, scale)
+    return blackjax("mcmc.metrics").Metric(metric.momentum, kinetic_energy, metric.turning, scale)

@@ -14,14 +14,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
-from blackjax.adaptation import chees_adaptation
-from blackjax.mcmc import adjusted_mclmc_dynamic, hmc, nuts
-from blackjax.mcmc.dynamic_hmc import DynamicHMCState
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from isounc.sampling.adaptation import FIRST_STEP, MAX_STEP, Tuning, averaging, strongly_typed
-from isounc.sampling.integrator import Metric, Remainder, euclidean, splitting
+from isounc.sampling.integrator import Metric, Remainder, blackjax, euclidean, splitting
 from isounc.sampling.settings import SamplerSettings
 
 CHEES_LEARNING_RATE = 0.025
@@ -116,7 +113,7 @@ def _energy(
 
 def _to_blackjax(chains: ChainState) -> Any:
     """The chains as `splitting` wants them: the energy error starts at 0."""
-    state: Any = hmc.HMCState
+    state = blackjax("mcmc.hmc").HMCState
     return state(chains.x, jnp.zeros_like(chains.remainder), (chains.gradient, chains.remainder))
 
 
@@ -144,7 +141,8 @@ class HMC:
     ) -> tuple[ChainState, StepInfo, Any]:  # fmt: skip
         """Steps of equal size, at most the adapted one, that make up the trajectory."""
         num_steps, step_size = self._steps(tuning, u, settings)
-        kernel: Any = hmc.build_kernel(lambda *_: splitting(remainder, tuning.metric))
+        hmc = blackjax("mcmc.hmc")
+        kernel = hmc.build_kernel(lambda *_: splitting(remainder, tuning.metric))
         metric = euclidean(tuning.metric)
 
         def move(key: PRNGKeyArray, state: Any) -> Any:
@@ -195,7 +193,8 @@ class NUTS(HMC):
         remainder: Remainder, settings: SamplerSettings,
     ) -> tuple[ChainState, StepInfo, Any]:  # fmt: skip
         """A tree of at most 2^max_tree_depth steps."""
-        kernel: Any = nuts.build_kernel(lambda *_: splitting(remainder, tuning.metric))
+        nuts = blackjax("mcmc.nuts")
+        kernel = nuts.build_kernel(lambda *_: splitting(remainder, tuning.metric))
         metric = euclidean(tuning.metric)
 
         def move(key: PRNGKeyArray, state: Any) -> Any:
@@ -231,7 +230,7 @@ class ChEES(HMC):
 
     def _adaptation(self, settings: SamplerSettings) -> tuple[Callable, Callable]:
         """Init and update of BlackJAX."""
-        return chees_adaptation.base(
+        return blackjax("adaptation.chees_adaptation").base(
             # BlackJAX's length is the longest of a trajectory; the state is what multiplies it.
             lambda fraction: fraction,
             lambda fraction: fraction,
@@ -299,9 +298,11 @@ class AdjustedMCLMC(HMC):
         """Unit speed: times are in units of sqrt(P), which makes them those of hmc."""
         num_steps, step_size = self._steps(tuning, u, settings)
         step_size = step_size * math.sqrt(chains.x.shape[1])
-        kernel: Any = adjusted_mclmc_dynamic.build_kernel(
+        kernel = blackjax("mcmc.adjusted_mclmc_dynamic").build_kernel(
             lambda n: n, next_random_arg_fn=lambda n: n
         )
+
+        start = blackjax("mcmc.dynamic_hmc").DynamicHMCState
 
         def log_density(x: Float[Array, " P"]) -> Float[Array, ""]:
             return remainder(x) - 0.5 * x @ x
@@ -312,7 +313,6 @@ class AdjustedMCLMC(HMC):
             r: Float[Array, ""],
             gradient: Float[Array, " P"],
         ) -> tuple[ChainState, Any]:
-            start: Any = DynamicHMCState
             state = start(x, r - 0.5 * x @ x, gradient - x, num_steps)
             after, info = kernel(
                 key, state, log_density, step_size, inverse_mass_matrix=tuning.metric.sd**2

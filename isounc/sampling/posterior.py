@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from isounc.centring import Frame, make_frame
 from isounc.checks import settings_from
 from isounc.densities import on_device
-from isounc.models import Model
+from isounc.models import Model, check_inputs
 from isounc.problems import Problem
 from isounc.runs.provenance import provenance
 from isounc.sampling import stopping
@@ -129,6 +129,7 @@ def sample_posteriors(
     They sample until each passes the gate at the precision asked for, or `max_draws` is reached,
     and all stop together. Chains are spread over the devices if these divide their number.
     """
+    check_inputs(problems, model, keys)
     locations = fixed_locations(problems[0], settings.locations_per_region)
     # On matrices this small threads of LAPACK only wait for each other, on a busy machine two
     # hundred times as long.

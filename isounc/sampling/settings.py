@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -46,19 +47,19 @@ class GateSettings:
     posteriors that fail."""
 
     def __post_init__(self) -> None:
-        for name, bound, holds in (
-            ("ess_min", "positive", self.ess_min > 0),
-            ("rhat_max", "above 1", self.rhat_max > 1),
-            ("ebfmi_min", "0 or more", self.ebfmi_min >= 0),
-            ("divergence_rate_max", "between 0 and 1", 0 <= self.divergence_rate_max <= 1),
-            ("saturated_max", "0 or more", self.saturated_max >= 0),
-            ("khat_max", "positive", self.khat_max > 0),
-            ("heavy_tails_max", "between 0 and 1", 0 <= self.heavy_tails_max <= 1),
-            ("log_density_error_max", "positive", self.log_density_error_max > 0),
-            ("prediction_error_max", "positive", self.prediction_error_max > 0),
-            ("modes_p_min", "between 0 and 1", 0 <= self.modes_p_min <= 1),
+        check_real("ess_min", self.ess_min, positive=True)
+        check_real("ebfmi_min", self.ebfmi_min)
+        check_real("khat_max", self.khat_max, positive=True)
+        check_real("log_density_error_max", self.log_density_error_max, positive=True)
+        check_real("prediction_error_max", self.prediction_error_max, positive=True)
+        check_count("saturated_max", self.saturated_max, 0)
+        for name, bound, least, most in (
+            ("rhat_max", "above 1", 1 + 1e-12, math.inf),
+            ("divergence_rate_max", "between 0 and 1", 0, 1),
+            ("heavy_tails_max", "between 0 and 1", 0, 1),
+            ("modes_p_min", "between 0 and 1", 0, 1),
         ):
-            if not holds:
+            if not least <= check_real(name, getattr(self, name)) <= most:
                 raise ValueError(f"{name} must be {bound}, got {getattr(self, name)!r}")
 
 
@@ -76,7 +77,7 @@ class SamplerSettings:
     metric: str = "diagonal"
     """identity, diagonal or low_rank (plus diagonal), adapted during warm-up."""
     metric_rank: int = 16
-    """low_rank: its rank."""
+    """low_rank: its rank, or P if that is less."""
     num_chains: int = 4
     """K, each from its own draw of the prior (readout: of the hidden layers' prior)."""
     chains_per_device: int = 0
@@ -123,28 +124,28 @@ class SamplerSettings:
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
         check_choice("coordinates", self.coordinates, COORDINATE_NAMES)
         check_choice("metric", self.metric, METRIC_NAMES)
-        for name, least in (
-            ("num_chains", 2),
-            ("chains_per_device", 0),
-            ("num_warmup", 20),
-            ("num_draws", 4),
-            ("metric_rank", 1),
-            ("max_integration_steps", 1),
-            ("max_tree_depth", 1),
-            ("num_mutations", 1),
-            ("max_draws", 4),
-            ("block", 2),
-            ("num_kept", 2),
-            ("locations_per_region", 1),
+        for name, least, most in (
+            ("num_chains", 2, 10**5),
+            ("chains_per_device", 0, 10**5),
+            ("num_warmup", 20, 10**7),
+            ("num_draws", 4, 10**8),
+            ("metric_rank", 1, 10**6),
+            ("max_integration_steps", 1, 10**6),
+            ("max_tree_depth", 1, 20),
+            ("num_mutations", 1, 10**5),
+            ("max_draws", 4, 10**8),
+            ("block", 2, 10**6),
+            ("num_kept", 2, 10**7),
+            ("locations_per_region", 1, 10**5),
         ):
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, most)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
-        if not 0 < self.target_acceptance < 1:
+        if not 0 < check_real("target_acceptance", self.target_acceptance) < 1:
             raise ValueError(
                 f"target_acceptance must be between 0 and 1, got {self.target_acceptance}"
             )
-        if not 0 < self.tempering_ess <= 0.99:
+        if not 0 < check_real("tempering_ess", self.tempering_ess) <= 0.99:
             # Above it, float32 cannot tell a temperature from the next.
             raise ValueError(
                 f"tempering_ess must be above 0 and at most 0.99, got {self.tempering_ess}"

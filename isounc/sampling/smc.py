@@ -37,13 +37,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.smc import ess, resampling, solver
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from isounc.densities import Data
 from isounc.models import Model
 from isounc.sampling.adaptation import MAX_STEP, PRIOR_WEIGHT, start_tuning
 from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.integrator import blackjax
 from isounc.sampling.kernels import HMC, ChainState, StepInfo, start_chains
 from isounc.sampling.moments import Block
 from isounc.sampling.run import (
@@ -138,6 +138,7 @@ def temper(
     """
     over = one_by_one if serial else jax.vmap
     hmc, count = HMC(), num_particles(settings)
+    ess, resampling, solver = (blackjax(f"smc.{name}") for name in ("ess", "resampling", "solver"))
 
     def temper_run(
         coordinates: Coordinates, data: Data, particles: Particles, key: PRNGKeyArray

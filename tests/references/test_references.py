@@ -344,7 +344,7 @@ def test_damage_is_one_clear_error(bank, tmp_path):
     npz.write_bytes(bytes(data))
     refused(r"checksum of .*\.npz")
     npz.unlink()
-    refused("No such file")
+    refused("npz is missing")
     fresh()
     info.write_text(info.read_text().replace('"prior_sd": 2.0', '"prior_sd": 2.5'))
     refused("checksum of the meta")
@@ -365,8 +365,21 @@ def test_damage_is_one_clear_error(bank, tmp_path):
     reference = loaded(GAUSSIAN, bank)
     meta, arrays = reference.to_record()
     del arrays["test/var"]
-    with pytest.raises(KeyError, match="test/var"):
+    with pytest.raises(
+        ValueError, match=r"meta and arrays must be those of .*KeyError: 'test/var'"
+    ):
         references.from_record(GAUSSIAN, meta, arrays)
+    # Checksums hold, and a field is of another kind.
+    fresh()
+    payload = json.loads(info.read_text())
+    for field, value in (("model", "x"), ("reasons", 3), ("regions", None), ("gate", "passed")):
+        meta = payload["meta"] | {field: value}
+        digest = files.json_digest(meta)
+        info.write_text(json.dumps(payload | {"meta": meta, "meta_sha256": digest}))
+        refused("must be")
+    info.unlink()
+    info.symlink_to("/dev/zero")
+    refused("must be a regular file, got a device")
     with pytest.raises(ValueError, match="without pickle"):
         files.pack({"X": np.array([object()])}, compress=True)
 
@@ -448,7 +461,7 @@ def test_arviz_that_is_missing_is_said(bank, monkeypatch):
 def test_thinning():
     thin = references.Thinning()
     assert thin.num_draws(33) == 256 and thin.num_draws(1539) == 64 and thin.num_draws(257) == 124
-    with pytest.raises(ValueError, match="max_draws must be an integer of at least 64, got 8"):
+    with pytest.raises(ValueError, match="max_draws must be an integer from 64 to 10000000, got 8"):
         references.Thinning(max_draws=8)
 
 

@@ -184,7 +184,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
 def test_a_run_can_be_reported_on_again(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         isounc_main(["report", str(tmp_path)])
-    assert "is no run folder" in str(ended.value.code)
+    assert "must be a run folder" in str(ended.value.code)
     end("--out", str(tmp_path / "run"), "--cache", "")
     settings = tmp_path / "run" / "settings.json"
     settings.write_text(settings.read_text().replace('"doubling"', '""'))

@@ -45,6 +45,28 @@ def test_settings_come_back_from_what_json_makes_of_them():
     assert restored_settings(Settings(), {}) == Settings()
 
 
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"widths": "abc"}, "widths of the run's settings must be a list, got 'abc'"),
+        (
+            {"widths": [8, "x"]},
+            "item 1 of widths of the run's settings must be an integer, got 'x'",
+        ),
+        ({"widths": None}, "widths of the run's settings must be a list, got None"),
+        ({"inner": 3}, "inner of the run's settings must be a mapping, got 3"),
+        ({"inner": {"draws": True}}, "draws of inner of the run's settings must be an integer"),
+        ({"inner": {"names": [1]}}, "item 0 of names of inner .* must be text, got 1"),
+        ({"maybe": [[]]}, "maybe of the run's settings must be one of its kinds, got"),
+        ({"dtype": "float16"}, "dtype of the run's settings must be float32 or float64, got"),
+        ({"dry_run": 1}, "dry_run of the run's settings must be true or false, got 1"),
+    ],
+)
+def test_stored_settings_of_another_kind_are_named(stored, message):
+    with pytest.raises(ValueError, match=message):
+        restored_settings(Settings(), stored)
+
+
 def test_executor_and_workers(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     assert executor_and_workers(Settings(), "processes", 30) == ("processes", 8)
@@ -61,7 +83,7 @@ def test_executor_and_workers(monkeypatch):
     ("changes", "message"),
     [
         ({"executor": "procesess"}, "executor must be one of .*did you mean 'processes'"),
-        ({"workers": -1}, "workers must be an integer of at least 0, got -1"),
+        ({"workers": -1}, "workers must be an integer from 0 to 1024, got -1"),
     ],
 )
 def test_shared_settings_out_of_range_are_refused(changes, message):

@@ -160,9 +160,9 @@ def test_a_verdict_is_strict_json(energy, value):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_transitions": 0}, "num_transitions must be 1 or more, got 0"),
-        ({"num_divergent": -1}, "num_divergent must be between 0 and 4000, got -1"),
-        ({"num_saturated": 4001}, "num_saturated must be between 0 and 4000, got 4001"),
+        ({"num_transitions": 0}, "num_transitions must be an integer of at least 1, got 0"),
+        ({"num_divergent": -1}, "num_divergent must be an integer from 0 to 4000, got -1"),
+        ({"num_saturated": 4001}, "num_saturated must be an integer from 0 to 4000, got 4001"),
         ({"energy": np.zeros((S, K))}, "a row for each of the 4 chains, got 1000"),
         ({"energy": np.zeros(S)}, r"energy must be \(chains, draws\)"),
     ],

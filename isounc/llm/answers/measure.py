@@ -57,11 +57,11 @@ class MeasureSettings:
             check_choice("estimands", value, ESTIMANDS)
         for value in self.scalings:
             check_choice("scalings", value, SCALINGS)
-        for name, least in (
-            ("max_new_tokens", 1), ("num_samples", 0), ("num_ideas", 1), ("batch_size", 1),
-            ("seed", 0),
+        for name, least, most in (
+            ("max_new_tokens", 1, 10**6), ("num_samples", 0, 10**4), ("num_ideas", 1, 10**4),
+            ("batch_size", 1, 10**5), ("seed", 0, 2**32 - 1),
         ):  # fmt: skip
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, most)
         check_real("sample_temperature", self.sample_temperature, positive=True)
 
 

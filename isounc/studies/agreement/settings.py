@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
-from isounc.problems import PROBLEMS
+from isounc.problems import MOST_ROWS, PROBLEMS
 from isounc.runs.executors import Batch, Group
-from isounc.runs.settings import RunSettings
+from isounc.runs.settings import MOST_SEED, RunSettings
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.agreement.sides import FAULTS, NutsSettings
 from isounc.studies.scaling.paper import TABLE1
@@ -98,14 +98,14 @@ def check(settings: Settings) -> None:
     for problem in settings.problems:
         check_choice("problems", problem, PROBLEMS)
     for width in settings.widths:
-        check_count("widths", width, 1)
+        check_count("widths", width, 1, 10**5)
     for fault in settings.controls:
         check_choice("controls", fault, FAULTS.keys() - {"none"})
     check_choice("activation", settings.activation, ACTIVATIONS)
     check_choice("parameterisation", settings.parameterisation, PARAMETERISATIONS)
     check_real("prior_sd", settings.prior_sd, positive=True)
-    for argument, least in (("depth", 0), ("n", 2), ("seed", 0)):
-        check_count(argument, getattr(settings, argument), least)
+    for argument, least, most in (("depth", 0, 1000), ("n", 2, MOST_ROWS), ("seed", 0, MOST_SEED)):
+        check_count(argument, getattr(settings, argument), least, most)
     check_count("sampling.locations_per_region", settings.sampling.locations_per_region, 64)
     if not 0 < settings.level < 1:
         raise ValueError(f"level must be between 0 and 1, got {settings.level}")

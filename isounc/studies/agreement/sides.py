@@ -28,6 +28,17 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from numpyro import handlers, infer
 
 from isounc.checks import check_count, check_real
+from isounc.fields import (
+    Field,
+    Unreadable,
+    declared,
+    entries,
+    integer,
+    items,
+    section,
+    text,
+    truth,
+)
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.runs.folder import Record
@@ -74,9 +85,13 @@ class NutsSettings:
     the variance."""
 
     def __post_init__(self):
-        for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_draws", 4)):
-            check_count(name, getattr(self, name), least)
-        check_count("max_draws", self.max_draws, self.num_draws)
+        for name, least, most in (
+            ("num_chains", 2, 10**5),
+            ("num_warmup", 20, 10**7),
+            ("num_draws", 4, 10**8),
+            ("max_draws", self.num_draws, 10**8),
+        ):
+            check_count(name, getattr(self, name), least, most)
         check_real("target_var_se", self.target_var_se, positive=True)
 
 
@@ -91,6 +106,26 @@ class Totals(NamedTuple):
     """Sum of the predictive variances over locations and columns."""
     var_sum_se: float
     """Its standard error."""
+
+
+_REAL = Field(
+    "a number",
+    lambda v, _: v if isinstance(v, int | float) and not isinstance(v, bool) else NotImplemented,
+)
+_META = {
+    "totals": entries(section(dict.fromkeys(Totals._fields, _REAL)), 100),
+    "gate": section(
+        {"passed": truth(), "reasons": items(text(), 10_000)}
+        | dict.fromkeys(
+            ("rhat_max", "ess_bulk_min", "ess_var_min", "var_mcse_median"),
+            _REAL._replace(default=None),
+        )
+    ),
+    "num_draws": integer(0),
+    "num_gradients": integer(0),
+    "seconds": _REAL,
+}
+"""What the meta of a record must hold."""
 
 
 class Side(NamedTuple):
@@ -125,15 +160,22 @@ class Side(NamedTuple):
 
     @classmethod
     def from_record(cls, record: Record) -> Side:
-        """Read what `to_record` wrote."""
-        meta = dict(record.meta)
+        """Read what `to_record` wrote; an `Unreadable` says what else a record holds."""
+        where = f"record {record.name!r}"
+        meta = declared(record.meta, _META, where)
+        names = [f"{region}/{field}" for region in meta["totals"] for field in Moments._fields]
+        if missing := [name for name in names if name not in record.arrays]:
+            raise Unreadable(f"{where} must have the array {missing[0]!r:.80}, got none")
         totals = {region: Totals(**numbers) for region, numbers in meta.pop("totals").items()}
-        checks = meta.pop("gate")
+        meta.pop("gate")
+        checks: dict[str, Any] = {name: record.meta["gate"].get(name) for name in Gate._fields}
         regions = {
             region: Moments(*(record.arrays[f"{region}/{field}"] for field in Moments._fields))
             for region in totals
         }
-        return cls(regions, totals, Gate(**checks | {"reasons": tuple(checks["reasons"])}), **meta)
+        return cls(
+            regions, totals, Gate(**checks)._replace(reasons=tuple(checks["reasons"])), **meta
+        )
 
 
 def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from isounc import references
+from isounc.fields import anything, declared, number
 from isounc.references import Reference
 from isounc.references.bank import bank_page
 from isounc.runs.files import write_atomic
@@ -30,7 +31,10 @@ def read(folder: RunFolder, name: str) -> Reference:
         If the run has no such record.
     """
     record = folder.require(name)
-    return references.from_record(name, record.meta["reference"], record.arrays)
+    meta = declared(
+        record.meta, {"reference": anything(), "seconds": number(0)}, f"record {name!r}"
+    )
+    return references.from_record(name, meta["reference"], record.arrays)
 
 
 def verdict(reference: Reference) -> str:

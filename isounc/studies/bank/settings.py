@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
-from isounc.problems import PROBLEMS
+from isounc.problems import MOST_ROWS, PROBLEMS
 from isounc.references import Thinning
 from isounc.runs.executors import Batch, Group
-from isounc.runs.settings import RunSettings
+from isounc.runs.settings import MOST_SEED, RunSettings
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 
@@ -100,10 +100,16 @@ def check(settings: Settings) -> None:
         for value in getattr(settings, argument):
             check_choice(argument, value, PROBLEMS)
     check_real("prior_sd", settings.prior_sd, positive=True)
-    for argument, least in (("depth", 0), ("n", 2), ("seed", 0), ("version", 1), ("key", 0)):
-        check_count(argument, getattr(settings, argument), least)
+    for argument, least, most in (
+        ("depth", 0, 1000),
+        ("n", 2, MOST_ROWS),
+        ("seed", 0, MOST_SEED),
+        ("version", 1, 10**6),
+        ("key", 0, MOST_SEED),
+    ):
+        check_count(argument, getattr(settings, argument), least, most)
     for width in settings.widths:
-        check_count("widths", width, 1)
+        check_count("widths", width, 1, 10**5)
 
 
 def recipes(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -66,15 +66,15 @@ class GewekeSettings:
     """Direct draws of (theta, y) with which the chains are compared."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_chains", 2),
-            ("num_iterations", 4),
-            ("num_rows", 4),
-            ("num_transitions", 1),
-            ("mean_steps", 1),
-            ("num_direct", 2),
+        for name, least, most in (
+            ("num_chains", 2, 10**5),
+            ("num_iterations", 4, 10**7),
+            ("num_rows", 4, 10**6),
+            ("num_transitions", 1, 10**5),
+            ("mean_steps", 1, 10**6),
+            ("num_direct", 2, 10**8),
         ):
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, most)
 
 
 class GewekeResult(NamedTuple):

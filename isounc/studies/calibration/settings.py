@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from isounc.checks import check_choice, check_count, check_real
+from isounc.problems import MOST_ROWS
 from isounc.runs.executors import Batch, Group
-from isounc.runs.settings import RunSettings
+from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings
 from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.settings import (
     COORDINATE_NAMES,
@@ -187,8 +188,13 @@ def check(settings: Settings) -> None:
         check_choice("cases", case, CASES)
     for fault in settings.controls:
         check_choice("controls", fault, FAULTS.keys() - {"none"})
-    for argument, least in (("n", 4), ("num_replications", 20), ("batch", 1), ("seed", 0)):
-        check_count(argument, getattr(settings, argument), least)
+    for argument, least, most in (
+        ("n", 4, MOST_ROWS),
+        ("num_replications", 20, MOST_CELLS),
+        ("batch", 1, 10**4),
+        ("seed", 0, MOST_SEED),
+    ):
+        check_count(argument, getattr(settings, argument), least, most)
     check_count("num_ranked", settings.num_ranked, 1, settings.sampling.num_kept)
     check_real("prior_sd", settings.prior_sd, positive=True)
     check_bins(settings.num_bins, settings.num_replications, settings.num_ranked)

@@ -7,13 +7,14 @@ which a fault was planted, is a family of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from isounc.runs.folder import RunFolder
+from isounc.fields import Field, Unreadable, declared, integer, items, number, section, text, truth
+from isounc.runs.folder import Record, RunFolder
 from isounc.statistics import holm
 from isounc.studies.calibration.settings import Job
 from isounc.studies.calibration.uniformity import judge
@@ -58,6 +59,25 @@ HEADINGS = {
 """Headings on the page of the columns that are not headed by their own name."""
 
 
+_REAL = number(default=None)
+_GATE = {
+    "passed": truth(),
+    "reasons": items(text(), 10_000),
+    "rhat_max": _REAL,
+    "ess_bulk_min": _REAL,
+}
+_SBC = {
+    "quantities": items(text(), 10_000, least=1),
+    "gates": items(section(_GATE), 10**5, least=1),
+}
+_GEWEKE = {
+    "moments": items(text(), 10_000, least=1),
+    "acceptance": number(default=None),
+    "num_chains": integer(1),
+}
+"""What the meta of records must hold."""
+
+
 class Verdicts(NamedTuple):
     """Rows of the tables of a run, with the verdict of each test, and the ranks behind them."""
 
@@ -93,6 +113,7 @@ def gather(
         if not job.has_geweke:
             continue
         record = folder.require(f"geweke-{job.name}")
+        _check(record, _GEWEKE, ())
         for i, moment in enumerate(record.meta["moments"]):
             row = {name: float(array[i]) for name, array in record.arrays.items()}
             row |= {name: record.meta[name] for name in ("acceptance", "num_chains")}
@@ -115,6 +136,21 @@ def gather(
     return verdicts
 
 
+def _check(record: Record, table: Mapping[str, Field], arrays: Sequence[str]) -> None:
+    """Raise an `Unreadable` unless a record, which anybody may have edited, is what is read."""
+    where = f"record {record.name!r}"
+    meta = declared(record.meta, table, where)
+    if missing := [name for name in arrays if name not in record.arrays]:
+        raise Unreadable(f"{where} must have the array {missing[0]!r}, got none")
+    length = len(meta["gates"]) if "gates" in meta else len(meta["moments"])
+    for name, array in record.arrays.items():
+        if array.dtype.kind not in "biuf" or array.ndim < 1 or len(array) != length:
+            raise Unreadable(
+                f"array {name!r:.80} of {where} must be numbers, {length} of them or rows, got "
+                f"{array.dtype} of shape {array.shape}"
+            )
+
+
 def rows_of(rows: Rows, job: Job) -> Rows:
     """Return the rows of one job."""
     return [row for row in rows if tuple(row[name] for name in Job._fields) == job]
@@ -124,6 +160,10 @@ def _gather_ranks(
     verdicts: Verdicts, folder: RunFolder, job: Job, num_ranked: int, num_bins: int
 ) -> None:
     records = [r for r in folder.records() if r.name.startswith(f"sbc-{job.name}-")]
+    if not records:
+        raise ValueError(f"{folder.path} lacks the records of {job.title}; run the command again")
+    for record in records:
+        _check(record, _SBC, ("ranks", "ess"))
     ranks, ess = (np.concatenate([r.arrays[name] for r in records]) for name in ("ranks", "ess"))
     gates = [gate for r in records for gate in r.meta["gates"]]
     passed = np.array([gate["passed"] for gate in gates])

@@ -64,8 +64,8 @@ class BootstrapSettings:
     """Seed of the resamples, which depend on it and on the number of questions only."""
 
     def __post_init__(self):
-        check_count("num_resamples", self.num_resamples, 2)
-        check_count("seed", self.seed, 0)
+        check_count("num_resamples", self.num_resamples, 2, 10**6)
+        check_count("seed", self.seed, 0, 2**63 - 1)
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, as 0.95 does, got {self.level}")
 

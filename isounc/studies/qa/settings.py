@@ -10,7 +10,7 @@ from isounc.llm.answers.isotropic_scores import ScoreSettings
 from isounc.llm.answers.measure import AskedQuestion, MeasureSettings
 from isounc.llm.model.load import model_name
 from isounc.runs.executors import Batch, Group
-from isounc.runs.settings import RunSettings
+from isounc.runs.settings import MOST_SEED, RunSettings
 from isounc.studies.qa.evaluation import BootstrapSettings
 from isounc.studies.qa.tasks import FORMS, Task, make_task, record_name
 
@@ -121,8 +121,13 @@ def check(settings: Settings) -> None:
                     f"{argument} must have {estimand}, which the headline of {benchmark} is about "
                     f"(main_estimand), got {', '.join(given)}"
                 )
-    for argument, least in (("num_questions", 1), ("num_examples", 0), ("seed", 0), ("chunk", 1)):
-        check_count(argument, getattr(settings, argument), least)
+    for argument, least, most in (
+        ("num_questions", 1, 10**9),  # a benchmark has no more than its file
+        ("num_examples", 0, 1000),
+        ("seed", 0, MOST_SEED),
+        ("chunk", 1, 10**5),
+    ):
+        check_count(argument, getattr(settings, argument), least, most)
 
 
 def headline_estimand(benchmark: str, main_estimand: str) -> str:

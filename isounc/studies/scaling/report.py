@@ -15,6 +15,7 @@ from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings, seed_batches
+from isounc.studies.scaling.stored import rows_of
 from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 from isounc.studies.scaling.tables import (
     aleatoric_table,
@@ -45,7 +46,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     place = {name: i for i, name in enumerate(names)}
     records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
     if records:
-        rows = [row for record in records for row in record.meta["rows"]]
+        rows = [r for record in records for r in rows_of(record.meta, f"record {record.name!r}")]
         source = f"{len(records)} records"
         if not place.keys() <= {record.name for record in records}:
             source += f" of {len(place)}, since the run did not finish"

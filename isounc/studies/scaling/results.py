@@ -15,7 +15,8 @@ from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator
 from isounc.runs.folder import RunFolder
 from isounc.statistics import Trend, trend
 from isounc.studies.scaling.comparisons import TEXT_COLUMNS
-from isounc.studies.scaling.summary import KEY_COLUMNS, STATISTICS, summarise
+from isounc.studies.scaling.stored import check_meta, rows_of, typed_rows
+from isounc.studies.scaling.summary import KEY_COLUMNS, summarise
 
 if TYPE_CHECKING:
     import pandas
@@ -26,12 +27,6 @@ _PROBLEMS = (
     *("linear", "xor", "rings", "moons", "clusters3", "spirals3", "rings3"),
     *("linear_regression", "nonlinear_regression", "breast_cancer", "wine", "digits_3v8"),
 )
-_TYPES = {
-    **{"width": int, "depth": int, "prior_sd": float, "seed": int},
-    **dict.fromkeys(TEXT_COLUMNS, object),
-    **dict.fromkeys([*STATISTICS, "attenuation"], float),
-}
-"""Columns of result rows that are read, and their NumPy types, in which small frames are fast."""
 _CURVE = ("setup", "region", "point", "quantity", "estimator")
 """Columns that tell curves apart."""
 
@@ -103,12 +98,14 @@ class Results:
     ):
         self.run = run
         self.source = source
+        for name, meta in metas.items():
+            check_meta(meta, f"record {name!r} of {run.path}")
         cells = [
             CellRecord(name, _setup(cell), cell["width"], cell["seed"], dict(meta))
             for name, meta in metas.items()
             if isinstance(cell := meta.get("cell"), dict)
         ]
-        rows = rows.reindex(columns=list(_TYPES)).astype(_TYPES).reset_index(drop=True)
+        rows = typed_rows(rows, f"the result rows of {run.path}")
         of_rows = rows[list(Setup._fields)].drop_duplicates().itertuples(index=False, name=None)
         setups = dict.fromkeys([*(Setup(*values) for values in of_rows), *(c.setup for c in cells)])
         problems = ordered(dict.fromkeys(setup.problem for setup in setups), _PROBLEMS)
@@ -159,8 +156,15 @@ class Results:
                     f"results.csv of {run.path} must have the columns {', '.join(needed)}, "
                     f"got none of {missing}"
                 )
+            if rows.empty and not metas:
+                raise ValueError(
+                    f"results.csv of {run.path} must have rows, got a header alone: the run did "
+                    "not finish, or the file was emptied"
+                )
         else:
-            rows = pd.DataFrame([row for meta in metas.values() for row in meta.get("rows") or []])
+            rows = pd.DataFrame(
+                [row for name, meta in metas.items() for row in rows_of(meta, f"record {name!r}")]
+            )
             source = f"{len(metas)} records, since the run has no results.csv (it did not finish)"
         return cls(run, rows, metas, source)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass, field
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.fit import MapSettings, TrainSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
-from isounc.problems import PROBLEMS
-from isounc.runs.settings import RunSettings
+from isounc.problems import MOST_ROWS, PROBLEMS
+from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 
@@ -113,7 +114,19 @@ def check(settings: Settings) -> None:
             check_choice(argument, value, choices)
     for prior_sd in settings.prior_sds:
         check_real("prior_sds", prior_sd, positive=True)
-    check_count("num_seeds", settings.num_seeds, 1)
+    for argument, least, most in (("widths", 1, 10**5), ("depths", 0, 1000)):
+        for value in getattr(settings, argument):
+            check_count(argument, value, least, most)
+    for argument, least, most in (
+        ("num_seeds", 1, MOST_CELLS),
+        ("n", 2, MOST_ROWS),
+        ("num_point_draws", 1, 10**5),
+        ("num_averaged_draws", 1, 10**5),
+    ):
+        check_count(argument, getattr(settings, argument), least, most)
+    check_real("label_noise", settings.label_noise)
+    count = settings.num_seeds * math.prod(len(getattr(settings, argument)) for argument in lists)
+    check_cells(count, "num_seeds and the lists of settings")
 
 
 def seed_batches(settings: Settings) -> list[tuple[Cell, ...]]:

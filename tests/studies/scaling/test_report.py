@@ -56,7 +56,7 @@ def quick_figures(plots, folder):
 
 def page_of(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isounc.runs.study.draw_plots", quick_figures)
+        patch.setattr("isounc.runs.figures.draw_plots", quick_figures)
         report_run(STUDY, RunFolder.load(run.path, writable=True))
     return run.path / "report.html"
 

@@ -21,6 +21,7 @@ from isounc.runs.style import NothingToDraw, legend_below, styled
 from isounc.statistics import compare
 from isounc.studies.scaling.figures.looks import POINT_WORDS, class_look, estimator_look
 from isounc.studies.scaling.results import Results, point_of
+from isounc.studies.scaling.stored import check_arrays
 
 
 def uncertainty_maps(run: RunFolder | Results, cell_name: str, *, point: str = "map") -> Figure:
@@ -67,6 +68,7 @@ def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Reco
     record = results.run.read(cell_name)
     if record is None:
         raise NothingToDraw(f"the record of cell {cell_name} is damaged")
+    check_arrays(record.arrays, f"record {cell_name!r} of {results.run.path}")
     return results, record
 
 
