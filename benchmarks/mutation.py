@@ -167,7 +167,7 @@ def make_mutants(module: Path, database) -> None:
     for item in database.pending_work_items:
         (mutation,) = item.mutations
         mutated = mutate_code(source, get_operator(mutation.operator_name)(), mutation.occurrence)
-        program = what_runs(mutated)
+        program = None if mutated is None else what_runs(mutated)
         if program in seen:
             database.set_result(item.job_id, nothing)
         seen.add(program)
