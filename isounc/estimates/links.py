@@ -230,12 +230,13 @@ def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     p, q = jax.nn.sigmoid(below), jax.nn.sigmoid(-below)
     var = jnp.where(var < 0, 0, var)  # a maximum would halve the derivative at 0
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
-    # Beyond sd = 3e4 only mean / sd matters, to 8 digits, and E[p (1 - p)] falls as 1 / sd; digits
-    # of mean + sd z, of which those about 0 count, would be lost. Beyond |mean| = 1e8 all is 0.
+    # Beyond sd = 3e4 only mean / sd matters for E[p], to 8 digits, and E[p (1 - p)] falls as 1 / sd;
+    # digits of mean + sd z, of which those about 0 count, would be lost. Var[p] is the rest of
+    # E[p] (1 - E[p]). Beyond |mean| = 1e8 all is 0.
     shrink = 1 / jnp.maximum(sd / 3e4, 1)
     near = jnp.maximum(below * shrink, -1e8)
     shift, wide, label = _sigmoid_quadrature(near, sd * shrink, _SIGMOID_NODES)
-    label = label * shrink
+    wide, label = wide + label * (1 - shrink), label * shrink
     tiny = var < _SMALL_VAR
     shift = jnp.where(tiny, 0.5 * var * p * q * (q - p), shift)
     wide = jnp.where(tiny, var * (p * q) ** 2, wide)

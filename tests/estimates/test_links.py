@@ -187,6 +187,17 @@ def test_sigmoid_of_a_very_wide_gaussian_is_a_coin(sd):
     assert float(label_var) == pytest.approx(density, rel=5e-4)
 
 
+@pytest.mark.parametrize("sd", [2.9e4, 3.1e4, 1e5, 1e13])
+def test_sigmoid_of_a_very_wide_gaussian_keeps_its_digits_in_float64(sd, x64):
+    p, var, label_var = sigmoid_moments(np.float64(-sd / 2), np.float64(sd) ** 2)
+    # The logit's density at 0 is flat on the scale of p (1 - p); p is a step to 1 / sd^2.
+    tails = special.ndtr(-0.5)
+    label = math.exp(-0.125) / math.sqrt(2 * math.pi) / sd
+    assert float(p) == pytest.approx(tails, rel=1e-8)
+    assert float(label_var) == pytest.approx(label, rel=1e-6)
+    assert float(var) == pytest.approx(tails * (1 - tails) - label, rel=1e-8)
+
+
 def test_sigmoid_gradient_is_that_of_the_integral(x64):
     mean, var = np.array([-6.0, 0.3, 2.0, -15.0]), np.array([0.04, 1.0, 90.0, 16.0])
 
