@@ -72,6 +72,8 @@ def test_features_and_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="got NaN at 2 of 10 questions"):
         out_of_fold_log_odds(np.where(np.arange(10) < 2, np.nan, 1.0)[:, None], wrong)
     LogisticSettings(num_folds=2, num_repeats=1, seed=0)
+    # Those of the committed results.
+    assert LogisticSettings() == LogisticSettings(5, 5, 1.0, 0)
     for bad in ({"num_folds": 1}, {"num_repeats": 0}, {"inverse_penalty": 0.0}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             LogisticSettings(**bad)

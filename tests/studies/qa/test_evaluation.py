@@ -108,6 +108,8 @@ def test_undefined_values_are_left_out_and_counted():
 def test_bad_settings():
     with pytest.raises(ValueError, match="level must lie between"):
         BootstrapSettings(level=95)
+    # Those of the committed results.
+    assert BootstrapSettings() == BootstrapSettings(num_resamples=2000, level=0.95, seed=0)
     for level in (0, 1):
         with pytest.raises(ValueError, match="level must lie between"):
             BootstrapSettings(level=level)

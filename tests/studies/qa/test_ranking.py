@@ -79,6 +79,12 @@ def test_curves_integrate_to_the_statistics(which):
     assert (areas[0] - areas[1]) / (areas[0] - areas[2]) == pytest.approx(found.prr[0])
     with pytest.raises(ValueError, match="NaN at 1 of 2 questions"):
         risk_coverage(np.array([1.0, np.nan]), np.array([True, False]))
+    for bad in (np.ones(89), np.ones((90, 1)), np.ones((1, 90))):
+        with pytest.raises(ValueError, match=r"shape \(Q,\) with Q > 0, got"):
+            risk_coverage(bad, wrong)
+    for shape in ((0,), (2, 2)):
+        with pytest.raises(ValueError, match=r"shape \(Q,\) with Q > 0, got"):
+            risk_coverage(np.ones(shape), np.ones(shape, bool))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
