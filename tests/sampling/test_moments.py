@@ -12,7 +12,8 @@ from isounc.sampling import moments
 from isounc.sampling.settings import GateSettings
 
 CHAINS, BLOCKS, LENGTH = 2, 5, 40
-SIZES = {"near": 7, "far": 4}
+SIZES = {"near": 7, "far": 4, "edge": 2}
+NUM_LOCATIONS = 13
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def problem():
 def values():
     """Probabilities (K, draws, N), of chains and locations that differ."""
     rng = np.random.default_rng(1)
-    logits = rng.normal(size=(CHAINS, BLOCKS * LENGTH, 11)) * np.linspace(0.2, 2, 11)
+    logits = rng.normal(size=(CHAINS, BLOCKS * LENGTH, NUM_LOCATIONS))
+    logits = logits * np.linspace(0.2, 2, NUM_LOCATIONS)
     return 1 / (1 + np.exp(-logits - 0.1 * np.arange(CHAINS)[:, None, None]))
 
 
@@ -59,8 +61,8 @@ def blocks_of(p_of_draws, fixed, shift, **changes):
 def test_moments_and_their_errors_are_those_of_the_draws(problem, values):
     blocks = blocks_of(values, [0], shift=0.4)
     model = make_model(problem, width=2)
-    found = moments.predictive_moments(problem, model, blocks, np.full((11, 1), 0.4))
-    batches = values.reshape(CHAINS * BLOCKS, LENGTH, 11)
+    found = moments.predictive_moments(problem, model, blocks, np.full((NUM_LOCATIONS, 1), 0.4))
+    batches = values.reshape(CHAINS * BLOCKS, LENGTH, NUM_LOCATIONS)
     mean, var = values.mean((0, 1)), values.var((0, 1))
 
     def se(of_each_draw):
@@ -74,22 +76,26 @@ def test_moments_and_their_errors_are_those_of_the_draws(problem, values):
         expected_entropy=entropy.mean((0, 1)), expected_entropy_se=se(entropy),
         entropy=stats.entropy(np.stack([mean, 1 - mean]), axis=0),
     )  # fmt: skip
-    for name, rows in (("near", slice(0, 7)), ("far", slice(7, 11))):
+    for name, rows in (("near", slice(0, 7)), ("far", slice(7, 11)), ("edge", slice(11, 13))):
         for field, array in found[name]._asdict().items():
             ours = array if "entropy" in field else array[:, 0]
             theirs = getattr(expected, field)[rows]
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=f"{name} {field}")
-    assert list(found) == ["near", "far"]
+    assert list(found) == ["near", "far", "edge"]
 
 
 def test_fixed_locations_are_evenly_spaced_rows(problem):
     found = moments.fixed_locations(problem, 4)
-    assert [rows.tolist() for rows in found.values()] == [[0, 2, 4, 6], [0, 1, 2, 3]]
-    np.testing.assert_array_equal(moments.flat_locations(problem, found), [0, 2, 4, 6, 7, 8, 9, 10])
+    assert [rows.tolist() for rows in found.values()] == [[0, 2, 4, 6], [0, 1, 2, 3], [0, 1]]
+    np.testing.assert_array_equal(
+        moments.flat_locations(problem, found), [0, 2, 4, 6, 7, 8, 9, 10, 11, 12]
+    )
     some = moments.fixed_locations(problem, 3)
-    np.testing.assert_array_equal(moments.flat_locations(problem, some), [0, 3, 6, 7, 9, 10])
+    np.testing.assert_array_equal(
+        moments.flat_locations(problem, some), [0, 3, 6, 7, 9, 10, 11, 12]
+    )
     every = moments.fixed_locations(problem, 64)
-    np.testing.assert_array_equal(moments.flat_locations(problem, every), np.arange(11))
+    np.testing.assert_array_equal(moments.flat_locations(problem, every), np.arange(NUM_LOCATIONS))
 
 
 def test_kept_values_are_the_draws_at_the_fixed_locations_of_each_region(problem, values):
@@ -98,13 +104,14 @@ def test_kept_values_are_the_draws_at_the_fixed_locations_of_each_region(problem
     found = moments.kept_values(problem, blocks, locations)
     np.testing.assert_array_equal(found["near"][..., 0], values[:, :, [0, 3, 6]])
     np.testing.assert_array_equal(found["far"][..., 0], values[:, :, [7, 9, 10]])
+    np.testing.assert_array_equal(found["edge"][..., 0], values[:, :, [11, 12]])
     # Three classes: the columns of a location stand together.
     three = Problem.from_arrays(problem.X, np.arange(9) % 3, regions=dict(problem.regions))
-    columns = np.arange(2 * 5 * 18).reshape(2, 5, 18).astype(float)
+    columns = np.arange(2 * 5 * 24).reshape(2, 5, 24).astype(float)
     made = blocks_of(values, [0], 0.0, values=columns)
     found = moments.kept_values(three, made[:1], locations)
     np.testing.assert_array_equal(found["near"], columns[:, :, :9].reshape(2, 5, 3, 3))
-    np.testing.assert_array_equal(found["far"], columns[:, :, 9:].reshape(2, 5, 3, 3))
+    np.testing.assert_array_equal(found["far"], columns[:, :, 9:18].reshape(2, 5, 3, 3))
 
 
 def test_kept_draws_are_evenly_spaced_in_each_chain(values):
