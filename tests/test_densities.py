@@ -86,6 +86,8 @@ def test_data_of_problems_are_stacked_in_their_order():
         for ours, alone in zip(stacked, densities.make_data(problem, CLASSES, 2.0), strict=True):
             np.testing.assert_array_equal(ours[i], alone)
             assert ours.dtype == alone.dtype
+    alone = densities.stack_data(problems[:1], CLASSES, 2.0)
+    np.testing.assert_array_equal(alone.X[0], stacked.X[0])
     with pytest.raises(ValueError, match=r"X of one shape, got \(7, 2\) and \(8, 2\)"):
         densities.stack_data([*problems, problem_of(CLASSES, n=8)], CLASSES, 2.0)
     with pytest.raises(ValueError, match="use make_model"):

@@ -47,7 +47,7 @@ def blocks_of(p_of_draws, fixed, shift, **changes):
             "aleatoric": (p * (1 - p)).mean(1)[..., None],
             "entropy": entropy.mean(1),
             "values": p[:, :, fixed],
-            "draws": np.stack([chain, draw], axis=-1).astype(float),
+            "draws": np.stack([chain, draw, 0 * draw], axis=-1).astype(float),
             "energy": rng.normal(size=(CHAINS, LENGTH)),
             "divergent": np.array([1, b]),
             "saturated": np.array([0, 2]),
@@ -123,7 +123,7 @@ def test_kept_draws_are_evenly_spaced_in_each_chain(values):
         (5, [0, 196]),
         (1, [0]),
     ):
-        kept = moments.kept_draws(blocks, asked).reshape(CHAINS, -1, 2)
+        kept = moments.kept_draws(blocks, asked).reshape(CHAINS, -1, 3)
         np.testing.assert_array_equal(kept[..., 0], np.repeat([[0], [1]], len(expected), axis=1))
         np.testing.assert_array_equal(kept[..., 1], [expected, expected])
 
