@@ -72,6 +72,8 @@ def test_logistic_is_fitted_out_of_fold():
 
 
 def test_every_estimand_has_every_family():
+    # The constant of the committed results.
+    assert ScoreSettings().sigma == 0.01
     scores = isotropic_scores(ScoreSettings(estimands=("sequence", "choice"), rules=("z",)))
     names = {score.name for score in scores}
     assert len(names) == len(scores) == 2 * 7
