@@ -243,6 +243,10 @@ def test_what_a_likelihood_needs_and_predicts():
     for classes in (1, 3):
         with pytest.raises(ValueError, match="num_classes"):
             Problem.from_arrays(X, y, likelihood="bernoulli", num_classes=classes)
+    with pytest.raises(ValueError, match="noise_sd"):
+        Problem.from_arrays(X, y / 2, likelihood="gaussian")
+    # Static arguments of compiled functions are hashed.
+    assert all(hash(LIKELIHOODS[name]) == hash(LIKELIHOODS[name]) for name in NUM_OUTPUTS)
     both = Problem.from_arrays(X, y, likelihood="categorical", num_classes=2)
     assert both.num_outputs == 2
     assert BERNOULLI.column_names(1) == ("1",) and CATEGORICAL.column_names(3) == ("0", "1", "2")
