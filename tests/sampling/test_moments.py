@@ -138,6 +138,11 @@ def test_the_gate_counts_over_all_blocks_and_chains(values):
     ebfmi = (np.diff(energy) ** 2).sum(1) / ((energy - energy.mean(1, keepdims=True)) ** 2).sum(1)
     assert gate.ebfmi_min == pytest.approx(ebfmi.min())
     assert moments.judge(blocks, GateSettings(), has_energy=False).ebfmi_min is None
-    of_two = [moments.Block(*(np.stack([0 * f, f]) for f in block)) for block in blocks]
+    of_two = [
+        block._replace(
+            **{k: np.stack([0 * a, a]) for k, a in block._asdict().items() if a is not None}
+        )
+        for block in blocks
+    ]
     again = moments.judge(moments.of_problem(of_two, 1), GateSettings())
     assert again._asdict() == gate._asdict()
