@@ -7,8 +7,8 @@ cosmic-ray makes the mutants and keeps the results, one SQLite file a module, wh
 (`cr-report`, `cr-html`) read too. `mutation.toml` says which operators it uses and which tests
 belong to each module. This script runs the tests: in a fork of a process that has imported JAX
 and the other libraries, which starts in 0 s instead of 8 s, on a copy of the repository, and the
-fast tests first. A run that is stopped goes on where it was; `--again` repeats the survivors, for
-new tests.
+fast tests first. A run that is stopped goes on where it was; `--again` repeats the survivors alone,
+for new tests.
 
 No mutants are changes of annotations, of docstrings, of what an error message says and of zip's
 `strict`.
@@ -197,9 +197,11 @@ def test_mutants(module: Path, tests: list[str], database, folder: Path, argumen
     from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
     outcomes = {job: result.test_outcome for job, result in database.results}
-    wanted = {None, "survived"} if arguments.again else {None}
-    drawn = draw(database, sample=arguments.sample, seed=arguments.seed)
-    jobs = [item for item in drawn if outcomes.get(item.job_id) in wanted]
+    drawn = draw(
+        database, sample=None if arguments.again else arguments.sample, seed=arguments.seed
+    )
+    wanted = "survived" if arguments.again else None
+    jobs = [item for item in drawn if outcomes.get(item.job_id) == wanted]
     if not jobs:
         return
     times_file, log = folder / "times.json", folder / "tests.log"
@@ -275,7 +277,7 @@ def main() -> None:
     parser.add_argument(
         "--slowest", type=float, default=5.0, help="leave out tests of more seconds"
     )
-    parser.add_argument("--again", action="store_true", help="test the survivors again")
+    parser.add_argument("--again", action="store_true", help="test the survivors alone, again")
     parser.add_argument("--table", action="store_true", help="test nothing, print the table")
     arguments = parser.parse_args()
 
