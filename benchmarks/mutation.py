@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib
 import json
 import os
@@ -302,7 +303,9 @@ def main() -> None:
         os.chdir(temporary)
         sys.path.insert(0, temporary)
         for path in modules_named(arguments.modules, config["tests"]):
-            file = folder / f"{path.removesuffix('.py').replace('/', '.')}.sqlite"
+            # Mutants are numbered by what stands in the module: another text has other mutants.
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+            file = folder / f"{path.removesuffix('.py').replace('/', '.')}.{digest}.sqlite"
             new = not file.exists()
             database = WorkDB(file, WorkDB.Mode.create)
             if new and not arguments.table:
