@@ -6,13 +6,17 @@ from isounc.gradnorm.api import (
     value_and_sq_grad_norm,
     value_and_sq_grad_norms,
 )
+from isounc.gradnorm.comparison import Comparison, LeafComparison, check
 from isounc.gradnorm.leaves import Filter, check_leaves
 from isounc.gradnorm.report import Explanation, LeafReport, explain
 
 __all__ = [
+    "Comparison",
     "Explanation",
     "Filter",
+    "LeafComparison",
     "LeafReport",
+    "check",
     "check_leaves",
     "explain",
     "value_and_grad_gram",

@@ -1,37 +1,24 @@
-"""Exact squared gradient norms of a traced function: the plan, and the function that follows it.
-
-Leaves of the parameters go one of four ways:
-
-    fast     every use has a rule (`isounc.gradnorm.rules`), and no two uses share an element of the
-             leaf: nothing is stored;
-    tied     one matrix has several uses (embedding and output head, turns of a recurrence): their
-             factors are kept, and cross terms come from Gram matrices of them;
-    formed   anything else: ordinary differentiation forms the gradient of that leaf;
-    unused   the function does not depend on the leaf.
-"""
+"""Exact squared gradient norms of a traced function, by the plan of `isounc.gradnorm.plan`."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 from jaxtyping import Array, Float, Shaped
 
 from isounc.gradnorm import products
-from isounc.gradnorm.rules import Rule, rule_of
+from isounc.gradnorm.plan import Plan, leaf_items, make_plan, rule_at
 from isounc.gradnorm.trace import (
     Item,
-    Origin,
     Path,
     Status,
-    apart,
     aval_of,
     body_of,
     evaluate,
@@ -41,162 +28,6 @@ from isounc.gradnorm.trace import (
     varying,
     walk,
 )
-
-
-class RuledUse(NamedTuple):
-    """A use with a rule, which needs no gradient."""
-
-    origin: Origin
-    """Origin of the parameter that enters."""
-    rule: Rule
-    """Rule for its norm."""
-    turns: tuple[int, ...]
-    """Lengths of the scans around the use, outermost first."""
-
-    @property
-    def has_own_slices(self) -> bool:
-        """Whether every turn of the scans uses another slice of the leaf."""
-        return self.turns == self.origin.lengths
-
-
-class Use(NamedTuple):
-    """A place where a parameter meets data."""
-
-    path: Path
-    """Place in the jaxpr."""
-    primitive: str
-    """Name of the equation's primitive."""
-    leaves: frozenset[int]
-    """Indices of the leaves that enter."""
-    ruled: RuledUse | None
-    """None if the gradient has to be formed."""
-
-
-def _rule_at(eqn: jex.JaxprEqn, ins: Sequence[Item]) -> tuple[Origin, Rule] | None:
-    """Return the origin and the rule of an equation that one rearranged leaf enters, or None."""
-    tracked = [(i, item.status) for i, item in enumerate(ins) if item.status and item.status.leaves]
-    if len(tracked) != 1:
-        return None
-    [(position, status)] = tracked
-    rule = rule_of(eqn, position) if status.origin else None
-    return (status.origin, rule) if status.origin and rule else None
-
-
-def _leaves_of(items: Sequence[Item]) -> frozenset[int]:
-    """Return the indices of the leaves that enter any of the values."""
-    return frozenset().union(*(item.status.leaves for item in items if item.status))
-
-
-class _Analysis:
-    """Visitor that collects the uses; all values are absent."""
-
-    def __init__(self):
-        self.uses: list[Use] = []
-        self.turns: tuple[int, ...] = ()
-
-    def meets(self, eqn, ins):
-        return _rule_at(eqn, ins) is not None
-
-    def plain(self, eqn, ins):
-        return [None] * len(eqn.outvars)
-
-    def use(self, eqn, ins, path):
-        match = _rule_at(eqn, ins)
-        ruled = match and RuledUse(*match, self.turns)
-        self.uses.append(Use(path, eqn.primitive.name, _leaves_of(ins), ruled))
-        return [None] * len(eqn.outvars)
-
-    def add_unruled(self, items: Sequence[Item], path: Path, name: str) -> None:
-        """Add a use by something that is no equation, such as the output."""
-        if leaves := _leaves_of(items):
-            self.uses.append(Use(path, name, leaves, None))
-
-    def scan(self, eqn, ins, path):
-        num_consts, num_carry = scan_counts(eqn)
-        self.add_unruled(ins[num_consts : num_consts + num_carry], path, "scan's carry")
-        args = [Item(status, None) for status in scan_statuses(eqn, ins)]
-        outside, self.turns = self.turns, (*self.turns, eqn.params["length"])
-        outs = walk(*body_of(eqn), args, (*path, "scan"), self)
-        self.add_unruled(outs, path, "scan's output")
-        self.turns = outside
-        return [None] * len(eqn.outvars)
-
-    def checkpoint(self, eqn, ins, path):
-        return walk(*body_of(eqn), ins, (*path, "checkpoint"), self)
-
-
-class Plan(NamedTuple):
-    """Treatment of each leaf and of each use."""
-
-    ways: tuple[str, ...]
-    """fast, tied, formed or unused, for each leaf."""
-    ruled: dict[Path, RuledUse]
-    """Uses of the leaves that are fast or tied."""
-    uses: tuple[Use, ...]
-    """All uses."""
-
-
-def _leaf_items(leaves: Sequence[Any], values: Sequence[Any]) -> list[Item]:
-    """Return the leaves as inputs of a walk."""
-    items = []
-    for i, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
-        origin = Origin(i, tuple((0, n) for n in leaf.shape), tuple(range(leaf.ndim)))
-        items.append(Item(Status(frozenset([i]), origin), value))
-    return items
-
-
-def make_plan(
-    closed: jex.ClosedJaxpr, num_leaves: int, num_inputs: int, *, gram: bool = False
-) -> Plan:
-    """Analyse a jaxpr whose first inputs are the leaves.
-
-    With `gram` every use has to give factors, from which products of gradients come: leaves whose
-    uses share no element count as tied, and all others are formed.
-    """
-    avals = closed.in_avals[:num_leaves]
-    inputs = [*_leaf_items(avals, [None] * num_leaves), *[Item(None, None)] * num_inputs]
-    analysis = _Analysis()
-    outs = walk(closed.jaxpr, closed.consts, inputs, (), analysis)
-    analysis.add_unruled(outs[:1], ("output",), "output")
-    ways = tuple(
-        _way([use for use in analysis.uses if i in use.leaves], aval.shape, gram)
-        for i, aval in enumerate(avals)
-    )
-    ruled = {
-        use.path: use.ruled
-        for use in analysis.uses
-        if use.ruled and all(ways[leaf] in ("fast", "tied") for leaf in use.leaves)
-    }
-    return Plan(ways, ruled, tuple(analysis.uses))
-
-
-def _way(uses: list[Use], shape: tuple[int, ...], gram: bool) -> str:
-    """Return the way of a leaf with these uses."""
-    if not uses:
-        return "unused"
-    ruled = [use.ruled for use in uses if use.ruled]
-    if len(ruled) < len(uses):
-        return "formed"
-    disjoint = all(apart(a.origin, b.origin) for i, a in enumerate(ruled) for b in ruled[:i])
-    if disjoint and all(use.has_own_slices for use in ruled):
-        return "tied" if gram else "fast"
-    return "tied" if not gram and _factors_are_cheaper(ruled, shape) else "formed"
-
-
-def _factors_are_cheaper(uses: list[RuledUse], shape: tuple[int, ...]) -> bool:
-    """Whether all uses have factors on the axes of a whole matrix, and few enough rows of them."""
-    if len(shape) != 2:
-        return False
-    whole = tuple((0, n) for n in shape)
-    rows = 0
-    for origin, rule, turns in uses:
-        if origin.box != whole or origin.axes is None or origin.lengths:
-            return False
-        if not rule.has_factors(origin.axes):
-            return False
-        rows += rule.num_rows * math.prod(turns)
-    # Products of factors cost rows^2 (n + m), the formed gradient rows n m and its memory.
-    return rows * (shape[0] + shape[1]) <= 4 * shape[0] * shape[1]
 
 
 @dataclass
@@ -212,7 +43,7 @@ class _Evaluation:
     """Data that the parameter meets at tied uses, filled in by the walk."""
 
     def meets(self, eqn, ins):
-        return _rule_at(eqn, ins) is not None
+        return rule_at(eqn, ins) is not None
 
     def plain(self, eqn, ins):
         return evaluate(eqn, [item.value for item in ins])
@@ -330,14 +161,19 @@ def linearise(
     def rewritten(formed, totals, taps):
         evaluation = _Evaluation(plan, totals, taps, {})
         values = [formed.get(i, leaf) for i, leaf in enumerate(leaves)]
-        inputs = [*_leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
+        if not plan.rewritten:
+            out, *others = f(values, list(args))
+            return out, ({}, others)
+        inputs = [*leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
         out, *others = walk(closed.jaxpr, closed.consts, inputs, (), evaluation)
         return out.value, (evaluation.data, [other.value for other in others])
 
-    out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
+    with _while_loops_named():
+        out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
 
     def norms(cotangent: Float[Array, "*out"]) -> list[Float[Array, ""]]:
-        gradients, total_cotangents, tap_cotangents = pullback(cotangent)
+        with _while_loops_named():
+            gradients, total_cotangents, tap_cotangents = pullback(cotangent)
         result = [jnp.zeros((), dtype) for _ in leaves]
         for i, gradient in gradients.items():
             result[i] = products.sum_of_squares(gradient.astype(dtype))
@@ -347,11 +183,13 @@ def linearise(
         for i, way in enumerate(plan.ways):
             if way == "tied":
                 uses = [p for p in tap_cotangents if plan.ruled[p].origin.leaf == i]
-                result[i] = _tied_sq_norm(plan, uses, data, tap_cotangents, dtype)
+                shape = leaves[i].shape
+                result[i] = _tied_sq_norm(plan, uses, shape, data, tap_cotangents, dtype)
         return result
 
     def grams(cotangents: Float[Array, "K *out"]) -> list[Float[Array, "K K"]]:
-        gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
+        with _while_loops_named():
+            gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
         k = cotangents.shape[0]
         result = [jnp.zeros((k, k), dtype) for _ in leaves]
         with jax.default_matmul_precision("highest"):
@@ -368,6 +206,20 @@ def linearise(
     return out, others, grams if gram else norms, plan
 
 
+@contextlib.contextmanager
+def _while_loops_named() -> Iterator[None]:
+    """Raise JAX's error about the derivative of a while loop as one that says what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if "while_loop" not in str(error):
+            raise
+        raise NotImplementedError(
+            "f must not have a while loop that parameters enter on their way to the output: it has "
+            "no reverse-mode derivative. Use jax.lax.scan, or fori_loop with a fixed length."
+        ) from error
+
+
 def _merge_axes(values: Shaped[Array, "*shape"], first: int, num: int) -> Shaped[Array, "*merged"]:
     """Merge `num` axes from `first` on into a single one, of length 1 if there are none."""
     return values.reshape(*values.shape[:first], -1, *values.shape[first + num :])
@@ -376,13 +228,13 @@ def _merge_axes(values: Shaped[Array, "*shape"], first: int, num: int) -> Shaped
 def _tied_sq_norm(
     plan: Plan,
     paths: Sequence[Path],
+    shape: tuple[int, ...],
     data: dict[Path, Shaped[Array, "*turns_and_data"]],
     cotangents: dict[Path, Float[Array, "*turns_and_out"]],
     dtype: np.dtype,
 ) -> Float[Array, ""]:
     """Return the squared norm of the sum of the gradients of several uses, from their factors."""
-    total = jnp.zeros((), dtype)
-    before: list[tuple[float, products.Factors]] = []
+    parts = []
     for path in paths:
         origin, rule, turns = plan.ruled[path]
         a, g = data[path], cotangents[path]
@@ -390,13 +242,8 @@ def _tied_sq_norm(
             _merge_axes(a, 0, len(turns)), _merge_axes(g, 0, len(turns))
         )
         factors = {axis: _merge_axes(rows, 0, 2) for axis, rows in by_turn.items()}
-        if turns:
-            sq_norm = products.factors_product(factors, factors, dtype)
-        else:
+        sq_norm = None
+        if not turns and rule.cost.method in ("direct", "sums", "rank one"):
             sq_norm = rule.sq_norm(rule.residual(a, dtype), g, dtype)
-        total += origin.scale**2 * sq_norm
-        for scale, others in before:
-            cross = products.factors_product(factors, others, dtype)
-            total += 2 * origin.scale * scale * cross
-        before.append((origin.scale, factors))
-    return jnp.maximum(total, 0)
+        parts.append(products.Part(origin.scale, factors, sq_norm))
+    return products.sq_norm_of_sum(parts, shape, dtype)

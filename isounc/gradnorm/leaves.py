@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from isounc.gradnorm.engine import Plan, Pull, linearise
+from isounc.gradnorm.engine import Pull, linearise
+from isounc.gradnorm.plan import Plan
 
 Filter = str | Callable[[str], bool] | None
 """Leaves that count: a regular expression to be found in their path, a function of the path, or

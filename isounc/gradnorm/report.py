@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from isounc.gradnorm.engine import Plan
 from isounc.gradnorm.leaves import Filter, check_leaves, linearise_at, split_leaves
+from isounc.gradnorm.plan import Plan
 
 
 class LeafReport(NamedTuple):
@@ -21,7 +21,7 @@ class LeafReport(NamedTuple):
     shape: tuple[int, ...]
     """Shape."""
     way: str
-    """fast, tied, formed or unused (`isounc.gradnorm.engine`)."""
+    """fast, tied, formed or unused (`isounc.gradnorm.plan`)."""
     uses: tuple[str, ...]
     """Primitive and method of each use."""
     operations: int | None

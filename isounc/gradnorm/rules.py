@@ -127,14 +127,15 @@ class DotRule(Rule):
         return g.reshape(self.num_batch, self.num_rows, self.num_out)
 
     def residual(self, a: Data, dtype: np.dtype) -> Float[Array, "B *rest"]:
-        return products.residual(self._rows(a), self.cost.method, dtype)
+        return products.residual(a, self._rows, self.cost.method, dtype)
 
     def sq_norm(self, residual: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
-        return products.sq_norm(residual, self._cotangents(g), self.cost.method, dtype)
+        G = self._cotangents(g)
+        return products.sq_norm(residual, self._rows, G, self.cost.method, dtype)
 
     def gram(self, a: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
         G = jax.vmap(self._cotangents)(g)
-        return products.gram(self.residual(a, dtype), G, self.cost.method, dtype)
+        return products.gram(self.residual(a, dtype), self._rows, G, self.cost.method, dtype)
 
     def has_factors(self, axes: tuple[int, ...]) -> bool:
         return self.num_batch == 1 and len(self.w_contract) == len(self.w_free) == 1
@@ -194,10 +195,12 @@ class GatherRule(Rule):
     def _rows(self, index: Data, g: Cotangent) -> tuple[Int[Array, " T"], Float[Array, "T O"]]:
         """Return indices in range, and cotangents, zero where the index was out of range."""
         i, G = index.reshape(-1), g.reshape(self.num_rows, self.width)
+        # The last row may lie beyond the range of the indices' own type.
+        last = min(self.table[0] - 1, int(jnp.iinfo(i.dtype).max))
         if self.fills:
-            inside = (i >= 0) & (i < self.table[0])
+            inside = (i >= 0) & (i <= last)
             G = jnp.where(inside[:, None], G, 0)
-        return jnp.clip(i, 0, self.table[0] - 1), G
+        return jnp.clip(i, 0, last).astype(jnp.int32), G
 
     def _sums(self, i: Int[Array, " T"], G: Float[Array, "T O"]) -> Float[Array, "T O"]:
         """Return the sums of rows of equal index, followed by zeros."""
@@ -215,20 +218,19 @@ class GatherRule(Rule):
             return products.sum_of_squares(G)
         if self.cost.method == "sums":
             return products.sum_of_squares(self._sums(i, G))
+        same = (i[:, None] == i[None, :]).astype(dtype)
         with jax.default_matmul_precision("highest"):
-            # Rounding as in `products.sq_norm`.
-            return jnp.maximum(jnp.where(i[:, None] == i[None, :], G @ G.T, 0).sum(), 0)
+            pairs = G @ G.T
+        return products.unless_cancelled(
+            same, pairs, lambda: products.sum_of_squares(self._sums(i, G))
+        )
 
     def gram(self, index: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
         i, _ = self._rows(index, g[0])
         G = jax.vmap(lambda g_k: self._rows(index, g_k)[1])(g).astype(dtype)
-        if self.cost.method == "sums":
-            sums = jax.vmap(lambda G_k: self._sums(i, G_k))(G).reshape(len(G), -1)
-            with jax.default_matmul_precision("highest"):
-                return sums @ sums.T
-        same = (i[:, None] == i[None, :]).astype(dtype)
+        sums = jax.vmap(lambda G_k: self._sums(i, G_k))(G).reshape(len(G), -1)
         with jax.default_matmul_precision("highest"):
-            return jnp.einsum("kso,lso->kl", jnp.einsum("st,kto->kso", same, G), G)
+            return sums @ sums.T
 
     def has_factors(self, axes: tuple[int, ...]) -> bool:
         return len(self.table) == 2 and axes == (0, 1)
@@ -292,20 +294,24 @@ class ConvRule(Rule):
         return g.transpose(1, 0, 3, 2).reshape(self.groups, self.num_rows, self.num_out)
 
     def residual(self, a: Data, dtype: np.dtype) -> Data:
-        return a  # whose patches are larger
+        return products.residual(a, self._patches, self.cost.method, dtype)
 
-    def sq_norm(self, a: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
-        residual = products.residual(self._patches(a), self.cost.method, dtype)
-        return products.sq_norm(residual, self._cotangents(g), self.cost.method, dtype)
+    def sq_norm(self, residual: Data, g: Cotangent, dtype: np.dtype) -> Float[Array, ""]:
+        G = self._cotangents(g)
+        return products.sq_norm(residual, self._patches, G, self.cost.method, dtype)
 
     def gram(self, a: Data, g: Float[Array, "K *out"], dtype: np.dtype) -> Float[Array, "K K"]:
-        residual = products.residual(self._patches(a), self.cost.method, dtype)
-        return products.gram(residual, jax.vmap(self._cotangents)(g), self.cost.method, dtype)
+        residual, G = self.residual(a, dtype), jax.vmap(self._cotangents)(g)
+        return products.gram(residual, self._patches, G, self.cost.method, dtype)
 
 
 def rule_of(eqn: jex.JaxprEqn, position: int) -> Rule | None:
     """Return the rule for an equation whose input at `position` is a parameter, or None."""
     name = eqn.primitive.name
+    dtypes = [aval_of(v).dtype for v in (*eqn.invars, *eqn.outvars)]
+    # The norm of a complex cotangent is not that of its real part: such gradients are formed.
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return None
     if name == "dot_general":
         return DotRule(eqn, position)
     if name == "gather" and position == 0 and GatherRule.fits(eqn):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex
+from jax.ref import AbstractRef
 
 Path = tuple[int | str, ...]
 """Place of an equation: its index in each jaxpr from the outermost on, with a word for each scan
@@ -90,14 +92,11 @@ CONSTANT = Status()
 def walk(
     jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Item], path: Path, visitor: Visitor
 ) -> list[Item]:
-    """Go through a jaxpr with a visitor, and return its outputs.
-
-    Raises
-    ------
-    NotImplementedError
-        If parameters and data enter a while loop, which has no reverse-mode derivative.
-    """
-    env = dict(zip(jaxpr.constvars, (Item(CONSTANT, c) for c in consts), strict=True))
+    """Go through a jaxpr with a visitor, and return its outputs."""
+    env = {
+        var: Item(CONSTANT, _as_array(const))
+        for var, const in zip(jaxpr.constvars, consts, strict=True)
+    }
     env |= dict(zip(jaxpr.invars, args, strict=True))
 
     def read(var: jex.Var | jex.Literal) -> Item:
@@ -119,17 +118,33 @@ def walk(
             outs = map(Item, statuses, visitor.plain(eqn, ins))
         elif name in CHECKPOINTS:
             outs = visitor.checkpoint(eqn, ins, eqn_path)
-        elif name == "while":
-            raise NotImplementedError(
-                "f must not have a while loop that parameters and data enter: it has no "
-                "reverse-mode derivative. Use jax.lax.scan, or fori_loop with a fixed length."
-            )
         elif name == "scan":
             outs = [Item(None, value) for value in visitor.scan(eqn, ins, eqn_path)]
         else:
             outs = [Item(None, value) for value in visitor.use(eqn, ins, eqn_path)]
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def holds_references(jaxpr: jex.Jaxpr) -> bool:
+    """Whether equations that `walk` meets read or write mutable references (`jax.new_ref`).
+
+    What is written to one reaches the output by no variable of the jaxpr, so that a walk cannot
+    see which parameters enter it.
+    """
+    for eqn in jaxpr.eqns:
+        if any(isinstance(aval_of(v), AbstractRef) for v in (*eqn.invars, *eqn.outvars)):
+            return True
+        if eqn.primitive.name in (*INLINED, *CHECKPOINTS, "scan") and holds_references(
+            body_of(eqn)[0]
+        ):
+            return True
+    return False
+
+
+def _as_array(const: Any) -> Any:
+    """Return a constant as an array of JAX, which a traced index may enter."""
+    return jnp.asarray(const) if isinstance(const, np.ndarray | np.generic) else const
 
 
 def aval_of(var: Any) -> Any:
@@ -187,15 +202,21 @@ def _derive(eqn: jex.JaxprEqn, ins: Sequence[Item]) -> list[Status | None]:
 
 
 def _rearranged(eqn: jex.JaxprEqn, ins: Sequence[Item], origin: Origin) -> list[Origin | None]:
-    """Return origins of the outputs of an equation of constants and a value with an origin."""
+    """Return origins of the outputs of an equation of constants and a value with an origin.
+
+    The equations named here are all that keep an origin, and only from real numbers to real
+    numbers: the norm of a complex cotangent is not that of its real part.
+    """
     name, params = eqn.primitive.name, eqn.params
+    if not all(_is_real(v) for v in (*eqn.invars, *eqn.outvars)):
+        return [None] * len(eqn.outvars)
     shapes = [aval_of(v).shape for v in eqn.invars]
     out = aval_of(eqn.outvars[0])
     mixed = origin._replace(axes=None)
     if name in ("copy", "copy_p", "sharding_constraint", "name", "optimization_barrier"):
         return [origin] if len(eqn.outvars) == 1 else [None] * len(eqn.outvars)
     if name == "convert_element_type":
-        return [origin if jnp.issubdtype(out.dtype, jnp.floating) else None]
+        return [origin]
     if name == "neg":
         return [origin._replace(scale=-origin.scale)]
     if name in ("mul", "div"):
@@ -203,11 +224,12 @@ def _rearranged(eqn: jex.JaxprEqn, ins: Sequence[Item], origin: Origin) -> list[
         factor = eqn.invars[1 - position]
         if not isinstance(factor, jex.Literal) or jnp.ndim(factor.val):
             return [None]
-        if name == "mul":
-            return [origin._replace(scale=origin.scale * float(factor.val))]
-        if position == 1:  # a constant divided by the parameter
+        if name == "div" and position == 1:  # a constant divided by the parameter
             return [None]
-        return [origin._replace(scale=origin.scale / float(factor.val))]
+        factor = float(factor.val)
+        scale = origin.scale * factor if name == "mul" else origin.scale / (factor or math.nan)
+        # The square of any other scale might leave the range of float32.
+        return [origin._replace(scale=scale) if 1e-9 < abs(scale) < 1e9 else None]
     if name == "transpose":
         order = params["permutation"]
         axes = origin.axes and tuple(origin.axes[i] for i in order)
@@ -218,7 +240,7 @@ def _rearranged(eqn: jex.JaxprEqn, ins: Sequence[Item], origin: Origin) -> list[
         return [origin._replace(axes=axes)]
     if name in ("reshape", "broadcast_in_dim", "rev", "expand_dims"):
         same_size = math.prod(shapes[0]) == math.prod(out.shape)
-        if name == "reshape" and tuple(shapes[0]) == tuple(out.shape):
+        if name == "reshape" and params["dimensions"] is None and shapes[0] == out.shape:
             return [origin]
         return [mixed if same_size else None]
     if name == "slice":
@@ -235,6 +257,11 @@ def _rearranged(eqn: jex.JaxprEqn, ins: Sequence[Item], origin: Origin) -> list[
             start += size
         return parts
     return [None] * len(eqn.outvars)
+
+
+def _is_real(var: Any) -> bool:
+    """Whether a variable is a floating-point array."""
+    return jnp.issubdtype(aval_of(var).dtype, jnp.floating)
 
 
 def _cut(origin: Origin, starts: Sequence[int], stops: Sequence[int]) -> Origin:
@@ -262,7 +289,11 @@ def evaluate(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     wanted = [v for v in eqn.outvars if not isinstance(v, jex.DropVar)]
     info = jex.DebugInfo("isounc.gradnorm", "", ("",) * len(inputs), ("",) * len(wanted))
     jaxpr = jex.Jaxpr((), list(inputs), wanted, [eqn], eqn.effects, info)
-    outs = iter(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*inputs.values()))
+    function = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+    if eqn.primitive.name.startswith("custom_"):
+        # Traced as a whole, so that its rules may index the constants that they make.
+        function = jax.jit(function)
+    outs = iter(function(*inputs.values()))
     return [None if isinstance(v, jex.DropVar) else next(outs) for v in eqn.outvars]
 
 
