@@ -187,6 +187,17 @@ def test_sigmoid_of_a_very_wide_gaussian_is_a_coin(sd):
     assert float(label_var) == pytest.approx(density, rel=5e-4)
 
 
+def test_three_classes_whose_variance_is_made_far_from_the_mean(x64):
+    """Classes of probability 1e-8 and 1e-19, known by logits that move together."""
+    mean = np.array([-24.4, 21.0, 2.7])
+    half = np.array([-1.675, 1.064, -0.165])
+    cov = np.outer(half, half) + 1e-3 * np.eye(3)
+    found = stacked(softmax_moments(mean, cov))
+    expected = np.stack(dense_moments(mean, cov))
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
 @pytest.mark.parametrize("sd", [2.9e4, 3.1e4, 1e5, 1e13])
 def test_sigmoid_of_a_very_wide_gaussian_keeps_its_digits_in_float64(sd, x64):
     p, var, label_var = sigmoid_moments(np.float64(-sd / 2), np.float64(sd) ** 2)
