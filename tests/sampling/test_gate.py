@@ -180,6 +180,12 @@ def test_ebfmi_is_its_formula(energy):
     assert np.isnan(ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[0])
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (0, 5), (5,), (1, 2, 2)])
+def test_energies_of_a_wrong_shape_are_refused(unchecked, shape):
+    with pytest.raises(ValueError, match=r"energy must be \(chains, draws\) with 2 draws or more"):
+        ebfmi(np.ones(shape))
+
+
 def batches(x, size, shift):
     parts = (x - shift).reshape(x.shape[0], -1, size, x.shape[2])
     return parts.mean(axis=2), (parts**2).mean(axis=2)
