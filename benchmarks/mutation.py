@@ -120,7 +120,7 @@ class WhatRuns(ast.NodeTransformer):
         # cosmic-ray takes the bare * of a signature for a product.
         node.args, node.posonlyargs = [*node.posonlyargs, *node.args, *node.kwonlyargs], []
         node.defaults = [*node.defaults, *(default for default in node.kw_defaults if default)]
-        node.kwonlyargs = node.kw_defaults = []
+        node.kwonlyargs, node.kw_defaults = [], []
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node):
