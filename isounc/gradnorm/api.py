@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from isounc.checks import check_count
 from isounc.gradnorm.engine import Pull
-from isounc.gradnorm.leaves import Filter, check_leaves, linearise_at, split_leaves
+from isounc.gradnorm.leaves import Filter, check_args, check_leaves, linearise_at, split_leaves
 
 Groups = bool | Callable[[str], str]
 """False for one sum over all leaves, True for one sum per leaf, or a function from a leaf's path to
@@ -187,12 +187,33 @@ def value_and_log_sq_grad_norm(
     return value_and_log_norm
 
 
+def _check_call(f: Any, per_leaf: Any, in_axes: Any, batch_size: Any) -> None:
+    """Raise an error that names an option of the wrong kind."""
+    if not callable(f):
+        raise TypeError(f"f must be a function of (params, *args), got {f!r:.80}")
+    if not isinstance(per_leaf, bool) and not callable(per_leaf):
+        raise TypeError(
+            f"per_leaf must be True, False or a function from path to group, got {per_leaf!r:.80}"
+        )
+    axes = in_axes if isinstance(in_axes, list | tuple) else [in_axes]
+    if not all(axis is None or isinstance(axis, int | np.integer) for axis in axes):
+        raise TypeError(
+            "in_axes must be an integer, None, or one of them for each argument after params, got "
+            f"{in_axes!r:.80}"
+        )
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+
+
 def _norm_dtype(leaves: Sequence[Any], dtype: DType) -> np.dtype:
     """Return the type of the sums that make up the norms."""
     if dtype is None:
         double = any(leaf.dtype == jnp.float64 for leaf in leaves)
         return np.dtype(np.float64 if double else np.float32)
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r:.80}") from error
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             "dtype must be float32 unless JAX's x64 mode is on, got float64; "
@@ -253,8 +274,7 @@ def _map_over_examples(
     transform: _Transform, in_axes: InAxes, batch_size: int | None
 ) -> Callable[..., tuple[Any, Any]]:
     """Return the compiled transformation, mapped over examples in chunks if there are in_axes."""
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
+    _check_call(transform.f, transform.per_leaf, in_axes, batch_size)
 
     def over_examples(params: Any, *args: Any) -> tuple[Any, Any]:
         if in_axes is None:
@@ -265,8 +285,17 @@ def _map_over_examples(
                 f"in_axes must have an entry for each of {len(args)} arguments, one of them an "
                 f"integer, got {in_axes}"
             )
+
+        def examples_first(a: Any, axis: int) -> Any:
+            a = jnp.asarray(a)
+            if not -a.ndim <= axis < a.ndim:
+                raise ValueError(
+                    f"in_axes must name axes that args have, got {axis} for shape {a.shape}"
+                )
+            return jnp.moveaxis(a, axis, 0)
+
         rows = {
-            i: jax.tree.map(lambda a, axis=axis: jnp.moveaxis(jnp.asarray(a), axis, 0), args[i])
+            i: jax.tree.map(functools.partial(examples_first, axis=axis), args[i])
             for i, axis in enumerate(axes)
             if axis is not None
         }
@@ -288,6 +317,7 @@ def _map_over_examples(
     @functools.wraps(transform.f)
     def value_and_norm(params: Any, *args: Any) -> tuple[Any, Any]:
         check_leaves(params)
+        check_args(args)
         return compiled(params, *args)
 
     return value_and_norm

@@ -27,6 +27,10 @@ def path_text(path: tuple[Any, ...]) -> str:
 def check_leaves(params: Any) -> None:
     """Raise a TypeError that names the path of a leaf that is no array, or complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise TypeError(
+                f"params must hold arrays without a mask, got a masked array at {path_text(path)}"
+            )
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
             raise TypeError(
                 f"params must hold arrays, got {type(leaf).__name__} ({leaf!r:.60}) at "
@@ -37,12 +41,41 @@ def check_leaves(params: Any) -> None:
             raise TypeError(f"params must be real, got {leaf.dtype} at {path_text(path)}")
 
 
+def check_args(args: tuple[Any, ...]) -> None:
+    """Raise a TypeError that names the place of data that are no numbers, or masked."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if isinstance(leaf, np.ma.MaskedArray):
+            kind = "a masked array"
+        elif isinstance(leaf, str | bytes):
+            kind = f"{leaf!r:.60}"
+        elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            kind = f"an array of dtype {leaf.dtype}"
+        else:
+            continue
+        raise TypeError(f"args must hold arrays of numbers, got {kind} at args{path_text(path)}")
+
+
+def _predicate(wrt: Filter) -> Callable[[str], Any] | None:
+    """Return a filter as a function of the path."""
+    if not isinstance(wrt, str):
+        if wrt is None or callable(wrt):
+            return wrt
+        raise TypeError(
+            "wrt must be a regular expression, a function of the path, or None for all leaves, "
+            f"got {wrt!r}"
+        )
+    try:
+        return re.compile(wrt).search
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"wrt must be a regular expression, got {wrt!r:.80}: {error}") from error
+
+
 def split_leaves(
     params: Any, wrt: Filter
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[str]]:
     """Return the leaves that count, a function that puts them back among the others, and paths."""
     leaves_with_paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    keep = re.compile(wrt).search if isinstance(wrt, str) else wrt
+    keep = _predicate(wrt)
     indices, paths, everything = [], [], []
     for i, (path, leaf) in enumerate(leaves_with_paths):
         text = path_text(path)

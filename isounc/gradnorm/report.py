@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from isounc.gradnorm.leaves import Filter, check_leaves, linearise_at, split_leaves
+from isounc.gradnorm.leaves import Filter, check_args, check_leaves, linearise_at, split_leaves
 from isounc.gradnorm.plan import Plan
 
 
@@ -57,6 +57,9 @@ def explain(
     Nothing is computed; the parameters are those of `value_and_sq_grad_norm`.
     """
     check_leaves(params)
+    check_args(args)
+    if not callable(f):
+        raise TypeError(f"f must be a function of (params, *args), got {f!r:.80}")
     plans: list[Plan] = []
 
     def analyse(params, *args):
