@@ -96,6 +96,7 @@ def test_woodbury_in_float32(model):
     expected = jacobian @ np.linalg.inv(found["prior"] + found["dense"]) @ jacobian.T
     sd = jnp.asarray(np.diag(found["prior"]) ** -0.5, jnp.float32)
     covariance = cov.PriorPlusLowRank.from_factor(sd, jnp.asarray(found["factor"], jnp.float32))
+    assert ((0 <= covariance.shrink) & (covariance.shrink <= 1)).all()
     got = quadratic(covariance, jacobian.astype(np.float32))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -77,3 +77,18 @@ def test_data_come_in_jaxs_float_and_int32(model):
 def test_bad_prior_sd_is_refused():
     with pytest.raises(ValueError, match="prior_sd"):
         densities.make_data(problem_of(BINARY), BINARY, -1.0)
+
+
+def test_data_of_problems_are_stacked_in_their_order():
+    problems = [problem_of(CLASSES, seed=seed) for seed in range(3)]
+    stacked = densities.stack_data(problems, CLASSES, 2.0)
+    for i, problem in enumerate(problems):
+        for ours, alone in zip(stacked, densities.make_data(problem, CLASSES, 2.0), strict=True):
+            np.testing.assert_array_equal(ours[i], alone)
+            assert ours.dtype == alone.dtype
+    alone = densities.stack_data(problems[:1], CLASSES, 2.0)
+    np.testing.assert_array_equal(alone.X[0], stacked.X[0])
+    with pytest.raises(ValueError, match=r"X of one shape, got \(7, 2\) and \(8, 2\)"):
+        densities.stack_data([*problems, problem_of(CLASSES, n=8)], CLASSES, 2.0)
+    with pytest.raises(ValueError, match="use make_model"):
+        densities.stack_data([problem_of(BINARY)], CLASSES, 2.0)

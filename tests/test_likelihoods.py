@@ -172,6 +172,93 @@ def test_entropy_of_the_averaged_prediction():
     assert np.isnan(LIKELIHOODS["gaussian"].predictive_entropy(np.zeros((2, 1)))).all()
 
 
+def test_the_gaussian_likelihood_is_scipys():
+    y, f, sd = np.array([0.3, -2.0, 1e4]), np.array([[0.1], [1.0], [1e4 - 0.5]]), 0.7
+    gaussian = LIKELIHOODS["gaussian"]
+    found = gaussian.log_prob(jnp.asarray(f), jnp.asarray(y), sd)
+    np.testing.assert_allclose(found, stats.norm.logpdf(y, f[:, 0], sd), rtol=1e-4)
+    entropy = gaussian.label_entropy(jnp.asarray(f), sd)
+    np.testing.assert_allclose(entropy, stats.norm(0, sd).entropy(), rtol=1e-6)
+    np.testing.assert_allclose(gaussian.label_variance(jnp.asarray(f), sd), 0.49, rtol=1e-6)
+    alone = gaussian.predictive_log_prob(f, y, noise_sd=sd)
+    np.testing.assert_allclose(alone, stats.norm.logpdf(y, f[:, 0], sd), rtol=1e-12)
+    var = np.array([[0.0], [1.0], [3.0]])
+    with_var = gaussian.predictive_log_prob(f, y, noise_sd=sd, p_var=var)
+    expected = stats.norm.logpdf(y, f[:, 0], np.sqrt(0.49 + var[:, 0]))
+    np.testing.assert_allclose(with_var, expected, rtol=1e-12)
+
+
+def test_the_log_probability_of_a_class_is_clipped_where_float32_ends():
+    p, y = np.array([[0.3], [0.3], [0.0], [1.0]]), np.array([1, 0, 1, 1])
+    expected = np.log([0.3, 0.7, 2.0**-24, 1.0])
+    np.testing.assert_allclose(BERNOULLI.predictive_log_prob(p, y), expected, rtol=1e-12)
+    p = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    found = CATEGORICAL.predictive_log_prob(p, np.array([2, 1]))
+    np.testing.assert_allclose(found, np.log([0.3, 2.0**-24]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "refused"),
+    [
+        ([[0.3], [-0.9e-6], [1 + 0.9e-6]], ""),
+        ([[0.3], [-1.1e-6]], "must hold probabilities, got"),
+        ([[0.3], [1 + 1.1e-6]], "must hold probabilities, got"),
+        ([[0.3], [np.nan]], "must hold probabilities, got"),
+        ([[0.2, 0.8], [0.5, 0.5009]], ""),
+        ([[0.2, 0.8], [0.5, 0.4991]], ""),
+        ([[0.2, 0.8], [0.5, 0.5011]], "sum to 1 in each row, got 1.0011"),
+        ([[0.5, 0.4989], [0.2, 0.8]], "sum to 1 in each row, got 0.9989"),
+    ],
+)
+def test_predictions_are_probabilities_but_for_rounding(p, refused):
+    p = np.array(p)
+    likelihood = BERNOULLI if p.shape[1] == 1 else CATEGORICAL
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            likelihood.check_prediction("p", p)
+    else:
+        likelihood.check_prediction("p", p)
+
+
+def test_labels_are_classes_or_numbers():
+    labels = CATEGORICAL.check_labels("y", np.array([0.0, 2.0, 1.0]), 3)
+    assert labels.dtype == np.int64 and labels.tolist() == [0, 2, 1]
+    for bad in (3, -1, 0.5):
+        with pytest.raises(ValueError, match=r"y must hold labels 0\.\.2 for 3 classes, got"):
+            CATEGORICAL.check_labels("y", np.array([0, bad]), 3)
+    with pytest.raises(ValueError, match=r"got 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.; recode"):
+        CATEGORICAL.check_labels("y", np.arange(3, 12), 3)
+    with pytest.raises(ValueError, match="got 3, 4, 5, 6, 7, 8, 9, 10; recode"):
+        CATEGORICAL.check_labels("y", np.arange(3, 11), 3)
+    real = LIKELIHOODS["gaussian"].check_labels("y", np.array([1, 2]), 0)
+    assert real.dtype == np.float64 and real.tolist() == [1.0, 2.0]
+
+
+def test_what_a_likelihood_needs_and_predicts():
+    X, y = np.zeros((4, 1)), np.array([0, 1, 1, 1])
+    binary = Problem.from_arrays(X, y)
+    assert (binary.likelihood, binary.num_classes, binary.num_outputs) == ("bernoulli", 2, 1)
+    many = Problem.from_arrays(X, y, num_classes=3)
+    assert (many.likelihood, many.num_classes, many.num_outputs) == ("categorical", 3, 3)
+    for classes in (1, 3):
+        with pytest.raises(ValueError, match="num_classes"):
+            Problem.from_arrays(X, y, likelihood="bernoulli", num_classes=classes)
+    with pytest.raises(ValueError, match="noise_sd"):
+        Problem.from_arrays(X, y / 2, likelihood="gaussian")
+    # Static arguments of compiled functions are hashed.
+    assert all(hash(LIKELIHOODS[name]) == hash(LIKELIHOODS[name]) for name in NUM_OUTPUTS)
+    both = Problem.from_arrays(X, y, likelihood="categorical", num_classes=2)
+    assert both.num_outputs == 2
+    assert BERNOULLI.column_names(1) == ("1",) and CATEGORICAL.column_names(3) == ("0", "1", "2")
+    assert LIKELIHOODS["gaussian"].column_names(1) == ("f",)
+    np.testing.assert_allclose(BERNOULLI.constant_prediction(y, 1), [0.75])
+    np.testing.assert_allclose(CATEGORICAL.constant_prediction(y, 3), [0.25, 0.75, 0.0])
+    np.testing.assert_allclose(LIKELIHOODS["gaussian"].constant_prediction(y / 2, 1), [0.375])
+    v, var = jnp.array([[0.2]]), jnp.array([[0.05]])
+    np.testing.assert_allclose(BERNOULLI.expected_label_variance(v, var), 0.15, rtol=1e-6)
+    np.testing.assert_allclose(LIKELIHOODS["gaussian"].expected_label_variance(v, var), 0.2)
+
+
 # --- a likelihood of one's own ---------------------------------------------------------------
 
 

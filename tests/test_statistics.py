@@ -129,6 +129,7 @@ def test_fewer_than_three_points(n):
     assert_undefined(result, f"fewer than 3 points ({n})")
     assert result.attenuation is None
     assert (result.slope is None) == (n == 0)
+    assert result.reason.startswith(f"fewer than 3 points ({n})" + "; level" * (n == 0))
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 9e-7])
@@ -147,6 +148,9 @@ def test_a_small_spread_above_float32_resolution_counts():
     result = compare(1 + 1e-5 * b, b)
     assert result.pearson == pytest.approx(1, abs=1e-9)
     assert result.reason == ""
+    # (max - min) / max of 1.2e-6 is above the tolerance of 1e-6.
+    line = np.linspace(0, 1, 200)
+    assert compare(1 + 1.2e-6 * line, line).pearson == pytest.approx(1, abs=1e-6)
 
 
 def test_all_zero_values():
@@ -310,6 +314,9 @@ def test_bins_are_closed_above():
     # Confidences 0.5 (right) and 0.4 (wrong) share (0.25, 0.5], where gaps 0.5 and -0.4 cancel.
     p, y = np.array([[0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]), np.array([0, 1])
     assert expected_calibration_error(p, y, num_bins=4) == pytest.approx(0.1 / 2)
+    # The first bin is (0, 1/3]: 0.3 (wrong) is in it, 0.5 (right) in the next.
+    p = np.array([[0.5, 0.5, 0.0, 0.0], [0.3, 0.3, 0.2, 0.2]])
+    assert expected_calibration_error(p, y, num_bins=3) == pytest.approx((0.5 + 0.3) / 2)
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
@@ -335,6 +342,8 @@ def test_calibration_error_refuses_what_does_not_fit():
         expected_calibration_error(np.array([[0.5]]), np.array([0.5]))
     with pytest.raises(ValueError, match="p must have shape"):
         expected_calibration_error(np.array([0.5]), np.array([1]))
+    with pytest.raises(ValueError, match=r"p must have shape \(N, 1\) .* got \(0, 1\)"):
+        expected_calibration_error(np.zeros((0, 1)), np.zeros(0))
 
 
 def test_holm_by_hand():

@@ -111,8 +111,9 @@ def softmax_normal_moments(
     LinkMoments
         Arrays (*B, C). Relative errors measured with means up to 15 and standard deviations of
         logit differences from 0.01 to 30: for two classes those of `sigmoid_normal_moments`. For
-        three, below 1e-5 in each class in float64; in float32 1e-4, but for a class whose log
-        probability varies far less than others (1e-3 of their sd), of which rounding leaves less.
+        three, below 1e-5 in the variance of each class and 2e-4 in the other moments in float64; in
+        float32 2e-4, but for a class whose log probability varies far less than others (1e-3 of
+        their sd), of which rounding leaves less.
         For four to ten below 1% in the variance summed over the classes, mostly below 0.3%, and 6%
         in the sum of E[p_c (1 - p_c)]; there a single class may err by 10% or more.
 
@@ -137,7 +138,7 @@ def softmax_normal_moments(
         if num_classes == 2:
             moments = _in_chunks(_two_classes, rows, 2 * _SIGMOID_NODES)
         elif num_classes == 3:
-            moments = _in_chunks(_three_classes, rows, 4 * _PANEL_NODES * _INNER_NODES)
+            moments = _in_chunks(_three_classes, rows, 5 * _PANEL_NODES * _INNER_NODES)
         else:
             nodes = jnp.asarray(
                 softmax_quadrature.normal_nodes(num_nodes, num_classes - 1), mean.dtype
@@ -230,12 +231,13 @@ def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     p, q = jax.nn.sigmoid(below), jax.nn.sigmoid(-below)
     var = jnp.where(var < 0, 0, var)  # a maximum would halve the derivative at 0
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
-    # Beyond sd = 3e4 only mean / sd matters, to 8 digits, and E[p (1 - p)] falls as 1 / sd; digits
-    # of mean + sd z, of which those about 0 count, would be lost. Beyond |mean| = 1e8 all is 0.
+    # Beyond sd = 3e4 only mean / sd matters for E[p], to 8 digits, and E[p (1 - p)] falls as 1 / sd;
+    # digits of mean + sd z, of which those about 0 count, would be lost. Var[p] is the rest of
+    # E[p] (1 - E[p]). Beyond |mean| = 1e8 all is 0.
     shrink = 1 / jnp.maximum(sd / 3e4, 1)
     near = jnp.maximum(below * shrink, -1e8)
     shift, wide, label = _sigmoid_quadrature(near, sd * shrink, _SIGMOID_NODES)
-    label = label * shrink
+    wide, label = wide + label * (1 - shrink), label * shrink
     tiny = var < _SMALL_VAR
     shift = jnp.where(tiny, 0.5 * var * p * q * (q - p), shift)
     wide = jnp.where(tiny, var * (p * q) ** 2, wide)
@@ -277,8 +279,8 @@ def _delta_method(
     return _max_contrast_var(cov) < _SMALL_CONTRAST_VAR, (p + shift, var, label)
 
 
-def _panel_rule(cuts: Float[Array, "5"], width: Float[Array, ""], num_nodes: int):
-    """Nodes and weights (4, num_nodes) between sorted cuts, dense within `width` of each cut.
+def _panel_rule(cuts: Float[Array, "6"], width: Float[Array, ""], num_nodes: int):
+    """Nodes and weights (5, num_nodes) between sorted cuts, dense within `width` of each cut.
 
     x = left - width + (length + 2 width) sigmoid(u), with Gauss-Legendre nodes in u: dx is about
     width du at both ends of a panel, and grows with the distance from them.
@@ -300,8 +302,8 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
         p_k = sigmoid(-b),    p_i = sigmoid(a) sigmoid(b),    p_j = sigmoid(-a) sigmoid(b).
 
     Given a, b is Gaussian: moments of sigmoid(b) are those of one sigmoid. Over a = E[a] + sd z,
-    panels are cut where sigmoid(a) bends and, as b may be all but known from a, where sigmoid(b)
-    does, at |a| / 2 = E[h | a].
+    panels are cut at 0, where the Gaussian is, where sigmoid(a) bends and, as b may be all but known
+    from a, where sigmoid(b) does, at |a| / 2 = E[h | a].
     """
     order = jnp.argsort(mean)
     contrasts = jnp.array([[1, -1, 0], [-0.5, -0.5, 1]], mean.dtype)
@@ -320,7 +322,8 @@ def _three_classes(mean: Float[Array, "3"], cov: Float[Array, "3 3"]):
         sign = jnp.array([1, -1], mean.dtype)
         steep = 0.5 * sign * sd_a - slope
         bends = (mean_h - 0.5 * sign * mean_a) / jnp.where(steep == 0, _SMALL_VAR, steep)
-        cuts = jnp.clip(jnp.stack([-end, end, -mean_a / sd_a, *bends]), -end, end)
+        cuts = jnp.stack([-end, end, jnp.zeros_like(end), -mean_a / sd_a, *bends])
+        cuts = jnp.clip(cuts, -end, end)
         width = jnp.minimum(1 / sd_a, (1 + sd_h) / (sd_a + jnp.abs(slope)))
         z, dz = _panel_rule(jnp.sort(cuts), jnp.minimum(width, end), _PANEL_NODES)
         return z.ravel(), (dz * jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)).ravel()

@@ -187,6 +187,28 @@ def test_sigmoid_of_a_very_wide_gaussian_is_a_coin(sd):
     assert float(label_var) == pytest.approx(density, rel=5e-4)
 
 
+def test_three_classes_whose_variance_is_made_far_from_the_mean(x64):
+    """Classes of probability 1e-8 and 1e-19, known by logits that move together."""
+    mean = np.array([-24.4, 21.0, 2.7])
+    half = np.array([-1.675, 1.064, -0.165])
+    cov = np.outer(half, half) + 1e-3 * np.eye(3)
+    found = stacked(softmax_moments(mean, cov))
+    expected = np.stack(dense_moments(mean, cov))
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize("sd", [2.9e4, 3.1e4, 1e5, 1e13])
+def test_sigmoid_of_a_very_wide_gaussian_keeps_its_digits_in_float64(sd, x64):
+    p, var, label_var = sigmoid_moments(np.float64(-sd / 2), np.float64(sd) ** 2)
+    # The logit's density at 0 is flat on the scale of p (1 - p); p is a step to 1 / sd^2.
+    tails = special.ndtr(-0.5)
+    label = math.exp(-0.125) / math.sqrt(2 * math.pi) / sd
+    assert float(p) == pytest.approx(tails, rel=1e-8)
+    assert float(label_var) == pytest.approx(label, rel=1e-6)
+    assert float(var) == pytest.approx(tails * (1 - tails) - label, rel=1e-8)
+
+
 def test_sigmoid_gradient_is_that_of_the_integral(x64):
     mean, var = np.array([-6.0, 0.3, 2.0, -15.0]), np.array([0.04, 1.0, 90.0, 16.0])
 

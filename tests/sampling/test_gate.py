@@ -138,6 +138,16 @@ def test_bounds_that_are_just_kept(draws, energy):
     assert judge(draws, energy, settings=GateSettings(divergence_rate_max=0.0)).passed
 
 
+def test_which_bounds_may_be_met_exactly(draws, energy):
+    found = judge(draws, energy)
+    for kept, settings in (
+        (True, GateSettings(ess_min=min(found.ess_bulk_min, found.ess_var_min))),
+        (False, GateSettings(rhat_max=found.rhat_max)),
+        (False, GateSettings(ebfmi_min=found.ebfmi_min)),
+    ):
+        assert judge(draws, energy, settings=settings).passed is kept, settings
+
+
 def test_energies_fail_by_themselves(draws, energy):
     drifting = np.cumsum(energy, axis=1)
     assert [r.split(" is ")[0] for r in judge(draws, drifting).reasons] == ["E-BFMI"]
@@ -180,6 +190,12 @@ def test_ebfmi_is_its_formula(energy):
     assert np.isnan(ebfmi(np.array([[1.0, 1.0], [0.0, 2.0]]))[0])
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (0, 5), (5,), (1, 2, 2)])
+def test_energies_of_a_wrong_shape_are_refused(unchecked, shape):
+    with pytest.raises(ValueError, match=r"energy must be \(chains, draws\) with 2 draws or more"):
+        ebfmi(np.ones(shape))
+
+
 def batches(x, size, shift):
     parts = (x - shift).reshape(x.shape[0], -1, size, x.shape[2])
     return parts.mean(axis=2), (parts**2).mean(axis=2)
@@ -213,6 +229,15 @@ def test_a_shift_saves_float32_batch_means():
     streamed = batch_means_se(a, b, shift=np.full(5, 0.999))
     np.testing.assert_allclose(streamed.mean, x.mean(axis=(0, 1)), rtol=1e-9)
     np.testing.assert_allclose(streamed.var, x.var(axis=(0, 1)), rtol=1e-5)
+
+
+def test_one_batch_of_each_chain_and_one_location_are_enough():
+    a, b = batches(np.random.default_rng(8).standard_normal((4, 50, 1)), 50, 0.0)
+    means = a.ravel()
+    streamed = batch_means_se(a[:, :, 0], b[:, :, 0])
+    assert streamed.mean == pytest.approx(means.mean())
+    assert streamed.mean_se == pytest.approx(np.sqrt(((means - means.mean()) ** 2).sum() / 3 / 4))
+    assert streamed.var == pytest.approx(b.mean() - means.mean() ** 2)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,29 @@ def test_metric_is_its_own_inverse_mass(rank, x64):
     np.testing.assert_allclose(np.cov(p.T) @ cov, np.eye(5), atol=0.15)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_trajectory_turns_where_either_end_goes_back(rank, x64):
+    """BlackJAX's rule: (M^-1 p_end) . (sum of the momenta less half of both ends') <= 0."""
+    metric, rng = metric_of(5, rank), np.random.default_rng(2)
+    sd, basis = np.diag(metric.sd), np.asarray(metric.basis)
+    cov = sd @ (np.eye(5) + basis @ np.diag(np.asarray(metric.eigenvalues) - 1) @ basis.T) @ sd
+    seen = set()
+    for _ in range(60):
+        left, right, others = rng.standard_normal((3, 5)) + rng.standard_normal(5)
+        others *= 2 * rng.choice([-1, 1])
+        between = others + 0.5 * (left + right)
+        ends = bool(left @ cov @ between <= 0), bool(right @ cov @ between <= 0)
+        turned = metric.turning(*map(jnp.asarray, (left, right, left + right + others)))
+        assert bool(turned) is (ends[0] or ends[1])
+        seen.add(ends)
+    assert len(seen) == 4
+    # At a right angle it has turned.
+    if not rank:
+        across = jnp.eye(5)
+        assert metric.turning(across[0], across[1], 0.5 * (across[0] + across[1]) + across[1])
+        assert metric.turning(across[1], across[0], 0.5 * (across[0] + across[1]) + across[1])
+
+
 def begin(remainder, metric, x, p):
     value, gradient = jax.value_and_grad(remainder)(x)
     return IntegratorState(x, p, jnp.zeros((), x.dtype), (gradient, value))

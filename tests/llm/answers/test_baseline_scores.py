@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isounc.llm.answers.baseline_scores import baseline_scores, clusters, same_words
-from tests.llm.answers.made_up import measured, values
+from tests.llm.answers.made_up import assessment, measured, values
 
 BASELINES = {score.name: score for score in baseline_scores()}
 
@@ -53,3 +53,34 @@ def test_clusters_by_any_notion_of_the_same():
     *_, entailment = baseline_scores(lambda question, a, b: True)
     assert entailment.name == "semantic_entropy_entailment"
     np.testing.assert_array_equal(values(entailment, [measured()]), [0])
+
+
+def test_samples_and_choices_at_their_fewest():
+    def of(name, **changes):
+        return values(BASELINES[name], [measured(**changes)])[0]
+
+    # One sample agrees with itself; of two that are empty each shares all words of the other.
+    assert of("lexical_similarity", texts=("Rome",)) == 1.0
+    assert of("lexical_similarity", texts=("", "")) == 1.0
+    assert of("lexical_similarity", texts=("", "Rome")) == 0.0
+    # F1 of one shared word of two and three, of none, and of one word of one and three.
+    texts = ("Rome Italy", "Rome by night", "night")
+    assert of("lexical_similarity", texts=texts) == pytest.approx((0.4 + 0 + 0.5) / 3)
+    assert of("semantic_entropy", texts=("Rome",)) == 0.0
+    assert np.isnan(of("choice_entropy", choice_log_probs=(-1.0,)))
+    p = 0.2
+    pair = (float(np.log(p)) - 7, float(np.log(1 - p)) - 7)
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(2)
+    assert of("choice_entropy", choice_log_probs=pair) == pytest.approx(entropy)
+    said = assessment(ideas=(0.02, 0.06))
+    assert of("p_true_ideas", said=said) == pytest.approx(0.25)
+    assert of("p_true", said=said) == pytest.approx(0.75)
+    # A cluster is known by its first answer, and the question is told.
+    asked = []
+
+    def near(question, first, other):
+        asked.append(question)
+        return abs(len(first) - len(other)) <= 1
+
+    assert clusters(["a", "bb", "ccc", "dddd"], near, "how long?") == [0, 0, 1, 1]
+    assert set(asked) == {"how long?"}

@@ -72,6 +72,8 @@ def test_logistic_is_fitted_out_of_fold():
 
 
 def test_every_estimand_has_every_family():
+    # The constant of the committed results.
+    assert ScoreSettings().sigma == 0.01
     scores = isotropic_scores(ScoreSettings(estimands=("sequence", "choice"), rules=("z",)))
     names = {score.name for score in scores}
     assert len(names) == len(scores) == 2 * 7
@@ -97,3 +99,41 @@ def test_bad_settings(settings, words):
         ScoreSettings(**settings)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_logit_that_may_be_anything_is_a_coin():
+    """p = 1/2 and variances of the logit of e^60 and far more."""
+    answers = [measured(i, p=0.5, log_norm=norm) for i, norm in enumerate((80.0, 500.0, 1e4))]
+    np.testing.assert_allclose(values(link_aware("sequence", sigma=0.5), answers), 0.25, rtol=1e-6)
+    totals = values(link_aware_total("sequence", sigma=0.5), answers)
+    np.testing.assert_allclose(totals, 0.25, rtol=1e-6)
+
+
+def test_undefined_answers_are_nan_among_others():
+    answers = [
+        measured(0),
+        measured(1, log_odds={"sequence": None}),
+        measured(2, log_sq_norms={}),
+        measured(3, p=0.6),
+    ]
+    for score in isotropic_scores(ScoreSettings(estimands=("sequence",))):
+        logistic = score.name.startswith("total_logistic")
+        undefined = np.isnan(values(score, answers)).tolist()
+        assert undefined == ([True] * 4 if logistic else [False, True, True, False]), score.name
+
+
+def test_logistic_needs_five_of_each_among_the_defined():
+    def made(num_wrong, num_right, undefined=0):
+        correct = [False] * num_wrong + [True] * num_right
+        return [
+            measured(i, p=0.2 + 0.05 * i, correct=c,
+                     log_odds={"sequence": None if i < undefined else 0.1 * i})
+            for i, c in enumerate(correct)
+        ]  # fmt: skip
+
+    logistic = total("sequence", "logistic", sigma=0.01)
+    assert not np.isnan(values(logistic, made(5, 5))).any()
+    assert np.isnan(values(logistic, made(4, 6))).all()
+    assert np.isnan(values(logistic, made(5, 5, undefined=1))).all()
+    found = values(logistic, made(6, 5, undefined=1))
+    assert np.isnan(found).tolist() == [True] + [False] * 10

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from isounc.llm.answers.logistic import LogisticSettings, out_of_fold_log_odds
-from isounc.llm.answers.totals import combine
+from isounc.llm.answers.totals import combine, standardised
 
 ONCE = LogisticSettings(num_repeats=1)
 
@@ -28,6 +28,14 @@ def test_rules_by_hand():
     for rule in ("rank", "z"):
         order = np.argsort(combine(e[kept], np.full(4, 0.1), rule), kind="stable")
         np.testing.assert_array_equal(order, [0, 3, 2, 1] if rule == "z" else [3, 0, 2, 1])
+
+
+def test_constants_are_zeros_when_standardised():
+    for constant in (0.0, 0.1, -7.0, 1e-300):
+        np.testing.assert_array_equal(standardised(np.full(7, constant)), np.zeros(7))
+    # A spread of a ten thousand millionth of the values counts.
+    found = standardised(np.array([1.0, 1.0 + 2e-10]))
+    np.testing.assert_allclose(found, [-1, 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

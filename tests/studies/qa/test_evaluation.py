@@ -108,6 +108,11 @@ def test_undefined_values_are_left_out_and_counted():
 def test_bad_settings():
     with pytest.raises(ValueError, match="level must lie between"):
         BootstrapSettings(level=95)
+    # Those of the committed results.
+    assert BootstrapSettings() == BootstrapSettings(num_resamples=2000, level=0.95, seed=0)
+    for level in (0, 1):
+        with pytest.raises(ValueError, match="level must lie between"):
+            BootstrapSettings(level=level)
     with pytest.raises(ValueError, match="num_resamples"):
         BootstrapSettings(num_resamples=1)
     with pytest.raises(ValueError, match="num_folds"):
@@ -170,6 +175,15 @@ def test_best_baseline_is_chosen_in_every_resample():
     )
     single = [p_value(ours - other, alternative="greater") for other in theirs]
     assert row["p"] >= max(single)
+    # The best that is named is the sample's, whatever the resamples say.
+    near = {f"n{i}": u for i, u in enumerate(fine + 0.3 * rng.normal(size=(4, 150)))}
+    (row,) = paired_tests(
+        make_score_table({"fine": fine, **near}, ~wrong), list(near), settings=FEW
+    )
+    theirs = np.array([ranking(u, wrong, weights).auroc for u in near.values()])
+    assert len(set(theirs.argmax(axis=0))) > 1 and theirs[:, 0].argmax() != theirs[:, 1].argmax()
+    assert row["best"] == f"n{theirs[:, 0].argmax()}"
+    assert row["value_against"] == pytest.approx(theirs[:, 0].max())
     with pytest.raises(ValueError, match="against must name"):
         paired_tests(scores, [])
     with pytest.raises(ValueError, match="against must be one of"):

@@ -79,6 +79,12 @@ def test_curves_integrate_to_the_statistics(which):
     assert (areas[0] - areas[1]) / (areas[0] - areas[2]) == pytest.approx(found.prr[0])
     with pytest.raises(ValueError, match="NaN at 1 of 2 questions"):
         risk_coverage(np.array([1.0, np.nan]), np.array([True, False]))
+    for bad in (np.ones(89), np.ones((90, 1)), np.ones((1, 90))):
+        with pytest.raises(ValueError, match=r"shape \(Q,\) with Q > 0, got"):
+            risk_coverage(bad, wrong)
+    for shape in ((0,), (2, 2)):
+        with pytest.raises(ValueError, match=r"shape \(Q,\) with Q > 0, got"):
+            risk_coverage(np.ones(shape), np.ones(shape, bool))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -92,6 +98,58 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         inside += number.low <= truth <= number.high
     # Binomial(200, .9): outside 165..193 less than once in a thousand.
     assert 165 <= inside <= 193
+
+
+def test_estimates_by_hand():
+    resampled = np.arange(1.0, 21.0)
+    number = estimated(np.r_[7.0, resampled], level=0.8)
+    # Quantiles of 1..20 are linear: 1 + 19 q.
+    assert number[:4] == pytest.approx((7.0, np.sqrt(35.0), 1 + 19 * 0.1, 1 + 19 * 0.9))
+    assert number.reason == "" and number.cells("u") == {
+        "u": number.value, "u_se": number.se, "u_low": number.low, "u_high": number.high
+    }  # fmt: skip
+    # One of twenty may be undefined, two may not; two defined ones are the fewest.
+    resampled[0] = np.nan
+    assert estimated(np.r_[7.0, resampled]).low == pytest.approx(2 + 18 * 0.025)
+    resampled[1] = np.inf
+    without = estimated(np.r_[7.0, resampled])
+    assert without[:4] == (7.0, None, None, None)
+    assert without.reason == "no interval: undefined in 2 of 20 resamples"
+    assert estimated(np.array([7.0, 1.0])).low is None
+    assert estimated(np.array([7.0, 1.0, 3.0]), level=0.5)[1:4] == pytest.approx((2**0.5, 1.5, 2.5))
+    nothing = estimated(np.array([np.nan, 1.0, 2.0]))
+    assert nothing == (None, None, None, None, "undefined in the sample")
+    assert estimated(np.array([np.nan, 1.0, 2.0]), why="flat").reason == "flat"
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            estimated(resampled, level=level)
+
+
+def test_p_values_by_hand():
+    # The sample's own difference comes first and is not counted.
+    for resamples, greater, two_sided in (
+        ([1.0, 2.0, 3.0, 4.0], 1 / 5, 2 / 5),
+        ([-1.0, -2.0, -3.0, -4.0], 1.0, 2 / 5),
+        ([-1.0, 1.0, 2.0, 3.0], 2 / 5, 4 / 5),
+        ([1.0, -1.0, -2.0, -3.0], 4 / 5, 4 / 5),
+        ([1.0, 1.0, -1.0, -1.0], 3 / 5, 1.0),
+        # A tie counts for both sides, and so does what rounding makes of one.
+        ([0.0, 1.0, 1.0, 1.0], 2 / 5, 4 / 5),
+        ([0.0, -1.0, -1.0, -1.0], 1.0, 4 / 5),
+        ([1e-16, -1e-16, 1.0, 1.0], 3 / 5, 1.0),
+    ):
+        differences = np.array([9.0, *resamples])
+        assert p_value(differences, alternative="greater") == pytest.approx(greater), resamples
+        assert p_value(differences) == pytest.approx(two_sided), resamples
+
+
+@pytest.mark.parametrize("errors", [1, 3])
+def test_one_answer_of_a_kind_is_enough(errors):
+    u, wrong = np.array([0.0, 1.0, 2.0, 3.0]), np.arange(4) < errors
+    found = ranking(u, wrong, np.ones((1, 4), int))
+    np.testing.assert_allclose([column[0] for column in found], loop(u, wrong), atol=1e-12)
+    both = ranking(u, np.array([errors > 1] * 4), np.ones((1, 4), int))
+    assert all(np.isnan(column).all() for column in both)
 
 
 def test_p_values_of_undefined_differences():

@@ -1,0 +1,109 @@
+"""When sampling stops, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from isounc.sampling import stopping
+from isounc.sampling.gate import gate
+from isounc.sampling.run import DrawnBlocks
+from isounc.sampling.settings import GateSettings, SamplerSettings
+
+SETTINGS = SamplerSettings(target_var_se=0.04, gate=GateSettings(ess_min=400.0))
+
+
+@pytest.fixture(scope="module")
+def passed():
+    """The verdict on independent draws, which passes."""
+    draws = np.random.default_rng(0).normal(size=(4, 1000, 2))
+    verdict = gate(
+        draws, energy=None, num_divergent=0, num_saturated=0, num_transitions=4000,
+        settings=SETTINGS.gate,
+    )  # fmt: skip
+    assert verdict.passed, verdict.reasons
+    return verdict
+
+
+def with_numbers(verdict, *, passed, bulk, var, error, rhat=1.004):
+    return verdict._replace(
+        passed=passed, ess_bulk_min=bulk, ess_var_min=var, var_mcse_median=error, rhat_max=rhat
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "factor"),
+    [
+        # Both targets met; the precision is met at the target itself.
+        ({"passed": True, "bulk": 900, "var": 900, "error": 0.03}, 1.0),
+        ({"passed": True, "bulk": 900, "var": 900, "error": 0.04}, 1.0),
+        # ESS of 400 wanted: the smaller of the two is short by 400 / 320, and a tenth is added.
+        ({"passed": False, "bulk": 320, "var": 900, "error": 0.01}, 1.1 * 1.25),
+        ({"passed": False, "bulk": 900, "var": 320, "error": 0.01}, 1.1 * 1.25),
+        # An error of 1.2 times the target takes 1.44 times the draws.
+        ({"passed": True, "bulk": 900, "var": 900, "error": 0.048}, 1.1 * 1.44),
+        ({"passed": False, "bulk": 320, "var": 900, "error": 0.048}, 1.1 * 1.44),
+        # Never less than 1.2, nor more than 2.
+        ({"passed": True, "bulk": 900, "var": 900, "error": 0.0401}, 1.2),
+        ({"passed": False, "bulk": 40, "var": 900, "error": 0.01}, 2.0),
+        # What is not short fails by its R-hat, of which nobody can say how it falls.
+        ({"passed": False, "bulk": 900, "var": 900, "error": 0.01}, 1.5),
+        ({"passed": False, "bulk": 400, "var": 900, "error": 0.04}, 1.5),
+        ({"passed": False, "bulk": 900, "var": 900, "error": 0.01, "rhat": None}, 1.2),
+        # Nothing is known.
+        ({"passed": False, "bulk": None, "var": None, "error": None, "rhat": None}, 2.0),
+        ({"passed": False, "bulk": None, "var": 900, "error": 0.01}, 2.0),
+        ({"passed": False, "bulk": 900, "var": None, "error": 0.01}, 2.0),
+        ({"passed": True, "bulk": 900, "var": 900, "error": None}, 2.0),
+    ],
+)
+def test_growth(passed, numbers, factor):
+    assert stopping.growth(with_numbers(passed, **numbers), SETTINGS) == pytest.approx(factor)
+
+
+def test_words(passed):
+    good = with_numbers(passed, passed=True, bulk=912.4, var=850.2, error=0.0312)
+    assert stopping.describe(good) == "R-hat 1.004, ESS 850"
+    assert stopping.describe(good._replace(ess_var_min=None)) == "R-hat 1.004, ESS 912"
+    nothing = with_numbers(passed, passed=False, bulk=None, var=None, error=None, rhat=None)
+    assert stopping.describe(nothing) == "R-hat ?, ESS ?"
+    assert stopping.why_stopped(good, 3, SETTINGS) == (
+        "target met: gate passed, standard error of the variance 3.1%, target 4.0%"
+    )
+    coarse = good._replace(var_mcse_median=0.08)
+    assert stopping.why_stopped(coarse, 3, SETTINGS) == (
+        "budget of 750 draws a chain spent: gate passed, standard error of the variance 8.0%, "
+        "target 4.0%"
+    )
+    assert stopping.why_stopped(nothing, 3, SETTINGS).startswith(
+        "budget of 750 draws a chain spent: gate failed, standard error of the variance undefined"
+    )
+
+
+def test_reports_come_every_five_seconds_and_take_a_tenth_of_the_time(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    pace = stopping.Pace()
+
+    def drawn(blocks, stored=False):
+        pace.count(DrawnBlocks([None] * blocks, None, None, stored))  # pyright: ignore
+
+    assert not pace.is_due()
+    drawn(3, stored=True)
+    assert not pace.is_due() and pace.left(1, "to the end") == []
+    # The first block starts the clock; its own time, with the compilation, does not count.
+    drawn(1)
+    assert pace.is_due() and pace.left(1, "to the end") == []
+    pace.reported()
+    clock[0] += 4.9
+    assert not pace.is_due()
+    clock[0] += 0.1
+    assert pace.is_due()
+    drawn(2)
+    assert pace.left(6, "to the end") == ["15 s to the end"]
+    clock[0] += 95
+    pace.reported()
+    clock[0] += 9.9
+    assert not pace.is_due()
+    clock[0] += 0.1
+    assert pace.is_due()
