@@ -359,8 +359,12 @@ def test_damage_is_one_clear_error(bank, tmp_path):
         references.load(GAUSSIAN, tmp_path)
     # A check that was not made yet when the entry was written is no damage.
     meta, arrays = loaded(SAMPLED, bank).to_record()
-    del meta["gate"]["num_frozen"]
-    assert references.from_record(SAMPLED, meta, arrays).gate.num_frozen is None
+    newer = ("num_frozen", "log_density_error", "khat_max", "num_heavy_tails", "num_equal_chains")
+    for name in newer:
+        del meta["gate"][name]
+    old = references.from_record(SAMPLED, meta, arrays)
+    assert all(getattr(old.gate, name) is None for name in newer)
+    assert old.card.count("| not checked |") == 5
     # Checksums hold, but an array is missing, or one that only pickle could read is there.
     reference = loaded(GAUSSIAN, bank)
     meta, arrays = reference.to_record()

@@ -91,12 +91,13 @@ def test_rare_draws_that_decide_about_variances_fail_the_gate():
 
 def test_few_heavy_tails_are_counted_and_pass():
     rng = np.random.default_rng(4)
-    f = rng.standard_normal((4, 2000, 12)) * np.r_[np.full(3, 4.0), np.full(9, 0.5)] - 3
+    mean, sd = np.repeat([[-12.0, 0.0], [3.0, 1.0]], [3, 9], axis=1)
+    p = expit(mean + sd * rng.standard_normal((4, 2000, 12)))
     counts = {"num_divergent": 0, "num_saturated": 0, "num_transitions": 8000}
-    verdict = gate(expit(f), energy=None, **counts)
-    assert verdict.passed or verdict.num_heavy_tails <= 4
-    strict = gate(expit(2 * f - 6), energy=None, settings=GateSettings(heavy_tails_max=0), **counts)
-    assert strict.num_heavy_tails and not strict.passed
+    verdict = gate(p, energy=None, **counts)
+    assert verdict.passed and verdict.num_heavy_tails == 3
+    strict = gate(p, energy=None, settings=GateSettings(heavy_tails_max=0.2), **counts)
+    assert not strict.passed and "at 3 of 12 locations" in strict.reasons[0]
 
 
 def test_a_variance_that_few_different_draws_decide_is_not_trusted():
