@@ -5,8 +5,7 @@ A run is a folder::
     settings.json               what was asked for; decides whether a later start may resume it
     info.json                   versions, device, git state, checks; the text columns of tables
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
-    cells/<name>.json           format_version, name, run (digest of its settings), sha256 of the
-                                npz, meta_sha256, meta
+    cells/<name>.json           format_version, name, run, sha256 of the npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
     results.csv, summary.csv    tables
 
@@ -284,8 +283,7 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, it is empty or no text, or a line and the header differ in
-            the number of cells.
+            If there is no such table, or it is none: empty, no text, or with lines of other lengths.
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
@@ -371,10 +369,7 @@ def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
     """The name of the study (empty for a run that does not say), and the settings."""
     file = path / "settings.json"
     try:
-        content = files.bytes_or_none(file)
-        if content is None:
-            raise Damaged("it is a link to nowhere")
-        payload = files.parse_json(content, str(file))
+        payload = files.parse_json(files.bytes_or_none(file) or b"", str(file))
         if not isinstance(payload.get("settings"), dict):
             raise Damaged("it has no settings")
     except Damaged as error:

@@ -218,14 +218,14 @@ def test_a_failed_gate_is_shown_and_never_counted(tmp_path):
         return {"passed": False, "shift": 100.0} if i == 0 else {}
 
     sides = made_up_sides(0, change)
-    folder = RunFolder.open(tmp_path / "run", {})
-    for pair, (ours, theirs) in sides.items():
-        folder.write(theirs.to_record(Cell(pair, "numpyro", "none").name))
-        folder.write(ours.to_record(Cell(pair, "isounc", "none").name))
     settings = Settings(
         problems=tuple(dict.fromkeys(pair.problem for pair in sides)),
         widths=tuple(dict.fromkeys(pair.width for pair in sides)), controls=(),
     )  # fmt: skip
+    folder = RunFolder.open(tmp_path / "run", stored_settings(settings))
+    for pair, (ours, theirs) in sides.items():
+        folder.write(theirs.to_record(Cell(pair, "numpyro", "none").name))
+        folder.write(ours.to_record(Cell(pair, "isounc", "none").name))
     assert report_run(STUDY, restudied(folder, settings))
     comparisons = tables.compare_sides(report.read_sides(folder, settings), level=0.01)
     line = comparisons.summary[0]
