@@ -19,7 +19,7 @@ def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(str(value), choices, n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{hint}")
+    raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r:.200}{hint}")
 
 
 def check_name(argument: str, value: Any) -> None:

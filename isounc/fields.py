@@ -143,9 +143,17 @@ def items(kind: Field, most: int, default: Any = REQUIRED, *, least: int = 0) ->
     def convert(value: Any, place: str) -> Any:
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
             return NotImplemented
-        return [kind.read(item, f"item {i} of {place}") for i, item in enumerate(value)]
+        return [_read(kind, item, "item", i, place) for i, item in enumerate(value)]
 
     return Field(f"a list of {least} to {most} values, each {kind.right}", convert, default)
+
+
+def _read(kind: Field, value: Any, what: str, name: Any, place: str) -> Any:
+    """One of many values; its place is spelled only where it is needed, as that takes longer."""
+    try:
+        return kind.read(value, place)
+    except Unreadable:
+        return kind.read(value, f"{what} {str(name)[:40]} of {place}".lstrip())
 
 
 def entries(kind: Field, most: int, default: Any = REQUIRED) -> Field:
@@ -154,7 +162,7 @@ def entries(kind: Field, most: int, default: Any = REQUIRED) -> Field:
     def convert(value: Any, place: str) -> Any:
         if not isinstance(value, Mapping) or len(value) > most:
             return NotImplemented
-        return {k: kind.read(v, f"{str(k)[:40]} of {place}") for k, v in value.items()}
+        return {name: _read(kind, item, "", name, place) for name, item in value.items()}
 
     return Field(f"a mapping of at most {most} names, each to {kind.right}", convert, default)
 
@@ -165,7 +173,7 @@ def section(table: Mapping[str, Field], default: Any = REQUIRED) -> Field:
     def convert(value: Any, place: str) -> Any:
         return declared(value, table, place) if isinstance(value, Mapping) else NotImplemented
 
-    return Field(f"a mapping with {', '.join(table)}", convert, default)
+    return Field(f"a mapping{' with ' * bool(table)}{', '.join(table)}", convert, default)
 
 
 def one_of(*kinds: Field, default: Any = REQUIRED) -> Field:
@@ -180,6 +188,11 @@ def one_of(*kinds: Field, default: Any = REQUIRED) -> Field:
         return NotImplemented
 
     return Field(" or ".join(kind.right for kind in kinds), convert, default)
+
+
+def nothing() -> Field:
+    """Null, for a field where it means something else than an absent one."""
+    return Field("null", lambda value, _: NotImplemented if value is not None else None)
 
 
 def anything(default: Any = REQUIRED) -> Field:

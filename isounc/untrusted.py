@@ -20,7 +20,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -43,12 +43,12 @@ SPARE = 64 * MEGABYTE
 
 
 @contextlib.contextmanager
-def reading(what: str, right: str) -> Iterator[None]:
+def reading(what: str, right: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn whatever goes wrong while a file is read into an `Unreadable` that names it.
 
     Errors that already name the file or a package (`Unreadable`, OSError, ImportError) pass. So do
-    requests to stop. All else is converted, MemoryError and the panics of packages written in Rust
-    (which are no `Exception`s) included.
+    those of `passing`, and requests to stop. All else is converted, MemoryError and the panics of
+    packages written in Rust (which are no `Exception`s) included.
 
     Parameters
     ----------
@@ -56,9 +56,13 @@ def reading(what: str, right: str) -> Iterator[None]:
         The file, as in "<what> must be ...".
     right
         What it must be.
+    passing
+        Further errors that have a good message already.
     """
     try:
         yield
+    except passing:
+        raise
     except (Unreadable, OSError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
@@ -69,7 +73,7 @@ def reading(what: str, right: str) -> Iterator[None]:
         raise Unreadable(f"{what} must be {right}, got {given}") from error
 
 
-def open_regular(path: str | os.PathLike[str], what: str | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], what: str | None = None) -> io.BufferedReader:
     """Open a regular file; a pipe, a device or a folder is refused without waiting for it.
 
     Parameters
@@ -144,6 +148,7 @@ def parse_json(
     what: str,
     *,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    most_brackets: int = MOST_BRACKETS,
 ) -> Any:
     """Parse strict JSON.
 
@@ -156,18 +161,20 @@ def parse_json(
     pairs
         Makes a value of an object's names and values, in their order and with repeated names; None
         makes a dict and refuses repeated names.
+    most_brackets
+        Lists and objects that the file may have.
 
     Raises
     ------
     Unreadable
         If it is not UTF-8 or no JSON, has NaN, an infinity or a number that overflows to one, a
-        name twice in an object, or more brackets or depth than `MOST_BRACKETS` and `MOST_DEPTH`.
+        name twice in an object, or more brackets or depth than `most_brackets` and `MOST_DEPTH`.
     """
     string = decode_text(data, what) if isinstance(data, bytes) else data
     brackets = string.count("[") + string.count("{")
-    if brackets > MOST_BRACKETS:
+    if brackets > most_brackets:
         raise Unreadable(
-            f"{what} must have at most {MOST_BRACKETS} lists and objects, got {brackets} brackets"
+            f"{what} must have at most {most_brackets} lists and objects, got {brackets} brackets"
         )
 
     def refuse(constant: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors, linen, nnx
 
 KeywordArguments = tuple[tuple[str, Any], ...]
@@ -36,7 +37,16 @@ class _Nnx:
     kwargs: KeywordArguments
 
     def __call__(self, params, rest, x):
-        return nnx.merge(self.graphdef, params, rest)(x, **dict(self.kwargs))
+        return self.called(params, rest, x)[0]
+
+    def called(self, params, rest, x) -> tuple[Any, nnx.Module]:
+        """The outputs, and the module after the call, which may have changed its variables.
+
+        Copied variables belong to the trace that the call is in, so that a call may count itself or
+        advance a stream of random numbers; each call begins with the model as it was given.
+        """
+        module: Any = nnx.merge(self.graphdef, params, rest, copy=True)
+        return module(x, **dict(self.kwargs)), module
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,63 @@ def _check_evaluating(model: nnx.Module, kwargs: Mapping[str, Any]) -> None:
                     f"model must be in evaluation mode; {place} ({type(module).__name__}) {what}. "
                     "Call model.eval() first."
                 )
+
+
+def check_steady(bound: Bound, x: Any) -> None:
+    """Refuse an NNX module whose outputs depend on the batch or on random numbers.
+
+    What no attribute tells shows in a call: statistics of the batch are updated, and a stream of
+    random numbers advances. Recurrent layers advance one and never use what they drew; another
+    stream must therefore give other outputs before the model is refused.
+
+    Raises
+    ------
+    ValueError
+        For a module in training mode.
+    """
+    apply = getattr(bound.apply, "func", bound.apply)
+    kinds = (nnx.BatchStat, nnx.RngCount)
+    if not isinstance(apply, _Nnx) or not jax.tree.leaves(nnx.filter_state(bound.rest, kinds)):
+        return
+
+    changed: dict[type, bool] = {}
+
+    def call(params, rest, x):
+        out, module = apply.called(params, rest, x)
+        for kind in kinds:
+            before, after = (
+                jax.tree.leaves(nnx.filter_state(state, kind))
+                for state in (rest, nnx.state(module))
+            )
+            changed[kind] = list(map(id, before)) != list(map(id, after))
+        return out
+
+    jax.eval_shape(call, bound.params, bound.rest, x)
+    what = "updates the statistics of the batch" if changed[nnx.BatchStat] else ""
+    if changed[nnx.RngCount] and not what:
+        outputs = jax.jit(bound.apply)
+        first = outputs(bound.params, bound.rest, x)
+        # More than one, as two draws of dropout may agree on a few units.
+        others = (outputs(bound.params, _reseeded(bound.rest, i), x) for i in range(1, 9))
+        if not all(np.array_equal(first, other, equal_nan=True) for other in others):
+            what = "uses random numbers (dropout, or noise of its own)"
+    if what:
+        raise ValueError(
+            f"model must be in evaluation mode; it {what} when it is called. Call model.eval() "
+            "first, or give the argument that switches it off as kwargs"
+        )
+
+
+def _reseeded(rest: Any, number: int) -> Any:
+    """The same arrays with other random keys."""
+
+    def other(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        data = jax.random.key_data(leaf) ^ jnp.uint32(number)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(other, rest)
 
 
 def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:

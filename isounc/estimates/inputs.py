@@ -65,6 +65,32 @@ def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
     return parts
 
 
+def check_token_ids(x: Any, num_tokens: int) -> None:
+    """Refuse ids that are no tokens of a vocabulary: a gather clips them, or counts from the end.
+
+    Only what can be nothing else than ids is looked at: lists of sequences, and one array of at
+    most two axes. Embeddings have three, and of several arrays one may hold positions.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are no integers from 0 to `num_tokens` - 1.
+    """
+    arrays = x if isinstance(x, list) else [x]
+    for i, array in enumerate(map(np.asarray, arrays)):
+        if array.dtype.kind == "O" or array.ndim > 2 or not array.size:
+            continue
+        right = f"x must hold token ids, integers from 0 to {num_tokens - 1},"
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{right} got {array.dtype}")
+        outside = np.argwhere((array < 0) | (array >= num_tokens))
+        if len(outside):
+            place = outside[0] if not isinstance(x, list) else [i, *outside[0]]
+            raise ValueError(
+                f"{right} got {array[tuple(outside[0])]} at {', '.join(map(str, place))}"
+            )
+
+
 def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
     """Batches of sequences of token ids, padded on the right to a few lengths."""
     sequences = [np.asarray(ids) for ids in x]

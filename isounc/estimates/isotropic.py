@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.estimates.adapters import Bound, bind, output_shape
+from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
 from isounc.estimates.estimate import check_finite, check_points, estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
-from isounc.estimates.inputs import Part, padded, split
+from isounc.estimates.inputs import Part, check_token_ids, padded, split
 from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
@@ -141,6 +141,9 @@ def isotropic(
     size = batch_size or (8 if task == "token" else 128)
     parts = split(x, size, tokens=task == "token")
     num_outputs = _check_outputs(bound, parts, task)
+    if task == "token":
+        check_token_ids(x, num_outputs)
+    check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
     if batch_size is None and target is None and task in ("multiclass", "regression"):
         parts = split(x, max(1, size // num_outputs), tokens=False)
     num_rows = sum(len(part.rows) for part in parts)

@@ -356,3 +356,32 @@ def test_bad_input(call, error, words):
         call()
     for word in words:
         assert word in str(raised.value), str(raised.value)
+
+
+def embedded(params, ids):
+    """Logits of 11 tokens after the mean of embeddings, which takes whatever it can make ids of."""
+    return params["embed"][ids.astype(int)].mean(1) @ params["head"]
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.array([[1, 2, 50]]), "from 0 to 10, got 50 at 0, 2"),
+        (np.array([[1, 2, 3], [1, -3, 2]]), "from 0 to 10, got -3 at 1, 1"),
+        (np.array([[1, 2, 3.5]]), "from 0 to 10, got float64"),
+        (np.array([[True, False]]), "from 0 to 10, got bool"),
+        (np.array([[1, 2**40]]), f"got {2**40} at 0, 1"),
+        ([[1, 2], [3, 11]], "from 0 to 10, got 11 at 1, 1"),
+        ([[1, -1], [3, 4]], "from 0 to 10, got -1 at 0, 1"),
+    ],
+)
+def test_numbers_that_are_no_tokens(x, words):
+    params = {"embed": jnp.ones((11, 6)), "head": jnp.ones((6, 11))}
+    with pytest.raises(ValueError, match=words):
+        isotropic(embedded, x, params, task="token")
+
+
+def test_embeddings_instead_of_tokens():
+    params = jnp.asarray(RNG.random((4, 11)), jnp.float32)
+    x = RNG.standard_normal((2, 3, 4))
+    assert isotropic(lambda p, x: x[:, -1] @ p, x, params, task="token").prob.shape == (2, 1)

@@ -33,6 +33,7 @@ from isounc.llm.answers.packing import (
     NO_ANSWER,
     PackedAnswers,
     PackedShape,
+    check_vocabulary,
     forward_shape_of,
     only,
     packed_batches,
@@ -95,7 +96,8 @@ def answer_norms(
     Raises
     ------
     ValueError
-        A name is unknown, a chosen answer does not exist, or logits are not finite.
+        A name is unknown, a chosen answer does not exist, a token is beyond the vocabulary, or
+        logits are not finite.
 
     Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466); exact norms: `isounc.gradnorm`.
     """
@@ -104,6 +106,7 @@ def answer_norms(
     for value in scalings:
         check_choice("scalings", value, SCALINGS)
     check_count("batch_size", batch_size, 1)
+    check_vocabulary(packed, decoder.config.vocab_size)
     num_answers = [sequence.num_answers for sequence in packed]
     answer = np.full(len(packed), NO_ANSWER) if chosen is None else np.asarray(chosen)
     for i, (k, count) in enumerate(zip(answer, num_answers, strict=True)):
@@ -200,9 +203,10 @@ def answer_log_probs(
     Raises
     ------
     ValueError
-        Logits are not finite.
+        A token is beyond the vocabulary, or logits are not finite.
     """
     check_count("batch_size", batch_size, 1)
+    check_vocabulary(packed, decoder.config.vocab_size)
     graphdef, params = nnx.split(decoder, nnx.Param)
     by_token = _in_batches(
         packed, forward_shape_of, batch_size,

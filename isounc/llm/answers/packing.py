@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from isounc.llm.model.decoder import PADDING, SHARED
+from isounc.llm.model.tokens import check_token_ids
 from isounc.padding import batches, bucket
 
 MOST_TOKENS = 256
@@ -65,8 +66,12 @@ def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> PackedAnswe
     Raises
     ------
     ValueError
-        The prompt is empty, there are no answers, or an answer is empty.
+        The prompt is empty, there are no answers, an answer is empty, or holds other than token
+        ids.
     """
+    check_token_ids("prompt", prompt)
+    for k, answer in enumerate(answers):
+        check_token_ids(f"answers[{k}]", answer)
     if not len(prompt):
         raise ValueError("prompt must have at least one token, got none")
     if not len(answers) or not all(len(answer) for answer in answers):
@@ -88,6 +93,17 @@ def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> PackedAnswe
         owners += [k] * length
     columns = (tokens, positions, branches, at, targets, owners)
     return PackedAnswers(*(np.array(column, np.int32) for column in columns))
+
+
+def check_vocabulary(packed: Sequence[PackedAnswers], num_tokens: int) -> None:
+    """Raise a ValueError if a token is beyond the vocabulary: a gather would take the last one."""
+    for i, sequence in enumerate(packed):
+        largest = max(int(sequence.tokens.max()), int(sequence.targets.max()))
+        if largest >= num_tokens:
+            raise ValueError(
+                f"tokens must be below {num_tokens}, the size of the vocabulary, got {largest} in "
+                f"sequence {i}"
+            )
 
 
 def pad(packed: PackedAnswers, num_tokens: int, num_targets: int) -> PackedAnswers:

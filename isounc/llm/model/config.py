@@ -1,4 +1,4 @@
-"""Description of a decoder, made from a Hugging Face `config.json` or from GGUF metadata.
+"""Description of a decoder, which `huggingface_config` and `gguf` make from files.
 
 The families of models differ only in the place of norms, in biases, rotary embeddings and windows.
 Each difference is a field here, so that one module computes them all.
@@ -6,13 +6,12 @@ Each difference is a field here, so that one module computes them all.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from isounc.checks import check_choice, check_count, check_real
 
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "phi3")
+"""Families that can be loaded."""
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 QK_NORMS = ("none", "head", "projection")
 
@@ -41,6 +40,8 @@ class Rotary:
                 "size of the rotary embedding must be even, with a divisor for each pair, got "
                 f"{self.size} and {len(self.divisors)} divisors"
             )
+        for divisor in self.divisors:
+            check_real("divisors of the rotary embedding", divisor, positive=True)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,14 @@ class DecoderConfig:
         for name in ("head_width", "mlp_width", "context_length"):
             check_count(name, getattr(self, name), 1)
         check_real("norm_eps", self.norm_eps)
+        check_real("embed_scale", self.embed_scale, positive=True)
+        if self.query_scale is not None:
+            check_real("query_scale", self.query_scale, positive=True)
+        for name in ("tied", "qkv_bias", "out_bias", "norm_in", "norm_out"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for window in self.windows:
+            check_count("windows", window, 0)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 "num_heads must be a multiple of num_kv_heads, got "
@@ -151,186 +160,3 @@ class DecoderConfig:
         if not self.tied:
             shapes["head"] = (self.width, self.vocab_size)
         return shapes
-
-
-# Hugging Face's names, with the defaults of each family's class for entries that config.json lacks.
-_COMMON = {
-    "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
-    "attention_bias": False, "mlp_bias": False, "rope_theta": 10_000.0,
-    "rope_local_base_freq": None, "rope_scaling": None, "rope_parameters": None,
-    "partial_rotary_factor": 1.0, "sliding_window": None, "use_sliding_window": True,
-    "layer_types": None, "max_window_layers": 0, "sliding_window_pattern": None,
-    "query_pre_attn_scalar": None, "attn_logit_softcapping": None,
-    "final_logit_softcapping": None, "use_bidirectional_attention": False,
-}  # fmt: skip
-_QWEN = {"max_position_embeddings": 32768, "use_sliding_window": False, "max_window_layers": 28}
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {
-        "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,
-    },
-    "qwen2": _QWEN | {"sliding_window": 4096},
-    "qwen3": _QWEN | {"sliding_window": 4096, "head_dim": 128},
-    "gemma3_text": {
-        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-        "max_position_embeddings": 131072, "hidden_act": "gelu_pytorch_tanh",
-        "tie_word_embeddings": True, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
-        "sliding_window": 4096, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256,
-    },
-    "olmo2": {"rms_norm_eps": 1e-5},
-    "phi3": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
-}  # fmt: skip
-ARCHITECTURES = tuple(_FAMILIES)
-"""Families that can be loaded."""
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-_FIXED: dict[str, dict[str, Any]] = {
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": "head"},
-    "gemma3_text": {"qk_norm": "head", "norm_out": True},
-    "olmo2": {"qk_norm": "projection", "norm_in": False, "norm_out": True},
-}
-"""Features of a family that its config.json does not mention."""
-
-
-def from_huggingface(entries: Mapping[str, Any]) -> DecoderConfig:
-    """The description in a Hugging Face `config.json`.
-
-    Raises
-    ------
-    ValueError
-        The family is unknown, an entry is missing, or the model has a feature that the decoder does
-        not have.
-    """
-    family = entries.get("model_type")
-    if family == "gemma3":
-        # Gemma 3 from 4B on comes with a vision model, which is left out.
-        text = entries.get("text_config", {})
-        entries = {"tie_word_embeddings": True, **text}
-        family = "gemma3_text"
-    check_choice("model_type of config.json", family, ARCHITECTURES)
-    assert isinstance(family, str)
-    if "hidden_activation" in entries and "hidden_act" not in entries:
-        entries = {**entries, "hidden_act": entries["hidden_activation"]}
-    c = {**_COMMON, **_FAMILIES[family], **entries}
-    needed = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-        "intermediate_size",
-    )  # fmt: skip
-    if missing := [name for name in needed if name not in c]:
-        raise ValueError(f"config.json must have {', '.join(missing)}, got {', '.join(entries)}")
-    for name in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping",
-                 "use_bidirectional_attention"):  # fmt: skip
-        if c[name]:
-            raise ValueError(
-                f"{name} of config.json must be off, since the decoder does not have it, got "
-                f"{c[name]!r}"
-            )
-    check_choice("hidden_act of config.json", c["hidden_act"], tuple(_ACTIVATIONS))
-    head_width = c["head_dim"] or c["hidden_size"] // c["num_attention_heads"]
-    windows = _windows(c)
-    rotary, local = _rotaries(c, head_width)
-    scale = c["query_pre_attn_scalar"]
-    fixed = dict(_FIXED.get(family, {}))
-    if family in ("llama", "qwen3", "gemma3_text", "olmo2"):
-        fixed |= {"qkv_bias": bool(c["attention_bias"]), "out_bias": bool(c["attention_bias"])}
-    return DecoderConfig(
-        architecture=family,
-        vocab_size=c["vocab_size"],
-        width=c["hidden_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=c["num_attention_heads"],
-        num_kv_heads=c["num_key_value_heads"] or c["num_attention_heads"],
-        head_width=head_width,
-        mlp_width=c["intermediate_size"],
-        context_length=c["max_position_embeddings"],
-        rotary=rotary,
-        norm_eps=c["rms_norm_eps"],
-        windows=windows,
-        local_rotary=local if any(windows) and local != rotary else None,
-        activation=_ACTIVATIONS[c["hidden_act"]],
-        tied=c["tie_word_embeddings"],
-        embed_scale=math.sqrt(c["hidden_size"]) if family == "gemma3_text" else 1.0,
-        query_scale=None if scale is None else scale**-0.5,
-        **fixed,
-    )
-
-
-def _windows(c: Mapping[str, Any]) -> tuple[int, ...]:
-    """Window of each layer."""
-    num_layers, window = c["num_hidden_layers"], c["sliding_window"] or 0
-    if not c["use_sliding_window"]:
-        window = 0
-    kinds, every = c["layer_types"], c["sliding_window_pattern"]
-    if kinds is None:
-        kinds = ["sliding_attention"] * num_layers
-        for i in range(num_layers):
-            if i < c["max_window_layers"] or (every and (i + 1) % every == 0):
-                kinds[i] = "full_attention"
-    for kind in kinds:
-        check_choice("layer_types of config.json", kind, ("sliding_attention", "full_attention"))
-    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    return windows if any(windows) else ()
-
-
-def _rotaries(c: Mapping[str, Any], head_width: int) -> tuple[Rotary, Rotary]:
-    """Rotary embeddings of layers without and with a window, from newer or older entries."""
-    new = c["rope_parameters"] or {}
-    if "full_attention" in new or "sliding_attention" in new:
-        full, sliding = new.get("full_attention") or {}, new.get("sliding_attention") or {}
-    else:
-        full = {**(c["rope_scaling"] or {}), **new}
-        sliding = {} if c["rope_local_base_freq"] else full
-    local_theta = c["rope_local_base_freq"] or c["rope_theta"]
-    context = c["max_position_embeddings"]
-    share = c["partial_rotary_factor"]
-    return (
-        _rotary(full, head_width, c["rope_theta"], share, context),
-        _rotary(sliding, head_width, local_theta, share, context),
-    )
-
-
-def _rotary(
-    entries: Mapping[str, Any], head_width: int, theta: float, share: float, context: int
-) -> Rotary:
-    base = float(entries.get("rope_theta", theta))
-    size = int(head_width * entries.get("partial_rotary_factor", share))
-    kind = entries.get("rope_type", entries.get("type")) or "default"
-    check_choice("rope_type of config.json", kind, ("default", "linear", "llama3"))
-    if kind == "default":
-        return Rotary(base, size)
-    try:
-        factor = float(entries["factor"])
-        if kind == "linear":
-            return Rotary(base, size, (factor,) * (size // 2))
-        divisors = llama3_divisors(
-            base,
-            size,
-            factor=factor,
-            low=float(entries["low_freq_factor"]),
-            high=float(entries["high_freq_factor"]),
-            original=float(entries.get("original_max_position_embeddings") or context),
-        )
-        return Rotary(base, size, divisors)
-    except KeyError as error:
-        raise ValueError(
-            f"config.json must have {error} in rope_scaling of type {kind}, got "
-            f"{', '.join(entries)}"
-        ) from error
-
-
-def llama3_divisors(
-    base: float, size: int, *, factor: float, low: float, high: float, original: float
-) -> tuple[float, ...]:
-    """Divisors by which Llama 3.1 stretches its context from `original` positions.
-
-    A frequency with fewer than `low` rotations in `original` positions is divided by `factor`, one
-    with more than `high` rotations is kept, and in between the factor's share falls linearly with
-    the number of rotations.
-    """
-    divisors = []
-    for i in range(size // 2):
-        rotations = original * base ** (-2 * i / size) / (2 * math.pi)
-        kept = min(max((rotations - low) / (high - low), 0.0), 1.0)
-        divisors.append(1 / ((1 - kept) / factor + kept))
-    return tuple(divisors)

@@ -33,7 +33,7 @@ from isounc.llm.model.decode import (
 )
 from isounc.llm.model.decoder import Cache
 from isounc.llm.model.load import LanguageModel
-from isounc.llm.model.tokens import Tokenizer
+from isounc.llm.model.tokens import Tokenizer, check_token_ids
 from isounc.padding import batches, bucket
 
 _LEAST = 32
@@ -177,6 +177,8 @@ class _Answers(NamedTuple):
 def _encoded(
     model: LanguageModel, prompt: str | Sequence[int], number: int, settings: GenerationSettings
 ) -> list[int]:
+    if not isinstance(prompt, str):
+        check_token_ids(f"prompts[{number}]", prompt)
     ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     if not ids:
         raise ValueError(f"prompts must not be empty, got no tokens for prompt {number}")
@@ -241,7 +243,10 @@ def _decode(
     strategy = DecodingStrategy(
         settings.temperature == 0, settings.top_k, settings.top_p is not None
     )
-    temperature, top_p = np.float32(settings.temperature or 1), np.float32(settings.top_p or 1)
+    # Beyond these bounds single precision overflows, and nothing changes any more: all weight is on
+    # the most probable token, or on all alike.
+    temperature = np.float32(np.clip(settings.temperature or 1, 1e-30, 1e30))
+    top_p = np.float32(settings.top_p or 1)
     keys = prompt_keys(settings.seed, prompts, num_samples)
     # The last token is never read.
     num_segments = -(-(settings.max_new_tokens - 1) // SEGMENT)

@@ -1,4 +1,4 @@
-"""Models in GGUF files: metadata to a `DecoderConfig`, tensors to weights.
+"""Models in GGUF files: the header, and tensors to weights; `gguf_config` has the description.
 
 GGUF is the format of llama.cpp. Tensors are dequantised by the package `gguf`. Rows of the query
 and key projections of the architecture `llama` are stored in the order of its rotary layout, which
@@ -10,25 +10,17 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from isounc.checks import check_choice
-from isounc.llm.model.config import DecoderConfig, Rotary
+from isounc.fields import Unreadable, declared, integer
+from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.packages import require
+from isounc.untrusted import open_regular, reading
 
-_FAMILIES = {
-    "llama": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": "head"},
-    "gemma3": {"qk_norm": "head", "norm_out": True, "activation": "gelu_tanh"},
-    "olmo2": {"qk_norm": "projection", "norm_in": False, "norm_out": True},
-    "phi3": {},
-}
 _NAMES = {
     "attn_norm.weight": "attention_norm_in", "attn_q.weight": "q", "attn_k.weight": "k",
     "attn_v.weight": "v", "attn_output.weight": "out", "attn_q.bias": "q_bias",
@@ -39,7 +31,7 @@ _NAMES = {
     "post_ffw_norm.weight": "mlp_norm_out",
 }  # fmt: skip
 _TOP = {"token_embd.weight": "embed", "output_norm.weight": "norm", "output.weight": "head"}
-_FREQUENCIES = "rope_freqs.weight"
+FREQUENCIES = "rope_freqs.weight"
 """Tensor with the divisors of the rotary frequencies."""
 
 
@@ -66,23 +58,19 @@ class GgufFile(NamedTuple):
 
 
 _NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
+    11: "<i8", 12: "<f8",
+}  # fmt: skip
+_UNSIGNED = {"<u4": 4, "<u8": 8}
 _STRING, _ARRAY = 8, 9
+_MOST_STRINGS = 2**20
+"""Strings in an array: a short one takes 60 bytes more in memory than in the file."""
+_MOST_ENTRIES = 2**17
+"""Metadata, and tensors."""
 
 
 class _Cursor:
-    """Reads one value after the other.
+    """Reads one value after the other, and never allocates more than the file can fill.
 
     The reader of the package `gguf` takes ten times as long for a vocabulary.
     """
@@ -90,30 +78,50 @@ class _Cursor:
     def __init__(self, content: bytes | mmap.mmap):
         self.content, self.at = content, 0
 
-    def numbers(self, code: str, count: int = 1) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{count}{code}", self.content, self.at)
-        self.at += struct.calcsize(f"<{count}{code}")
-        return values
+    def numbers(self, code: str, count: int = 1) -> np.ndarray:
+        kind = np.dtype(code)
+        self.room(count, kind.itemsize)
+        self.at += count * kind.itemsize
+        # A copy, as the file is closed after its header was read.
+        return np.frombuffer(self.content, kind, count, self.at - count * kind.itemsize).copy()
+
+    def number(self, code: str) -> Any:
+        if code not in _UNSIGNED:
+            return self.numbers(code)[0].item()
+        # Five times as fast, and there is one before every string.
+        size = _UNSIGNED[code]
+        self.room(1, size)
+        self.at += size
+        return int.from_bytes(self.content[self.at - size : self.at], "little")
+
+    def room(self, count: int, size: int, most: int | None = None) -> None:
+        """Refuse a count that the rest of the file cannot hold, before anything is allocated."""
+        if count * size > len(self.content) - self.at or (most is not None and count > most):
+            raise Unreadable(f"{count} values at byte {self.at} are more than it can hold")
 
     def string(self) -> str:
-        (length,) = self.numbers("Q")
-        if self.at + length > len(self.content):
-            raise struct.error(f"a string of {length} bytes at {self.at} goes beyond the end")
+        length = self.number("<u8")
+        self.room(length, 1)
         self.at += length
         # The pieces of a tokenizer may be parts of characters.
         return self.content[self.at - length : self.at].decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self) -> Any:
+        kind = self.number("<u4")
         if kind == _STRING:
             return self.string()
-        if kind == _ARRAY:
-            (kind,), (count,) = self.numbers("I"), self.numbers("Q")
-            if kind in _NUMBERS:
-                return list(self.numbers(_NUMBERS[kind], count))
-            return [self.value(kind) for _ in range(count)]
+        if kind != _ARRAY:
+            return self.number(self._code(kind))
+        kind, count = self.number("<u4"), self.number("<u8")
+        if kind == _STRING:
+            self.room(count, 8, _MOST_STRINGS)
+            return [self.string() for _ in range(count)]
+        return self.numbers(self._code(kind), count)
+
+    def _code(self, kind: int) -> str:
         if kind not in _NUMBERS:
-            raise struct.error(f"{kind} at {self.at} is not a type of value")
-        return self.numbers(_NUMBERS[kind])[0]
+            raise Unreadable(f"{kind} before byte {self.at} is not a type of value")
+        return _NUMBERS[kind]
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -122,56 +130,67 @@ def open_gguf(path: Path) -> GgufFile:
     Raises
     ------
     ValueError
-        The file is not GGUF of version 2 or 3, or ends before its tensors do.
+        The file is not GGUF of version 2 or 3, ends before its tensors do, or names a tensor or an
+        entry twice.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path, path.name) as file:
         magic = file.read(4)
         if magic != b"GGUF":
-            raise ValueError(f"{path.name} must be a GGUF file, got one that begins with {magic!r}")
+            raise Unreadable(f"{path.name} must be a GGUF file, got one that begins with {magic!r}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            cursor = _Cursor(content)
+            size, cursor = len(content), _Cursor(content)
+            cursor.at = 4
             try:
+                if (version := cursor.number("<u4")) not in (2, 3):
+                    raise ValueError(version)
                 metadata, tensors = _header(cursor)
-            except (struct.error, OverflowError, MemoryError, RecursionError) as error:
-                raise ValueError(
+            except Unreadable as error:
+                raise Unreadable(
                     f"{path.name} must be a whole GGUF file, got {size} bytes that end or go wrong "
                     f"inside of the header ({error})"
                 ) from error
-    if isinstance(tensors, int):
-        raise ValueError(f"{path.name} must be GGUF of version 2 or 3, got {tensors}")
-    alignment = metadata.get("general.alignment", 32)
+            except ValueError as error:
+                raise Unreadable(
+                    f"{path.name} must be GGUF of version 2 or 3, got {error}"
+                ) from None
+    alignments = {"general.alignment": integer(1, 2**20, default=32)}
+    alignment = declared(metadata, alignments, path.name)["general.alignment"]
     begin = -(-cursor.at // alignment) * alignment
     gguf_file = GgufFile(
         path, metadata, {n: t._replace(start=t.start + begin) for n, t in tensors.items()}
     )
+    room = size - begin
     for name, tensor in gguf_file.tensors.items():
-        end = tensor.start + _num_bytes(gguf_file, name)
-        if end > size:
-            raise ValueError(
+        num_bytes = _num_bytes(gguf_file, name)
+        room -= num_bytes
+        if tensor.start + num_bytes > size or room < 0:
+            raise Unreadable(
                 f"{path.name} must be a whole GGUF file, got {size} bytes, and tensor {name} ends "
-                f"at {end}"
+                f"at {tensor.start + num_bytes}, or overlaps others"
             )
     return gguf_file
 
 
-def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor] | int]:
-    """Metadata and tensors (with places from the end of the header), or an unknown version."""
-    cursor.at = 4
-    (version,) = cursor.numbers("I")
-    if version not in (2, 3):
-        return {}, version
-    num_tensors, num_values = cursor.numbers("Q", 2)
-    metadata, tensors = {}, {}
+def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors, with places from the end of the header."""
+    num_tensors, num_values = cursor.number("<u8"), cursor.number("<u8")
+    # Name, kind and content take 13 bytes at least; name, axes, kind and place 32.
+    cursor.room(num_values, 13, _MOST_ENTRIES)
+    metadata: dict[str, Any] = {}
     for _ in range(num_values):
         key = cursor.string()
-        metadata[key] = cursor.value(*cursor.numbers("I"))
+        if key in metadata:
+            raise Unreadable(f"{key!r:.80} is there twice")
+        metadata[key] = cursor.value()
+    cursor.room(num_tensors, 32, _MOST_ENTRIES)
+    tensors: dict[str, Tensor] = {}
     for _ in range(num_tensors):
-        name = cursor.string()
-        (num_axes,) = cursor.numbers("I")
-        shape = cursor.numbers("Q", num_axes)[::-1]  # GGUF counts axes from the last
-        (kind,), (start,) = cursor.numbers("I"), cursor.numbers("Q")
-        tensors[name] = Tensor(shape, kind, start)
+        name, num_axes = cursor.string(), cursor.number("<u4")
+        if name in tensors or not 1 <= num_axes <= 4:
+            wrong = "is there twice" if name in tensors else f"has {num_axes} axes"
+            raise Unreadable(f"tensor {name!r:.80} {wrong}")
+        shape = tuple(cursor.numbers("<u8", num_axes).tolist()[::-1])  # GGUF counts from the last
+        tensors[name] = Tensor(shape, cursor.number("<u4"), cursor.number("<u8"))
     return metadata, tensors
 
 
@@ -186,8 +205,8 @@ def _quantisation(file: GgufFile, name: str) -> tuple[Any, int, int]:
         raise _unsupported(file, name, f"number {number}") from error
 
 
-def _unsupported(file: GgufFile, name: str, what: str) -> ValueError:
-    return ValueError(
+def _unsupported(file: GgufFile, name: str, what: str) -> Unreadable:
+    return Unreadable(
         f"{file.path.name} must be in a quantisation that the package gguf can undo, got tensor "
         f"{name} in {what}"
     )
@@ -198,95 +217,6 @@ def _num_bytes(file: GgufFile, name: str) -> int:
     return math.prod(file.tensors[name].shape) // values * size
 
 
-def config_of(file: GgufFile) -> DecoderConfig:
-    """The description in the metadata of a GGUF file.
-
-    Raises
-    ------
-    ValueError
-        The architecture is unknown, an entry is missing, or the model has a feature that the
-        decoder does not have.
-    """
-    family = file.metadata.get("general.architecture")
-    check_choice(f"general.architecture of {file.path.name}", family, tuple(_FAMILIES))
-    assert isinstance(family, str)
-
-    def entry(key: str, default: Any = None) -> Any:
-        value = file.metadata.get(f"{family}.{key}", default)
-        if value is None:
-            raise ValueError(f"{file.path.name} must have {family}.{key} in its metadata, got none")
-        return value
-
-    width, num_heads = entry("embedding_length"), entry("attention.head_count")
-    head_width = entry("attention.key_length", width // num_heads)
-    num_layers = entry("block_count")
-    rotary, local = _rotaries(file, entry, head_width)
-    pattern = entry("attention.sliding_window_pattern", 6 if family == "gemma3" else 0)
-    window = entry("attention.sliding_window", 0)
-    if isinstance(pattern, list):
-        windows = tuple(window if sliding else 0 for sliding in pattern)
-    else:
-        full = [bool(pattern) and (i + 1) % pattern == 0 for i in range(num_layers)]
-        windows = tuple(0 if whole else window for whole in full)
-    embed = file.tensors.get("token_embd.weight")
-    if embed is None:
-        raise ValueError(f"{file.path.name} must have the tensor token_embd.weight, got none")
-    fixed: dict[str, Any] = dict(_FAMILIES[family])
-    if family == "gemma3":
-        fixed["embed_scale"] = math.sqrt(width)
-        # As in llama.cpp: the metadata do not say that the largest model scales by width / heads.
-        fixed["query_scale"] = (width // num_heads if num_layers == 62 else head_width) ** -0.5
-    if family == "llama":
-        fixed["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
-        fixed["out_bias"] = "blk.0.attn_output.bias" in file.tensors
-    return DecoderConfig(
-        architecture="gemma3_text" if family == "gemma3" else family,
-        vocab_size=embed.shape[0],
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=entry("attention.head_count_kv", num_heads),
-        head_width=head_width,
-        mlp_width=entry("feed_forward_length"),
-        context_length=entry("context_length"),
-        rotary=rotary,
-        norm_eps=_decimal(entry("attention.layer_norm_rms_epsilon")),
-        windows=windows if any(windows) else (),
-        local_rotary=local if any(windows) and local != rotary else None,
-        tied="output.weight" not in file.tensors,
-        **fixed,
-    )
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal of a float32: 1e-05, not 9.99999975e-06."""
-    return float(str(np.float32(value)))
-
-
-def _rotaries(file: GgufFile, entry: Callable[..., Any], head_width: int) -> tuple[Rotary, Rotary]:
-    """Rotary embeddings of layers without and with a window."""
-    gemma = file.metadata["general.architecture"] == "gemma3"
-    size = entry("rope.dimension_count", head_width)
-    base = _decimal(entry("rope.freq_base", 1e6 if gemma else 1e4))
-    if long := [name for name in file.tensors if name.startswith("rope_factors_")]:
-        raise ValueError(
-            f"{file.path.name} must have rotary embeddings without longrope, which the decoder "
-            f"does not have, got {long[0]}"
-        )
-    factor = entry("rope.scaling.factor", 1.0)
-    kind = entry("rope.scaling.type", "linear" if factor != 1 else "none")
-    check_choice(f"rope.scaling.type of {file.path.name}", kind, ("none", "linear"))
-    divisors: tuple[float, ...] = ()
-    if kind == "linear":
-        divisors = (float(factor),) * (size // 2)
-    if _FREQUENCIES in file.tensors:
-        divisors = tuple(map(float, _dequantised(file, _FREQUENCIES).ravel()))
-    local = Rotary(_decimal(entry("rope.freq_base_swa", 1e4 if gemma else base)), size)
-    if not gemma:
-        local = Rotary(local.base, size, divisors)
-    return Rotary(base, size, divisors), local
-
-
 def weights_of(file: GgufFile, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Names and float32 arrays of all parameters of `DecoderConfig.shapes`, one at a time.
 
@@ -295,21 +225,23 @@ def weights_of(file: GgufFile, config: DecoderConfig) -> Iterator[tuple[str, np.
     ValueError
         The package `gguf` cannot undo a quantisation, or a tensor is not one of the decoder's.
     """
-    for name in file.tensors:
-        if name == _FREQUENCIES:
-            continue
-        array = _dequantised(file, name)
-        if name in _TOP:
-            yield _TOP[name], array.T if name == "output.weight" else array
-            continue
-        head, _, rest = name.removeprefix("blk.").partition(".")
-        parts = _parts(rest, array, config)
-        if not name.startswith("blk.") or not head.isdecimal() or not parts:
-            raise ValueError(
-                f"{file.path.name} must hold only tensors of the decoder, got {name} besides"
-            )
-        for parameter, part in parts:
-            yield f"layers.{head}.{parameter}", part.T
+    with reading(file.path.name, "a GGUF file of weights that fit its metadata"):
+        for name in file.tensors:
+            if name == FREQUENCIES:
+                continue
+            array = dequantised(file, name)
+            if name in _TOP:
+                yield _TOP[name], array.T if name == "output.weight" else array
+                continue
+            head, _, rest = name.removeprefix("blk.").partition(".")
+            parts = _parts(rest, array, config)
+            if not name.startswith("blk.") or not head.isdecimal() or not parts:
+                raise Unreadable(
+                    f"{file.path.name} must hold only tensors of the decoder, got {name:.80} "
+                    "besides"
+                )
+            for parameter, part in parts:
+                yield f"layers.{head}.{parameter}", part.T
 
 
 def _parts(name: str, array: np.ndarray, config: DecoderConfig) -> list[tuple[str, np.ndarray]]:
@@ -331,7 +263,7 @@ def _parts(name: str, array: np.ndarray, config: DecoderConfig) -> list[tuple[st
     return [(parameter, array)]
 
 
-def _dequantised(file: GgufFile, name: str) -> np.ndarray:
+def dequantised(file: GgufFile, name: str) -> np.ndarray:
     """A tensor in float32."""
     gguf = require("gguf")
     shape, _, start = file.tensors[name]

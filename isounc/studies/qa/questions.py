@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +175,8 @@ def _multiple_choice(
         else:
             seen.add(name)
             order = generator(seed, name).permutation(len(choices))
-            shuffled = [list(choices.items())[i] for i in order]
+            listed = list(choices.items())
+            shuffled = [listed[i] for i in order]
             true = [choice for choice, label in choices.items() if label]
             yield Question(
                 name, benchmark, text,
@@ -199,7 +200,7 @@ def _consistent(targets: Iterable[tuple[str, int]], dropped: _Dropped) -> dict[s
             dropped.answers["answer repeated"] += 1
         spelled.setdefault(form, choice.strip())
         labels.setdefault(form, set()).add(label)
-    both = [form for form, seen in labels.items() if len(seen) > 1]
+    both = {form for form, seen in labels.items() if len(seen) > 1}
     dropped.answers.update({"answer both true and false": len(both)} if both else {})
     return {spelled[form]: min(labels[form]) for form in spelled if form not in both}
 
@@ -250,13 +251,14 @@ def _short_answers(
         forms = {normalise(alias) for alias in aliases}
         # Judged row by row, before the rows are merged, so that the counts are of rows.
         false = [row["false_answer"].strip() for row in rows if row.get("false_answer") is not None]
-        kept = []
+        kept: dict[str, None] = {}
+        accepted = _Accepted(forms, many=len(false) > 8)
         for answer in false:
             repeated = "false answer repeated" if answer in kept else ""
-            if why := why_not_false(answer, forms) or repeated:
+            if why := _why_not_false(answer, accepted) or repeated:
                 dropped.answers[why] += 1
             else:
-                kept.append(answer)
+                kept[answer] = None
         yield Question(
             name, benchmark, rows[0]["question"].strip(), aliases=aliases, incorrect=tuple(kept),
             best=shown_alias(aliases),
@@ -299,12 +301,46 @@ def why_not_false(answer: str, forms: Iterable[str]) -> str:
     This drops some false answers ("Apollo 11" if "11" is an alias) and finds no synonyms: a few of
     the remaining false answers will be true.
     """
-    form, forms = normalise(answer), set(forms)
+    return _why_not_false(answer, _Accepted(set(forms)))
+
+
+class _Accepted:
+    """Normal forms of accepted aliases, to look false answers up in.
+
+    A question may have thousands of both. With `many` of the latter, all runs of words of short
+    aliases are kept, since a search through the text of all would take too long.
+    """
+
+    def __init__(self, forms: set[str], *, many: bool = False):
+        self.forms = forms
+        short = {form for form in forms if many and form.count(" ") < 8}
+        self.runs = {run for form in short for run in _runs(form.split())}
+        self.joined = "".join(f" {form} \n" for form in forms - short if form)
+
+    def overlaps(self, form: str) -> bool:
+        """Whether the words of the form follow each other in an alias, or those of one in it."""
+        if form in self.runs or f" {form} " in self.joined:
+            return True
+        words = form.split()
+        if len(words) ** 2 > len(self.forms):
+            return any(contains_words(form, alias) for alias in self.forms)
+        return any(run in self.forms for run in _runs(words))
+
+
+def _runs(words: Sequence[str]) -> Iterator[str]:
+    """All texts of words that follow each other."""
+    for i in range(len(words)):
+        for j in range(i + 1, len(words) + 1):
+            yield " ".join(words[i:j])
+
+
+def _why_not_false(answer: str, accepted: _Accepted) -> str:
+    form = normalise(answer)
     if not form:
         return "false answer empty after normalising"
-    if form in forms:
+    if form in accepted.forms:
         return "false answer equals an alias"
-    if any(contains_words(form, alias) or contains_words(alias, form) for alias in forms):
+    if accepted.overlaps(form):
         return "false answer and an alias contain each other"
     return "false answer cut short" if _CUT_SHORT.search(answer) else ""
 

@@ -9,8 +9,8 @@ from flax import nnx
 from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS, logit_of_log
 from isounc.llm.answers.norms import answer_log_probs, answer_norms
 from isounc.llm.answers.packing import only, pack
-from isounc.llm.model.config import from_huggingface
 from isounc.llm.model.decoder import Decoder
+from isounc.llm.model.huggingface_config import from_huggingface
 
 PROMPT = [3, 1, 4, 1, 5, 2, 6, 5]
 ANSWERS = [[9, 2, 6], [5], [3, 5, 8, 9], [7, 7]]

@@ -13,7 +13,7 @@ from flax import nnx
 
 from isounc.gradnorm import explain, value_and_sq_grad_norm
 from isounc.llm import Decoder, DecoderConfig, Rotary, load_model
-from isounc.llm.model.config import from_huggingface
+from isounc.llm.model.huggingface_config import from_huggingface
 from tests.llm import files as llm_files
 
 VARIANTS = tuple(llm_files.ABOUT)

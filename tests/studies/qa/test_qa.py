@@ -25,7 +25,7 @@ from isounc.llm.answers.measure import (
 from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
-from isounc.llm.model.config import from_huggingface
+from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import report_run, run_study

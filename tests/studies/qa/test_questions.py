@@ -60,13 +60,13 @@ def mc_file(tmp_path, rows):
     ("name", "content", "message"),
     [
         ("gone.csv", None, "triviaqa.csv, or 'hub', got .*mandarjoshi90"),
-        ("empty.csv", b"", "got no rows"),
+        ("empty.csv", b"", "must have a header, got an empty file; get triviaqa.csv from"),
         ("header.csv", b"question,answer,false_answer\n", "got no rows"),
         ("columns.csv", b"Question,Answer\nwho,me\n", "got no question, answer but .*in row 0 of"),
         (
             "short.csv",
             b"question,answer,false_answer\nwho,me,you\nwhy\n",
-            "got no answer but .*in row 1 of",
+            r"line 3 of .*short\.csv must have 3 cells, as the header has, got 1",
         ),
         ("latin.csv", "question,answer\nwho,caf\xe9\n".encode("latin-1"), "byte 0xe9 at 23"),
         ("no alias.csv", b"question,answer\nwho,--\n", "got none from"),
@@ -83,7 +83,7 @@ def test_unusable_short_answer_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{not json", "got no JSON"),
+        ("{not json", "must be JSON, got a file that is none"),
         ('{"question": "who"}', "must be a JSON list"),
         ('[{"question": "who"}]', "got no mc1_targets, mc2_targets"),
         (
@@ -384,3 +384,20 @@ def test_digest_is_of_the_bytes(tmp_path):
     after = read_table("triviaqa", path)
     assert len(before.sha256) == 64 and before.sha256 != after.sha256
     assert before.file == "triviaqa.csv"
+
+
+@pytest.mark.parametrize("num_rows", [3, 40])
+def test_false_answers_beside_few_or_many_others(tmp_path, num_rows):
+    """What overlaps an alias is dropped however the aliases are looked up."""
+    long = "the " + " ".join(f"w{i}" for i in range(12))
+    rows = [
+        ["Who?", f"River Clyde; {long}; Bob", "Clyde"],
+        ["Who?", "Ann", "w3 w4 w5"],
+        ["Who?", "Ann", "Captain Bob Smith"],
+        *[["Who?", "Ann", f"nobody {i}"] for i in range(3, num_rows)],
+        ["Who?", "Ann", "w3 w5"],
+    ]
+    loaded = load_questions("triviaqa", short_file(tmp_path, rows))
+    assert loaded.provenance.answers_dropped == {"false answer and an alias contain each other": 3}
+    assert loaded.questions[0].incorrect[-1] == "w3 w5"
+    assert len(loaded.questions[0].incorrect) == num_rows - 2
