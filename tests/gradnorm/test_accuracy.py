@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc.gradnorm import explain, value_and_grad_gram, value_and_sq_grad_norm
+from isounc.gradnorm import explain, products, value_and_grad_gram, value_and_sq_grad_norm
 from isounc.gradnorm.products import MOST_CANCELLED
 
 EPS = float(np.finfo(np.float32).eps)
@@ -177,3 +177,26 @@ def test_zero_gradients():
         assert norm(normal(0, 64, 64), zero)[1] == 0
         slope = jax.grad(lambda a: norm(normal(0, 64, 64), a)[1])(zero)  # noqa: B023
         assert (slope == 0).all()
+
+
+@pytest.mark.parametrize("width", [64, 61])
+def test_a_formed_gradient_in_groups_of_columns(monkeypatch, width):
+    monkeypatch.setattr(products, "BLOCK", 1000)
+    a, g = alike(0, 1e-4, width=width)
+    f = lambda w, a: ((a @ w) * g).sum()  # noqa: E731
+    assert explain(f, normal(9, width, width), a).leaves[0].uses == ("dot_general (gram)",)
+    checked(value_and_sq_grad_norm(f)(normal(9, width, width), a)[1], a, g)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_uses_of_a_tied_matrix_that_cancel_at_any_scale(scale):
+    """Large data with small cotangents, and the other way round."""
+    a, g = alike(1, 1e-3, rows=4, width=40)
+    near = a + np.float32(1e-3) * normal(3, *a.shape)
+    a, near = np.float32(scale) * a, np.float32(scale) * near
+    h = (g[:, :1] * normal(2, 1, 48) / np.float32(scale)).astype(np.float32)
+    f = lambda w, a: ((a @ w) * h).sum() - ((near @ w) * h).sum()  # noqa: E731
+    w = normal(0, 40, 48)
+    assert explain(f, w, a).leaves[0].way == "tied"
+    exact = (((a.astype(float) - near.astype(float)).T @ h.astype(float)) ** 2).sum()
+    np.testing.assert_allclose(value_and_sq_grad_norm(f)(w, a)[1], exact, rtol=1e-2)
