@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from isounc.estimates.estimate import estimate, laplace, link_aware, posterior_averaged
     from isounc.estimates.estimators import Estimate, register_estimator
     from isounc.estimates.isotropic import isotropic
-    from isounc.fit import MapSettings, PointEstimate, TrainSettings, fit_map, fit_trained
+    from isounc.fit import MapSettings, PointEstimate, fit_map
     from isounc.likelihoods import register_likelihood
     from isounc.models import Model, make_model
     from isounc.problems import Problem, make_problem, register_problem
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from isounc.sampling.posterior import sample_posterior
     from isounc.sampling.settings import GateSettings, SamplerSettings
     from isounc.statistics import Comparison, Interval, Trend, compare, interval_over_seeds, trend
+    from isounc.training import TrainSettings, fit_trained
 
 __version__ = "0.1.0"
 
@@ -71,7 +72,7 @@ _HOMES = {
     "isounc.estimates.estimate": ("estimate", "laplace", "link_aware", "posterior_averaged"),
     "isounc.estimates.estimators": ("Estimate", "register_estimator"),
     "isounc.estimates.isotropic": ("isotropic",),
-    "isounc.fit": ("MapSettings", "PointEstimate", "TrainSettings", "fit_map", "fit_trained"),
+    "isounc.fit": ("MapSettings", "PointEstimate", "fit_map"),
     "isounc.likelihoods": ("register_likelihood",),
     "isounc.models": ("Model", "make_model"),
     "isounc.problems": ("Problem", "make_problem", "register_problem"),
@@ -88,6 +89,7 @@ _HOMES = {
         "interval_over_seeds",
         "trend",
     ),
+    "isounc.training": ("TrainSettings", "fit_trained"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

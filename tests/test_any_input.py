@@ -242,7 +242,7 @@ def no_checks_and_no_work():
     jaxtyping.config.update("jaxtyping_disable", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isounc.fit._search", reached)
-        patch.setattr("isounc.fit._train", reached)
+        patch.setattr("isounc.training._train", reached)
         patch.setattr("isounc.sampling.posterior._prepare", reached)
         for registry in ("problems.PROBLEMS", "likelihoods.LIKELIHOODS"):
             patch.setattr(f"isounc.{registry}", dict(eval_registry(registry)))

@@ -279,7 +279,7 @@ def _map_over_examples(
     def over_examples(params: Any, *args: Any) -> tuple[Any, Any]:
         if in_axes is None:
             return transform(params, *args)
-        axes = [in_axes] * len(args) if isinstance(in_axes, int) else list(in_axes)
+        axes = [*in_axes] if isinstance(in_axes, Sequence) else [in_axes] * len(args)
         if len(axes) != len(args) or all(axis is None for axis in axes):
             raise ValueError(
                 f"in_axes must have an entry for each of {len(args)} arguments, one of them an "

@@ -50,6 +50,8 @@ def check_args(args: tuple[Any, ...]) -> None:
             kind = f"{leaf!r:.60}"
         elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
             kind = f"an array of dtype {leaf.dtype}"
+        elif isinstance(leaf, int) and abs(leaf) > jnp.iinfo(jnp.result_type(int)).max:
+            kind = f"{leaf!r:.60}, beyond {jnp.result_type(int)},"
         else:
             continue
         raise TypeError(f"args must hold arrays of numbers, got {kind} at args{path_text(path)}")

@@ -407,7 +407,8 @@ def test_bad_input(f, params, options, message):
 
 
 @pytest.mark.parametrize(
-    "x", ["xor", np.array([None] * 5), np.ma.masked_array(X, mask=X > 0), np.array(["1"] * 5)]
+    "x",
+    ["xor", 10**12, np.array([None] * 5), np.ma.masked_array(X, mask=X > 0), np.array(["1"] * 5)],
 )
 def test_data_that_are_no_numbers(x):
     f = lambda p, x: x["a"] @ p  # noqa: E731

@@ -23,7 +23,7 @@ from isounc import densities
 from isounc.estimates import ESTIMATORS, Estimate, Evidence
 from isounc.estimates.estimate import by_region, estimate_all, layer_rms, posterior_averaged
 from isounc.estimates.estimators import estimator_names
-from isounc.fit import PointEstimate, fit_maps, fit_trained_many
+from isounc.fit import PointEstimate, fit_maps
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.runs.compute import Say
@@ -33,6 +33,7 @@ from isounc.sampling.moments import Moments, Posterior
 from isounc.sampling.posterior import sample_posteriors
 from isounc.studies.scaling.comparisons import compare_classes, predictive_row, quantities
 from isounc.studies.scaling.settings import Cell, Settings
+from isounc.training import fit_trained_many
 
 
 def cell_problem(cell: Cell, settings: Settings) -> Problem:

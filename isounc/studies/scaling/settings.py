@@ -8,12 +8,13 @@ import math
 from dataclasses import dataclass, field
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.fit import MapSettings, TrainSettings
+from isounc.fit import MapSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.problems import MOST_ROWS, PROBLEMS
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
+from isounc.training import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 from isounc import register_estimator
 from isounc.covariance import Diagonal
 from isounc.estimates.estimators import ESTIMATORS, Linearised
-from isounc.fit import MapSettings, TrainSettings
+from isounc.fit import MapSettings
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.settings import SamplerSettings
@@ -15,6 +15,7 @@ from isounc.studies.scaling.cell import _programs
 from isounc.studies.scaling.figures import scaling_curves
 from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.study import STUDY
+from isounc.training import TrainSettings
 
 
 def nine_fold(model, theta, evidence, num_chains):

@@ -1,0 +1,175 @@
+"""Networks trained as practitioners train them: AdamW without a prior."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from isounc import densities
+from isounc.checks import check_count, check_real, settings_from
+from isounc.densities import Data, stack_data
+from isounc.fit import PointEstimate, generator
+from isounc.likelihoods import LIKELIHOODS
+from isounc.models import Model, check_inputs
+from isounc.problems import Problem
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A practitioner's training: minibatch AdamW on the mean loss, for a fixed number of epochs."""
+
+    epochs: int = 200
+    """Passes over the data."""
+    minibatch: int = 32
+    """Examples per step; the remainder of a pass is left out, differently each time."""
+    learning_rate: float = 1e-2
+    """AdamW's learning rate."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+
+    def __post_init__(self):
+        for name in ("epochs", "minibatch"):
+            check_count(name, getattr(self, name), 1)
+        check_real("learning_rate", self.learning_rate, positive=True)
+        check_real("weight_decay", self.weight_decay)
+
+
+def fit_trained(
+    problem: Problem,
+    model: Model,
+    *,
+    key: PRNGKeyArray,
+    prior_sd: float = 1.0,
+    settings: TrainSettings | None = None,
+    **fields: Any,
+) -> PointEstimate:
+    """Train as a practitioner does: AdamW on the mean negative log likelihood, fixed epochs.
+
+    No prior takes part; `prior_sd` only enters the log posterior that is reported. The check asks
+    for finite parameters and a training likelihood above that of the best constant prediction.
+
+    Parameters
+    ----------
+    problem, model
+        Training data, and a model from `make_model`.
+    key
+        JAX random key; decides the initialisation and the order of the examples.
+    prior_sd
+        Prior standard deviation of the log posterior that is reported.
+    settings
+        All settings of training; or give some of them by keyword, e.g. `epochs=50`.
+
+    Raises
+    ------
+    ValueError
+        If settings are out of range, or given as a whole and by keyword.
+    """
+    settings = settings_from(TrainSettings, settings, fields)
+    return fit_trained_many([problem], model, keys=[key], prior_sd=prior_sd, settings=settings)[0]
+
+
+def fit_trained_many(
+    problems: Sequence[Problem],
+    model: Model,
+    *,
+    keys: Sequence[PRNGKeyArray],
+    prior_sd: float = 1.0,
+    settings: TrainSettings = TrainSettings(),
+) -> list[PointEstimate]:
+    """Call `fit_trained` on several problems of one shape, in one compiled program."""
+    check_inputs(problems, model, keys)
+    data = stack_data(problems, model, prior_sd)
+    orders = np.stack([_orders(key, data.X.shape[1], settings) for key in keys])
+    thetas, log_liks, log_dens = jax.device_get(
+        _train(data, jnp.stack(keys), orders, model=model, settings=settings)
+    )
+    results = []
+    for problem, theta, log_lik, log_dens_i in zip(
+        problems, thetas, log_liks, log_dens, strict=True
+    ):
+        constant = constant_log_likelihood(problem)
+        reasons = []
+        if not np.isfinite(theta).all():
+            reasons.append("Training diverged: parameters are not finite.")
+        elif not log_lik > constant:
+            reasons.append(
+                f"Training is no better than a constant prediction: log likelihood {log_lik:.2f}, "
+                f"constant {constant:.2f}."
+            )
+        results.append(
+            PointEstimate(
+                kind="trained",
+                theta=theta,
+                log_density=float(log_dens_i),
+                log_likelihood=float(log_lik),
+                rel_grad_norm=None,
+                hessian_min_eigenvalue=None,
+                hessian_method=None,
+                hessian=None,
+                restart_log_densities=(),
+                passed=not reasons,
+                reasons=tuple(reasons),
+            )
+        )
+    return results
+
+
+def _orders(
+    key: PRNGKeyArray, num_examples: int, settings: TrainSettings
+) -> Int[np.ndarray, "steps minibatch"]:
+    """The rows of every step: a new order of the examples each epoch."""
+    minibatch = min(settings.minibatch, num_examples)
+    steps = num_examples // minibatch
+    check_count("epochs", settings.epochs, 1, max(1, 2**28 // num_examples))  # 1 GiB of rows
+    rows = np.tile(np.arange(num_examples, dtype=np.int32), (settings.epochs, 1))
+    rows = generator(key).permuted(rows, axis=1)[:, : steps * minibatch]
+    return rows.reshape(settings.epochs * steps, minibatch)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _train(
+    data: Data,
+    keys: Shaped[Array, "B *key"],
+    orders: Int[np.ndarray | Array, "B steps minibatch"],
+    *,
+    model: Model,
+    settings: TrainSettings,
+) -> tuple[Float[Array, "B P"], Float[Array, " B"], Float[Array, " B"]]:
+    """Parameters, log likelihood and log posterior of each of B problems."""
+    minibatch = orders.shape[-1]
+    adamw = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def train_on(data, key, order):
+        def loss(theta, rows):
+            part = data._replace(X=data.X[rows], y=data.y[rows])
+            return -densities.log_likelihood(model, theta, part) / minibatch
+
+        def step(carry, rows):
+            theta, state = carry
+            updates, state = adamw.update(jax.grad(loss)(theta, rows), state, theta)
+            return (optax.apply_updates(theta, updates), state), None
+
+        theta = model.init(key)
+        (theta, _), _ = jax.lax.scan(step, (theta, adamw.init(theta)), order)
+        theta = jnp.asarray(theta)
+        log_lik = densities.log_likelihood(model, theta, data)
+        return theta, log_lik, log_lik + densities.log_prior(theta, data)
+
+    return jax.vmap(train_on)(data, keys, orders)
+
+
+def constant_log_likelihood(problem: Problem) -> float:
+    """Log likelihood of the best prediction that ignores x: class frequencies or the mean of y."""
+    y = np.asarray(problem.y)
+    likelihood = LIKELIHOODS[problem.likelihood]
+    constant = likelihood.constant_prediction(y, problem.num_columns)
+    p = np.broadcast_to(constant, (len(y), len(constant)))
+    return float(likelihood.predictive_log_prob(p, y, noise_sd=problem.noise_sd).sum())
