@@ -26,7 +26,7 @@ def arviz_khat(x):
     return importlib.import_module("arviz_stats.base").array_stats.psislw(-np.log(x))[1]
 
 
-@pytest.mark.parametrize("n", [100, 1000, 4000, 20_000])
+@pytest.mark.parametrize("n", [25, 100, 1000, 4000, 20_000])
 def test_k_is_that_of_arviz(n):
     rng = np.random.default_rng(n)
     normal = rng.standard_normal((3, n))
