@@ -22,6 +22,20 @@ PATIENCE = 60
 """Seconds to wait for what takes a few on a quiet machine."""
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal():
+    """Whoever started the tests may ignore signals (nohup, a job in the background)."""
+    wanted = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Command:
     """The tiny study as a process, in a group of its own as a shell starts it."""
 
