@@ -28,7 +28,7 @@ in place of rows that are one-hot. The gradient is the sum over R of the rows' o
 MOST_CANCELLED = 16
 """Cancellation of the terms of a Gram form, over that of rows that have nothing in common, above
 which the gradient is formed instead."""
-BLOCK = 2**20
+BLOCK = 2**16
 """Number of gradient entries that are formed at a time in place of a Gram form."""
 
 
@@ -159,14 +159,15 @@ def unless_cancelled(
     `MOST_CANCELLED` T eps, and far less where rounding errors are independent. Everywhere else
     `formed` is used: it is computed only if an example of the batch needs it, also under `jax.vmap`.
     """
-    num_rows = A_kernel.shape[-1]
-    one = jnp.broadcast_to(jnp.eye(num_rows, dtype=A_kernel.dtype), A_kernel.shape)
-    terms = A_kernel * G_kernel
-    value = terms.sum()
+    rows, cotangents = (
+        lax.stop_gradient(jnp.diagonal(kernel, axis1=-2, axis2=-1))
+        for kernel in (A_kernel, G_kernel)
+    )
+    value = (A_kernel * G_kernel).sum()
     # Huge data may meet tiny cotangents, whose squares have left the range of their type.
-    largest = jnp.maximum((A_kernel * one).sum(), (G_kernel * one).sum()) / num_rows
+    largest = jnp.maximum(rows.max(initial=0), cotangents.max(initial=0))
     lost = (value < 2.0**-100) & (largest > 2.0**24)
-    cancelled = _cancelled(value, (terms * one).sum(), lost)
+    cancelled = _cancelled(value, (rows * cotangents).sum(), lost)
     return lax.cond(cancelled, formed, lambda: value)
 
 
