@@ -23,10 +23,10 @@ class Unreadable(ValueError):
 
 
 class Field(NamedTuple):
-    """What a field may hold; made by `integer`, `number`, `text`, `truth`, `items`, ..."""
+    """Type and range of a field; `integer`, `number`, `text`, `truth` and `items` make one."""
 
     right: str
-    """What is right, after "must be"."""
+    """Description of a valid value, which an error message puts after "must be"."""
     convert: Callable[[Any, str], Any]
     """From a value and the name of its place to the value to use; NotImplemented refuses it."""
     default: Any = REQUIRED

@@ -33,7 +33,7 @@ BLOCK = 2**16
 
 
 Residual = Num[Array, "*residual"]
-"""What the backward pass needs of the data."""
+"""Data, or their squared norm, kept from the forward for the backward pass."""
 Rows = Callable[[Num[Array, "*data"]], Num[Array, "B T C"]]
 """Function from the data to A."""
 

@@ -59,7 +59,7 @@ class Lost(NamedTuple):
     batch: Batch
     """The batch."""
     reason: str
-    """What is known of the end."""
+    """Reason for which the worker process ended."""
 
 
 Tell = Callable[[Event], None]
@@ -167,7 +167,7 @@ class _Worker:
         self.events.close()  # the process is gone
 
     def why_it_ended(self) -> str:
-        """What the system says of a process that ended by itself."""
+        """Return why the worker process ended: the signal or the exit status."""
         self.pool.shutdown(wait=True)
         code = self._process.exitcode
         if code is None or code >= 0:

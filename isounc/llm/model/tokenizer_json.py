@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` may hold: the parts of byte-pair tokenizers, in bounds.
+"""Checks of a `tokenizer.json`: only known parts of byte-pair tokenizers, of a bounded size.
 
 The package `tokenizers` runs whatever the file says. A chain of replacements can double a text forty
 times over, a pattern can take for ever, and some tables end the process. Here each part is one that
