@@ -148,6 +148,26 @@ def test_which_bounds_may_be_met_exactly(draws, energy):
         assert judge(draws, energy, settings=settings).passed is kept, settings
 
 
+@pytest.mark.parametrize(
+    ("precision", "sentence"),
+    [
+        ((0.1, 0.1), None),
+        ((0.11, 0.0), "log posterior are wrong by up to 0.11 nats; 0.1 may be: single precision"),
+        ((np.inf, 0.0), "log posterior are wrong by up to inf nats"),
+        ((0.0, 0.2), "wrong by up to 0.2 posterior standard deviations; 0.1 may be: single"),
+        ((0.0, np.inf), "wrong by up to inf posterior standard deviations"),
+    ],
+)
+def test_errors_of_single_precision(draws, energy, precision, sentence):
+    verdict = judge(draws, energy, precision=precision)
+    assert len(verdict.reasons) == (sentence is not None) and verdict.passed is (sentence is None)
+    assert sentence is None or sentence in verdict.reasons[0]
+    finite = tuple(error if np.isfinite(error) else None for error in precision)
+    assert (verdict.log_density_error, verdict.prediction_error) == finite
+    unknown = judge(draws, energy)
+    assert unknown.log_density_error is None and unknown.prediction_error is None
+
+
 def test_energies_fail_by_themselves(draws, energy):
     drifting = np.cumsum(energy, axis=1)
     assert [r.split(" is ")[0] for r in judge(draws, drifting).reasons] == ["E-BFMI"]
