@@ -186,6 +186,24 @@ def test_groups_and_filters(x64):
     np.testing.assert_allclose(two, norms["['w1']"] + norms["['b1']"], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda p, x: p["b"], 1),
+        (lambda p, x: p["w"][1, 2], 1),
+        (lambda p, x: 3 * p["w"][:1, :1].reshape(()), 9),
+        (lambda p, x: -p["w"].T[2, 0] + 0 * x.sum(), 1),
+    ],
+)
+def test_an_output_that_is_a_parameter_itself(f, expected):
+    params = {"b": jnp.asarray(2.0), "w": jnp.asarray(normal(4, 3), jnp.float32)}
+    value, total = value_and_sq_grad_norm(f)(params, X)
+    np.testing.assert_allclose(value, f(params, X))
+    assert total == expected
+    _, gram = value_and_grad_gram(lambda p, x: f(p, x)[None])(params, X)
+    assert gram == expected
+
+
 def test_integer_leaves_are_fixed(x64):
     params = {"w": jnp.asarray(normal(5, 3)), "ids": jnp.array([0, 2])}
     f = lambda p, x: jnp.sin(x @ p["w"])[p["ids"]].sum()  # noqa: E731

@@ -106,14 +106,15 @@ def test_pseudo_observations_are_a_fixed_point_of_the_variational_approximation(
     np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
 
 
-def test_readout_is_chosen_where_the_data_are_sharp():
+@pytest.mark.parametrize(("depth", "sharp"), [(0, Affine), (1, Readout)])
+def test_readout_is_chosen_where_the_data_are_sharp(depth, sharp):
     kinds = {}
     for noise_sd in (0.01, 3.0):
-        problem, model = setting("gaussian", 1, noise_sd=noise_sd)
+        problem, model = setting("gaussian", depth, noise_sd=noise_sd)
         frame = make_frame([problem], model, PRIOR_SD)
         coords = coordinates.auto([problem], frame, PRIOR_SD, KEYS)
         kinds[noise_sd] = type(coords)
-    assert kinds == {0.01: Readout, 3.0: Prior}
+    assert kinds == {0.01: sharp, 3.0: Prior}
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
