@@ -135,6 +135,17 @@ def test_products_of_two_outputs(name, x64):
     np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-11)
 
 
+def test_products_of_gradients_of_a_multiple_of_a_parameter(x64):
+    def two(w, x):
+        hidden = jnp.tanh(x @ (-3 * w.T / 2))
+        return jnp.stack([hidden.sum(), (hidden**2).sum()])
+
+    w, x = jnp.asarray(normal(4, 5)), jnp.asarray(normal(2, 5, seed=1))
+    assert explain(lambda w, x: two(w, x)[0], w, x).leaves[0].way == "fast"
+    jacobian = jax.jit(jax.jacrev(two))(w, x).reshape(2, -1)
+    np.testing.assert_allclose(value_and_grad_gram(two)(w, x)[1], jacobian @ jacobian.T, rtol=1e-11)
+
+
 def test_composes_with_jit_vmap_map_and_checkpoint(x64):
     params, x = cast(MLP, jnp.float64), jnp.asarray(normal(6, 5))
     gradients = jax.jit(jax.vmap(jax.grad(mlp), (None, 0)))(params, x)
