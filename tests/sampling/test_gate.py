@@ -258,6 +258,10 @@ def test_one_batch_of_each_chain_and_one_location_are_enough():
     assert streamed.mean == pytest.approx(means.mean())
     assert streamed.mean_se == pytest.approx(np.sqrt(((means - means.mean()) ** 2).sum() / 3 / 4))
     assert streamed.var == pytest.approx(b.mean() - means.mean() ** 2)
+    about_mean = b.ravel() - 2 * means.mean() * means
+    assert streamed.var_se == pytest.approx(
+        np.sqrt(((about_mean - about_mean.mean()) ** 2).sum() / 12)
+    )
 
 
 @pytest.mark.parametrize(
