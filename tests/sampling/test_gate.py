@@ -171,7 +171,9 @@ def test_errors_of_single_precision(draws, energy, precision, sentence):
 def test_energies_fail_by_themselves(draws, energy):
     drifting = np.cumsum(energy, axis=1)
     assert [r.split(" is ")[0] for r in judge(draws, drifting).reasons] == ["E-BFMI"]
-    energy[2], energy[3, 5] = 1.5, np.nan
+    energy[2] = 1.5
+    assert "E-BFMI is undefined in 1 of 4 chains" in judge(draws, energy).reasons[0]
+    energy[3, 5] = np.nan
     assert "E-BFMI is undefined in 2 of 4 chains" in judge(draws, energy).reasons[0]
 
 
