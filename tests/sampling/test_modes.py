@@ -69,6 +69,14 @@ def test_predictions_that_are_equal_by_chance_are_no_equal_chains():
     assert diagnose(x).equal[1, 3] and diagnose(x).equal.sum() == 2
 
 
+def test_a_chain_and_its_mirror_image_are_no_equal_chains():
+    x = np.random.default_rng(7).standard_normal((2, 500, 3))
+    x[1] = -x[0]
+    assert not diagnose(x).equal.any()
+    x[1, :, 1:] *= -1
+    assert not diagnose(x).equal.any(), "at one location they differ"
+
+
 @pytest.mark.parametrize(
     ("share", "values", "is_equal"),
     [(100, 100, False), (101, 101, True), (150, 10, True), (150, 9, False)],
