@@ -78,8 +78,11 @@ def without_table(results: Results) -> Table:
     points = {name: point_of(name, "map") for name in results.shown("levels")}
     main = curves["estimator"].astype(object).map(points) == curves["point"].astype(object)
     curves = curves[main | (curves["estimator"] == "isotropic")]
+    place = ["setup", "width", "region", "point", "estimator"]
+    passed = results.rows.query("quantity == 'epistemic' and gate == 'pass'")
+    seeds = passed.groupby(place, observed=True)["pearson_from_two_valued"].agg(["count", "size"])
     rows = []
-    for row in curves.sort_values(["setup", "region", "point", "estimator"]).to_dict("records"):
+    for row in curves.sort_values(place).to_dict("records"):
         numbers = []
         for statistic in ("pearson", "spearman"):
             numbers += [
@@ -87,21 +90,23 @@ def without_table(results: Results) -> Table:
                 interval_text(row, f"{statistic}_not_two_valued"),
                 interval_text(row, f"{statistic}_from_two_valued", "{:+.2f}"),
             ]
-        place = (row["setup"], str(row["width"]), row["region"], row["point"], row["estimator"])
+        where = tuple(row[column] for column in place)
         left = f"{row['n_points_not_two_valued_mean']:.0f}"
-        rows.append((*place, _share_text(row), left, *numbers))
+        both = "{} of {}".format(*seeds.loc[where])
+        rows.append((*map(str, where), _share_text(row), left, both, *numbers))
     return Table(
         "Correlations without the nearly two-valued locations",
         (
             "problem", "width", "region", "point", "estimate", "nearly two-valued",
-            "locations left", "Pearson", "without", "difference", "Spearman", "without",
+            "locations left", "seeds", "Pearson", "without", "difference", "Spearman", "without",
             "difference",
         ),
         rows,
         "Epistemic estimates with the MCMC variance at the largest width, in regions that have "
         "such locations. without: over the locations left. difference: what the correlation owes "
         "to the nearly two-valued locations and to their contrast with the others, seed by seed. "
-        "Mean [95% interval over seeds]. results.csv has every class, quantity and measure, and "
+        "seeds: those in which both are defined, of those that passed. Mean [95% interval over "
+        "seeds]. results.csv has every class, quantity and measure, and "
         "the reasons of undefined ones (reason_not_two_valued).",
     )  # fmt: skip
 
