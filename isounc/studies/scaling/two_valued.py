@@ -93,13 +93,12 @@ def without_table(results: Results) -> Table:
         where = tuple(row[column] for column in place)
         left = f"{row['n_points_not_two_valued_mean']:.0f}"
         both = "{} of {}".format(*seeds.loc[where])
-        rows.append((*map(str, where), _share_text(row), left, both, *numbers))
+        rows.append((*map(str, where), left, both, *numbers))
     return Table(
         "Correlations without the nearly two-valued locations",
         (
-            "problem", "width", "region", "point", "estimate", "nearly two-valued",
-            "locations left", "seeds", "Pearson", "without", "difference", "Spearman", "without",
-            "difference",
+            "problem", "width", "region", "point", "estimate", "locations left", "seeds",
+            "Pearson", "without", "difference", "Spearman", "without", "difference",
         ),
         rows,
         "Epistemic estimates with the MCMC variance at the largest width, in regions that have "

@@ -195,11 +195,10 @@ def test_table_without_two_valued_locations_is_that_of_the_summary(results):
             ("_from_two_valued", "{:+.2f}"),
         )
     ]
-    share, left, seeds, *shown = cells(table, "rings3", "8", "far", "map", "laplace")
+    left, seeds, *shown = cells(table, "rings3", "8", "far", "map", "laplace")
     assert shown == numbers
     assert seeds == "3 of 3"
     assert left == f"{50 * (1 - row['two_valued_share_mean']):.0f}"
-    assert share == cells(two_valued.share_table(results), "rings3", "8")[1]
 
 
 def test_report_has_a_section_where_a_location_is_two_valued(run, results):
