@@ -357,7 +357,9 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
 
 
 def test_a_case_without_geweke_leaves_the_figures_of_the_others(tmp_path):
-    settings = tiny(tmp_path, cases=("logistic", "line2000"), controls=(), num_bins=4, num_replications=20)
+    settings = tiny(
+        tmp_path, cases=("logistic", "line2000"), controls=(), num_bins=4, num_replications=20
+    )
     assert run_study(STUDY, settings)
     assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
         "sbc-hmc-auto-logistic-none.png", "sbc-hmc-auto-line2000-none.png", "geweke-hmc-auto.png",
