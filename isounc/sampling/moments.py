@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_kind
@@ -203,7 +204,7 @@ def predictive_moments(
 
 
 def two_valued(
-    moments: Moments, likelihood: str, *, p: Float[np.ndarray, "N M"] | None = None
+    moments: Moments, likelihood: str, *, p: Float[ArrayLike, "N M"] | None = None
 ) -> dict[str, TwoValued]:
     r"""Locations at which the posterior of p is nearly two-valued, by class.
 

@@ -28,7 +28,7 @@ def two_valued_words(results: Results) -> tuple[str, ...]:
     shares = results.curves.dropna(subset="two_valued_share_mean")
     if shares.empty:
         return ()
-    row = shares.loc[shares["two_valued_share_mean"].idxmax()]
+    row = max(shares.to_dict("records"), key=lambda row: row["two_valued_share_mean"])
     if row["two_valued_share_mean"] == 0:
         return ("No location of a cell that passed is nearly two-valued, Var p > ½ p̄(1−p̄).",)
     return (
@@ -80,7 +80,8 @@ def without_table(results: Results) -> Table:
     curves = curves[main | (curves["estimator"] == "isotropic")]
     place = ["setup", "width", "region", "point", "estimator"]
     passed = results.rows.query("quantity == 'epistemic' and gate == 'pass'")
-    seeds = passed.groupby(place, observed=True)["pearson_from_two_valued"].agg(["count", "size"])
+    both = passed.groupby(place, observed=True)["pearson_from_two_valued"].agg(["count", "size"])
+    seeds = {where: f"{count} of {size}" for where, count, size in both.itertuples(name=None)}
     rows = []
     for row in curves.sort_values(place).to_dict("records"):
         numbers = []
@@ -92,8 +93,7 @@ def without_table(results: Results) -> Table:
             ]
         where = tuple(row[column] for column in place)
         left = f"{row['n_points_not_two_valued_mean']:.0f}"
-        both = "{} of {}".format(*seeds.loc[where])
-        rows.append((*map(str, where), left, both, *numbers))
+        rows.append((*map(str, where), left, seeds[where], *numbers))
     return Table(
         "Correlations without the nearly two-valued locations",
         (

@@ -121,7 +121,7 @@ def test_summary_has_paired_differences():
         }
         for seed, (r, left, share) in enumerate(numbers)
     ]  # fmt: skip
-    summary = summarise(rows).loc[0]
+    (summary,) = summarise(rows).to_dict("records")
     for name, values in (
         ("two_valued_share", [0.4, 0.2, 1.0]), ("pearson_from_two_valued", [0.3, 0.4])
     ):  # fmt: skip
