@@ -585,6 +585,15 @@ def test_explain_says_what_is_stored():
     assert "formed" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("rows", "method", "operations"),
+    [(1, "rank one", 4), (2, "rows", 2 * 2 * 5), (256, "rows", 256**2 * 5), (257, "sums", 257 * 4)],
+)
+def test_explain_says_how_rows_of_a_table_go(rows, method, operations):
+    [leaf] = explain(lambda t, i: t[i].sum(), normal(9, 4), np.arange(rows) % 9).leaves
+    assert leaf.uses == (f"gather ({method})",) and leaf.operations == operations
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
 def test_group_grams_are_those_of_the_jacobian(likelihood, x64):
     model = Model(3, 1 if likelihood == "bernoulli" else 3, likelihood, width=4, depth=2)
