@@ -594,6 +594,22 @@ def test_explain_says_how_rows_of_a_table_go(rows, method, operations):
     assert leaf.uses == (f"gather ({method})",) and leaf.operations == operations
 
 
+@pytest.mark.parametrize(
+    ("shape", "method", "operations"),
+    [
+        ((1, 64, 64), "rank one", 64 + 64),
+        ((8, 64, 64), "gram", 8 * 8 * (64 + 64 + 1)),
+        ((2, 3, 8), "gram", 2 * 3 * 8),  # as many as by the direct way
+        ((100, 4, 5), "direct", 100 * 4 * 5),
+    ],
+)
+def test_explain_says_what_a_product_costs(shape, method, operations):
+    rows, num_in, num_out = shape
+    w, x = normal(num_in, num_out), normal(rows, num_in)
+    [leaf] = explain(lambda w, x: jnp.sin(x @ w).sum(), w, x).leaves
+    assert leaf.uses == (f"dot_general ({method})",) and leaf.operations == operations
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
 def test_group_grams_are_those_of_the_jacobian(likelihood, x64):
     model = Model(3, 1 if likelihood == "bernoulli" else 3, likelihood, width=4, depth=2)
