@@ -58,7 +58,10 @@ def test_forward_pass_is_the_one_by_hand(activation, depth, x64):
     assert outputs.dtype == np.float64
     np.testing.assert_allclose(outputs, by_hand(model, theta, X), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(
-        model.apply_transposed(jnp.asarray(theta), jnp.asarray(X)).T, outputs, rtol=1e-12, atol=1e-14
+        model.apply_transposed(jnp.asarray(theta), jnp.asarray(X)).T,
+        outputs,
+        rtol=1e-12,
+        atol=1e-14,
     )
 
 
