@@ -138,6 +138,7 @@ def warm_up(
 ) -> Window:  # fmt: skip
     """Transitions `first` to `first + count` of a window of warm-up; the step size adapts."""
     thin, num_kept = _kept_for_metric(settings, len(u))
+    put = jax.lax.dynamic_update_index_in_dim
     over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
@@ -155,7 +156,7 @@ def warm_up(
             tuning = sampler.adapt(tuning, chains, proposal, info, u[i], settings)
             if num_kept:
                 seen = (moved.x, moved.gradient)
-                kept = [a.at[:, i // thin].set(b) for a, b in zip(kept, seen, strict=True)]
+                kept = [put(a, b, i // thin, 1) for a, b in zip(kept, seen, strict=True)]
             return moved, count_draws(tuning, moved.x), *kept
 
         carry = (window.state.chains, window.state.tuning, window.draws, window.gradients)
@@ -230,6 +231,7 @@ def draw(
     They are mean predictions at X, all predictions at its rows `fixed`, and thinned theta.
     """
     keep_every = thinning(settings)
+    put = jax.lax.dynamic_update_index_in_dim
     over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
@@ -258,10 +260,10 @@ def draw(
                 shifted_square=block.shifted_square + square,
                 aleatoric=block.aleatoric + aleatoric,
                 entropy=block.entropy + entropy,
-                values=block.values.at[:, i].set(values),
+                values=put(block.values, values, i, 1),
                 # The last of each stretch stays.
-                draws=block.draws.at[:, i // keep_every].set(theta),
-                energy=block.energy.at[:, i].set(info.energy),
+                draws=put(block.draws, theta, i // keep_every, 1),
+                energy=put(block.energy, jnp.asarray(info.energy), i, 1),
                 divergent=block.divergent + info.divergent,
                 saturated=block.saturated + info.saturated,
                 acceptance=block.acceptance + info.acceptance,

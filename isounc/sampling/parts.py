@@ -21,6 +21,8 @@ SECONDS = 2.0
 """About so long is a part, or as long as one transition if that takes longer."""
 GROWTH = 4
 """Most that a part may exceed the longest before: warm-up changes what a transition costs."""
+SHORT = 0.25
+"""Seconds below which a part is waited for without looking whether it is long."""
 TELL_EVERY = 1.0
 """Least number of seconds between reports of parts."""
 SILENCE = 5.0
@@ -97,7 +99,10 @@ class Parts:
             if done >= least and begun >= until:
                 raise TimeIsUp
             count = self._size(length - done)
-            state = wait(program(self.stage.state, done, count), lambda done=done: tell(done))
+            state = program(self.stage.state, done, count)
+            if not count * self._pace < SHORT:
+                wait(state, lambda done=done: tell(done))
+            state = jax.block_until_ready(state)
             self.stage = Stage(state, done + count)
             now = clock.seconds()
             self._took(count, now - begun)
@@ -133,7 +138,7 @@ class Parts:
 def wait(tree: Any, tell: Callable[[], None]) -> Any:
     """The arrays once they are computed. While that takes long `tell` is called now and then.
 
-    An interrupt ends the waiting at once, where JAX's own would see it only after the computation.
+    An interrupt ends the waiting at once, where JAX sees it after the computation.
     """
     arrays: list[Any] = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     begun = told = time.monotonic()
@@ -142,5 +147,5 @@ def wait(tree: Any, tell: Callable[[], None]) -> Any:
         if now - told >= SILENCE:
             told = now
             tell()
-        time.sleep(min(0.05, 1e-4 + 0.01 * (now - begun)))
+        time.sleep(min(0.05, 1e-3 + 0.01 * (now - begun)))
     return jax.block_until_ready(tree)

@@ -212,7 +212,13 @@ def mutate(
             its, its_data = jax.tree.map(lambda a: a[at[0]], (coordinates, data))
             its_particles = jax.tree.map(lambda a: a[at], particles)
             moved = move(its_particles, run_keys[at], its, its_data, t, part)
-            return jax.tree.map(lambda a, new: a.at[at].set(new), particles, moved)
+            return jax.tree.map(
+                lambda a, new: jax.lax.dynamic_update_slice(
+                    a, new[None, None], (*at, *[0] * new.ndim)
+                ),
+                particles,
+                moved,
+            )
         over_runs = jax.vmap(move, (0, 0, None, None, None, None))
         over_problems = jax.vmap(over_runs, (0, 0, 0, 0, None, None))
         return over_problems(particles, run_keys, coordinates, data, t, part)
