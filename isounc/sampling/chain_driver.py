@@ -73,12 +73,10 @@ class ChainDriver:
             state = jax.tree.map(jnp.asarray, state)
         state = state._replace(chains=spread(state.chains))
         static["serial"] = chains.is_serial(run.model, data)
-        cut_short = ""
         if step + 1 < WARM_WINDOWS:
-            state, missing = self._warm_up(run, state, step, static)
+            state = self._warm_up(run, state, step, static)
             step = WARM_WINDOWS - 1
-            if missing:
-                cut_short = f", with {missing}"
+            if run.clock.cut_short:
                 # A checkpoint has nothing that depends on the clock: it goes on with the warm-up.
                 run = run._replace(checkpoint=None)
 
@@ -106,15 +104,13 @@ class ChainDriver:
                     more, settings.block, tell=tell,
                     least=LEAST_DRAWS - before, until=run.clock.max_seconds,
                 )  # fmt: skip
-            except (KeyboardInterrupt, TimeIsUp) as ended:
+            except (KeyboardInterrupt, TimeIsUp):
                 parts.store()
                 (state, block), done = parts.stage
                 if done and before + done >= LEAST_DRAWS:
                     block = chains.end_block(state, block, done, settings)
                     yield DrawnBlocks([block], state.shift, step_size)
-                if isinstance(ended, KeyboardInterrupt):
-                    raise
-                raise TimeIsUp(cut_short) from None
+                raise
             block = chains.end_block(state, block, settings.block, settings)
             if run.checkpoint:
                 run.checkpoint.save(step, fetch(state), block)
@@ -123,8 +119,8 @@ class ChainDriver:
 
     def _warm_up(
         self, run: Run, state: chains.RunState, step: int, static: dict[str, Any]
-    ) -> tuple[chains.RunState, str]:
-        """The chains after their warm-up; and in words how much they had, if it was cut short."""
+    ) -> chains.RunState:
+        """The chains after their warm-up, which is cut short where it takes half of the time."""
         settings, clock = run.settings, run.clock
         length = math.ceil(settings.num_warmup / WARM_WINDOWS)
         total = length * WARM_WINDOWS
@@ -151,10 +147,10 @@ class ChainDriver:
                 parts.store()
                 window, done = parts.stage
                 state = chains.tune(window, settings=settings, adapt_metric=False)
-                words = f"{step * length + done} of {total} transitions of warm-up"
-                return (state if done else window.state), words
+                clock.cut_short = f"{step * length + done} of {total} transitions of warm-up"
+                return state if done else window.state
             adapt_metric = 0 < step < WARM_WINDOWS - 1
             state = chains.tune(window, settings=settings, adapt_metric=adapt_metric)
             if run.checkpoint:
                 run.checkpoint.save(step, fetch(state))
-        return state, ""
+        return state

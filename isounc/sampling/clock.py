@@ -10,7 +10,7 @@ import numpy as np
 
 
 class TimeIsUp(Exception):
-    """The budget of seconds is spent; the text, if any, says what that cut short."""
+    """The budget of seconds is spent."""
 
 
 class Clock:
@@ -20,6 +20,8 @@ class Clock:
         self.max_seconds = max_seconds
         self.saved = 0.0
         """Reading at the last checkpoint."""
+        self.cut_short = ""
+        """What else the budget has cut short than the draws, in words."""
         self._begun = time.monotonic()
 
     def seconds(self) -> float:

@@ -171,7 +171,7 @@ def weighted_mean_and_se(
     weight = (weight / weight.mean()).reshape(1, -1, *[1] * (batches.ndim - 2))
     mean = (weight * batches).mean((0, 1))
     var = (weight * (batches - mean) ** 2).sum((0, 1)) / (count - 1)
-    return mean, np.sqrt(var / count)
+    return np.asarray(mean), np.asarray(np.sqrt(var / count))
 
 
 def gate(

@@ -231,7 +231,8 @@ def _prepare(
         start_keys=start_keys,
         run_keys=run_keys,
         model=frame.model,
-        settings=settings,
+        # The clock has the seconds. Programs are compiled for each of their settings.
+        settings=dataclasses.replace(settings, max_seconds=math.inf),
         checkpoint=checkpoint,
         report=report,
         clock=clock,
@@ -319,8 +320,11 @@ def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _
         is_interrupt = isinstance(error, KeyboardInterrupt)
         if num_drawn() < LEAST_DRAWS or (is_interrupt and not interruptible):
             raise
-        why = "interrupted" if is_interrupt else f"budget of {settings.max_seconds:g} seconds spent"
-        ended = f"{why} after {num_drawn()} draws a chain{'' if is_interrupt else error}"
+        why = (
+            "interrupted" if is_interrupt else f"budget of {run.clock.max_seconds:g} seconds spent"
+        )
+        ended = f"{why} after {num_drawn()} draws a chain"
+        ended += f", with {run.clock.cut_short}" if run.clock.cut_short else ""
         gates = judge_all(check(blocks))
     assert drawn is not None
     shift, step_size = fetch((drawn.shift, drawn.step_size))
