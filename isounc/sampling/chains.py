@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from isounc.densities import Data
@@ -25,22 +25,16 @@ from isounc.sampling.integrator import Remainder
 from isounc.sampling.kernels import ChainState, Sampler, StepInfo, start_chains
 from isounc.sampling.moments import Block
 from isounc.sampling.run import (
-    DrawnBlocks,
-    Forecast,
     MomentSums,
-    Run,
     fetch,
     observe,
     on_one_cpu,
     one_by_one,
-    randomness,
     spread,
     thinning,
 )
 from isounc.sampling.settings import SamplerSettings
 
-WARM_WINDOWS = 4
-"""Windows of equal length: step size; step size and metric, twice; step size."""
 SERIAL_WORK = 40_000
 """Examples times parameters from which on a CPU core is faster with one chain after the other."""
 LOW_RANK_DRAWS = 256
@@ -112,60 +106,81 @@ def start(
     return RunState(coordinates, *jax.vmap(start_problem)(coordinates, data, X, keys))
 
 
+class Window(NamedTuple):
+    """A window of warm-up so far."""
+
+    state: RunState
+    """The chains, and what they have adapted."""
+    draws: Float[Array, "B K T P"]
+    """Thinned positions, with T = 0 unless the metric needs them (the others need pooled moments)."""
+    gradients: Float[Array, "B K T P"]
+    """Gradients of the remainder there."""
+
+
+def _kept_for_metric(settings: SamplerSettings, length: int) -> tuple[int, int]:
+    """Of a window, every how many draws are kept, and how many these are."""
+    thin = max(1, length * settings.chains // LOW_RANK_DRAWS)
+    return thin, math.ceil(length / thin) if settings.metric == "low_rank" else 0
+
+
+def begin_window(state: RunState, settings: SamplerSettings, length: int) -> Window:
+    """A window before its first transition."""
+    x = state.chains.x
+    kept = jnp.zeros((*x.shape[:2], _kept_for_metric(settings, length)[1], x.shape[2]), x.dtype)
+    return Window(state, spread(kept), spread(kept))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings", "sampler", "serial"))
 def warm_up(
-    state: RunState, data: Data, X: Float[Array, "B N D"], keys: Key[Array, "B S"],
-    u: Float[Array, " S"],
+    window: Window, first: int | Int[Array, ""], count: int | Int[Array, ""], data: Data,
+    X: Float[Array, "B N D"], keys: Key[Array, "B S"], u: Float[Array, " S"],
     *, model: Model, settings: SamplerSettings, sampler: Sampler, serial: bool,
-) -> tuple[RunState, tuple[Float[Array, "B T P"], Float[Array, "B T P"]] | None]:  # fmt: skip
-    """A window of warm-up, in which the step size adapts; and draws and gradients for a metric.
-
-    Only the low-rank metric needs these, T of each problem; the others need pooled moments.
-    """
-    thin = max(1, len(u) * settings.chains // LOW_RANK_DRAWS)
+) -> Window:  # fmt: skip
+    """Transitions `first` to `first + count` of a window of warm-up; the step size adapts."""
+    thin, num_kept = _kept_for_metric(settings, len(u))
+    put = jax.lax.dynamic_update_index_in_dim
     over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
     def warm_up_problem(
-        coordinates: Coordinates, chains: ChainState, tuning: Tuning, data: Data,
-        X: Float[Array, "N D"], keys: Key[Array, " S"],
-    ) -> tuple[ChainState, Tuning, Float[Array, "N M"], Any]:  # fmt: skip
+        window: Window, data: Data, X: Float[Array, "N D"], keys: Key[Array, " S"]
+    ) -> Window:
+        coordinates = window.state.coordinates
+
         def remainder(x: Float[Array, " P"]) -> Float[Array, ""]:
             return coordinates.remainder(x, model, data)
 
-        def transition(carry: tuple[ChainState, Tuning], xs: tuple[PRNGKeyArray, Array]):
-            chains, tuning = carry
-            key, u = xs
-            moved, info, proposal = move(key, chains, tuning, u, remainder)
-            tuning = sampler.adapt(tuning, chains, proposal, info, u, settings)
-            seen = (moved.x, moved.gradient) if settings.metric == "low_rank" else None
-            return (moved, count_draws(tuning, moved.x)), seen
+        def transition(i: Int[Array, ""], carry: tuple[ChainState, Tuning, Array, Array]):
+            chains, tuning, *kept = carry
+            moved, info, proposal = move(keys[i], chains, tuning, u[i], remainder)
+            tuning = sampler.adapt(tuning, chains, proposal, info, u[i], settings)
+            if num_kept:
+                seen = (moved.x, moved.gradient)
+                kept = [put(a, b, i // thin, 1) for a, b in zip(kept, seen, strict=True)]
+            return moved, count_draws(tuning, moved.x), *kept
 
-        (chains, tuning), seen = jax.lax.scan(transition, (chains, tuning), (keys, u))
-        if seen is not None:
-            seen = tuple(a[::thin].reshape(-1, a.shape[-1]) for a in seen)
-        return chains, tuning, _mean_prediction(chains, coordinates, data, X, model), seen
+        carry = (window.state.chains, window.state.tuning, window.draws, window.gradients)
+        chains, tuning, *kept = jax.lax.fori_loop(first, first + count, transition, carry)
+        shift = _mean_prediction(chains, coordinates, data, X, model)
+        return Window(RunState(coordinates, chains, tuning, shift), *kept)
 
-    parts = (state.coordinates, state.chains, state.tuning, data, X, keys)
-    chains, tuning, shift, seen = over(warm_up_problem)(*parts)
-    return RunState(state.coordinates, chains, tuning, shift), seen
+    return over(warm_up_problem)(window, data, X, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "adapt_metric"))
-def tune(
-    state: RunState, seen: tuple[Float[Array, "B T P"], Float[Array, "B T P"]] | None,
-    *, settings: SamplerSettings, adapt_metric: bool,
-) -> RunState:  # fmt: skip
+def tune(window: Window, *, settings: SamplerSettings, adapt_metric: bool) -> RunState:
     """The end of a window: the step size, and the metric if asked to, are taken over."""
 
     def tune_problem(
-        tuning: Tuning, seen: tuple[Float[Array, "T P"], Float[Array, "T P"]] | None
+        tuning: Tuning, draws: Float[Array, "K T P"], gradients: Float[Array, "K T P"]
     ) -> Tuning:
-        draws, gradients = seen or (None, None)
+        draws, gradients = (a.reshape(-1, a.shape[-1]) for a in (draws, gradients))
         tuned = end_window(tuning, draws, gradients, settings)
         return tuned if adapt_metric else tuned._replace(metric=tuning.metric)
 
-    return state._replace(tuning=jax.vmap(tune_problem)(state.tuning, seen))
+    state = window.state
+    tuning = jax.vmap(tune_problem)(state.tuning, window.draws, window.gradients)
+    return state._replace(tuning=tuning)
 
 
 def _mean_prediction(
@@ -179,131 +194,103 @@ def _mean_prediction(
     return jax.vmap(predict)(chains.x).mean(0)
 
 
+def begin_block(
+    state: RunState, X: Float[Array, "B N D"], fixed: Int[Array, " Q"], settings: SamplerSettings
+) -> Block:
+    """A block before its first draw; until its last one it has sums in the place of means."""
+    chains, (*_, columns) = state.chains.x.shape[:2], state.shift.shape
+    everywhere, num_params = (X.shape[1], columns), state.chains.x.shape[2]
+
+    def zeros(*shape: int, dtype: DTypeLike = X.dtype) -> Array:
+        return spread(jnp.zeros((*chains, *shape), dtype))
+
+    return Block(
+        shifted_mean=zeros(*everywhere),
+        shifted_square=zeros(*everywhere),
+        aleatoric=zeros(*everywhere),
+        entropy=zeros(X.shape[1]),
+        values=zeros(settings.block, len(fixed) * columns),
+        draws=zeros(settings.block // thinning(settings), num_params),
+        energy=zeros(settings.block),
+        divergent=zeros(dtype=jnp.int32),
+        saturated=zeros(dtype=jnp.int32),
+        acceptance=zeros(),
+        num_gradients=zeros(dtype=jnp.int32),
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings", "sampler", "serial"))
-def draw_block(
-    state: RunState, data: Data, X: Float[Array, "B N D"], fixed: Int[Array, " Q"],
-    keys: Key[Array, "B S"], u: Float[Array, " S"],
+def draw(
+    begun: tuple[RunState, Block], first: int | Int[Array, ""], count: int | Int[Array, ""],
+    data: Data, X: Float[Array, "B N D"], fixed: Int[Array, " Q"], keys: Key[Array, "B S"],
+    u: Float[Array, " S"],
     *, model: Model, settings: SamplerSettings, sampler: Sampler, serial: bool,
 ) -> tuple[RunState, Block]:  # fmt: skip
-    """A block of S draws: mean predictions at X, all of them at its rows `fixed`, thinned theta."""
+    """Draws `first` to `first + count` of a block of S.
+
+    They are mean predictions at X, all predictions at its rows `fixed`, and thinned theta.
+    """
     keep_every = thinning(settings)
+    put = jax.lax.dynamic_update_index_in_dim
     over = one_by_one if serial else jax.vmap
     move = _mover(sampler, settings, serial)
 
     def draw_problem(
-        coordinates: Coordinates, chains: ChainState, tuning: Tuning, shift: Float[Array, "N M"],
-        data: Data, X: Float[Array, "N D"], keys: Key[Array, " S"],
-    ) -> tuple[ChainState, Block]:  # fmt: skip
+        state: RunState, block: Block, data: Data, X: Float[Array, "N D"], keys: Key[Array, " S"]
+    ) -> tuple[ChainState, Block]:
+        coordinates, _, tuning, shift = state
+
         def remainder(x: Float[Array, " P"]) -> Float[Array, ""]:
             return coordinates.remainder(x, model, data)
 
-        def predict(x: Float[Array, " P"]) -> tuple[MomentSums, Float[Array, " QM"]]:
+        def predict(
+            x: Float[Array, " P"],
+        ) -> tuple[MomentSums, Float[Array, " QM"], Float[Array, " P"]]:
             theta = coordinates.theta(x, model, data)
             sums, p = observe(theta, shift, X, model, data)
-            return sums, p[fixed].ravel()
+            return sums, p[fixed].ravel(), theta
 
-        def transition(carry: tuple[ChainState, Any], xs: tuple[PRNGKeyArray, Array]):
-            chains, sums = carry
-            key, u = xs
-            chains, info, _ = move(key, chains, tuning, u, remainder)
-            added, values = over(predict)(chains.x)
-            return (chains, jax.tree.map(jnp.add, sums, added)), (values, info)
+        def transition(i: Int[Array, ""], carry: tuple[ChainState, Block]):
+            chains, block = carry
+            chains, info, _ = move(keys[i], chains, tuning, u[i], remainder)
+            sums, values, theta = over(predict)(chains.x)
+            mean, square, aleatoric, entropy = sums
+            added = block._replace(
+                shifted_mean=block.shifted_mean + mean,
+                shifted_square=block.shifted_square + square,
+                aleatoric=block.aleatoric + aleatoric,
+                entropy=block.entropy + entropy,
+                values=put(block.values, values, i, 1),
+                # The last of each stretch stays.
+                draws=put(block.draws, theta, i // keep_every, 1),
+                energy=put(block.energy, jnp.asarray(info.energy), i, 1),
+                divergent=block.divergent + info.divergent,
+                saturated=block.saturated + info.saturated,
+                acceptance=block.acceptance + info.acceptance,
+                num_gradients=block.num_gradients + info.num_gradients,
+            )
+            return chains, jax.tree.map(lambda a, b: a.astype(b.dtype), added, block)
 
-        def stretch(carry: tuple[ChainState, Any], xs: tuple[Key[Array, " T"], Array]):
-            """Transitions up to the next theta that is kept."""
-            carry, seen = jax.lax.scan(transition, carry, xs)
-            theta = jax.vmap(lambda x: coordinates.theta(x, model, data))(carry[0].x)
-            return carry, (seen, theta)
+        carry = (state.chains, block)
+        return jax.lax.fori_loop(first, first + count, transition, carry)
 
-        shapes = jax.eval_shape(lambda x: jax.vmap(predict)(x)[0], chains.x)
-        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        xs = jax.tree.map(lambda a: a.reshape(-1, keep_every, *a.shape[1:]), (keys, u))
-        (chains, sums), ((values, info), draws) = jax.lax.scan(stretch, (chains, sums), xs)
-        mean, square, aleatoric, entropy = (s / len(u) for s in sums)
-        # (stretches, transitions, K, ...) to (K, draws, ...)
-        values, info = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(len(u), *a.shape[2:]), 0, 1), (values, info)
-        )
-        return chains, Block(
-            shifted_mean=mean,
-            shifted_square=square,
-            aleatoric=aleatoric,
-            entropy=entropy,
-            values=values,
-            draws=jnp.moveaxis(draws, 0, 1),
-            energy=info.energy,
-            divergent=info.divergent.sum(1),
-            saturated=info.saturated.sum(1),
-            acceptance=info.acceptance.mean(1),
-            num_gradients=info.num_gradients.sum(1),
-            position=chains.x,
-            log_density=chains.remainder,
-        )
-
-    coordinates, chains, tuning, shift = state
-    chains, block = over(draw_problem)(coordinates, chains, tuning, shift, data, X, keys)
+    state, block = begun
+    chains, block = over(draw_problem)(state, block, data, X, keys)
     return state._replace(chains=chains), block
 
 
-@dataclass(frozen=True)
-class ChainDriver:
-    """K chains of a transition: four windows of warm-up, then block after block."""
-
-    sampler: Sampler
-    """The transition."""
-
-    @property
-    def has_energy(self) -> bool:
-        """As the transition says."""
-        return self.sampler.has_energy
-
-    def blocks_per_round(self, settings: SamplerSettings) -> int:
-        """One: chains can stop after any block."""
-        return 1
-
-    def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:
-        """Transitions of warm-up and draws; in memory are the draws alone."""
-        return Forecast(num_transitions=settings.num_warmup + settings.num_draws, num_floats=0)
-
-    def draw(self, run: Run) -> Iterator[DrawnBlocks]:
-        """Block after block of the chains; a checkpoint has every window and block."""
-        settings, data, X, checkpoint = run.settings, run.data, run.X, run.checkpoint
-        total = settings.block * math.ceil(settings.max_draws / settings.block)
-        static: dict[str, Any] = {
-            "model": run.model,
-            "settings": settings,
-            "sampler": self.sampler,
-        }
-        serial = is_serial(run.model, data)
-        make_block = functools.partial(draw_block, **static, serial=serial)
-        state = start(run.coordinates, data, X, run.start_keys, **static)
-        step, blocks = -1, []
-        if checkpoint:
-            xs = randomness(run.run_keys, 0, settings.block, X.dtype)
-            like = jax.eval_shape(make_block, state, data, X, run.fixed, *xs)[1]
-            step, state, blocks = checkpoint.load(state, like, WARM_WINDOWS)
-            state = jax.tree.map(jnp.asarray, state)
-        state = state._replace(chains=spread(state.chains))
-
-        while step + 1 < WARM_WINDOWS:
-            step += 1
-            run.report("warm-up", 0, settings.max_draws)
-            length = math.ceil(settings.num_warmup / WARM_WINDOWS)
-            xs = randomness(run.run_keys, step, length, X.dtype)
-            state, seen = warm_up(state, data, X, *xs, **static, serial=serial)
-            state = tune(state, seen, settings=settings, adapt_metric=0 < step < WARM_WINDOWS - 1)
-            if checkpoint:
-                checkpoint.save(step, fetch(state))
-
-        step_size = jnp.repeat(state.tuning.step_size[:, None], settings.chains, 1)
-        for block in blocks:
-            yield DrawnBlocks([block], state.shift, step_size, stored=True)
-        while True:
-            step += 1
-            xs = randomness(run.run_keys, step, settings.block, X.dtype)
-            state, block = make_block(state, data, X, run.fixed, *xs)
-            block = fetch(block)
-            if checkpoint:
-                checkpoint.save(step, fetch(state), block)
-            run.report("sampling", (step + 1 - WARM_WINDOWS) * settings.block, total)
-            yield DrawnBlocks([block], state.shift, step_size)
+def end_block(state: RunState, block: Block, done: int, settings: SamplerSettings) -> Block:
+    """The block on the host, after its last draw; those after `done` are missing."""
+    block, chains = fetch((block, state.chains))
+    return block._replace(
+        shifted_mean=block.shifted_mean / done,
+        shifted_square=block.shifted_square / done,
+        aleatoric=block.aleatoric / done,
+        entropy=block.entropy / done,
+        values=block.values[:, :, :done],
+        draws=block.draws[:, :, : math.ceil(done / thinning(settings))],
+        energy=block.energy[:, :, :done],
+        acceptance=block.acceptance / done,
+        position=chains.x,
+        log_density=chains.remainder,
+    )

@@ -1,8 +1,9 @@
 """Checkpoints of a sampling run: a killed run is resumed and gives the same draws, bit for bit.
 
 A folder holds `run.json`, which says what is being sampled, a `block-NNNNN.npz` for each block of
-draws, and the state of the chains after the newest blocks. Files appear whole or not at all and
-carry their SHA-256; a file that does not agree with it is not read.
+draws, and the state of the chains after the newest blocks. Of a block, a window of warm-up or a
+round that is not finished, `part-NNNNN.npz` holds what there is. Files appear whole or not at all
+and carry their SHA-256; a file that does not agree with it is not read.
 """
 
 from __future__ import annotations
@@ -81,8 +82,19 @@ class Checkpoint:
             contents = {self._path("block", step): _pack(block)} | contents
         files.write_atomic(contents, f"checkpoint {step}")
         # The one before is the way back if this one should turn out to be damaged.
-        with contextlib.suppress(OSError):
-            self._path("state", step - 2).unlink()
+        for path in (self._path("state", step - 2), self._path("part", step)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def save_part(self, step: int, state: Any) -> None:
+        """Store the state within a step that is not finished, in place of an earlier one."""
+        files.write_atomic({self._path("part", step): _pack(state)}, f"part of checkpoint {step}")
+
+    def load_part(self, step: int, like: Any) -> Any | None:
+        """Read the state within a step, of the structure and shapes of `like`; None if none is."""
+        with contextlib.suppress(files.Damaged):
+            return _unpack(self._path("part", step), like)
+        return None
 
     def load(self, state: Any, block: Any, first_block: int) -> tuple[int, Any, list[Any]]:
         """Read the newest step of which all files are sound.

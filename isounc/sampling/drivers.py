@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from isounc.checks import check_name
-from isounc.sampling.chains import ChainDriver
+from isounc.sampling.chain_driver import ChainDriver
 from isounc.sampling.kernels import SAMPLERS, Sampler
 from isounc.sampling.run import Driver
 from isounc.sampling.settings import SAMPLER_NAMES
-from isounc.sampling.smc import SMCDriver
+from isounc.sampling.smc_driver import SMCDriver
 
 DRIVERS: dict[str, Driver] = {
     **{name: ChainDriver(sampler) for name, sampler in SAMPLERS.items()},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from isounc.checks import check_count, check_kind, real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
@@ -118,22 +118,26 @@ def batch_means_se(
     batch_square_means: Float[ArrayLike, "K B *N"],
     *,
     shift: Float[ArrayLike, "*N"] | float = 0.0,
+    lengths: Int[ArrayLike, " B"] | None = None,
 ) -> BatchMoments:
     """Moments and their Monte Carlo errors where only batch means were kept.
 
     With a and b the batch means of p - c and (p - c)^2, m = mean a and n = K B batches:
     mean = c + m, var = mean b - m^2, se(mean) = sd(a) / sqrt(n) and, by the delta method,
     se(var) = sd(b - 2 m a) / sqrt(n). sd runs over the batches of all chains, so that chains that
-    disagree widen both.
+    disagree widen both. Batches count by their lengths L, in sd^2(a) = sum w (a - m)^2 / (n - 1),
+    w = L / mean L, too: the variance of a batch mean goes with 1 / L.
 
     Parameters
     ----------
     batch_means, batch_square_means
-        From consecutive batches of equally many draws. Batches that are not much longer than the
-        autocorrelation time give errors that are too small.
+        From consecutive batches. Batches that are not much longer than the autocorrelation time
+        give errors that are too small.
     shift
         c, the same for both. In float32 a c near the mean saves the variance from cancellation;
         with 0 the two are batch means of p and of p^2.
+    lengths
+        Draws of a chain in each batch, which may differ; None means equally many.
 
     Raises
     ------
@@ -147,15 +151,27 @@ def batch_means_se(
             "batch_means and batch_square_means must both be (chains, batches, locations...) with "
             f"2 batches or more, got shapes {a.shape} and {b.shape}"
         )
-    root_n = np.sqrt(a.shape[0] * a.shape[1])
-    m = a.mean(axis=(0, 1))
-    about_mean = b - 2 * m * a + m**2
-    return BatchMoments(
-        mean=real_array("shift", shift).astype(np.float64) + m,
-        mean_se=a.std(axis=(0, 1), ddof=1) / root_n,
-        var=np.maximum(about_mean.mean(axis=(0, 1)), 0.0),
-        var_se=about_mean.std(axis=(0, 1), ddof=1) / root_n,
-    )
+    if lengths is not None and np.shape(lengths) != a.shape[1:2]:
+        raise ValueError(
+            f"lengths must be one for each of the {a.shape[1]} batches, got shape "
+            f"{np.shape(lengths)}"
+        )
+    m, mean_se = weighted_mean_and_se(a, lengths)
+    var, var_se = weighted_mean_and_se(b - 2 * m * a + m**2, lengths)
+    mean = real_array("shift", shift).astype(np.float64) + m
+    return BatchMoments(mean, mean_se, np.maximum(var, 0.0), var_se)
+
+
+def weighted_mean_and_se(
+    batches: Float[np.ndarray, "K B *N"], lengths: Int[ArrayLike, " B"] | None = None
+) -> tuple[Float[np.ndarray, "*N"], Float[np.ndarray, "*N"]]:
+    """Mean over the draws of all batches, and its standard error from the spread of these."""
+    count = batches.shape[0] * batches.shape[1]
+    weight = np.ones(batches.shape[1]) if lengths is None else np.asarray(lengths, float)
+    weight = (weight / weight.mean()).reshape(1, -1, *[1] * (batches.ndim - 2))
+    mean = (weight * batches).mean((0, 1))
+    var = (weight * (batches - mean) ** 2).sum((0, 1)) / (count - 1)
+    return np.asarray(mean), np.asarray(np.sqrt(var / count))
 
 
 def gate(
@@ -335,6 +351,11 @@ def add_modes(verdict: Gate, p_value: float, settings: GateSettings) -> Gate:
         f"must be at least {settings.modes_p_min:g}): they may have missed a mode; use "
         "sampler='tempered_smc' or more chains"
     )
+    return fail(verdict, reason)
+
+
+def fail(verdict: Gate, reason: str) -> Gate:
+    """The verdict with a reason to fail that no number of it shows."""
     return verdict._replace(passed=False, reasons=(*verdict.reasons, reason))
 
 

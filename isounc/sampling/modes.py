@@ -35,7 +35,7 @@ SHARE, MOST = 0.95, 6
 most this number."""
 
 
-def smc_settings(settings: SamplerSettings) -> SamplerSettings:
+def smc_settings(settings: SamplerSettings, *, max_seconds: float) -> SamplerSettings:
     """The settings of the short run that chains are compared with."""
     coordinates = "prior" if settings.coordinates == "curvature" else settings.coordinates
     metric = "diagonal" if settings.metric == "low_rank" else settings.metric
@@ -43,6 +43,7 @@ def smc_settings(settings: SamplerSettings) -> SamplerSettings:
         settings, sampler="tempered_smc", coordinates=coordinates, metric=metric,
         num_chains=NUM_RUNS, chains_per_device=0, num_draws=NUM_PARTICLES,
         max_draws=NUM_PARTICLES, block=NUM_PARTICLES, check_modes=False,
+        max_seconds=max_seconds,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling.gate import Gate, batch_means_se, gate
+from isounc.sampling.gate import Gate, batch_means_se, gate, weighted_mean_and_se
 from isounc.sampling.settings import GateSettings
 
 
@@ -91,11 +91,12 @@ class Posterior:
     coordinates: str
     """Coordinates of the sampling: prior, curvature or readout."""
     stopped: str
-    """Why sampling ended: the target was met or the budget was spent, with the numbers."""
+    """Why sampling ended: the target was met, or the budget of draws or seconds was spent, or an
+    interrupt came; with the numbers."""
 
 
 class Block(NamedTuple):
-    """A block of S draws of K chains.
+    """A block of S draws of K chains; the last of a run may have fewer.
 
     Drivers give blocks of all problems, whose fields have a leading axis B; `of_problem` takes one.
     """
@@ -175,16 +176,21 @@ def judge(
 def predictive_moments(
     problem: Problem, model: Model, blocks: Sequence[Block], shift: Float[np.ndarray, "N M"]
 ) -> dict[str, Moments]:
-    """Moments at every region's locations from block means about `shift`."""
+    """Moments at every region's locations from block means about `shift`.
+
+    Blocks count by their lengths: the last one is shorter where sampling ended early.
+    """
+    lengths = np.array([block.energy.shape[1] for block in blocks])
 
     def over_blocks(name: str) -> np.ndarray:
         return np.stack([getattr(b, name) for b in blocks], axis=1).astype(float)
 
     moments = batch_means_se(
-        over_blocks("shifted_mean"), over_blocks("shifted_square"), shift=shift
-    )
-    aleatoric, aleatoric_se = _mean_and_se(over_blocks("aleatoric"))
-    expected_entropy, expected_entropy_se = _mean_and_se(over_blocks("entropy"))
+        over_blocks("shifted_mean"), over_blocks("shifted_square"), shift=shift,
+        lengths=lengths,
+    )  # fmt: skip
+    aleatoric, aleatoric_se = weighted_mean_and_se(over_blocks("aleatoric"), lengths)
+    entropy, entropy_se = weighted_mean_and_se(over_blocks("entropy"), lengths)
     everywhere = Moments(
         mean=moments.mean,
         mean_se=moments.mean_se,
@@ -192,8 +198,8 @@ def predictive_moments(
         var_se=moments.var_se,
         aleatoric=aleatoric,
         aleatoric_se=aleatoric_se,
-        expected_entropy=expected_entropy,
-        expected_entropy_se=expected_entropy_se,
+        expected_entropy=entropy,
+        expected_entropy_se=entropy_se,
         entropy=LIKELIHOODS[model.likelihood].predictive_entropy(moments.mean),
     )
     regions, start = {}, 0
@@ -271,9 +277,3 @@ def kept_values(
         name: part.reshape(*part.shape[:2], -1, problem.num_columns)
         for name, part in zip(locations, parts, strict=True)
     }
-
-
-def _mean_and_se(batches: Float[np.ndarray, "K B *N"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over chains and batches, and its standard error from their spread."""
-    count = batches.shape[0] * batches.shape[1]
-    return batches.mean((0, 1)), batches.std((0, 1), ddof=1) / np.sqrt(count)

@@ -6,7 +6,8 @@ sampler (`isounc.sampling.drivers`). Sampling advances in blocks of draws: momen
 leave the device as block means, draws of the predictive quantity are kept at a few fixed locations
 only, so memory grows neither with draws x locations nor with draws x parameters (but for the
 particles of `isounc.sampling.smc`). After each block a checkpoint can be written, from which a
-killed run goes on.
+killed run goes on; blocks that take long are computed, reported on and stored in parts
+(`isounc.sampling.parts`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from isounc.problems import Problem
 from isounc.runs.provenance import provenance
 from isounc.sampling import stopping
 from isounc.sampling.checkpoint import Checkpoint
+from isounc.sampling.clock import Clock, TimeIsUp
 from isounc.sampling.coordinates import COORDINATES
 from isounc.sampling.drivers import DRIVERS
-from isounc.sampling.gate import Gate, add_modes
+from isounc.sampling.gate import Gate, add_modes, fail
 from isounc.sampling.modes import modes_p_value, smc_settings
 from isounc.sampling.moments import (
     Block,
@@ -49,8 +51,9 @@ from isounc.sampling.moments import (
     predictive_moments,
 )
 from isounc.sampling.precision import Precision, check_precision
-from isounc.sampling.run import Progress, Run, fetch
+from isounc.sampling.run import LEAST_DRAWS, DrawnBlocks, Progress, Run, fetch
 from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.sampling.smc_driver import UNTEMPERED
 
 MODES = 20260330
 """Folded into a key for the tempered run."""
@@ -72,6 +75,10 @@ def sample_posterior(
 
         p(theta | data)  proportional to  p(y | X, theta) N(theta; 0, sigma_l^2)
 
+    An interrupt (Ctrl-C) after warm-up ends sampling with the draws that there are, and their gate;
+    so do `max_seconds`. `Posterior.stopped` tells. Moments weigh draws equally: the block that was
+    cut short counts by its length in their standard errors, too.
+
     Parameters
     ----------
     problem
@@ -89,8 +96,9 @@ def sample_posterior(
     progress
         Called with (what is being done, done, total).
     checkpoint
-        A folder: the run is stored in it block by block, and the same call goes on from it after a
-        kill.
+        A folder: the run is stored in it block by block, and every half minute within a block. The
+        same call goes on from it after a kill, an interrupt, or with more seconds, to the same
+        bits.
 
     Raises
     ------
@@ -110,6 +118,7 @@ def sample_posterior(
         keep_values=keep_values,
         progress=progress,
         checkpoint=checkpoint,
+        interruptible=True,
     )[0]
 
 
@@ -123,12 +132,16 @@ def sample_posteriors(
     keep_values: bool = False,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    interruptible: bool = False,
 ) -> list[Posterior]:
     """`sample_posterior` of several problems of one shape in one program.
 
-    They sample until each passes the gate at the precision asked for, or `max_draws` is reached,
-    and all stop together. Chains are spread over the devices if these divide their number.
+    They sample until each passes the gate at the precision asked for, or `max_draws` or
+    `max_seconds` are reached, and all stop together. Chains are spread over the devices if these
+    divide their number. An interrupt ends the call, as a study wants it, unless it is
+    `interruptible`.
     """
+    clock = Clock(settings.max_seconds)
     check_inputs(problems, model, keys)
     locations = fixed_locations(problems[0], settings.locations_per_region)
     # On matrices this small threads of LAPACK only wait for each other, on a busy machine two
@@ -137,17 +150,27 @@ def sample_posteriors(
         frame = make_frame(problems, model, prior_sd)
         run = _prepare(
             problems, frame, locations, prior_sd=prior_sd, keys=keys, settings=settings,
-            folder=checkpoint, report=progress or (lambda *_: None),
+            folder=checkpoint, report=progress or (lambda *_: None), clock=clock,
         )  # fmt: skip
         check = functools.partial(check_precision, run, problems, frame, prior_sd)
-        sampled = _sample(run, check, is_heard=progress is not None)
+        sampled = _sample(run, check, is_heard=progress is not None, interruptible=interruptible)
         if settings.check_modes and any(gate.passed for gate in sampled.gates):
-            run.report("tempered run for the modes", 0, settings.max_draws)
-            tempered = sample_posteriors(
-                problems, model, prior_sd=prior_sd,
-                keys=[jax.random.fold_in(_typed(key), MODES) for key in keys],
-                settings=smc_settings(settings), keep_values=True,
-            )  # fmt: skip
+
+            def report(what: str, done: int, total: int) -> None:
+                run.report(f"tempered run for the modes: {what}", done, total)
+
+            try:
+                report("coordinates", 0, settings.max_draws)
+                tempered = sample_posteriors(
+                    problems, model, prior_sd=prior_sd,
+                    keys=[jax.random.fold_in(_typed(key), MODES) for key in keys],
+                    settings=smc_settings(settings, max_seconds=max(clock.left(), 1e-3)),
+                    keep_values=True, progress=report,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                if not interruptible:
+                    raise
+                tempered = None
             sampled = sampled._replace(gates=_check_modes(sampled, tempered, settings.gate))
         return [
             _posterior(problem, i, run, frame, sampled, locations, keep_values=keep_values)
@@ -156,12 +179,20 @@ def sample_posteriors(
 
 
 def _check_modes(
-    sampled: _Sampled, tempered: Sequence[Posterior], bounds: GateSettings
+    sampled: _Sampled, tempered: Sequence[Posterior] | None, bounds: GateSettings
 ) -> list[Gate]:
-    """The verdicts, those of passed gates with the agreement with a tempered run."""
+    """The verdicts, those of passed gates with the agreement with a tempered run.
+
+    They fail if it was interrupted (None), or the time was spent before its end.
+    """
     gates = []
-    for i, (gate, other) in enumerate(zip(sampled.gates, tempered, strict=True)):
-        if gate.passed:
+    for i, gate in enumerate(sampled.gates):
+        other = tempered[i] if tempered else None
+        if not gate.passed:
+            pass
+        elif not other or any(UNTEMPERED in reason for reason in other.gate.reasons):
+            gate = fail(gate, "the tempered run that check_modes asks for was cut short")
+        else:
             values = np.concatenate([block.values[i] for block in sampled.blocks], axis=1)
             # Region by region, location by location, column by column, as blocks have them.
             assert other.values is not None
@@ -175,7 +206,7 @@ def _check_modes(
 def _prepare(
     problems: Sequence[Problem], frame: Frame, locations: Mapping[str, Int[np.ndarray, " Q"]],
     *, prior_sd: float, keys: Sequence[PRNGKeyArray], settings: SamplerSettings,
-    folder: str | Path | None, report: Progress,
+    folder: str | Path | None, report: Progress, clock: Clock,
 ) -> Run:  # fmt: skip
     """The run, in its coordinates, with its checkpoint opened."""
     data = on_device(frame.data)
@@ -200,9 +231,11 @@ def _prepare(
         start_keys=start_keys,
         run_keys=run_keys,
         model=frame.model,
-        settings=settings,
+        # The clock has the seconds. Programs are compiled for each of their settings.
+        settings=dataclasses.replace(settings, max_seconds=math.inf),
         checkpoint=checkpoint,
         report=report,
+        clock=clock,
     )
 
 
@@ -217,32 +250,36 @@ class _Sampled(NamedTuple):
     """Moments of the blocks are about this."""
     step_size: Float[np.ndarray, "B K"]
     """Step size of each chain."""
+    ended: str
+    """What ended the run before its draws were spent; empty if nothing did."""
 
 
 Check = Callable[[Sequence[Block]], list[Precision | None]]
 """Works out the precision of each problem from blocks."""
 
 
-def _sample(run: Run, check: Check, *, is_heard: bool) -> _Sampled:
+def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _Sampled:
     """Draw rounds of blocks until all problems meet their targets or the budget is spent.
 
     `is_heard` says whether reports in between are worth what it costs to work out R-hat.
     """
-    settings, driver = run.settings, DRIVERS[run.settings.sampler]
-    per_round = driver.blocks_per_round(settings)
-
-    def whole_rounds(num_blocks: int) -> int:
-        return per_round * math.ceil(num_blocks / per_round)
-
-    first, most = (
-        whole_rounds(math.ceil(n / settings.block))
-        for n in (settings.num_draws, settings.max_draws)
+    settings, driver, pace = run.settings, DRIVERS[run.settings.sampler], stopping.Pace()
+    per_round = settings.block * driver.blocks_per_round(settings)
+    wanted, most = (
+        per_round * math.ceil(n / per_round) for n in (settings.num_draws, settings.max_draws)
     )
-    rounds, pace = driver.draw(run), stopping.Pace()
-    blocks, wanted = list[Block](), first
+    blocks, faults, verdict = list[Block](), set[str](), list[str]()
+
+    def report(what: str, done: int, total: int) -> None:
+        """What drivers report, with what is known of the draws beside it."""
+        if what == "sampling":
+            pace.count(done)
+            words = [*verdict, *pace.left(wanted)] or [f"{run.clock.seconds():.0f} s"]
+            what = f"sampling ({', '.join(words)})"
+        run.report(what, done, total)
 
     def judge_all(precision: list[Precision | None] | None = None) -> list[Gate]:
-        return [
+        gates = [
             judge(
                 of_problem(blocks, i),
                 settings.gate,
@@ -251,29 +288,47 @@ def _sample(run: Run, check: Check, *, is_heard: bool) -> _Sampled:
             )
             for i in range(len(run.run_keys))
         ]
+        for fault in sorted(faults):
+            gates = [fail(gate, fault) for gate in gates]
+        verdict[:] = [stopping.describe(max(gates, key=lambda g: stopping.growth(g, settings)))]
+        return gates
 
-    def report(gates: list[Gate]) -> None:
-        words = [stopping.describe(max(gates, key=lambda g: stopping.growth(g, settings)))]
-        words += pace.left(wanted - len(blocks), f"to {wanted * settings.block} draws")
-        done, total = (count * settings.block for count in (len(blocks), most))
-        run.report(f"sampling ({', '.join(words)})", done, total)
+    def num_drawn() -> int:
+        return sum(block.energy.shape[2] for block in blocks)
 
-    while True:
-        while len(blocks) < wanted:
-            drawn = next(rounds)
-            blocks += drawn.blocks
-            pace.count(drawn)
-            if is_heard and len(blocks) < wanted and pace.is_due():
-                report(judge_all())
-                pace.reported()
+    rounds, ended = driver.draw(run._replace(report=report)), ""
+    drawn: DrawnBlocks | None = None
+    try:
+        while True:
+            while num_drawn() < wanted:
+                if run.clock.left() <= 0 and num_drawn() >= LEAST_DRAWS:
+                    raise TimeIsUp
+                drawn = next(rounds)
+                blocks += drawn.blocks
+                faults |= {drawn.fault} - {""}
+                if is_heard and num_drawn() < wanted and pace.is_due():
+                    judge_all()
+                    pace.judged()
+                    report("sampling", num_drawn(), most)
+            gates = judge_all(check(blocks))
+            growth = max(stopping.growth(gate, settings) for gate in gates)
+            if growth <= 1 or num_drawn() >= most:
+                break
+            wanted = min(most, per_round * math.ceil(growth * num_drawn() / per_round))
+            report("sampling", num_drawn(), most)
+    except (KeyboardInterrupt, TimeIsUp) as error:
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if num_drawn() < LEAST_DRAWS or (is_interrupt and not interruptible):
+            raise
+        why = (
+            "interrupted" if is_interrupt else f"budget of {run.clock.max_seconds:g} seconds spent"
+        )
+        ended = f"{why} after {num_drawn()} draws a chain"
+        ended += f", with {run.clock.cut_short}" if run.clock.cut_short else ""
         gates = judge_all(check(blocks))
-        growth = max(stopping.growth(gate, settings) for gate in gates)
-        if growth <= 1 or len(blocks) >= most:
-            break
-        wanted = min(most, whole_rounds(math.ceil(growth * len(blocks))))
-        report(gates)
+    assert drawn is not None
     shift, step_size = fetch((drawn.shift, drawn.step_size))
-    return _Sampled(blocks, gates, shift, step_size)
+    return _Sampled(blocks, gates, shift, step_size, ended)
 
 
 def _posterior(
@@ -282,6 +337,7 @@ def _posterior(
 ) -> Posterior:  # fmt: skip
     """The posterior of the i-th problem."""
     blocks, gate = of_problem(sampled.blocks, i), sampled.gates[i]
+    num_draws = sum(block.energy.shape[1] for block in blocks)
     return Posterior(
         model=frame.original,
         regions=predictive_moments(problem, frame.original, blocks, sampled.shift[i]),
@@ -290,12 +346,12 @@ def _posterior(
         values=kept_values(problem, blocks, locations) if keep_values else None,
         locations=locations,
         num_chains=run.settings.chains,
-        num_draws=sum(block.energy.shape[1] for block in blocks),
+        num_draws=num_draws,
         num_gradients=int(sum(block.num_gradients.sum() for block in blocks)),
         step_size=sampled.step_size[i],
         acceptance=float(np.mean([block.acceptance.mean() for block in blocks])),
         coordinates=run.coordinates.name,
-        stopped=stopping.why_stopped(gate, len(blocks), run.settings),
+        stopped=stopping.why_stopped(gate, num_draws, run.settings, sampled.ended),
     )
 
 
@@ -313,7 +369,8 @@ def _identity(
     made_by = provenance()
     stored = dataclasses.asdict(settings) | {"num_chains": settings.chains}
     # A longer budget goes on from a shorter one.
-    del stored["max_draws"], stored["chains_per_device"], stored["check_modes"]
+    for name in ("max_draws", "max_seconds", "chains_per_device", "check_modes"):
+        del stored[name]
     return {
         "settings": stored,
         "model": dataclasses.asdict(frame.original),

@@ -20,6 +20,7 @@ from isounc.densities import Data
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.sampling.checkpoint import Checkpoint
+from isounc.sampling.clock import Clock
 from isounc.sampling.coordinates import Coordinates
 from isounc.sampling.moments import Block
 from isounc.sampling.settings import SamplerSettings
@@ -31,6 +32,10 @@ MomentSums = tuple[
     Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N M"], Float[Array, "*K N"]
 ]
 """Contributions of draws to `shifted_mean`, `shifted_square`, `aleatoric`, `entropy` of `Block`."""
+
+
+LEAST_DRAWS = 4
+"""Fewest draws of a chain that the gate can judge."""
 
 
 class Run(NamedTuple):
@@ -56,6 +61,8 @@ class Run(NamedTuple):
     """Storage of the run, if it is to be stored."""
     report: Progress
     """Called with the progress."""
+    clock: Clock
+    """Seconds since the run began, and how many it may take."""
 
 
 class DrawnBlocks(NamedTuple):
@@ -67,8 +74,8 @@ class DrawnBlocks(NamedTuple):
     """Their moments are about this; the same for all blocks of a run."""
     step_size: Float[Array, "B K"]
     """Step size of each chain."""
-    stored: bool = False
-    """Whether they come from a checkpoint."""
+    fault: str = ""
+    """Why they are no draws of the posterior, so that the gate fails; empty if they are."""
 
 
 class Forecast(NamedTuple):
@@ -94,7 +101,12 @@ class Driver(Protocol):
         ...
 
     def draw(self, run: Run) -> Iterator[DrawnBlocks]:
-        """Yield round after round without end; those of the checkpoint come first."""
+        """Yield round after round without end; those of the checkpoint come first.
+
+        Progress is reported as "sampling", with the draws of a chain so far. A driver that looks at
+        `run.clock`, or is interrupted, may yield what it has of a round, and raise `TimeIsUp` or
+        the `KeyboardInterrupt` when it is asked for more.
+        """
         ...
 
     def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:

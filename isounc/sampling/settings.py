@@ -90,6 +90,10 @@ class SamplerSettings:
     max_draws: int = 1000
     """While the gate or the precision fails, S grows up to this, rounded up to whole blocks
     (tempered_smc: to whole rounds of num_draws)."""
+    max_seconds: float = math.inf
+    """Seconds that a call of `sample_posterior` may take; inf means no limit. Warm-up is cut short
+    after half of them, and sampling ends with the draws that there are (tempered_smc before its
+    first round ends: with particles that fail the gate)."""
     target_var_se: float = 0.03
     """Precision: standard error of the predictive variance over the variance, median over the fixed
     locations."""
@@ -141,6 +145,8 @@ class SamplerSettings:
             check_count(name, getattr(self, name), least, most)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
+        if not (isinstance(self.max_seconds, float) and self.max_seconds == math.inf):
+            check_real("max_seconds (finite, or inf for no limit)", self.max_seconds, positive=True)
         if not 0 < check_real("target_acceptance", self.target_acceptance) < 1:
             raise ValueError(
                 f"target_acceptance must be between 0 and 1, got {self.target_acceptance}"

@@ -31,8 +31,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -44,32 +42,17 @@ from isounc.models import Model
 from isounc.sampling.adaptation import MAX_STEP, PRIOR_WEIGHT, start_tuning
 from isounc.sampling.coordinates import Coordinates
 from isounc.sampling.integrator import blackjax
-from isounc.sampling.kernels import HMC, ChainState, StepInfo, start_chains
+from isounc.sampling.kernels import HMC, ChainState, start_chains
 from isounc.sampling.moments import Block
-from isounc.sampling.run import (
-    DrawnBlocks,
-    Forecast,
-    MomentSums,
-    Run,
-    fetch,
-    observe,
-    on_one_cpu,
-    one_by_one,
-    randomness,
-    spread,
-    thinning,
-)
+from isounc.sampling.run import MomentSums, observe, thinning
 from isounc.sampling.settings import SamplerSettings
 
 LEAST = -1e30
 """Remainder of a particle whose own is not finite: it has no descendants."""
 GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
-TEMPERATURES = 8
-"""Number of temperatures that forecasts assume: that of xor at width 2."""
-CPU_WORK, WORK = 2**20, 2**28
-"""Examples times parameters, over all particles that are moved together: a CPU's cache holds the
-first, a device's memory the second."""
+MUTATION = 20260401
+"""Folded into the keys of a temperature for its transitions."""
 
 
 class Particles(NamedTuple):
@@ -81,6 +64,8 @@ class Particles(NamedTuple):
     """lambda."""
     step_size: Float[Array, ""]
     """Step size of the next transition."""
+    sd: Float[Array, " P"]
+    """Standard deviations of the particles, which are the metric."""
     divergent: Bool[Array, " S"]
     """Whether the last transition of each diverged; before it the step size was on its way."""
     acceptance: Float[Array, " S"]
@@ -112,6 +97,7 @@ def start(
             chains=jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), parts),
             temperature=jnp.zeros((), dtype),
             step_size=jnp.full((), MAX_STEP, dtype),
+            sd=jnp.ones(model.num_params, dtype),
             divergent=jnp.zeros(count, bool),
             acceptance=jnp.ones(count, dtype),
             num_gradients=jnp.ones((), jnp.int32),
@@ -124,27 +110,20 @@ def start(
     return jax.vmap(start_problem)(coordinates, data, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "serial", "together"))
-def temper(
-    particles: Particles, coordinates: Coordinates, data: Data, keys: Key[Array, " B"],
-    u: Float[Array, " T"],
-    *, model: Model, settings: SamplerSettings, serial: bool, together: int,
-) -> Particles:  # fmt: skip
-    """One temperature of all runs; those that are at lambda = 1 have their particles moved again.
+@functools.partial(jax.jit, static_argnames=("settings",))
+def reweigh(
+    particles: Particles, keys: Key[Array, " B"], *, settings: SamplerSettings
+) -> Particles:
+    """The next temperature of each run, and the particles that have descendants there.
 
-    `together` particles of a run are moved at a time, T times one after the other. BlackJAX's own
-    kernel for all this is not used: it finds the next lambda from particles that it has neither
-    weighted nor moved yet, and moves them under the lambda before.
+    BlackJAX's own kernel for all this is not used: it finds the next lambda from particles that it
+    has neither weighted nor moved yet, and moves them under the lambda before.
     """
-    over = one_by_one if serial else jax.vmap
-    hmc, count = HMC(), num_particles(settings)
+    count = num_particles(settings)
     ess, resampling, solver = (blackjax(f"smc.{name}") for name in ("ess", "resampling", "solver"))
 
-    def temper_run(
-        coordinates: Coordinates, data: Data, particles: Particles, key: PRNGKeyArray
-    ) -> Particles:
+    def reweigh_run(particles: Particles, key: PRNGKeyArray) -> Particles:
         chains, temperature = particles.chains, particles.temperature
-        key_resample, *move_keys = jax.random.split(key, 1 + len(u))
         # BlackJAX takes a NaN for the best of all particles: it is the worst.
         r = jnp.where(jnp.isfinite(chains.remainder), chains.remainder, LEAST)
         r -= r.max()
@@ -152,63 +131,103 @@ def temper(
             lambda r: r, r, settings.tempering_ess, 1 - temperature, solver.dichotomy
         )
         weights = jax.nn.softmax(increment * r)
-        ancestors = resampling.systematic(key_resample, weights, count)
+        ancestors = resampling.systematic(key, weights, count)
         # Where lambda was 1 all weights are equal, but for rounding.
         ancestors = jnp.where(increment > 0, ancestors, jnp.arange(count))
+        chains, sd = jax.tree.map(lambda a: a[ancestors], chains), particles.sd
+        if settings.metric == "diagonal":
+            squares = ((chains.x - chains.x.mean(0)[None]) ** 2).sum(0)
+            sd = jnp.sqrt((squares + PRIOR_WEIGHT) / (count + PRIOR_WEIGHT))
         temperature = jnp.asarray(temperature + increment, chains.x.dtype)
+        return particles._replace(chains=chains, temperature=temperature, sd=sd)
+
+    run_keys = jax.vmap(lambda key: jax.random.split(key, settings.chains))(keys)
+    return jax.vmap(jax.vmap(reweigh_run))(particles, run_keys)
+
+
+def num_moves(
+    particles: Particles, settings: SamplerSettings, *, serial: bool, together: int
+) -> int:
+    """Moves at a temperature: all mutations of all particles, `together` of a run at a time."""
+    runs = particles.temperature.size if serial else 1
+    return runs * settings.num_mutations * (num_particles(settings) // together)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "serial", "together"))
+def mutate(
+    particles: Particles, first: int | Int[Array, ""], count: int | Int[Array, ""],
+    coordinates: Coordinates, data: Data, keys: Key[Array, " B"], u: Float[Array, " T"],
+    *, model: Model, settings: SamplerSettings, serial: bool, together: int,
+) -> Particles:  # fmt: skip
+    """Moves `first` to `first + count` at a temperature, run after run if `serial`.
+
+    The particles of runs that are at lambda = 1 are moved again.
+    """
+    hmc, num_parts = HMC(), num_particles(settings) // together
+
+    def move(
+        particles: Particles, key: PRNGKeyArray, coordinates: Coordinates, data: Data,
+        t: Int[Array, ""], part: Int[Array, ""],
+    ) -> Particles:  # fmt: skip
+        """A transition of `together` particles of a run."""
+        temperature, start = particles.temperature, part * together
 
         def tempered(x: Float[Array, " P"]) -> Float[Array, ""]:
             return temperature * coordinates.remainder(x, model, data)
 
-        chains = jax.tree.map(lambda a: a[ancestors], chains)
-        tuning = start_tuning(model.num_params, chains.x.dtype, settings)
-        if settings.metric == "diagonal":
-            squares = ((chains.x - chains.x.mean(0)[None]) ** 2).sum(0)
-            sd = jnp.sqrt((squares + PRIOR_WEIGHT) / (count + PRIOR_WEIGHT))
-            tuning = tuning._replace(metric=tuning.metric._replace(sd=sd))
+        def put(whole: Array, moved: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(whole, moved.astype(whole.dtype), start, 0)
 
-        def transition(carry: tuple[ChainState, Array], xs: tuple[PRNGKeyArray, Array]):
-            chains, step_size = carry
-            key, u = xs
-            tuned = tuning._replace(step_size=step_size)
+        tuning = start_tuning(model.num_params, data.X.dtype, settings)
+        tuning = tuning._replace(
+            step_size=particles.step_size, metric=tuning.metric._replace(sd=particles.sd)
+        )
+        x, r, gradient = (
+            jax.lax.dynamic_slice_in_dim(a, start, together) for a in particles.chains
+        )
+        before = ChainState(x, temperature * r, temperature * gradient)
+        key = jax.random.fold_in(jax.random.fold_in(key, t), part)
+        (x, r, gradient), info, _ = hmc.transition(key, before, tuning, u[t], tempered, settings)
+        moved = ChainState(x, r / temperature, gradient / temperature)
+        acceptance = put(particles.acceptance, jnp.asarray(info.acceptance))
+        change = GAIN * (acceptance.mean() - settings.target_acceptance)
+        step_size = jnp.minimum(particles.step_size * jnp.exp(change), MAX_STEP)
+        num_gradients = jnp.asarray(info.num_gradients)[0].astype(jnp.int32)
+        return particles._replace(
+            chains=jax.tree.map(put, particles.chains, moved),
+            # The next transition is tuned by this one, after the last of its particles.
+            step_size=jnp.where(part == num_parts - 1, step_size, particles.step_size),
+            divergent=put(
+                particles.divergent, jnp.asarray(info.divergent) | ~jnp.isfinite(moved.remainder)
+            ),
+            acceptance=acceptance,
+            num_gradients=particles.num_gradients + jnp.where(part == 0, num_gradients, 0),
+        )
 
-            def move(xs: tuple[PRNGKeyArray, ChainState]) -> tuple[ChainState, StepInfo]:
-                return hmc.transition(xs[0], xs[1], tuned, u, tempered, settings)[:2]
-
-            parts = jax.tree.map(lambda a: a.reshape(-1, together, *a.shape[1:]), chains)
-            chains, info = jax.tree.map(
-                lambda a: a.reshape(count, *a.shape[2:]),
-                jax.lax.map(move, (jax.random.split(key, count // together), parts)),
+    def one_move(i: Int[Array, ""], particles: Particles) -> Particles:
+        run, within = i // (num_parts * len(u)), i % (num_parts * len(u))
+        t, part = within // num_parts, within % num_parts
+        if serial:
+            at = run // settings.chains, run % settings.chains
+            its, its_data = jax.tree.map(lambda a: a[at[0]], (coordinates, data))
+            its_particles = jax.tree.map(lambda a: a[at], particles)
+            moved = move(its_particles, run_keys[at], its, its_data, t, part)
+            return jax.tree.map(
+                lambda a, new: jax.lax.dynamic_update_slice(
+                    a, new[None, None], (*at, *[0] * new.ndim)
+                ),
+                particles,
+                moved,
             )
-            change = GAIN * (info.acceptance.mean() - settings.target_acceptance)
-            step_size = jnp.minimum(step_size * jnp.exp(change), MAX_STEP)
-            return (chains, step_size), (info.divergent, info.acceptance, info.num_gradients[0])
+        over_runs = jax.vmap(move, (0, 0, None, None, None, None))
+        over_problems = jax.vmap(over_runs, (0, 0, 0, 0, None, None))
+        return over_problems(particles, run_keys, coordinates, data, t, part)
 
-        chains = chains._replace(
-            remainder=temperature * chains.remainder, gradient=temperature * chains.gradient
-        )
-        (chains, step_size), (divergent, acceptance, num_gradients) = jax.lax.scan(
-            transition, (chains, particles.step_size), (jnp.stack(move_keys), u)
-        )
-        chains = chains._replace(
-            remainder=chains.remainder / temperature, gradient=chains.gradient / temperature
-        )
-        return Particles(
-            chains=chains,
-            temperature=temperature,
-            step_size=step_size,
-            divergent=divergent[-1] | ~jnp.isfinite(chains.remainder),
-            acceptance=acceptance[-1],
-            num_gradients=particles.num_gradients + num_gradients.sum(dtype=jnp.int32),
-        )
-
-    def temper_problem(
-        coordinates: Coordinates, data: Data, particles: Particles, key: PRNGKeyArray
-    ) -> Particles:
-        keys = jax.random.split(key, settings.chains)
-        return over(functools.partial(temper_run, coordinates, data))(particles, keys)
-
-    return over(temper_problem)(coordinates, data, particles, keys)
+    # Those of `reweigh` are others.
+    run_keys = jax.vmap(
+        lambda key: jax.random.split(jax.random.fold_in(key, MUTATION), settings.chains)
+    )(keys)
+    return jax.lax.fori_loop(first, first + count, one_move, particles)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -237,7 +256,7 @@ def collect_block(
     fixed: Int[Array, " Q"], shift: Float[Array, "B N M"], first: int | Int[Array, ""],
     *, model: Model, settings: SamplerSettings,
 ) -> Block:  # fmt: skip
-    """A block of the particles from `first` on, like those of `isounc.sampling.chains.draw_block`.
+    """A block of the particles from `first` on, like those of `isounc.sampling.chains.end_block`.
 
     One particle of each run predicts at a time, so that memory suffices.
     """
@@ -293,100 +312,3 @@ def collect_block(
         position=x[:, :, -1],
         log_density=remainder[:, :, -1],
     )
-
-
-def _together(run: Run, serial: bool) -> int:
-    """How many particles of a run are moved at the same time; it divides S."""
-    count = num_particles(run.settings)
-    work = run.data.X.shape[1] * run.model.num_params
-    most = CPU_WORK / work if serial else WORK / (work * len(run.data.X) * run.settings.chains)
-    return next(k for k in range(max(1, min(count, int(most))), 0, -1) if count % k == 0)
-
-
-@dataclass(frozen=True)
-class SMCDriver:
-    """Rounds of K runs, each of fresh particles; a chain has one run of each round in turn."""
-
-    has_energy: bool = False
-    """Particles have no Hamiltonian that goes from draw to draw."""
-
-    def blocks_per_round(self, settings: SamplerSettings) -> int:
-        """The values of all S particles of a run."""
-        return num_particles(settings) // settings.block
-
-    def forecast(self, settings: SamplerSettings, *, num_params: int) -> Forecast:
-        """Transitions of all particles at all temperatures; in memory are particles and gradients.
-
-        Both are there twice while they are resampled.
-        """
-        return Forecast(
-            num_transitions=TEMPERATURES * settings.num_mutations * settings.num_draws,
-            num_floats=4 * settings.num_draws * settings.chains * num_params,
-        )
-
-    def draw(self, run: Run) -> Iterator[DrawnBlocks]:
-        """Round after round; a checkpoint has whole ones, and a killed one is done again."""
-        settings, data, X, checkpoint = run.settings, run.data, run.X, run.checkpoint
-        static: dict[str, Any] = {"model": run.model, "settings": settings}
-        size = num_particles(settings)
-        total = size * math.ceil(settings.max_draws / size)
-        starts = range(0, size, settings.block)
-
-        def collect(particles: Any, shift: Any, first: int | Int[Array, ""]) -> Block:
-            return collect_block(
-                particles, run.coordinates, data, X, run.fixed, shift, first, **static
-            )
-
-        number, shift = -1, jnp.zeros(())
-        if checkpoint:
-            start_shape = functools.partial(start, **static, together=size)
-            like = jax.eval_shape(start_shape, run.coordinates, data, run.run_keys)
-            center_shape = functools.partial(center, model=run.model)
-            shift = jax.eval_shape(center_shape, like, run.coordinates, data, X)
-            blocks = [jax.eval_shape(collect, like, shift, first) for first in starts]
-            number, (shift, step_size), rounds = checkpoint.load((shift, like.step_size), blocks, 0)
-            for blocks in rounds:
-                yield DrawnBlocks(blocks, shift, step_size, stored=True)
-        while True:
-            number += 1
-            particles = _sample_round(run, number, size * number, total)
-            if number == 0:
-                shift = center(particles, run.coordinates, data, X, model=run.model)
-            blocks = [fetch(collect(particles, shift, first)) for first in starts]
-            if checkpoint:
-                checkpoint.save(number, fetch((shift, particles.step_size)), blocks)
-            run.report("sampling", size * (number + 1), total)
-            yield DrawnBlocks(blocks, shift, particles.step_size)
-
-
-def _sample_round(run: Run, number: int, done: int, total: int) -> Particles:
-    """The particles of a round, at lambda = 1."""
-    static: dict[str, Any] = {"model": run.model, "settings": run.settings}
-    serial = on_one_cpu()
-    together = _together(run, serial)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(run.run_keys)
-    start_keys, _ = randomness(keys, 0, 1, run.X.dtype)
-    particles = spread(
-        start(run.coordinates, run.data, start_keys[:, 0], **static, together=together)
-    )
-    step, reached = 0, 0.0
-    while reached < 1:
-        if not jnp.isfinite(particles.chains.remainder).any(-1).all():
-            raise ValueError(
-                "the log likelihood must be finite at some particle of each run, got none at "
-                f"lambda {reached:.3g}"
-            )
-        step += 1
-        step_keys, u = randomness(keys, step, run.settings.num_mutations, run.X.dtype)
-        particles = temper(
-            particles, run.coordinates, run.data, step_keys[:, 0], u,
-            **static, serial=serial, together=together,
-        )  # fmt: skip
-        before, reached = reached, float(fetch(particles.temperature).min())
-        if not reached > before:
-            raise ValueError(
-                "tempering_ess must be low enough for lambda to rise, got "
-                f"{run.settings.tempering_ess} at lambda {before:.3g}"
-            )
-        run.report(f"tempering (lambda {reached:.2g})", done, total)
-    return particles

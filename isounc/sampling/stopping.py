@@ -8,7 +8,6 @@ import time
 import numpy as np
 
 from isounc.sampling.gate import TOO_COARSE, Gate
-from isounc.sampling.run import DrawnBlocks
 from isounc.sampling.settings import SamplerSettings
 
 REPORT_EVERY = 5.0
@@ -16,39 +15,37 @@ REPORT_EVERY = 5.0
 
 
 class Pace:
-    """How fast blocks come, for whoever waits for them."""
+    """How fast draws come, for whoever waits for them."""
 
     def __init__(self):
         self._begun = self._due = math.nan
-        self._blocks = 0
+        self._first = self._done = 0
 
-    def count(self, drawn: DrawnBlocks) -> None:
-        """Take note of blocks that have come."""
-        now = time.monotonic()
-        if drawn.stored:
-            return
-        if math.isnan(self._begun):
-            # An unknown part of the first block's time was compilation: it starts the clock.
-            self._begun = self._due = now
-        else:
-            self._blocks += len(drawn.blocks)
+    def count(self, done: int) -> None:
+        """Take note of the draws of a chain so far."""
+        if math.isnan(self._begun) and done > self._done:
+            # An unknown part of the first draws' time was compilation: they start the clock.
+            self._begun = self._due = time.monotonic()
+            self._first = done
+        self._done = done
 
     def is_due(self) -> bool:
-        """Whether it is time for a report."""
+        """Whether it is time to work out R-hat and ESS."""
         return time.monotonic() >= self._due
 
-    def reported(self) -> None:
-        """Take note of a report."""
+    def judged(self) -> None:
+        """Take note that they are worked out."""
         # R-hat is worked out from all draws: with many of them reports must not become the work.
         now = time.monotonic()
         self._due = now + max(REPORT_EVERY, 0.1 * (now - self._begun))
 
-    def left(self, blocks: int, until: str) -> list[str]:
-        """The time that so many blocks will take, in words; none before that is known."""
-        if not self._blocks:
+    def left(self, wanted: int) -> list[str]:
+        """The time to so many draws, in words; none before that is known."""
+        drawn = self._done - self._first
+        if drawn <= 0 or wanted <= self._done:
             return []
-        seconds = (time.monotonic() - self._begun) / self._blocks * blocks
-        return [f"{seconds:.0f} s {until}"]
+        seconds = (time.monotonic() - self._begun) / drawn * (wanted - self._done)
+        return [f"{seconds:.0f} s to {wanted} draws"]
 
 
 def is_too_coarse(gate: Gate) -> bool:
@@ -79,8 +76,8 @@ def describe(gate: Gate) -> str:
     return f"R-hat {shown(gate.rhat_max, '.3f')}, ESS {shown(ess, '.0f')}"
 
 
-def why_stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
-    """Why sampling ended, in words."""
+def why_stopped(gate: Gate, num_draws: int, settings: SamplerSettings, ended: str = "") -> str:
+    """Why sampling ended, in words; `ended` says what ended it before the draws were spent."""
     error = "undefined" if gate.var_mcse_median is None else f"{gate.var_mcse_median:.1%}"
     target = f"{settings.target_var_se:.1%}"
     if gate.num_heavy_tails:
@@ -96,4 +93,5 @@ def why_stopped(gate: Gate, num_blocks: int, settings: SamplerSettings) -> str:
     if growth(gate, settings) <= 1:
         return f"target met: gate passed, {precision}"
     verdict = "gate passed" if gate.passed else "gate failed"
-    return f"budget of {num_blocks * settings.block} draws a chain spent: {verdict}, {precision}"
+    spent = ended or f"budget of {num_draws} draws a chain spent"
+    return f"{spent}: {verdict}, {precision}"

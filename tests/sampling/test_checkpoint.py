@@ -14,6 +14,7 @@ import pytest
 
 from isounc.models import make_model
 from isounc.problems import make_problem
+from isounc.sampling import parts
 from isounc.sampling.posterior import sample_posterior
 from isounc.sampling.settings import SamplerSettings
 
@@ -21,13 +22,16 @@ SETTINGS = SamplerSettings(
     num_warmup=40, num_draws=80, max_draws=80, block=20, num_kept=40, locations_per_region=4,
     coordinates="readout",
 )  # fmt: skip
-# The same call in a process of its own, which kills itself once a given step is reported.
+# The same call in a process of its own, stored after each transition, which kills itself once a
+# given step is reported.
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[3])
+from isounc.sampling import parts
 from tests.sampling.test_checkpoint import sampled
+parts.SECONDS = parts.TELL_EVERY = parts.SAVE_EVERY = 0.0
 def progress(what, done, total):
-    if f"{what} {done}" == sys.argv[2]:
+    if what.startswith(sys.argv[2]) or sys.argv[2] == f"{what.partition(' ')[0]} {done}":
         os.kill(os.getpid(), signal.SIGKILL)
 sampled(sys.argv[1], progress=progress)
 """
@@ -60,18 +64,22 @@ def assert_same_bits(a, b):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_runs_give_the_same_bits(tmp_path, uninterrupted):
     here = str(Path(__file__).resolve().parents[2])
-    # During warm-up, and again in the middle of sampling.
-    for moment in ("warm-up 0", "sampling 40"):
-        child = [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path / "run"), moment, here]
+    run = tmp_path / "run"
+    # Within a window of warm-up, and within a block.
+    for moment, left in (
+        ("warm-up (17 of 40", {"part-00001.npz", "state-00000.npz"}),
+        ("sampling 47", {"part-00006.npz", "block-00004.npz", "block-00005.npz"}),
+    ):
+        child = [sys.executable, "-c", textwrap.dedent(CHILD), str(run), moment, here]
         ended = subprocess.run(child, capture_output=True, text=True, timeout=300, check=False)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert len(list((tmp_path / "run").glob("block-*.npz"))) == 2
+        assert left <= {path.name for path in run.iterdir()}
     calls = []
-    resumed = sampled(tmp_path / "run", progress=lambda *call: calls.append(call))
+    resumed = sampled(run, progress=lambda *call: calls.append(call))
     assert_same_bits(resumed, uninterrupted)
-    assert [done for what, done, _ in calls if what == "sampling"] == [60, 80], (
-        "nothing is done twice"
-    )
+    done = [done for what, done, _ in calls if what.startswith("sampling")]
+    assert {60, 80} <= set(done) and min(done) >= 46, "nothing is done twice"
+    assert not list(run.glob("part-*")), "whole steps take their place"
 
 
 def test_damaged_and_half_written_files_are_not_read(tmp_path, uninterrupted):
@@ -89,6 +97,25 @@ def test_damaged_and_half_written_files_are_not_read(tmp_path, uninterrupted):
     content[len(content) // 2] ^= 1
     block.write_bytes(bytes(content))
     assert_same_bits(sampled(folder), uninterrupted)
+
+
+def test_a_damaged_part_is_not_read(tmp_path, uninterrupted, monkeypatch):
+    for name in ("SECONDS", "TELL_EVERY", "SAVE_EVERY"):
+        monkeypatch.setattr(parts, name, 0.0)
+
+    def stop(what, done, total):
+        if done == 47:
+            raise KeyboardInterrupt
+
+    assert sampled(tmp_path / "run", stop).num_draws == 47
+    part = tmp_path / "run" / "part-00006.npz"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(bytes(content))
+    calls = []
+    again = sampled(tmp_path / "run", lambda *call: calls.append(call))
+    assert_same_bits(again, uninterrupted)
+    assert min(done for what, done, _ in calls if what.startswith("sampling")) in (40, 41)
 
 
 def test_a_finished_run_goes_on_with_a_longer_budget(tmp_path):

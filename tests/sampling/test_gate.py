@@ -266,6 +266,34 @@ def test_one_batch_of_each_chain_and_one_location_are_enough():
     )
 
 
+def test_batches_count_by_their_lengths():
+    # Two chains of 3 batches with 50, 50 and 10 draws, at one location.
+    rng = np.random.default_rng(9)
+    draws, lengths = rng.standard_normal((2, 110, 1)), np.array([50, 50, 10])
+    parts = np.split(draws, np.cumsum(lengths)[:-1], axis=1)
+    a = np.stack([part.mean(1) for part in parts], axis=1)
+    b = np.stack([(part**2).mean(1) for part in parts], axis=1)
+    found = batch_means_se(a, b, lengths=lengths)
+    np.testing.assert_allclose(found.mean, draws.mean((0, 1)))
+    np.testing.assert_allclose(found.var, draws.var((0, 1)))
+    for means, centre, se in (
+        (a, draws.mean(), found.mean_se),
+        (b - 2 * draws.mean() * a + draws.mean() ** 2, draws.var(), found.var_se),
+    ):
+        of_one_draw = (lengths[None] * (means[..., 0] - centre) ** 2).sum() / 5
+        np.testing.assert_allclose(se, np.sqrt(of_one_draw / 220))
+    # Independent draws: the error is that of so many, whatever the lengths.
+    draws = rng.standard_normal((20_000, 2, 110))
+    parts = np.split(draws, np.cumsum(lengths)[:-1], axis=2)
+    a = np.stack([part.mean(2).T for part in parts], axis=1)
+    squared = batch_means_se(a, 0 * a + 9, lengths=lengths).mean_se ** 2
+    np.testing.assert_allclose(squared.mean(), 1 / 220, rtol=0.03)
+    with pytest.raises(
+        ValueError, match="lengths must be one for each of the 3 batches, got shape"
+    ):
+        batch_means_se(a, a, lengths=lengths[:2])
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [((4, 10, 3), (4, 10, 2)), ((1, 1, 3), (1, 1, 3)), ((4,), (4,))]
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from isounc.runs import files
+from isounc.runs.command import settings_of
+from isounc.runs.settings import restored_settings, stored_settings
 from isounc.sampling import register_sampler
-from isounc.sampling.chains import ChainDriver
+from isounc.sampling.chain_driver import ChainDriver
 from isounc.sampling.coordinates import COORDINATES
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.kernels import HMC, SAMPLERS
@@ -15,6 +20,8 @@ from isounc.sampling.settings import (
     GateSettings,
     SamplerSettings,
 )
+from isounc.studies.scaling.settings import PRESETS as SCALING
+from isounc.studies.scaling.study import STUDY as SCALING_STUDY
 
 
 def test_names_are_those_of_the_registries():
@@ -63,6 +70,13 @@ def test_a_registered_sampler_is_taken():
         ({"trajectory_length": 0.0}, "trajectory_length must be a positive"),
         ({"max_integration_steps": 0}, "max_integration_steps must be an integer from 1"),
         ({"target_var_se": 0.0}, "target_var_se must be a positive"),
+        *(
+            (
+                {"max_seconds": value},
+                r"max_seconds \(finite, or inf for no limit\) must be a positive",
+            )
+            for value in (0, -1.0, float("nan"), -float("inf"), "60")
+        ),
         ({"tempering_ess": 1.0}, "tempering_ess must be above 0 and at most 0.99, got 1.0"),
         ({"num_mutations": 0}, "num_mutations must be an integer from 1"),
         (
@@ -80,6 +94,20 @@ def test_a_registered_sampler_is_taken():
 def test_settings_out_of_range_are_refused(unchecked, changes, message):
     with pytest.raises(ValueError, match=message):
         SamplerSettings(**changes)
+
+
+def test_no_limit_of_seconds_is_stored_and_read_again():
+    settings = SCALING["quick"]
+    assert settings.sampling.max_seconds == float("inf")
+    for seconds in (float("inf"), 90.0):
+        sampling = dataclasses.replace(settings.sampling, max_seconds=seconds)
+        chosen = dataclasses.replace(settings, sampling=sampling)
+        text = files.json_bytes(files.encode(stored_settings(chosen), "settings"))
+        assert b'"max_seconds": ' in text
+        stored = files.decode(files.parse_json(text, "settings"))
+        assert restored_settings(settings, stored).sampling == sampling
+    chosen = settings_of(SCALING_STUDY, ["--sampling.max-seconds", "90"])
+    assert chosen.sampling.max_seconds == 90  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(

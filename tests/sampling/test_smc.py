@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
+import types
 from typing import NamedTuple
 
 import jax
@@ -13,7 +16,7 @@ import pytest
 from isounc.densities import stack_data
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import smc
+from isounc.sampling import clock, parts, smc
 from isounc.sampling.coordinates import COORDINATES, Prior
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
@@ -98,7 +101,8 @@ def test_modes_have_their_mass_where_hmc_does_not_cross(bump):
         assert posterior.num_gradients % 1000 == 0 and posterior.num_gradients > 40_000
         assert posterior.step_size.shape == (4,) and len(set(posterior.step_size)) == 4
         assert posterior.draws.shape == (1000, model.num_params)
-    assert not np.isin(both[0].draws, both[1].draws).any()
+    # Single numbers of so many may be equal by chance, two in a draw are not.
+    assert not np.isin(both[0].draws, both[1].draws).all(1).any()
     hmc = sample_posterior(
         bump, model, prior_sd=PRIOR_SD, key=KEY,
         settings=dataclasses.replace(settings, sampler="hmc"),
@@ -115,9 +119,13 @@ def particles(bump):
     begun = smc.start(Prior(), data, keys, model=model, settings=SETTINGS, together=100)
 
     def temper(particles, serial=True, together=400):
-        return smc.temper(
-            particles, Prior(), data, keys, jnp.array([0.3, 0.9]), model=model, settings=SETTINGS,
-            serial=serial, together=together,
+        settings = dataclasses.replace(SETTINGS, num_mutations=2)
+        particles = smc.reweigh(particles, keys, settings=settings)
+        count = smc.num_moves(particles, settings, serial=serial, together=together)
+        assert count == 2 * (400 // together) * (8 if serial else 1)
+        return smc.mutate(
+            particles, 0, count, Prior(), data, keys, jnp.array([0.3, 0.9]), model=model,
+            settings=settings, serial=serial, together=together,
         )  # fmt: skip
 
     return begun, temper
@@ -281,34 +289,85 @@ class Killed(Exception):
     pass
 
 
-def test_rounds_are_appended_and_a_killed_one_is_done_again_to_the_same_bits(tmp_path):
+SEVERAL = dataclasses.replace(
     # No precision will do: three rounds of two blocks, of which the last exceeds the budget.
-    settings = dataclasses.replace(
-        SETTINGS, num_draws=80, max_draws=250, num_mutations=2, target_var_se=1e-6
-    )
+    SETTINGS, num_draws=80, max_draws=250, num_mutations=2, target_var_se=1e-6
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Three rounds, and all that was told of them."""
     calls = []
-    whole = sampled(settings, progress=lambda *call: calls.append(call))
+    return sampled(SEVERAL, progress=lambda *call: calls.append(call)), calls
+
+
+def test_rounds_are_appended_and_told(several):
+    whole, calls = several
     assert whole.num_draws == 300 and whole.values["test"].shape == (4, 300, 5, 1)
-    assert [done for what, done, _ in calls if what == "sampling"] == [100, 200, 300]
-    assert {total for what, _, total in calls if what == "sampling"} == {300}
+    ends = {done for what, done, _ in calls if what.startswith("sampling")}
+    assert ends >= {100, 200, 300} and {total for *_, total in calls[1:]} == {300}
     tempered = [what for what, *_ in calls if "lambda" in what]
-    assert tempered[0] != "tempering (lambda 1)" and tempered[-1] == "tempering (lambda 1)"
+    assert re.fullmatch(r"tempering to lambda 0\.\d+ \(\d+%, \d+ s\)", tempered[0])
+    assert re.fullmatch(r"tempering to lambda 1 \(100%, \d+ s\)", tempered[-1])
     assert whole.stopped.startswith("budget of 300 draws")
-    rounds = np.split(whole.values["test"], 3, axis=1)
-    assert not np.isin(rounds[0], rounds[1]).any(), "each round has particles of its own"
+    rounds = [
+        set(map(tuple, values.reshape(-1, 5)))
+        for values in np.split(whole.values["test"], 3, axis=1)
+    ]
+    assert not rounds[0] & rounds[1], "each round has particles of its own"
+
+
+def test_a_killed_round_goes_on_within_a_temperature_to_the_same_bits(
+    tmp_path, several, monkeypatch
+):
+    for name in ("SECONDS", "TELL_EVERY", "SAVE_EVERY"):
+        monkeypatch.setattr(parts, name, 0.0)
 
     def die(what, done, total):
-        if done == 100 and "lambda" in what:
+        # 4 runs, one after the other, with 2 mutations each: 8 moves, of which 3 are 37.5%.
+        if done == 100 and "(38%" in what and "lambda 1" not in what:
             raise Killed
 
     with pytest.raises(Killed):
-        sampled(settings, tmp_path / "run", die)
-    calls.clear()
-    again = sampled(settings, tmp_path / "run", lambda *call: calls.append(call))
-    assert [done for what, done, _ in calls if what == "sampling"] == [200, 300]
-    assert_same_bits(again, whole)
-    longer = dataclasses.replace(settings, max_draws=400)
+        sampled(SEVERAL, tmp_path / "run", die)
+    assert (tmp_path / "run" / "part-00001.npz").exists()
+    monkeypatch.undo()
+    calls = []
+    again = sampled(SEVERAL, tmp_path / "run", lambda *call: calls.append(call))
+    assert {done for what, done, _ in calls if what.startswith("sampling")} >= {200, 300}
+    assert_same_bits(again, several[0])
+    longer = dataclasses.replace(SEVERAL, max_draws=400)
     assert_same_bits(sampled(longer, tmp_path / "run"), sampled(longer))
+
+
+def test_rounds_without_time_or_after_an_interrupt(several, monkeypatch):
+    whole, _ = several
+
+    def stop(what, done, total):
+        if done == 100 and "lambda" in what:
+            raise KeyboardInterrupt
+
+    first = sampled(SEVERAL, progress=stop)
+    assert first.stopped.startswith("interrupted after 100 draws a chain: gate failed")
+    np.testing.assert_array_equal(first.values["far"], whole.values["far"][:, :100])
+
+    def stop_at_once(what, done, total):
+        if "lambda" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampled(SEVERAL, progress=stop_at_once)
+    # A clock that goes on whenever somebody looks at it.
+    readings = itertools.count()
+    fake = types.SimpleNamespace(monotonic=lambda: float(next(readings)))
+    monkeypatch.setattr(clock, "time", fake)
+    cut = sampled(dataclasses.replace(SEVERAL, max_seconds=12))
+    assert cut.stopped.startswith("budget of 12 seconds spent after 100 draws a chain: gate failed")
+    assert any(
+        re.match(r"the time was spent before .* to the posterior \(lambda 0\.\d+ of 1\)", reason)
+        for reason in cut.gate.reasons
+    )
 
 
 def test_streamed_moments_are_those_of_the_kept_values():

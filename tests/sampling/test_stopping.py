@@ -7,7 +7,6 @@ import pytest
 
 from isounc.sampling import stopping
 from isounc.sampling.gate import gate
-from isounc.sampling.run import DrawnBlocks
 from isounc.sampling.settings import GateSettings, SamplerSettings
 
 SETTINGS = SamplerSettings(target_var_se=0.04, gate=GateSettings(ess_min=400.0))
@@ -67,43 +66,56 @@ def test_words(passed):
     assert stopping.describe(good._replace(ess_var_min=None)) == "R-hat 1.004, ESS 912"
     nothing = with_numbers(passed, passed=False, bulk=None, var=None, error=None, rhat=None)
     assert stopping.describe(nothing) == "R-hat ?, ESS ?"
-    assert stopping.why_stopped(good, 3, SETTINGS) == (
+    assert stopping.why_stopped(good, 750, SETTINGS) == (
         "target met: gate passed, standard error of the variance 3.1%, target 4.0%"
     )
     coarse = good._replace(var_mcse_median=0.08)
-    assert stopping.why_stopped(coarse, 3, SETTINGS) == (
+    assert stopping.why_stopped(coarse, 750, SETTINGS) == (
         "budget of 750 draws a chain spent: gate passed, standard error of the variance 8.0%, "
         "target 4.0%"
     )
-    assert stopping.why_stopped(nothing, 3, SETTINGS).startswith(
+    assert stopping.why_stopped(nothing, 750, SETTINGS).startswith(
         "budget of 750 draws a chain spent: gate failed, standard error of the variance undefined"
     )
+    ended = "budget of 60 seconds spent after 412 draws a chain"
+    assert stopping.why_stopped(coarse, 412, SETTINGS, ended) == (
+        f"{ended}: gate passed, standard error of the variance 8.0%, target 4.0%"
+    )
+    # Not the end, but the target, is what stopped it where both were reached.
+    assert stopping.why_stopped(good, 412, SETTINGS, ended).startswith("target met")
 
 
-def test_reports_come_every_five_seconds_and_take_a_tenth_of_the_time(monkeypatch):
+def test_r_hat_comes_every_five_seconds_and_takes_a_tenth_of_the_time(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
     pace = stopping.Pace()
-
-    def drawn(blocks, stored=False):
-        pace.count(DrawnBlocks([None] * blocks, None, None, stored))  # pyright: ignore
-
-    assert not pace.is_due()
-    drawn(3, stored=True)
-    assert not pace.is_due() and pace.left(1, "to the end") == []
-    # The first block starts the clock; its own time, with the compilation, does not count.
-    drawn(1)
-    assert pace.is_due() and pace.left(1, "to the end") == []
-    pace.reported()
+    assert not pace.is_due() and pace.left(100) == []
+    pace.count(0)
+    assert not pace.is_due() and pace.left(100) == []
+    # The first draws start the clock; their own time, with the compilation, does not count.
+    pace.count(10)
+    assert pace.is_due() and pace.left(100) == []
+    pace.judged()
     clock[0] += 4.9
     assert not pace.is_due()
     clock[0] += 0.1
     assert pace.is_due()
-    drawn(2)
-    assert pace.left(6, "to the end") == ["15 s to the end"]
+    pace.count(30)
+    # 20 draws in 5 seconds.
+    assert pace.left(90) == ["15 s to 90 draws"] and pace.left(30) == []
     clock[0] += 95
-    pace.reported()
+    pace.judged()
     clock[0] += 9.9
     assert not pace.is_due()
     clock[0] += 0.1
     assert pace.is_due()
+
+
+def test_draws_of_a_checkpoint_tell_nothing_of_the_pace(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    pace = stopping.Pace()
+    pace.count(500)
+    clock[0] += 4
+    pace.count(504)
+    assert pace.left(514) == ["10 s to 514 draws"]

@@ -45,7 +45,7 @@ from isounc.runs.folder import Record
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.gate import Gate, gate
 from isounc.sampling.moments import Moments
-from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.posterior import sample_posteriors
 from isounc.sampling.run import Progress
 from isounc.sampling.settings import GateSettings, SamplerSettings
 
@@ -326,10 +326,10 @@ def isounc_side(
     fault: str = "none",
     progress: Progress = lambda *_: None,
 ) -> Side:
-    """Sample with `sample_posterior`, which also gives moments and their errors (batch means)."""
+    """Sample with `sample_posteriors`, which also gives moments and their errors (batch means)."""
     started = time.perf_counter()
-    posterior = sample_posterior(
-        problem, model, prior_sd=FAULTS[fault](prior_sd), key=key, settings=settings,
+    (posterior,) = sample_posteriors(
+        [problem], model, prior_sd=FAULTS[fault](prior_sd), keys=[key], settings=settings,
         keep_values=True, progress=progress,
     )  # fmt: skip
     assert posterior.values is not None
