@@ -187,7 +187,7 @@ def test_a_temperature_that_does_not_rise_ends_in_a_clear_error(bump, monkeypatc
         assert len(calls) < 3, "this would go on for ever"
         return particles
 
-    monkeypatch.setattr(smc, "temper", stay)
+    monkeypatch.setattr(smc, "reweigh", stay)
     with pytest.raises(ValueError, match=r"tempering_ess must be low enough.*got 0\.5 at lambda 0"):
         sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
 
