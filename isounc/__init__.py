@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isounc.problems import Problem, make_problem, register_problem
     from isounc.sampling.drivers import register_sampler
     from isounc.sampling.gate import Gate
-    from isounc.sampling.moments import Moments, Posterior
+    from isounc.sampling.moments import Moments, Posterior, two_valued
     from isounc.sampling.posterior import sample_posterior
     from isounc.sampling.settings import GateSettings, SamplerSettings
     from isounc.statistics import Comparison, Interval, Trend, compare, interval_over_seeds, trend
@@ -49,6 +49,7 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "Moments",
     "Posterior",
     "sample_posterior",
+    "two_valued",
     "register_sampler",
     "references",
     # estimates
@@ -78,7 +79,7 @@ _HOMES = {
     "isounc.problems": ("Problem", "make_problem", "register_problem"),
     "isounc.sampling.drivers": ("register_sampler",),
     "isounc.sampling.gate": ("Gate",),
-    "isounc.sampling.moments": ("Moments", "Posterior"),
+    "isounc.sampling.moments": ("Moments", "Posterior", "two_valued"),
     "isounc.sampling.posterior": ("sample_posterior",),
     "isounc.sampling.settings": ("GateSettings", "SamplerSettings"),
     "isounc.statistics": (

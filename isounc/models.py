@@ -89,6 +89,29 @@ class MLP(nnx.Module):
                 x = self.activation(layer(x))
         return x
 
+    def transposed(self, x: Real[Array, "D N"]) -> Float[Array, "O N"]:
+        """The outputs with the examples along the last axis, of inputs that have them there too.
+
+        CPUs work along the last axis. With more examples than units the gradient of a log
+        likelihood takes half to all of the time that it takes the other way, with fewer up to 1.25
+        times.
+        """
+        return _affine(self.layers[-1], self.hidden_transposed(x))
+
+    def hidden_transposed(self, x: Real[Array, "D N"]) -> Real[Array, "W N"]:
+        """`hidden` with the examples along the last axis."""
+        for i, layer in enumerate(self.layers):
+            x = x * self.input_scale[i] if self.input_scale[i] != 1.0 else x
+            if i + 1 < len(self.layers):
+                x = self.activation(_affine(layer, x))
+        return x
+
+
+def _affine(layer: nnx.Linear, x: Real[Array, "D N"]) -> Float[Array, "W N"]:
+    """A layer of inputs that have the examples along the last axis."""
+    assert layer.bias is not None
+    return layer.kernel[...].T @ x + layer.bias[...][:, None]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -238,6 +261,12 @@ class Model:
         with jax.default_matmul_precision("highest"):
             return self._module(params)(jnp.asarray(X))
 
+    def apply_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "O N"]:
+        """`apply` with a row for each output; faster on CPUs (`MLP.transposed`)."""
+        self._check_inputs(X)
+        with jax.default_matmul_precision("highest"):
+            return self._module(self.unflatten(theta)).transposed(jnp.asarray(X).T)
+
     def predict(self, theta: Theta, X: Inputs) -> Float[Array, "N M"]:
         """The predictive quantity at X: probabilities, or the function itself."""
         return LIKELIHOODS[self.likelihood].predict(self.apply(theta, X))
@@ -254,6 +283,13 @@ class Model:
         with jax.default_matmul_precision("highest"):
             hidden = self._module(self.unflatten(theta)).hidden(jnp.asarray(X))
         return jnp.concatenate([hidden, jnp.ones((len(X), 1), hidden.dtype)], axis=1)
+
+    def features_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "F N"]:
+        """`features` with a row for each feature; faster on CPUs (`MLP.transposed`)."""
+        self._check_inputs(X)
+        with jax.default_matmul_precision("highest"):
+            hidden = self._module(self.unflatten(theta)).hidden_transposed(jnp.asarray(X).T)
+        return jnp.concatenate([hidden, jnp.ones((1, len(X)), hidden.dtype)])
 
     def sample_prior(self, key: PRNGKeyArray, prior_sd: float) -> Float[Array, " P"]:
         """One draw of theta from N(0, sigma_l^2)."""

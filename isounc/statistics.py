@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
 from isounc.checks import check_choice, check_unmasked, real_array
@@ -49,6 +49,8 @@ class Comparison(NamedTuple):
     `reference_se`."""
     reason: str
     """Reasons why numbers above are None; empty if all that were asked for are defined."""
+    not_two_valued: Comparison | None = None
+    """The same over the locations that are not two-valued; None without `two_valued`."""
 
 
 class Interval(NamedTuple):
@@ -84,6 +86,7 @@ def compare(
     reference: Float[ArrayLike, " N"],
     *,
     reference_se: Float[ArrayLike, " N"] | None = None,
+    two_valued: Bool[ArrayLike, " N"] | None = None,
 ) -> Comparison:
     r"""Correlations and level of an estimate against a reference, with reasons for undefined ones.
 
@@ -101,11 +104,15 @@ def compare(
         Variances or other values at the same N locations. The unit affects `Comparison.slope` only.
     reference_se
         Monte Carlo standard error of each reference value, in the reference's unit.
+    two_valued
+        Locations without which to compare as well (`isounc.two_valued` finds them), to see how much
+        of a correlation comes from where the posterior of p is nearly two-valued.
 
     Raises
     ------
     ValueError
-        If arrays are not one-dimensional or differ in length, or a standard error is negative.
+        If arrays are not one-dimensional or differ in length, a standard error is negative, or
+        `two_valued` holds no truth values.
 
     Source: Spearman 1904, The proof and measurement of association between two things.
     """
@@ -126,12 +133,19 @@ def compare(
         log10_pearson, why_no_log10 = _log10_pearson(estimate[positive], reference[positive])
         reasons += why_no_log10
     reasons += why_no_slope
-    attenuation = None
+    attenuation = se = rest = None
     if reference_se is not None:
         se = _vector("reference_se", reference_se)
         _check_length("reference_se", se, "reference", reference)
         attenuation, why_no_attenuation = _attenuation(reference, se)
         reasons += why_no_attenuation
+    if two_valued is not None:
+        mask = real_array("two_valued", two_valued)
+        if mask.dtype != bool or mask.shape != (n,):
+            got = f"{mask.dtype} of shape {mask.shape}"
+            raise ValueError(f"two_valued must be truth values of shape ({n},), got {got}")
+        se = None if se is None else se[~mask]
+        rest = compare(estimate[~mask], reference[~mask], reference_se=se)
     return Comparison(
         n_points=n,
         pearson=pearson,
@@ -141,6 +155,7 @@ def compare(
         slope=slope,
         attenuation=attenuation,
         reason="; ".join(reasons),
+        not_two_valued=rest,
     )
 
 

@@ -158,7 +158,11 @@ CALLS: dict[str, Any] = {
         lambda **options: gradnorm.value_and_sq_grad_norm(logits_sum, **options)(THETA[:2], X),
         wrt="params", per_leaf=False, batch_size=2, dtype="float32",
     ),
-    "compare": _of(isounc.compare, estimate=X[:, 0], reference=X[:, 1], reference_se=X[:, 1]),
+    "compare": _of(
+        isounc.compare, estimate=X[:, 0], reference=X[:, 1], reference_se=X[:, 1],
+        two_valued=X[:, 0] > 0,
+    ),
+    "two_valued": _of(isounc.two_valued, moments=None, likelihood="bernoulli", p=X[:, :1] / 12),
     "interval_over_seeds": _of(
         isounc.interval_over_seeds, values=[0.1, 0.2], kind="correlation", level=0.9
     ),

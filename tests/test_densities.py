@@ -1,5 +1,6 @@
 """Log densities against scipy.stats."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def test_log_densities_are_scipys(model, x64):
     assert float(log_prior) == pytest.approx(stats.norm.logpdf(theta, 0, 1.7).sum(), rel=1e-12)
     both = densities.log_density(model, jnp.asarray(theta), data)
     assert float(both) == pytest.approx(float(log_lik + log_prior), rel=1e-12)
+
+
+@MODELS
+@pytest.mark.parametrize("n", [3, 4])
+def test_the_log_likelihood_has_one_gradient_whichever_axis_comes_last(model, n, x64):
+    # 3 units: the layout of the computation changes from 3 examples to 4.
+    data = densities.make_data(problem_of(model, n), model, 1.7)
+    theta = jnp.asarray(point(model))
+
+    def plain(theta):
+        return densities.log_likelihood_terms(model, model.apply(theta, data.X), data).sum()
+
+    value, gradient = jax.value_and_grad(lambda t: densities.log_likelihood(model, t, data))(theta)
+    expected, expected_gradient = jax.value_and_grad(plain)(theta)
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_log_prior_has_a_scale_for_each_parameter(x64):

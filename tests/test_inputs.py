@@ -58,6 +58,7 @@ MASKED = {
     "estimate": lambda m, t: isounc.compare(masked(X[:, 0]), X[:, 1]),
     "reference": lambda m, t: isounc.compare(X[:, 0], masked(X[:, 1])),
     "reference_se": lambda m, t: isounc.compare(X[:, 0], X[:, 1], reference_se=masked(X[:, 1])),
+    "two_valued": lambda m, t: isounc.compare(X[:, 0], X[:, 1], two_valued=masked(X[:, 0] > 0)),
     "values": lambda m, t: isounc.interval_over_seeds(masked([0.5, 0.6])),
     "p_values": lambda m, t: holm(masked([0.5, 0.6])),
     "x": lambda m, t: isotropic(lambda p, x: x @ p, masked(X), np.ones(2), task="binary"),

@@ -57,6 +57,23 @@ def test_forward_pass_is_the_one_by_hand(activation, depth, x64):
     assert outputs.shape == (5, 3)
     assert outputs.dtype == np.float64
     np.testing.assert_allclose(outputs, by_hand(model, theta, X), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        model.apply_transposed(jnp.asarray(theta), jnp.asarray(X)).T,
+        outputs,
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_transposed_outputs_of_integers_are_the_same(parameterisation):
+    model = Model(3, 1, width=4, depth=2, parameterisation=parameterisation)
+    theta, X = point(model), np.array([[1, -2, 0], [300, 0, 7]], np.int16)
+    outputs = model.apply_transposed(theta, X)
+    assert outputs.shape == (1, 2)
+    np.testing.assert_allclose(outputs.T, by_hand(model, theta, X), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"X must .*\(N, 3\)"):
+        model.apply_transposed(theta, X.T)
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)

@@ -52,7 +52,7 @@ def test_order_of_locations_does_not_matter():
     order = np.random.default_rng(3).permutation(len(a))
     first = compare(a, b, reference_se=se)
     second = compare(a[order], b[order], reference_se=se[order])
-    np.testing.assert_allclose(first[:-1], second[:-1], rtol=1e-12)
+    np.testing.assert_allclose(first[:-2], second[:-2], rtol=1e-12)
 
 
 def test_units_change_the_level_only_even_when_squares_underflow():
@@ -211,6 +211,42 @@ def test_holm_by_hand_and_by_stepping_down():
                 break
             rejected[index] = True
         np.testing.assert_array_equal(holm(p) <= level, rejected)
+
+
+def test_two_valued_locations_are_left_out_beside():
+    a, b = lognormal_pair()
+    a = np.round(a, 1) + 0.1  # ties
+    se, two_valued = 0.1 * b, b > 2
+    result = compare(a, b, reference_se=se, two_valued=two_valued)
+    kept = ~two_valued
+    assert result.not_two_valued == compare(a[kept], b[kept], reference_se=se[kept])
+    assert result._replace(not_two_valued=None) == compare(a, b, reference_se=se)
+    last = np.arange(4) == 3
+    rest = compare(np.array([1.0, 3, 2, 9]), np.array([1.0, 2, 2, 5]), two_valued=last)
+    assert rest.not_two_valued is not None
+    assert rest.not_two_valued.n_points == 3
+    assert rest.not_two_valued.pearson == pytest.approx(np.sqrt(3) / 2)
+    assert rest.not_two_valued.slope == pytest.approx(5 / 6)
+
+
+def test_two_valued_locations_may_be_none_or_all():
+    a, b = lognormal_pair()
+    nowhere = compare(a, b, two_valued=np.zeros(200, bool))
+    assert nowhere.not_two_valued == compare(a, b) == nowhere._replace(not_two_valued=None)
+    for kept in (0, 2):
+        result = compare(a, b, two_valued=np.arange(200) >= kept)
+        assert result.pearson is not None
+        assert result.not_two_valued is not None
+        assert result.not_two_valued.n_points == kept
+        assert_undefined(result.not_two_valued, f"fewer than 3 points ({kept})")
+
+
+@pytest.mark.parametrize(
+    "mask", [[0, 1, 0, 1], [True] * 3, np.ones((4, 1), bool), [0.5] * 4, True], ids=str
+)
+def test_two_valued_locations_must_be_truth_values(mask):
+    with pytest.raises(ValueError, match=r"two_valued must be truth values of shape \(4,\), got "):
+        compare(np.arange(4.0), np.arange(4.0), two_valued=mask)
 
 
 def test_class_views_by_hand():

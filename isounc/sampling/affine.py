@@ -41,6 +41,8 @@ class Affine(NamedTuple):
     slope: Float[Array, "O N F"]
     """A."""
 
+    name = "affine"
+
     def _by_output(self, x: Float[Array, " P"]) -> Float[Array, "O F"]:
         return x.reshape(self.mean.shape[::-1]).T
 

@@ -12,8 +12,8 @@ acceptance.
              have under Gaussian pseudo-observations of the outputs; the hidden layers stay in prior
              coordinates. As the width grows the posterior of x tends to N(0, I), whatever the data
              (Hron et al. 2022, "Wide Bayesian neural networks have a simple weight posterior",
-             which does this for regression). At depth 0 it is an affine map
-             (`isounc.sampling.affine`).
+             which does this for regression). It is in `isounc.sampling.readout`; at depth 0 it is
+             an affine map (`isounc.sampling.affine`).
 
 All are made on the host in float64 as far as that matters, in the frame in which inputs are centred
 (`isounc.centring`). What float32 then still loses, `isounc.sampling.precision` finds.
@@ -28,8 +28,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from isounc import covariance, densities
@@ -40,18 +38,12 @@ from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.affine import Affine, observe_linear, whiten
 from isounc.sampling.pseudo_observations import (
-    Spectrum,
     has_pseudo_observations,
     prior_kernels,
     spectra_of,
 )
+from isounc.sampling.readout import NarrowReadout, Readout, whitening
 
-RANK_THRESHOLD = 0.1
-"""readout: pseudo-observations are kept in directions in which they tell at least this much more
-than the prior."""
-RANK_STEP = 8
-"""readout: their number is rounded up to a multiple of this, so that problems of one shape share a
-program."""
 MAX_EXAMPLES = 2000
 """readout: most examples n for which the n x n kernel is factored."""
 READOUT_PAYS = 1500.0
@@ -72,6 +64,11 @@ Keys = Key[Array, " B"]
 class Coordinates(Protocol):
     """A pytree of arrays, so that one program takes those of all problems of a shape."""
 
+    @property
+    def name(self) -> str:
+        """Of the kind, for results."""
+        ...
+
     def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
         """The parameters at x."""
         ...
@@ -91,6 +88,8 @@ class Coordinates(Protocol):
 
 class Prior(NamedTuple):
     """theta = sd x."""
+
+    name = "prior"
 
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
         """A draw of the prior."""
@@ -119,6 +118,8 @@ class Curvature(NamedTuple):
     shrink: Float[Array, " R"]
     """1 - (1 + s^2)^-1/2 with s^2 its eigenvalues."""
 
+    name = "curvature"
+
     def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
         """A draw of the prior.
 
@@ -142,98 +143,6 @@ class Curvature(NamedTuple):
     def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
         """The same everywhere."""
         return jnp.zeros((), x.dtype)
-
-
-class Readout(NamedTuple):
-    """x = (w, xi): hidden layers w in prior coordinates, read-out v_o = mu_o(w) + S_o(w) xi_o.
-
-    For each output o, with Phi (n, F) the features in prior coordinates and pseudo-observations
-    tau_o = R_o Phi v_o + N(0, I), put G = R_o Phi and C C^T = I + G G^T (Cholesky, R x R). Then
-
-        S = I - G^T C^-T (C + I)^-1 G,    mu = G^T C^-T C^-1 tau,
-
-    is a square root of the covariance (I + G^T G)^-1 and the mean of v given the
-    pseudo-observations, and
-
-        r = log p(y | f) + |tau - R f|^2 / 2 - |C^-1 tau|^2 / 2 - log det C,    f = Phi v:
-
-    the likelihood over the pseudo-likelihood, and the evidence of the hidden layers under the
-    latter. Any R and tau give the same posterior; good ones make r flat.
-    """
-
-    directions: Float[Array, "O R N"]
-    """R_o: directions of the outputs at the training examples, times the roots of precisions."""
-    target: Float[Array, "O R"]
-    """tau_o."""
-
-    def start(self, z: Float[Array, " P"]) -> Float[Array, " P"]:
-        """Hidden layers from their prior, the read-out from its pseudo-posterior given them."""
-        return z
-
-    def _readout(self, x: Float[Array, " P"], model: Model, data: Data) -> _Whitened:
-        num_features = model.layer_sizes[-1][0] + 1
-        num_hidden = model.num_params - num_features * model.out_features
-        theta = data.prior_sd * x  # its hidden part; features() does not look at the rest
-        xi = x[num_hidden:].reshape(num_features, -1).T
-        sd = data.prior_sd[num_hidden:].reshape(num_features, -1)[:, 0]
-        phi = model.features(theta, data.X) * sd[None]
-        whiten = functools.partial(_whiten, phi)
-        return _Whitened(theta, phi, *jax.vmap(whiten)(self.directions, self.target, xi))
-
-    def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:
-        """The hidden layers and the read-out that they whiten."""
-        whitened = self._readout(x, model, data)
-        v = whitened.readout
-        return whitened.theta.at[-v.size :].set(data.prior_sd[-v.size :] * v.T.ravel())
-
-    def remainder(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
-        """Likelihood over pseudo-likelihood, and the evidence of the pseudo-observations."""
-        whitened = self._readout(x, model, data)
-        outputs = jnp.matmul(
-            whitened.features, whitened.readout.T, precision=jax.lax.Precision.HIGHEST
-        )
-        log_likelihood = densities.log_likelihood_terms(model, outputs, data).sum()
-        return log_likelihood + (whitened.misfit + whitened.evidence).sum()
-
-    def log_volume(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, ""]:
-        """Sum over the outputs of log det S = -log det C."""
-        return self._readout(x, model, data).log_det.sum()
-
-
-class _Whitened(NamedTuple):
-    """The network at a point of `Readout` coordinates."""
-
-    theta: Float[Array, " P"]
-    """Parameters, of which the hidden part alone is right."""
-    features: Float[Array, "N F"]
-    """Phi, in prior coordinates of the read-out."""
-    readout: Float[Array, "O F"]
-    """v_o."""
-    misfit: Float[Array, " O"]
-    """|tau_o - R_o f_o|^2 / 2."""
-    evidence: Float[Array, " O"]
-    """Log evidence of tau_o up to a constant."""
-    log_det: Float[Array, " O"]
-    """log det S_o."""
-
-
-def _whiten(
-    phi: Float[Array, "N F"],
-    directions: Float[Array, "R N"],
-    target: Float[Array, " R"],
-    xi: Float[Array, " F"],
-) -> tuple[Float[Array, " F"], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Read-out, misfit, evidence and determinant of one output, as in `_Whitened`."""
-    with jax.default_matmul_precision("highest"):
-        g = directions @ phi
-        eye = jnp.eye(len(directions), dtype=g.dtype)
-        chol = jnp.linalg.cholesky(eye + g @ g.T)
-        mean = solve_triangular(chol, target, lower=True)
-        shift = solve_triangular(chol + eye, g @ xi, lower=True)
-        v = xi + solve_triangular(chol, mean - shift, lower=True, trans=1) @ g
-        misfit = 0.5 * ((target - g @ v) ** 2).sum()
-        log_det = -jnp.log(jnp.diagonal(chol)).sum()
-        return v, misfit, -0.5 * mean @ mean + log_det, log_det
 
 
 def prior(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Prior:
@@ -261,7 +170,7 @@ def _laplace(
 
 def readout(
     problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys
-) -> Readout | Affine:
+) -> Readout | NarrowReadout | Affine:
     """Pseudo-observations for each problem and output.
 
     They are those of the variational Gaussian approximation of a Gaussian process with the prior's
@@ -286,7 +195,7 @@ def readout(
     if frame.model.depth == 0:
         return whiten(observe_linear(problems, frame), dtype)
     kernels = prior_kernels(on_device(frame.data), keys, model=frame.model)
-    return _whitening(spectra_of(problems, kernels), dtype)
+    return whitening(spectra_of(problems, kernels), frame.model, dtype)
 
 
 def auto(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Coordinates:
@@ -309,7 +218,7 @@ def auto(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys)
         return Prior()
     spectra = spectra_of(problems, kernels)
     largest = max(output.precision[0] for outputs in spectra for output in outputs)
-    return _whitening(spectra, dtype) if largest > READOUT_PAYS else Prior()
+    return whitening(spectra, frame.model, dtype) if largest > READOUT_PAYS else Prior()
 
 
 Maker = Callable[[Sequence[Problem], Frame, float, Keys], Coordinates]
@@ -322,13 +231,3 @@ COORDINATES: dict[str, Maker] = {
     "readout": readout,
 }
 """Makers of coordinates by name."""
-
-
-def _whitening(spectra: list[list[Spectrum]], dtype: DTypeLike) -> Readout:
-    """The directions that tell something, as many for each problem and output."""
-    most = max((o.precision > RANK_THRESHOLD).sum() for outputs in spectra for o in outputs)
-    num_examples = len(spectra[0][0].precision)
-    rank = int(np.clip(-(-most // RANK_STEP) * RANK_STEP, 1, num_examples))
-    directions = [[output.directions[:rank] for output in outputs] for outputs in spectra]
-    targets = [[output.target[:rank] for output in outputs] for outputs in spectra]
-    return Readout(jnp.asarray(np.array(directions, dtype)), jnp.asarray(np.array(targets, dtype)))

@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
+from isounc.checks import check_kind
 from isounc.likelihoods import LIKELIHOODS
+from isounc.metrics import class_views
 from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.gate import Gate, batch_means_se, gate, weighted_mean_and_se
@@ -42,6 +45,21 @@ class Moments(NamedTuple):
     entropy: Float[np.ndarray, " N"]
     """H of the averaged prediction, nats; NaN where it has no closed form. Less `expected_entropy`
     it is the mutual information."""
+
+
+class TwoValued(NamedTuple):
+    """Where the posterior of a class probability is nearly two-valued; see `two_valued`."""
+
+    mask: Bool[np.ndarray, " N"]
+    """The locations at which it is."""
+    undecided: Bool[np.ndarray, " N"]
+    """The locations, of either kind, at which Monte Carlo error could decide otherwise: the two
+    sides differ by less than a standard error."""
+
+    @property
+    def share(self) -> float:
+        """The share of the locations at which it is; that of `undecided` says how sure it is."""
+        return float(self.mask.mean())
 
 
 @dataclass(frozen=True)
@@ -189,6 +207,55 @@ def predictive_moments(
         regions[name] = Moments(*(a[start : start + len(x)] for a in everywhere))
         start += len(x)
     return regions
+
+
+def two_valued(
+    moments: Moments, likelihood: str, *, p: Float[ArrayLike, "N M"] | None = None
+) -> dict[str, TwoValued]:
+    r"""Locations at which the posterior of p is nearly two-valued, by class.
+
+    The variance of the label under the averaged prediction has an epistemic and an aleatoric part,
+
+        mean p (1 - mean p) = Var p + E[p (1 - p)].
+
+    Var p is all of it exactly where every draw of p is 0 or 1, as far from the data under a wide
+    prior, whose units are saturated. A location counts as two-valued where Var p is more than half
+    of it, Var p > E[p (1 - p)], for the trace where the sum over classes is. Where all of it is
+    zero, p has one value, and the location does not count.
+
+    Parameters
+    ----------
+    moments
+        Moments of a region.
+    likelihood
+        A name of `isounc.likelihoods.LIKELIHOODS`.
+    p
+        Prediction whose largest is the class "predicted"; the posterior mean if not given.
+
+    Returns
+    -------
+    dict
+        By the names of `isounc.metrics.class_views`. Empty where the prediction is no probability,
+        as in regression: a mean that is not bounded has no two values.
+
+    Raises
+    ------
+    ValueError
+        Unknown likelihood, shapes that do not fit it, or moments that are not finite.
+    """
+    check_kind("moments", moments, Moments)
+    point = moments.mean if p is None else p
+    # Errors of the two parts, and of classes, are correlated: adding them up bounds the error.
+    var, aleatoric, se = (
+        class_views(point, values, likelihood)
+        for values in (moments.var, moments.aleatoric, moments.var_se + moments.aleatoric_se)
+    )
+    if LIKELIHOODS[likelihood].quantity != "p":
+        return {}
+    return {
+        name: TwoValued(v > aleatoric[name], np.abs(v - aleatoric[name]) < se[name])
+        for name, v in var.items()
+    }
 
 
 def kept_draws(blocks: Sequence[Block], num_kept: int) -> Float[np.ndarray, "T P"]:

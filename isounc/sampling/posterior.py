@@ -350,7 +350,7 @@ def _posterior(
         num_gradients=int(sum(block.num_gradients.sum() for block in blocks)),
         step_size=sampled.step_size[i],
         acceptance=float(np.mean([block.acceptance.mean() for block in blocks])),
-        coordinates=type(run.coordinates).__name__.lower(),
+        coordinates=run.coordinates.name,
         stopped=stopping.why_stopped(gate, num_draws, run.settings, sampled.ended),
     )
 

@@ -12,15 +12,16 @@ from isounc.centring import make_frame
 from isounc.densities import on_device
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import coordinates, pseudo_observations
+from isounc.sampling import coordinates, pseudo_observations, readout
 from isounc.sampling.affine import Affine
-from isounc.sampling.coordinates import COORDINATES, Prior, Readout
+from isounc.sampling.coordinates import COORDINATES, Curvature, Prior
+from isounc.sampling.readout import NarrowReadout, Readout
 
 PRIOR_SD = 1.5
 KEYS = jax.random.split(jax.random.key(0), 1)
 
 
-def setting(likelihood, depth, *, n=9, noise_sd=0.3):
+def setting(likelihood, depth, *, n=9, noise_sd=0.3, width=3):
     rng = np.random.default_rng(1)
     X = rng.standard_normal((n, 2))
     if likelihood == "gaussian":
@@ -31,7 +32,7 @@ def setting(likelihood, depth, *, n=9, noise_sd=0.3):
         problem = Problem.from_arrays(X, np.arange(n) % 3, likelihood="categorical", num_classes=3)
     else:
         problem = Problem.from_arrays(X, (X.sum(1) > 0).astype(int))
-    return problem, make_model(problem, width=3, depth=depth)
+    return problem, make_model(problem, width=width, depth=depth)
 
 
 def made(kind, problem, model):
@@ -42,21 +43,26 @@ def made(kind, problem, model):
 
 
 @pytest.mark.parametrize(
-    ("kind", "likelihood", "depth"),
+    ("kind", "likelihood", "depth", "width"),
     [
-        ("prior", "bernoulli", 1),
-        ("curvature", "bernoulli", 1),
-        ("readout", "bernoulli", 0),
-        ("readout", "categorical", 0),
-        ("readout", "bernoulli", 1),
-        ("readout", "bernoulli", 2),
-        ("readout", "categorical", 1),
-        ("readout", "gaussian", 1),
+        (Prior, "bernoulli", 1, 3),
+        (Curvature, "bernoulli", 1, 3),
+        (Affine, "bernoulli", 0, 3),
+        (Affine, "categorical", 0, 3),
+        (NarrowReadout, "bernoulli", 1, 3),
+        (NarrowReadout, "categorical", 1, 3),
+        (NarrowReadout, "gaussian", 2, 3),
+        (Readout, "bernoulli", 1, 10),
+        (Readout, "bernoulli", 2, 10),
+        (Readout, "categorical", 1, 10),
+        (Readout, "gaussian", 1, 10),
     ],
 )
-def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth, x64):
-    problem, model = setting(likelihood, depth)
-    coords, data = made(kind, problem, model)
+def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth, width, x64):
+    problem, model = setting(likelihood, depth, width=width)
+    name = kind.name if kind is not Affine else "readout"
+    coords, data = made(name, problem, model)
+    assert type(coords) is kind
 
     @jax.jit
     def both(x):
@@ -113,7 +119,7 @@ def test_readout_is_chosen_where_the_data_are_sharp():
         frame = make_frame([problem], model, PRIOR_SD)
         coords = coordinates.auto([problem], frame, PRIOR_SD, KEYS)
         kinds[noise_sd] = type(coords)
-    assert kinds == {0.01: Readout, 3.0: Prior}
+    assert kinds == {0.01: NarrowReadout, 3.0: Prior}
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
@@ -127,7 +133,7 @@ def test_labels_that_tell_little_need_no_iteration(n, prior_sd, monkeypatch):
     assert sharp == (n == 300)
     if not sharp:
         monkeypatch.setattr(pseudo_observations, "pseudo_observations", None)
-    assert isinstance(coordinates.auto(*args), Readout if sharp else Prior)
+    assert isinstance(coordinates.auto(*args), NarrowReadout if sharp else Prior)
 
 
 def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
@@ -138,3 +144,48 @@ def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
     with pytest.raises(ValueError, match=r"for more than 20 examples.* got 'readout' and 30"):
         coordinates.readout([problem], frame, PRIOR_SD, KEYS)
     assert isinstance(coordinates.auto([problem], frame, PRIOR_SD, KEYS), Prior)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "categorical"])
+def test_a_few_examples_stand_for_all_in_the_covariance_and_nothing_else(
+    likelihood, x64, monkeypatch
+):
+    monkeypatch.setattr(readout, "MOST_ROWS", 8)
+    problem, model = setting(likelihood, 1, n=35)
+    coords, data = made("readout", problem, model)
+    assert coords.precision.shape == (model.out_features, 8) and coords.pull.shape[1] == 35
+    x = jnp.asarray(np.random.default_rng(4).standard_normal(model.num_params))
+    theta = coords.theta(x, model, data)
+    jacobian = jax.jacfwd(lambda x: coords.theta(x, model, data))(x)
+    volume = jnp.linalg.slogdet(jacobian)[1]
+    zero = jnp.zeros_like(x)
+    at_zero = coords.theta(zero, model, data)
+    volume_at_zero = jnp.linalg.slogdet(jax.jacfwd(lambda x: coords.theta(x, model, data))(zero))[1]
+
+    def exact(theta, volume, x):
+        return densities.log_density(model, theta, data) + volume + 0.5 * x @ x
+
+    difference = coords.remainder(x, model, data) - coords.remainder(zero, model, data)
+    expected = exact(theta, volume, x) - exact(at_zero, volume_at_zero, zero)
+    assert float(difference) == pytest.approx(float(expected), abs=1e-8)
+
+
+def test_a_narrow_readout_under_gaussian_noise_has_the_exact_conditional_posterior(x64):
+    problem, model = setting("gaussian", 1)
+    coords, data = made("readout", problem, model)
+    x = jnp.asarray(np.random.default_rng(5).standard_normal(model.num_params))
+    theta = coords.theta(x, model, data)
+    phi = np.asarray(model.features(theta, data.X)) * np.asarray(data.prior_sd[-4:])
+    noise = float(problem.noise_sd)
+    cov = np.linalg.inv(np.eye(4) + phi.T @ phi / noise**2)
+    mean = cov @ phi.T @ problem.y / noise**2
+    jacobian = jax.jacfwd(lambda x: coords.theta(x, model, data))(x)[-4:, -4:]
+    root = np.asarray(jacobian) / np.asarray(data.prior_sd[-4:])[:, None]
+    np.testing.assert_allclose(root @ root.T, cov, rtol=1e-8, atol=1e-12)
+    v = np.asarray(theta[-4:] / data.prior_sd[-4:])
+    np.testing.assert_allclose(v - root @ np.asarray(x[-4:]), mean, rtol=1e-8, atol=1e-10)
+    # What is left of the read-out given the hidden layers is nothing.
+    other = x.at[-4:].add(1.0)
+    assert float(coords.remainder(other, model, data)) == pytest.approx(
+        float(coords.remainder(x, model, data)), abs=1e-8
+    )

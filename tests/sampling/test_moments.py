@@ -84,6 +84,86 @@ def test_moments_and_their_errors_are_those_of_the_draws(problem, values):
     assert list(found) == ["near", "far", "edge"]
 
 
+def moments_of(p_of_draws, se=0.0):
+    """Moments (N, M) of draws (S, N, M) of class probabilities."""
+    p = np.array(p_of_draws, float)
+    shape = p.shape[1:]
+    nothing, error = np.zeros(shape[0]), np.full(shape, float(se))
+    return moments.Moments(
+        p.mean(0), error, p.var(0), error, (p * (1 - p)).mean(0), error, *[nothing] * 3
+    )
+
+
+def test_two_valued_by_hand():
+    draws = [
+        [0, 0, 0, 0.1, 0.2, 1e-6],
+        [1, 0, 0.5, 0.9, 0.8, 1e-6],
+        [1, 0, 0.5, 0.1, 0.2, 1e-6],
+        [1, 0, 0.5, 0.9, 0.8, 1e-6],
+    ]
+    given = moments_of(np.array(draws)[..., None])
+    (found,) = moments.two_valued(given, "bernoulli").values()
+    # Var p and half of mean p (1 - mean p): 3/16, 3/32; 0, 0; 3/64, 15/128; .16, .125; .09, .125.
+    assert found.mask.tolist() == [True, False, False, True, False, False]
+    half = given.mean * (1 - given.mean) / 2
+    np.testing.assert_array_equal(found.mask, (given.var > half)[:, 0])
+    assert found.share == pytest.approx(1 / 3)
+    assert not found.undecided.any()
+
+
+def test_two_valued_at_a_tie_and_within_an_error_of_one():
+    var = np.array([0.125, 0.13, 0.12, 0.13, 0.12])[:, None]
+    se = np.array([0.0, 0.004, 0.004, 0.006, 0.006])[:, None]
+    given = moments_of(np.full((1, 5, 1), 0.5))._replace(
+        var=var, aleatoric=0.25 - var, var_se=se, aleatoric_se=se
+    )
+    found = moments.two_valued(given, "bernoulli")["1"]
+    # Var p - E[p (1 - p)] is 0 or +-.01, against the sum of the errors.
+    assert found.mask.tolist() == [False, True, False, True, False]
+    assert found.undecided.tolist() == [False, False, False, True, True]
+    assert found.share == pytest.approx(0.4)
+
+
+def test_two_valued_by_class_and_over_classes():
+    draws = [
+        [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.9, 0.1, 0], [0.98, 0.01, 0.01], [0.9, 0.05, 0.05]],
+        [[0, 1, 0], [1 / 3, 1 / 3, 1 / 3], [0.1, 0.9, 0], [0, 0.5, 0.5], [0.9, 0.05, 0.05]],
+    ]
+    given = moments_of(draws)
+    found = moments.two_valued(given, "categorical")
+    # The fourth: class 0 .2401 of .2499, class 1 .060025 of .189975, over classes .36015 of .62985.
+    assert {name: view.mask.tolist() for name, view in found.items()} == {
+        "trace": [True, False, True, True, False],
+        "predicted": [True, False, True, True, False],
+        "0": [True, False, True, True, False],
+        "1": [True, False, True, False, False],
+        "2": [False, False, False, False, False],
+    }
+    last = moments.two_valued(given, "categorical", p=np.tile([0.1, 0.2, 0.7], (5, 1)))
+    np.testing.assert_array_equal(last["predicted"].mask, found["2"].mask)
+    # Errors of three classes and of both parts add up: 6 x .01 against .45 less .15 and so on.
+    unsure = moments.two_valued(moments_of(draws, se=0.01), "categorical")
+    margin = (given.var - given.aleatoric).sum(1)
+    np.testing.assert_array_equal(unsure["trace"].undecided, np.abs(margin) < 0.06)
+    np.testing.assert_array_equal(
+        unsure["2"].undecided, np.abs(given.var - given.aleatoric)[:, 2] < 0.02
+    )
+    assert unsure["2"].undecided.tolist() == [True, False, True, False, False]
+
+
+def test_two_valued_is_undefined_where_nothing_is_a_probability():
+    regression = moments_of(np.array([[[5.0]], [[-5.0]]]))
+    assert moments.two_valued(regression, "gaussian") == {}
+    with pytest.raises(ValueError, match="likelihood must be one of bernoulli"):
+        moments.two_valued(regression, "binary")
+    with pytest.raises(ValueError, match=r"p must have shape \(N, C\)"):
+        moments.two_valued(regression, "categorical")
+    with pytest.raises(TypeError, match="moments must be a Moments"):
+        moments.two_valued({"var": regression.var}, "bernoulli")
+    with pytest.raises(ValueError, match="must be finite"):
+        moments.two_valued(regression._replace(var=np.array([[np.nan]])), "bernoulli")
+
+
 def test_fixed_locations_are_evenly_spaced_rows(problem):
     found = moments.fixed_locations(problem, 4)
     assert [rows.tolist() for rows in found.values()] == [[0, 2, 4, 6], [0, 1, 2, 3], [0, 1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from isounc.densities import on_device
 from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.references import linear_gaussian, logistic_by_quadrature
-from isounc.sampling import coordinates, sample_posterior
+from isounc.sampling import coordinates, pseudo_observations, readout, sample_posterior
 
 PRIOR_SD, KEY = 10.0, jax.random.key(0)
 YEARS = np.arange(1980.0, 2020.0)
@@ -79,7 +80,12 @@ def test_a_passed_reference_is_the_closed_form_wherever_the_inputs_are(problem):
 def former(problems, frame, prior_sd, keys):
     """Coordinates whitened in float32, at condition number 1e14."""
     kernels = coordinates.prior_kernels(on_device(frame.data), keys, model=frame.model)
-    return coordinates._whitening(coordinates.spectra_of(problems, kernels), np.float32)
+    spectra = pseudo_observations.spectra_of(problems, kernels)
+    directions, targets = (
+        np.array([[getattr(o, name)[:8] for o in outputs] for outputs in spectra], np.float32)
+        for name in ("directions", "target")
+    )
+    return readout.Readout(jnp.asarray(directions), jnp.asarray(targets))
 
 
 def test_what_nothing_else_sees_fails_the_gate(monkeypatch):

@@ -103,7 +103,7 @@ def _rank_figure(verdicts: Verdicts, job: Job, settings: Settings) -> Figure:
 
 def _geweke_figure(verdicts: Verdicts, tested: tuple[str, str], level: float) -> Figure:
     tests, bounds = [], []
-    for job in (job for job in verdicts.ranks if job[:2] == tested):
+    for job in (job for job in verdicts.ranks if job[:2] == tested and job.has_geweke):
         rows = rows_of(verdicts.geweke, job)
         passed = [row["verdict"] == "PASS" for row in rows]
         z = np.array([row["z"] for row in rows])

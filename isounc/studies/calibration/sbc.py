@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 from isounc import densities
 from isounc.checks import check_choice, check_count
 from isounc.densities import Data
+from isounc.fit import double_precision
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
@@ -272,14 +273,16 @@ def rank_batch(
         progress=progress,
     )
     kept = np.stack([p.draws for p in posteriors])
-    values = np.asarray(
-        _quantities_of_draws(
-            np.concatenate([drawn.theta[:, None], kept], axis=1),
-            densities.stack_data(drawn.problems, model, prior_sd),
-            jnp.asarray(query_points(problem), kept.dtype),
-            model=model,
+    # Inputs far from zero leave float32 no digits, and draws come in float64 for that reason.
+    with double_precision():
+        values = np.asarray(
+            _quantities_of_draws(
+                jnp.asarray(np.concatenate([drawn.theta[:, None], kept], axis=1), float),
+                densities.stack_data(drawn.problems, model, prior_sd),
+                jnp.asarray(query_points(problem), float),
+                model=model,
+            )
         )
-    )
     # The first of the values are those of the truth.
     chosen = 1 + np.linspace(0, kept.shape[1] - 1, num_ranked).round().astype(int)
     ranks, ess = [], []

@@ -14,7 +14,7 @@ from isounc.estimates.estimators import ESTIMATORS, Estimate
 from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
 from isounc.problems import Problem
-from isounc.sampling.moments import Moments
+from isounc.sampling.moments import Moments, TwoValued, two_valued
 from isounc.statistics import Comparison, compare
 
 RESULT_COLUMNS = (
@@ -22,12 +22,14 @@ RESULT_COLUMNS = (
     *("point", "region", "estimator", "quantity", "class", "n_points"),
     *("pearson", "spearman", "log10_pearson", "n_dropped", "slope", "attenuation", "reason"),
     *("gate", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
-    "pearson_sd",
+    *("pearson_sd", "two_valued_share", "two_valued_undecided"),
+    *("pearson_from_two_valued", "spearman_from_two_valued"),
+    *(f"{name}_not_two_valued" for name in (*Comparison._fields[:-1], "pearson_sd")),
 )
 """Columns of `results.csv`, in order."""
 TEXT_COLUMNS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
-    *("class", "reason", "gate"),
+    *("class", "reason", "gate", "reason_not_two_valued"),
 )
 """Columns that hold text: class "1" is a label, not a number."""
 
@@ -61,30 +63,63 @@ def compare_classes(
 
     Numbers are averaged over alternative points (draws), whose spread is given as `pearson_sd`.
     Unless `per_class`, classes that have a trace are compared by it and by the predicted class.
+    Of class probabilities, `two_valued_share` is the share of the locations at which the posterior
+    is nearly two-valued (`isounc.two_valued`), `two_valued_undecided` the share at which Monte
+    Carlo error could decide otherwise, `_not_two_valued` marks the comparison over the other
+    locations, and `_from_two_valued` is the correlation over all less that over the others.
     """
     reference = _reference(moments, quantity)
     with_se = quantity == "epistemic"
     by_class: dict[str, list[Comparison]] = {}
+    places: dict[str, list[TwoValued]] = {}
     for estimate in alternatives:
         estimates = class_views(estimate.prob, getattr(estimate, quantity), likelihood)
         references = class_views(estimate.prob, reference, likelihood)
         # Errors of classes are correlated; the sum's error is bounded by adding them up.
         ses = class_views(estimate.prob, moments.var_se, likelihood)
+        two_valued_at = two_valued(moments, likelihood, p=estimate.prob)
         for name in estimates:
             if not per_class and "trace" in estimates and name not in ("trace", "predicted"):
                 continue
             se = ses[name] if with_se else None
-            comparison = compare(estimates[name], references[name], reference_se=se)
+            here = two_valued_at.get(name)
+            comparison = compare(
+                estimates[name],
+                references[name],
+                reference_se=se,
+                two_valued=None if here is None else here.mask,
+            )
             by_class.setdefault(name, []).append(comparison)
-    return {name: _averaged(comparisons) for name, comparisons in by_class.items()}
+            if here is not None:
+                places.setdefault(name, []).append(here)
+    return {name: row_numbers(c, places.get(name, ())) for name, c in by_class.items()}
+
+
+def row_numbers(
+    comparisons: Sequence[Comparison], places: Sequence[TwoValued] = ()
+) -> dict[str, Any]:
+    """The numbers of a row: averages over alternatives, also without the two-valued locations."""
+    numbers = _averaged(comparisons)
+    rest = [c.not_two_valued for c in comparisons if c.not_two_valued is not None]
+    if not rest:
+        return numbers
+    numbers["two_valued_share"] = float(np.mean([place.share for place in places]))
+    numbers["two_valued_undecided"] = float(np.mean([place.undecided for place in places]))
+    without = _averaged(rest)
+    for name in ("pearson", "spearman"):
+        if numbers[name] is not None and without[name] is not None:
+            numbers[f"{name}_from_two_valued"] = numbers[name] - without[name]
+    return numbers | {f"{name}_not_two_valued": value for name, value in without.items()}
 
 
 def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Average each number over several comparisons, with Pearson's sd; one is left as it is."""
     if len(comparisons) == 1:
-        return comparisons[0]._asdict() | {"pearson_sd": None}
+        numbers = comparisons[0]._asdict()
+        del numbers["not_two_valued"]
+        return numbers | {"pearson_sd": None}
     numbers: dict[str, Any] = {}
-    for name in Comparison._fields[:-1]:
+    for name in Comparison._fields[:-2]:
         values = [v for c in comparisons if (v := getattr(c, name)) is not None]
         if name == "slope" and values:
             numbers[name] = math.exp(np.mean(np.log(values)))

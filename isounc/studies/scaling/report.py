@@ -29,6 +29,7 @@ from isounc.studies.scaling.tables import (
     trend_table,
     undefined_table,
 )
+from isounc.studies.scaling.two_valued import two_valued_section, two_valued_words
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
@@ -92,6 +93,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
         Section("maps", "Uncertainty over the inputs", (), of_kind("maps"), ()),
         Section("level", "Estimate against reference", (), of_kind("scatter"),
                 (level_table(results),)),
+        two_valued_section(results),
         Section("aleatoric", "Aleatoric part", (), (), (aleatoric_table(results),)),
         Section("predictions", "Predictions", (), (), (predictive_table(results),)),
         Section(
@@ -122,6 +124,7 @@ def _overview(results: Results) -> tuple[str, ...]:
         )
         if passed == 0:
             lines.append("No reference can be trusted, so there is no correlation to report.")
+        lines += two_valued_words(results)
     else:
         lines.append("There are no records, so no gate results, maps or scatter plots.")
     return tuple(lines)

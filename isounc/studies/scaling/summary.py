@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from isounc.statistics import IntervalKind, interval_over_seeds
+from isounc.statistics import Interval, IntervalKind, interval_over_seeds
 
 if TYPE_CHECKING:
     import pandas
@@ -31,8 +31,18 @@ STATISTICS: dict[str, IntervalKind] = {
     "ece": "mean",
     "mcmc_nll": "mean",
     "mcmc_ece": "mean",
+    "two_valued_share": "mean",
+    "two_valued_undecided": "mean",
+    "pearson_from_two_valued": "mean",
+    "spearman_from_two_valued": "mean",
+    "n_points_not_two_valued": "mean",
+    "pearson_not_two_valued": "correlation",
+    "spearman_not_two_valued": "correlation",
+    "log10_pearson_not_two_valued": "correlation",
+    "slope_not_two_valued": "log",
 }
 """Statistics of result rows, and the scale on which each is averaged over seeds."""
+_KINDS = tuple(STATISTICS.items())
 _PARTS = ("mean", "low", "high")
 SUMMARY_COLUMNS = (
     *KEY_COLUMNS,
@@ -103,9 +113,12 @@ def _summary_row(
 ) -> dict[str, Any]:  # fmt: skip
     """Make a row of the summary from one key's values of `STATISTICS`, in that order."""
     summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
-    intervals = {}
-    for (statistic, kind), column in zip(STATISTICS.items(), values[passed].T, strict=True):
-        defined = column[~np.isnan(column)]
+    intervals = dict.fromkeys(STATISTICS, Interval(None, None, None, 0))
+    values = values[passed]
+    # Most rows have most statistics undefined: a prediction has no correlation, and so on.
+    for i in np.flatnonzero(~np.isnan(values).all(axis=0)):
+        statistic, kind = _KINDS[i]
+        defined = values[~np.isnan(values[:, i]), i]
         try:
             intervals[statistic] = interval_over_seeds(defined, kind=kind, level=level)
         except ValueError as error:

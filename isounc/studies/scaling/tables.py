@@ -39,7 +39,7 @@ def paper_table(results: Results) -> Table:
             pairs = []
             for statistic in ("pearson", "spearman"):
                 value = paper_value(setup.problem, statistic, **about)
-                pairs += [_interval(row, statistic), "-" if value is None else f"{value:.2f}"]
+                pairs += [interval_text(row, statistic), "-" if value is None else f"{value:.2f}"]
             name = estimator if quantity == "epistemic" else quantity
             rows.append((results.label(setup), str(width), name, _seeds(row), *pairs))
     return Table(
@@ -170,7 +170,9 @@ def level_table(results: Results) -> Table:
     curves = curves[curves["point"] == curves["estimator"].astype(object).map(points)]
     rows = []
     for (setup, width), group in curves.groupby(["setup", "width"], observed=True):
-        cells = {r["estimator"]: _interval(r, "slope", "{:.3g}") for r in group.to_dict("records")}
+        cells = {
+            r["estimator"]: interval_text(r, "slope", "{:.3g}") for r in group.to_dict("records")
+        }
         rows.append((setup, str(width), *(cells.get(name, "-") for name in estimators)))
     return Table(
         "Level of the estimates",
@@ -196,7 +198,7 @@ def aleatoric_table(results: Results) -> Table:
     rows = []
     for (setup, width, point, region), group in curves.groupby(places, observed=True):
         pair = {row["quantity"]: row for row in group.to_dict("records")}
-        cells = [_interval(pair[q], s, form) if q in pair else "-" for s, q, form in numbers]
+        cells = [interval_text(pair[q], s, form) if q in pair else "-" for s, q, form in numbers]
         if set(cells) != {"-"}:
             rows.append((setup, str(width), point, region, *cells))
     return Table(
@@ -218,7 +220,9 @@ def predictive_table(results: Results) -> Table:
     curves = results.curves[results.curves["quantity"] == "predictive"]
     rows = []
     for row in curves.sort_values(["setup", "point", "region", "width"]).to_dict("records"):
-        cells = [_interval(row, statistic) for statistic in ("nll", "mcmc_nll", "ece", "mcmc_ece")]
+        cells = [
+            interval_text(row, statistic) for statistic in ("nll", "mcmc_nll", "ece", "mcmc_ece")
+        ]
         place = (row["setup"], str(row["width"]), row["point"], row["region"])
         rows.append((*place, _seeds(row), *cells))
     return Table(
@@ -312,7 +316,7 @@ def _by_width(results: Results) -> dict[tuple[Setup, int], list[CellRecord]]:
     return groups
 
 
-def _interval(row: Mapping[Hashable, Any], statistic: str, form: str = "{:.2f}") -> str:
+def interval_text(row: Mapping[Hashable, Any], statistic: str, form: str = "{:.2f}") -> str:
     """Write mean [low, high], or why there is none."""
     mean, low, high = (row[f"{statistic}_{part}"] for part in ("mean", "low", "high"))
     if pd.isna(mean):

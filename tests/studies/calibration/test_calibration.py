@@ -356,6 +356,18 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
         run_study(STUDY, dataclasses.replace(settings, prior_sd=1.0))
 
 
+def test_a_case_without_geweke_leaves_the_figures_of_the_others(tmp_path):
+    settings = tiny(
+        tmp_path, cases=("logistic", "line2000"), controls=(), num_bins=4, num_replications=20
+    )
+    assert run_study(STUDY, settings)
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
+        "sbc-hmc-auto-logistic-none.png", "sbc-hmc-auto-line2000-none.png", "geweke-hmc-auto.png",
+    }  # fmt: skip
+    tested = RunFolder.load(tmp_path).read_table("geweke.csv")
+    assert set(tested["case"]) == {"logistic"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,8 +9,9 @@ import numpy as np
 
 from isounc.metrics import class_views
 from isounc.runs.folder import Record, RunFolder
+from isounc.sampling.moments import Moments, two_valued
 from isounc.statistics import compare
-from isounc.studies.scaling.comparisons import RESULT_COLUMNS
+from isounc.studies.scaling.comparisons import RESULT_COLUMNS, row_numbers
 
 LIKELIHOODS = {
     **{name: ("bernoulli", 1, 2) for name in ("linear", "xor", "rings", "moons")},
@@ -95,6 +96,10 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
             continue
         p, var = _truth(x, likelihood, columns)
         aleatoric = p * (1 - p) if likelihood != "gaussian" else np.full_like(p, 0.01)
+        # As if all were far from equality, but for a tenth of the locations.
+        se = np.where(np.arange(len(p)) % 10 == 0, 1.0, 0.0)[:, None] + 0 * p
+        moments = Moments(p, se, var, se, aleatoric - var, se, *[np.zeros(len(p))] * 3)
+        at = two_valued(moments, likelihood, p=p)
         arrays |= {
             f"{region}/X": x, f"{region}/mcmc_mean": p, f"{region}/mcmc_var": var,
             f"{region}/mcmc_var_se": 0.05 * var, f"{region}/mcmc_aleatoric": aleatoric,
@@ -109,7 +114,7 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
                 for name, values in (("aleatoric", noisy), ("aleatoric_corrected", 0.9 * noisy)):
                     arrays[f"{region}/{point}/{name}"] = values
                     about = {**where, "estimator": "isotropic", "quantity": name}
-                    rows += _rows(about, likelihood, p, values, aleatoric)
+                    rows += _rows(about, likelihood, p, values, aleatoric, at)
                 if region == "test":
                     numbers = {"nll": 0.5, "ece": 0.1, "mcmc_nll": 0.4, "mcmc_ece": 0.05}
                     about = {"estimator": "isotropic", "quantity": "predictive", "class": ""}
@@ -125,7 +130,7 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
                     values = np.ones_like(var)
                 arrays[f"{region}/{point}/epistemic/{estimator}"] = values
                 about = {**where, "estimator": estimator, "quantity": "epistemic"}
-                rows += _rows(about, likelihood, p, values, var)
+                rows += _rows(about, likelihood, p, values, var, at)
     checks = {
         point: {
             "passed": passed, "reasons": [], "rel_grad_norm": 1e-7,
@@ -142,14 +147,18 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
     return Record(f"{problem}-w{width}-s{seed}", meta, arrays)
 
 
-def _rows(about, likelihood, p, values, reference):
+def _rows(about, likelihood, p, values, reference, at):
     estimates, references = (class_views(p, v, likelihood) for v in (values, reference))
     rows = []
     for name, estimate in estimates.items():
         if likelihood == "categorical" and name.isdigit() and about["estimator"] != "isotropic":
             continue
-        numbers = compare(estimate, references[name], reference_se=0.05 * references[name])
-        rows.append({**about, "class": name, **numbers._asdict()})
+        places = [at[name]] if at else []
+        numbers = compare(
+            estimate, references[name], reference_se=0.05 * references[name],
+            two_valued=places[0].mask if places else None,
+        )  # fmt: skip
+        rows.append({**about, "class": name, **row_numbers([numbers], places)})
     return rows
 
 

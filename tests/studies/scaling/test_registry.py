@@ -36,6 +36,7 @@ def run(tmp_path_factory):
     sampling = SamplerSettings(num_draws=40, max_draws=40, block=20, num_warmup=40, num_kept=16)
     settings = Settings(
         problems=("moons",), widths=(2,), num_seeds=1, n=24, sampling=sampling,
+        prior_sds=(10.0,),  # far from the data every unit is saturated
         map=MapSettings(num_restarts=1), train=TrainSettings(epochs=2), num_point_draws=2,
         num_averaged_draws=4, executor="serial", out=str(tmp_path_factory.mktemp("run")), cache="",
     )  # fmt: skip
@@ -65,6 +66,35 @@ def test_it_has_rows_whose_numbers_follow_from_those_of_isotropic(run):
         record.arrays[f"grid/map/epistemic/{name}"] for name in ("nine_fold", "isotropic")
     )
     np.testing.assert_allclose(scaled, 9 * isotropic, rtol=1e-5)
+
+
+def test_its_rows_have_correlations_without_the_two_valued_locations(run):
+    folder, rows = run
+    (record,) = folder.records()
+    var, aleatoric, of_nine, of_isotropic = (
+        record.arrays[f"far/{name}"][:, 0].astype(float)
+        for name in (
+            *("mcmc_var", "mcmc_aleatoric"),
+            *("map/epistemic/nine_fold", "map/epistemic/isotropic"),
+        )
+    )
+    left = var <= aleatoric
+    assert 3 <= left.sum() < len(left)
+    for row in rows:
+        if row["region"] == "far" and row["quantity"] != "predictive":
+            assert row["two_valued_share"] == pytest.approx((~left).mean(), abs=1e-5)
+            assert row["n_points_not_two_valued"] == left.sum()
+    for name, estimate in (("nine_fold", of_nine), ("isotropic", of_isotropic)):
+        row = next(
+            row
+            for row in rows
+            if (row["estimator"], row["point"], row["region"]) == (name, "map", "far")
+            and row["quantity"] == "epistemic"
+        )
+        expected = np.corrcoef(estimate[left], var[left])[0, 1]
+        assert row["pearson_not_two_valued"] == pytest.approx(expected, abs=1e-4)
+        difference = row["pearson"] - row["pearson_not_two_valued"]
+        assert row["pearson_from_two_valued"] == pytest.approx(difference, abs=1e-5)
 
 
 def test_the_built_in_rows_keep_their_order(run):

@@ -90,6 +90,25 @@ def test_writes_tables_figures_and_report(finished):
         assert defined is not None or row["reason"], row
 
 
+def test_shares_of_two_valued_locations_are_those_of_the_stored_moments(finished):
+    run = RunFolder.load(finished[0])
+    for record in run.records():
+        for row in record.meta["rows"]:
+            if row["quantity"] == "predictive":
+                continue
+            region = row["region"]
+            var, aleatoric = (record.arrays[f"{region}/mcmc_{m}"] for m in ("var", "aleatoric"))
+            share = (var > aleatoric).mean()
+            assert row["two_valued_share"] == pytest.approx(share, abs=1 / len(var))
+            left = round(len(var) * (1 - row["two_valued_share"]))
+            assert row["n_points_not_two_valued"] == left
+            assert 0 <= row["two_valued_undecided"] <= 1
+            if row["pearson_not_two_valued"] is None:
+                assert row["reason_not_two_valued"]
+            if share == 0:
+                assert row["pearson_not_two_valued"] == row["pearson"]
+
+
 def test_info_counts_one_compilation_for_two_problems(finished):
     info = RunFolder.load(finished[0]).read_info()
     assert info["versions"]["jax"] and info["last_session"]["peak_mebibytes"] > 0
