@@ -10,6 +10,9 @@ and the other libraries, which starts in 0 s instead of 8 s, on a copy of the re
 fast tests first. A run that is stopped goes on where it was; `--again` repeats the survivors alone,
 for new tests.
 
+Survivors that change no number, only the way to it or its speed, are listed in `mutation.toml` and
+have a column of their own in the table.
+
 No mutants are changes of annotations, of docstrings, of what an error message says and of zip's
 `strict`.
 """
@@ -79,6 +82,7 @@ def run_tests(
         status = 3
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             for stream in (1, 2):
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
             # A file that has changed twice in a second must not be taken for its compiled form.
@@ -191,13 +195,23 @@ def draw(database, *, sample: int | None, seed: int) -> list:
     return items[:sample]
 
 
-def test_mutants(module: Path, tests: list[str], database, folder: Path, arguments) -> None:
+def new_text(diff: str) -> str:
+    """What a mutant puts in the place of the program's lines, in one line."""
+    return " ".join(" ".join(line[1:] for line in diff.splitlines()[3:] if line[:1] == "+").split())
+
+
+def test_mutants(
+    module: Path, tests: list[str], harmless: set[str], database, folder: Path, arguments
+) -> None:
     """Run the tests against every mutant that has no result yet."""
     from cosmic_ray.mutating import _make_diff, use_mutation
     from cosmic_ray.plugins import get_operator
     from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
-    outcomes = {job: result.test_outcome for job, result in database.results}
+    outcomes = {
+        job: "harmless" if new_text(result.diff or "") in harmless else result.test_outcome
+        for job, result in database.results
+    }
     drawn = draw(
         database, sample=None if arguments.again else arguments.sample, seed=arguments.seed
     )
@@ -237,23 +251,25 @@ def test_mutants(module: Path, tests: list[str], database, folder: Path, argumen
             diff=diff,
         )
         database.set_result(item.job_id, result)
-        if outcome == TestOutcome.SURVIVED:
+        if outcome == TestOutcome.SURVIVED and new_text(diff) not in harmless:
             changed = [line for line in diff.splitlines()[3:] if line[:1] in "+-"]
             print(f"  survived, line {mutation.start_pos[0]} ({mutation.operator_name[5:]})")
             print("\n".join(f"    {line}" for line in changed), flush=True)
 
 
-def count(database) -> dict[str, int]:
-    """How many mutants there are, were tested, killed and survived."""
+def count(database, harmless: set[str]) -> dict[str, int]:
+    """How many mutants there are, were tested, change no number, were killed and survived."""
     results = [result for _, result in database.results]
     tested = [result for result in results if result.test_outcome is not None]
-    survived = sum(result.test_outcome == "survived" for result in tested)
+    alive = [result for result in tested if result.test_outcome == "survived"]
+    listed = sum(new_text(result.diff) in harmless for result in alive)
     pending = len(database.pending_work_items)
     return {
         "mutants": len(tested) + pending,
         "tested": len(tested),
-        "killed": len(tested) - survived,
-        "survived": survived,
+        "harmless": listed,
+        "killed": len(tested) - len(alive),
+        "survived": len(alive) - listed,
     }
 
 
@@ -284,6 +300,8 @@ def main() -> None:
 
     from cosmic_ray.work_db import WorkDB
 
+    # As for Ctrl-C: the tests that are running end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config = tomllib.loads(CONFIG.read_text())
     folder = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -310,11 +328,13 @@ def main() -> None:
             database = WorkDB(file, WorkDB.Mode.create)
             if new and not arguments.table:
                 make_mutants(Path(path), database)
+            harmless = {" ".join(text.split()) for text in config["harmless"].get(path, [])}
             if not arguments.table:
-                test_mutants(Path(path), config["tests"][path], database, folder, arguments)
-            rows.append((path, count(database)))
+                tests = config["tests"][path]
+                test_mutants(Path(path), tests, harmless, database, folder, arguments)
+            rows.append((path, count(database, harmless)))
             database.close()
-    print("| module | mutants | tested | killed | survived |\n|---|---|---|---|---|")
+    print("| module | mutants | tested | harmless | killed | survived |\n|---|---|---|---|---|---|")
     for path, numbers in rows:
         print(f"| {path} | " + " | ".join(str(number) for number in numbers.values()) + " |")
 

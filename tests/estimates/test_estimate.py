@@ -621,6 +621,13 @@ def test_a_users_estimator_works_like_the_others(monkeypatch):
     np.testing.assert_allclose(again.epistemic * PRIOR_SD**2 / 4, got.epistemic, rtol=1e-5)
 
 
+def test_single_classes_are_compared_where_an_estimator_asks_for_it():
+    """The default, which those of a user have: the trace and the predicted class alone."""
+    assert not Linearised(estimators.isotropic_rule).per_class
+    by_class = {name for name, estimator in ESTIMATORS.items() if estimator.per_class}
+    assert by_class == {"isotropic", "link_aware"}
+
+
 # Bad input.
 
 

@@ -135,6 +135,17 @@ def test_products_of_two_outputs(name, x64):
     np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-11)
 
 
+def test_products_of_gradients_of_a_multiple_of_a_parameter(x64):
+    def two(w, x):
+        hidden = jnp.tanh(x @ (-3 * w.T / 2))
+        return jnp.stack([hidden.sum(), (hidden**2).sum()])
+
+    w, x = jnp.asarray(normal(4, 5)), jnp.asarray(normal(2, 5, seed=1))
+    assert explain(lambda w, x: two(w, x)[0], w, x).leaves[0].way == "fast"
+    jacobian = jax.jit(jax.jacrev(two))(w, x).reshape(2, -1)
+    np.testing.assert_allclose(value_and_grad_gram(two)(w, x)[1], jacobian @ jacobian.T, rtol=1e-11)
+
+
 def test_composes_with_jit_vmap_map_and_checkpoint(x64):
     params, x = cast(MLP, jnp.float64), jnp.asarray(normal(6, 5))
     gradients = jax.jit(jax.vmap(jax.grad(mlp), (None, 0)))(params, x)
@@ -184,6 +195,24 @@ def test_groups_and_filters(x64):
     np.testing.assert_allclose(last, norms["['w3']"], rtol=1e-12)
     _, two = value_and_sq_grad_norm(mlp, wrt=lambda path: path in ("['w1']", "['b1']"))(params, x)
     np.testing.assert_allclose(two, norms["['w1']"] + norms["['b1']"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda p, x: p["b"], 1),
+        (lambda p, x: p["w"][1, 2], 1),
+        (lambda p, x: 3 * p["w"][:1, :1].reshape(()), 9),
+        (lambda p, x: -p["w"].T[2, 0] + 0 * x.sum(), 1),
+    ],
+)
+def test_an_output_that_is_a_parameter_itself(f, expected):
+    params = {"b": jnp.asarray(2.0), "w": jnp.asarray(normal(4, 3), jnp.float32)}
+    value, total = value_and_sq_grad_norm(f)(params, X)
+    np.testing.assert_allclose(value, f(params, X))
+    assert total == expected
+    _, gram = value_and_grad_gram(lambda p, x: f(p, x)[None])(params, X)
+    assert gram == expected
 
 
 def test_integer_leaves_are_fixed(x64):
@@ -554,6 +583,31 @@ def test_explain_says_what_is_stored():
     assert report.leaves[0].operations is None
     assert {leaf.path: leaf.stored for leaf in report.leaves} == {"['w']": 15}
     assert "formed" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("rows", "method", "operations"),
+    [(1, "rank one", 4), (2, "rows", 2 * 2 * 5), (256, "rows", 256**2 * 5), (257, "sums", 257 * 4)],
+)
+def test_explain_says_how_rows_of_a_table_go(rows, method, operations):
+    [leaf] = explain(lambda t, i: t[i].sum(), normal(9, 4), np.arange(rows) % 9).leaves
+    assert leaf.uses == (f"gather ({method})",) and leaf.operations == operations
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "operations"),
+    [
+        ((1, 64, 64), "rank one", 64 + 64),
+        ((8, 64, 64), "gram", 8 * 8 * (64 + 64 + 1)),
+        ((2, 3, 8), "gram", 2 * 3 * 8),  # as many as by the direct way
+        ((100, 4, 5), "direct", 100 * 4 * 5),
+    ],
+)
+def test_explain_says_what_a_product_costs(shape, method, operations):
+    rows, num_in, num_out = shape
+    w, x = normal(num_in, num_out), normal(rows, num_in)
+    [leaf] = explain(lambda w, x: jnp.sin(x @ w).sum(), w, x).leaves
+    assert leaf.uses == (f"dot_general ({method})",) and leaf.operations == operations
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])

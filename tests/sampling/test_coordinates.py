@@ -75,12 +75,26 @@ def test_the_density_is_that_of_the_change_of_variables(kind, likelihood, depth,
 
     points = np.random.default_rng(2).standard_normal((6, model.num_params))
     constants = np.array([both(jnp.asarray(x)) for x in points])
+    assert np.isfinite(constants).all()  # or NaN would equal NaN
     np.testing.assert_allclose(constants, np.broadcast_to(constants[0], (6, 2)), atol=1e-8)
 
 
-def test_chains_of_curvature_start_at_draws_of_the_prior(x64):
+def test_curvature_is_laplace_and_its_chains_start_at_draws_of_the_prior(x64):
     problem, model = setting("bernoulli", 1)
     coords, data = made("curvature", problem, model)
+
+    def theta_of(x):
+        return coords.theta(x, model, data)
+
+    center = jnp.zeros(model.num_params)
+    mode = theta_of(center)
+    slope = jax.jit(jax.grad(lambda theta: densities.log_density(model, theta, data)))(mode)
+    assert np.abs(slope * data.prior_sd).max() < 1e-4
+    jacobian = np.asarray(jax.jit(jax.jacrev(lambda t: model.apply(t, data.X)[:, 0]))(mode))
+    p = np.asarray(model.predict(mode, data.X)[:, 0])
+    precision = jacobian.T @ np.diag(p * (1 - p)) @ jacobian + np.diag(1 / data.prior_sd**2)
+    root = jax.jit(jax.jacfwd(theta_of))(center)
+    np.testing.assert_allclose(root @ root.T, np.linalg.inv(precision), rtol=1e-5, atol=1e-8)
     z = jnp.asarray(np.random.default_rng(3).standard_normal(model.num_params))
     theta = coords.theta(coords.start(z), model, data)
     np.testing.assert_allclose(theta, data.prior_sd * z, rtol=1e-8)
@@ -92,6 +106,7 @@ def test_readout_leaves_nothing_of_a_linear_gaussian_model(x64):
     assert isinstance(coords, Affine)
     points = np.random.default_rng(2).standard_normal((5, model.num_params))
     rest = np.array([coords.remainder(jnp.asarray(x), model, data) for x in points])
+    assert np.isfinite(rest).all()
     np.testing.assert_allclose(rest, rest[0], atol=1e-8)
 
 
@@ -112,14 +127,15 @@ def test_pseudo_observations_are_a_fixed_point_of_the_variational_approximation(
     np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
 
 
-def test_readout_is_chosen_where_the_data_are_sharp():
+@pytest.mark.parametrize(("depth", "sharp"), [(0, Affine), (1, NarrowReadout)])
+def test_readout_is_chosen_where_the_data_are_sharp(depth, sharp):
     kinds = {}
     for noise_sd in (0.01, 3.0):
-        problem, model = setting("gaussian", 1, noise_sd=noise_sd)
+        problem, model = setting("gaussian", depth, noise_sd=noise_sd)
         frame = make_frame([problem], model, PRIOR_SD)
         coords = coordinates.auto([problem], frame, PRIOR_SD, KEYS)
         kinds[noise_sd] = type(coords)
-    assert kinds == {0.01: NarrowReadout, 3.0: Prior}
+    assert kinds == {0.01: sharp, 3.0: Prior}
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
@@ -144,6 +160,8 @@ def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
     with pytest.raises(ValueError, match=r"for more than 20 examples.* got 'readout' and 30"):
         coordinates.readout([problem], frame, PRIOR_SD, KEYS)
     assert isinstance(coordinates.auto([problem], frame, PRIOR_SD, KEYS), Prior)
+    monkeypatch.setattr(coordinates, "MAX_EXAMPLES", 30)
+    assert isinstance(coordinates.readout([problem], frame, PRIOR_SD, KEYS), NarrowReadout)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "categorical"])

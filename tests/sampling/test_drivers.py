@@ -36,6 +36,8 @@ def test_rounds_and_forecasts():
     assert DRIVERS["hmc"].forecast(settings, num_params=7) == Forecast(100 + 250, 0)
     smc = DRIVERS["tempered_smc"]
     forecast = smc.forecast(settings, num_params=7)
+    # Five transitions of each at each of some eight temperatures.
+    assert forecast.num_transitions == 8 * 5 * 250
     # 250 particles of 3 runs, 7 numbers each, with their gradients, and copies of both.
     assert forecast.num_floats == 250 * 3 * 7 * 2 * 2
     more = dataclasses.replace(settings, num_mutations=10)

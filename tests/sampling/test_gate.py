@@ -148,10 +148,32 @@ def test_which_bounds_may_be_met_exactly(draws, energy):
         assert judge(draws, energy, settings=settings).passed is kept, settings
 
 
+@pytest.mark.parametrize(
+    ("precision", "sentence"),
+    [
+        ((0.1, 0.1), None),
+        ((0.11, 0.0), "log posterior are wrong by up to 0.11 nats; 0.1 may be: single precision"),
+        ((np.inf, 0.0), "log posterior are wrong by up to inf nats"),
+        ((0.0, 0.2), "wrong by up to 0.2 posterior standard deviations; 0.1 may be: single"),
+        ((0.0, np.inf), "wrong by up to inf posterior standard deviations"),
+    ],
+)
+def test_errors_of_single_precision(draws, energy, precision, sentence):
+    verdict = judge(draws, energy, precision=precision)
+    assert len(verdict.reasons) == (sentence is not None) and verdict.passed is (sentence is None)
+    assert sentence is None or sentence in verdict.reasons[0]
+    finite = tuple(error if np.isfinite(error) else None for error in precision)
+    assert (verdict.log_density_error, verdict.prediction_error) == finite
+    unknown = judge(draws, energy)
+    assert unknown.log_density_error is None and unknown.prediction_error is None
+
+
 def test_energies_fail_by_themselves(draws, energy):
     drifting = np.cumsum(energy, axis=1)
     assert [r.split(" is ")[0] for r in judge(draws, drifting).reasons] == ["E-BFMI"]
-    energy[2], energy[3, 5] = 1.5, np.nan
+    energy[2] = 1.5
+    assert "E-BFMI is undefined in 1 of 4 chains" in judge(draws, energy).reasons[0]
+    energy[3, 5] = np.nan
     assert "E-BFMI is undefined in 2 of 4 chains" in judge(draws, energy).reasons[0]
 
 
@@ -238,6 +260,10 @@ def test_one_batch_of_each_chain_and_one_location_are_enough():
     assert streamed.mean == pytest.approx(means.mean())
     assert streamed.mean_se == pytest.approx(np.sqrt(((means - means.mean()) ** 2).sum() / 3 / 4))
     assert streamed.var == pytest.approx(b.mean() - means.mean() ** 2)
+    about_mean = b.ravel() - 2 * means.mean() * means
+    assert streamed.var_se == pytest.approx(
+        np.sqrt(((about_mean - about_mean.mean()) ** 2).sum() / 12)
+    )
 
 
 def test_batches_count_by_their_lengths():

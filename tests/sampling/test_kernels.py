@@ -146,11 +146,11 @@ def test_the_energy_error_survives_a_million_parameters_in_float32():
     assert abs(naive - exact) > 10 * abs(single - exact), "the difference of two sums would do"
 
 
-def transitions(sampler, remainder, step_size, sd, **changes):
-    """The chains and report of 500 transitions from a point."""
+def transitions(sampler, remainder, step_size, sd, x=None, **changes):
+    """The chains and report of 500 transitions from a point, or of one from each of some points."""
     settings = SamplerSettings(sampler=sampler, trajectory_length=1.2, **changes)
     kernel = SAMPLERS[sampler]
-    x = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0]), (500, 3))
+    x = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0]), (500, 3)) if x is None else jnp.asarray(x)
     extra = kernel.begin(3, settings)
     tuning = start_tuning(3, x.dtype, settings, extra=extra)
     metric = tuning.metric._replace(sd=jnp.asarray(sd, x.dtype))
@@ -174,6 +174,29 @@ def test_the_energy_is_the_one_that_the_momentum_was_drawn_into(sampler):
     np.testing.assert_allclose(
         chains.gradient, jax.vmap(jax.grad(gaussian))(chains.x), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_draws_stay_draws(sampler):
+    x = (np.random.default_rng(6).standard_normal((4000, 3)) * SD).astype(np.float32)
+    # The metric is not that of the density, and the steps are long enough for some to be refused.
+    chains, info = transitions(sampler, gaussian, 0.9, np.ones(3), x)
+    assert 0.5 < np.mean(info.acceptance) < 0.999 and not np.any(info.divergent)
+    y = np.asarray(chains.x)
+    for axis in range(3):
+        assert abs(np.corrcoef(x[:, axis], y[:, axis])[0, 1]) < 0.95  # or nothing was tried
+    np.testing.assert_allclose(y.mean(0) / SD, 0, atol=5 / np.sqrt(4000))
+    np.testing.assert_allclose((y**2).mean(0) / SD**2, 1, atol=5 * np.sqrt(2 / 4000))
+    np.testing.assert_allclose(chains.remainder, jax.vmap(gaussian)(chains.x), rtol=1e-4, atol=1e-4)
+    gradient = jax.vmap(jax.grad(gaussian))(chains.x)
+    np.testing.assert_allclose(chains.gradient, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_microcanonical_steps_take_two_gradients_and_have_no_energy():
+    _, info = transitions("adjusted_mclmc", gaussian, 0.0127, SD)
+    assert set(np.asarray(info.num_gradients)) == {2 * 95}  # 1.2 in steps of at most 0.0127
+    assert np.all(np.isnan(info.energy)) and not np.any(info.saturated)
+    assert np.min(info.acceptance) > 0.99
 
 
 def test_trees_cut_short_are_counted():

@@ -69,6 +69,30 @@ def test_predictions_that_are_equal_by_chance_are_no_equal_chains():
     assert diagnose(x).equal[1, 3] and diagnose(x).equal.sum() == 2
 
 
+def test_a_chain_and_its_mirror_image_are_no_equal_chains():
+    x = np.random.default_rng(7).standard_normal((2, 500, 3))
+    x[1] = -x[0]
+    assert not diagnose(x).equal.any()
+    x[1, :, 1:] *= -1
+    assert not diagnose(x).equal.any(), "at one location they differ"
+
+
+@pytest.mark.parametrize(
+    ("share", "values", "is_equal"),
+    [(100, 100, False), (101, 101, True), (150, 10, True), (150, 9, False)],
+)
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2), (2, 3), (0, 3)])
+def test_how_many_draws_two_chains_may_share(share, values, is_equal, pair):
+    """At most a tenth of 1000, unless they are the same few (fewer than a tenth of a tenth)."""
+    x = np.random.default_rng(6).standard_normal((4, 1000, 2))
+    i, j = pair
+    x[i, :share] = x[i, np.arange(share) % values]
+    x[j, :share] = x[i, :share]
+    expected = np.zeros((4, 4), bool)
+    expected[i, j] = expected[j, i] = is_equal
+    np.testing.assert_array_equal(diagnose(x).equal, expected)
+
+
 def test_a_comparison_with_equal_chains_is_refused():
     reference = references.load("linear-logistic-v1")
     region = next(iter(reference.regions))
@@ -110,6 +134,7 @@ def test_a_verdict_takes_the_p_value_over():
     assert verdict.modes_p_value is None
     agreed = add_modes(verdict, 0.5, GateSettings())
     assert agreed.passed and agreed.modes_p_value == 0.5
+    assert add_modes(verdict, 0.01, GateSettings()).passed  # the bound itself
     failed = add_modes(verdict, 1e-4, GateSettings())
     assert not failed.passed and "may have missed a mode" in failed.reasons[0]
 

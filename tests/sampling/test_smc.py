@@ -179,6 +179,49 @@ def test_no_likelihood_at_all_ends_in_a_clear_error(bump, monkeypatch):
         sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
 
 
+def test_a_temperature_that_does_not_rise_ends_in_a_clear_error(bump, monkeypatch):
+    calls = []
+
+    def stay(particles, *args, **settings):
+        calls.append(1)
+        assert len(calls) < 3, "this would go on for ever"
+        return particles
+
+    monkeypatch.setattr(smc, "reweigh", stay)
+    with pytest.raises(ValueError, match=r"tempering_ess must be low enough.*got 0\.5 at lambda 0"):
+        sample_posterior(bump, bump_model(bump), prior_sd=PRIOR_SD, key=KEY, settings=SETTINGS)
+
+
+def test_a_block_reports_its_own_particles(particles, bump):
+    begun, _ = particles
+    rng, model = np.random.default_rng(7), bump_model(bump)
+    begun = begun._replace(
+        divergent=jnp.asarray(rng.random((2, 4, 400)) < 0.1),
+        acceptance=jnp.asarray(rng.random((2, 4, 400)), jnp.float32),
+        num_gradients=jnp.arange(8).reshape(2, 4),
+    )
+    data = stack_data([bump, bump], model, PRIOR_SD)
+    X = jnp.stack([jnp.asarray(bump.regions["q"], jnp.float32)] * 2)
+    block = smc.collect_block(
+        begun, Prior(), data, X, jnp.array([2, 5]), jnp.zeros((2, 7, 1)), 100, model=model,
+        settings=SETTINGS,
+    )  # fmt: skip
+    part = slice(100, 150)
+    np.testing.assert_array_equal(block.divergent, begun.divergent[:, :, part].sum(2))
+    np.testing.assert_allclose(block.acceptance, begun.acceptance[:, :, part].mean(2), rtol=1e-5)
+    np.testing.assert_array_equal(block.num_gradients, 50 * np.arange(8).reshape(2, 4))
+    np.testing.assert_array_equal(block.position, begun.chains.x[:, :, 149])
+    np.testing.assert_array_equal(block.log_density, begun.chains.remainder[:, :, 149])
+    np.testing.assert_array_equal(block.saturated, np.zeros((2, 4)))
+    assert block.energy.shape == (2, 4, 50) and np.isnan(block.energy).all()
+    theta = PRIOR_SD * begun.chains.x[:, :, part].reshape(-1, 4)
+    f = jax.jit(jax.vmap(lambda theta: model.predict(theta, X[0])))(theta).reshape(2, 4, 50, 7, 1)
+    np.testing.assert_allclose(block.values[..., 0], f[:, :, :, 2, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.values[..., 1], f[:, :, :, 5, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.shifted_mean, f.mean(2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.shifted_square, (f**2).mean(2), rtol=1e-4, atol=1e-5)
+
+
 def test_r_and_its_gradient_stay_those_of_the_particles(particles, bump):
     begun, temper = particles
     moved = temper(temper(begun))
@@ -192,6 +235,14 @@ def test_r_and_its_gradient_stay_those_of_the_particles(particles, bump):
     r, gradient = jax.vmap(jax.value_and_grad(remainder))(moved.chains.x[0, 0])
     np.testing.assert_allclose(moved.chains.remainder[0, 0], r, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(moved.chains.gradient[0, 0], gradient, rtol=1e-3, atol=1e-2)
+
+
+def test_the_last_temperature_is_one(particles):
+    begun, temper = particles
+    # At 0.999 all weights are almost equal, and nothing but the end keeps lambda from going on.
+    last = temper(begun._replace(temperature=jnp.full_like(begun.temperature, 0.999)))
+    np.testing.assert_allclose(last.temperature, 1, rtol=1e-6)
+    np.testing.assert_allclose(temper(last).temperature, 1, rtol=1e-6)
 
 
 def test_runs_one_by_one_are_those_side_by_side(particles):
@@ -212,8 +263,12 @@ def test_particles_moved_in_parts_come_from_the_same_distribution(particles):
     assert np.abs(difference).max() < 5 * np.sqrt(2 * 4 / 3200)
 
 
+def moons_problem():
+    return make_problem("moons", n=12, num_test=5, num_far=5, grid_size=3, seed=0)
+
+
 def sampled(settings=SETTINGS, checkpoint=None, progress=None):
-    moons = make_problem("moons", n=12, num_test=5, num_far=5, grid_size=3, seed=0)
+    moons = moons_problem()
     return sample_posterior(
         moons, make_model(moons, width=3), prior_sd=1.0, key=KEY, settings=settings,
         keep_values=True, checkpoint=checkpoint, progress=progress,
@@ -318,10 +373,23 @@ def test_rounds_without_time_or_after_an_interrupt(several, monkeypatch):
 
 
 def test_streamed_moments_are_those_of_the_kept_values():
-    posterior = sampled(dataclasses.replace(SETTINGS, num_draws=100, max_draws=100))
+    posterior = sampled(dataclasses.replace(SETTINGS, num_draws=100, max_draws=100, num_kept=50))
     values, moments = np.asarray(posterior.values["test"], float), posterior.regions["test"]
     np.testing.assert_allclose(moments.mean, values.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(moments.var, values.var((0, 1)), rtol=1e-4)
     np.testing.assert_allclose(moments.aleatoric, (values * (1 - values)).mean((0, 1)), rtol=1e-4)
+    # What a float64 check compares: positions, their log posterior and predictions.
+    assert float(posterior.gate.log_density_error or 1) < 1e-3
+    assert float(posterior.gate.prediction_error or 1) < 1e-3
+    # A particle counts the gradients of its start and of its moves.
+    assert posterior.num_gradients % 100 == 0 and 0 < posterior.acceptance <= 1
+    # Every fifth particle of a run is kept, the largest divisor of a block that keeps enough, and
+    # 48 / 4 of them are handed out.
+    moons = moons_problem()
+    predict = jax.jit(jax.vmap(make_model(moons, width=3).predict, (0, None)))
+    expected = values[:, 4::5][:, np.linspace(0, 19, 12).round().astype(int)]
+    np.testing.assert_allclose(
+        predict(posterior.draws, moons.regions["test"]), expected.reshape(48, 5, 1), rtol=1e-4
+    )
     batches = values.reshape(4 * 2, 50, 5, 1).mean(1)
     np.testing.assert_allclose(moments.mean_se, batches.std(0, ddof=1) / np.sqrt(8), rtol=1e-3)

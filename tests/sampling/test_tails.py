@@ -98,6 +98,7 @@ def test_few_heavy_tails_are_counted_and_pass():
     assert verdict.passed and verdict.num_heavy_tails == 3
     strict = gate(p, energy=None, settings=GateSettings(heavy_tails_max=0.2), **counts)
     assert not strict.passed and "at 3 of 12 locations" in strict.reasons[0]
+    assert gate(p, energy=None, settings=GateSettings(heavy_tails_max=0.25), **counts).passed
 
 
 def test_a_variance_that_few_different_draws_decide_is_not_trusted():
