@@ -123,7 +123,7 @@ CALLS: dict[str, Any] = {
     "SamplerSettings": _of(
         isounc.SamplerSettings, sampler="hmc", coordinates="auto", metric="diagonal",
         metric_rank=2, num_chains=2, chains_per_device=0, num_warmup=20, num_draws=4, max_draws=4,
-        target_var_se=0.1, trajectory_length=1.0, max_integration_steps=2, max_tree_depth=2,
+        max_seconds=1.0, target_var_se=0.1, trajectory_length=1.0, max_integration_steps=2, max_tree_depth=2,
         num_mutations=1, tempering_ess=0.5, target_acceptance=0.8, block=2, num_kept=2,
         locations_per_region=1, gate=isounc.GateSettings(),
     ),

@@ -84,7 +84,7 @@ class ChainDriver:
         for block in blocks:
             yield DrawnBlocks([block], state.shift, step_size)
         total = settings.block * math.ceil(settings.max_draws / settings.block)
-        parts = Parts(run)
+        parts, empty = Parts(run), chains.begin_block(state, X, run.fixed, settings)
         while True:
             step += 1
             before = (step - WARM_WINDOWS) * settings.block
@@ -96,7 +96,7 @@ class ChainDriver:
             def tell(done: int, before: int = before) -> None:
                 run.report("sampling", before + done, total)
 
-            stage = parts.begin(step, (state, chains.begin_block(state, X, run.fixed, settings)))
+            stage = parts.begin(step, (state, empty))
             if before + stage.done == 0:
                 tell(0)
             try:

@@ -315,6 +315,7 @@ def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _
                     judge_all()
                     pace.judged()
                     report("sampling", num_drawn(), most)
+            run.report("checks", num_drawn(), most)
             gates = judge_all(check(blocks))
             growth = max(stopping.growth(gate, settings) for gate in gates)
             if growth <= 1 or num_drawn() >= most:

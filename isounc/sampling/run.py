@@ -1,8 +1,8 @@
 """A run of sampling, the blocks that are drawn, and the `Driver` that draws them.
 
-There are two drivers, chains (`isounc.sampling.chains`) and tempered particles
-(`isounc.sampling.smc`). They share the functions of this module: contributions to the moments,
-random numbers by step, and the use of devices.
+There are two drivers, of chains (`isounc.sampling.chain_driver`) and of tempered particles
+(`isounc.sampling.smc_driver`). They share the functions of this module: contributions to the
+moments, random numbers by step, and the use of devices.
 """
 
 from __future__ import annotations

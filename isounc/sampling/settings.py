@@ -92,9 +92,9 @@ class SamplerSettings:
     """While the gate or the precision fails, S grows up to this, rounded up to whole blocks
     (tempered_smc: to whole rounds of num_draws)."""
     max_seconds: float = math.inf
-    """Seconds that a call of `sample_posterior` may take; inf means no limit. Warm-up is cut short
-    after half of them, and sampling ends with the draws that there are (tempered_smc before its
-    first round ends: with particles that fail the gate)."""
+    """Seconds after which a call ends with the draws that there are (inf: no limit); their checks
+    come on top. Warm-up gets at most half of them. tempered_smc has no draws before its first round
+    ends: particles that are not there in time fail the gate."""
     target_var_se: float = 0.03
     """Precision: standard error of the predictive variance over the variance, median over the fixed
     locations."""

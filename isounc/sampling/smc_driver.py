@@ -103,7 +103,7 @@ class SMCDriver:
                     raise
                 particles = parts.stage.state[0]
                 reached = float(fetch(particles.temperature).min())
-                fault = f"{UNTEMPERED} (lambda {reached:.2g} of 1)"
+                fault = f"{UNTEMPERED} (on the way to lambda {reached:.2g})"
 
             def tell(done: int = done) -> None:
                 run.report("sampling", done, total)
@@ -134,6 +134,7 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
         words = f"{moves / num_moves:.0%}, {run.clock.seconds():.0f} s"
         run.report(f"tempering to lambda {reached:.2g} ({words})", done, total)
 
+    tell(0)
     particles = spread(smc.start(run.coordinates, run.data, start_keys[:, 0], **static))
     wait(particles, lambda: tell(0))
     num_moves = smc.num_moves(particles, settings, serial=serial, together=static["together"])

@@ -268,7 +268,8 @@ def test_r_hat_and_time_left_are_told_while_it_samples(problem, model, monkeypat
         problem, model, prior_sd=PRIOR_SD, key=KEY, settings=settings,
         progress=lambda what, done, total: told.append((what, done)),
     )  # fmt: skip
-    words = dict(told)  # the last words at each number of draws
+    # The last words at each number of draws.
+    words = {done: what for what, done in told if what.startswith("sampling")}
     assert re.fullmatch(r"sampling \(\d+ s\)", words[0]), "nothing is known before the first draw"
     for done in (100, 200):
         assert re.fullmatch(
