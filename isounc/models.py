@@ -92,9 +92,9 @@ class MLP(nnx.Module):
     def transposed(self, x: Real[Array, "D N"]) -> Float[Array, "O N"]:
         """The outputs with the examples along the last axis, of inputs that have them there too.
 
-        CPUs work along the last axis. With more examples than units the gradient of a log
-        likelihood takes half to all of the time that it takes the other way, with fewer up to 1.25
-        times.
+        CPUs work along the last axis. With eight times as many examples as units the gradient of a
+        log likelihood takes half to all of the time that it takes the other way; with fewer it may
+        take longer.
         """
         return _affine(self.layers[-1], self.hidden_transposed(x))
 
