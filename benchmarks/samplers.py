@@ -2,15 +2,17 @@
 
     uv run benchmarks/samplers.py                               # widths 2 to 1024, n, chains
     uv run benchmarks/samplers.py --problems moons --widths 32 512 --sizes --chains
+    uv run benchmarks/samplers.py --problems linear --widths 8 --sizes 1000 --prior-sds 2 10
+                                                                # all combinations of these
     uv run --with pyro-ppl benchmarks/samplers.py --widths 32   # Pyro's NUTS in PyTorch beside them
 
-All sample the same posterior, of an MLP in NTK parameterisation, with as many chains. A sampler's
-figure is the least effective sample size over all locations, of p (`ess_mean`) or of (p - mean)^2
-(`ess_var`), divided by the seconds of warm-up and sampling together. Every run is made twice with
-other keys: the first also compiles, the second is timed. A first run of more than two minutes is
-not repeated, and its time has the compilation in it. A way that took more than `--skip-above`
-seconds is left out at greater widths. A table that exists already is continued: only the rows that
-it lacks are measured.
+All sample the same posterior of an MLP, through the same log density, with as many chains. A
+sampler's figure is the least effective sample size over all locations, of p (`ess_mean`) or of
+(p - mean)^2 (`ess_var`), divided by the seconds of warm-up and sampling together. Every run is made
+twice with other keys: the first also compiles, the second is timed. A first run of more than two
+minutes is not repeated, and its time has the compilation in it. A way that took more than
+`--skip-above` seconds is left out at greater widths. A table that exists already is continued: only
+the rows that it lacks are measured.
 isounc's time covers all that `sample_posterior` does (predictions at the locations, checks of
 convergence); for the others the sampling alone is timed. `gate` says whether R-hat is below 1.01
 and divergences are within bounds.
@@ -28,6 +30,7 @@ and divergences are within bounds.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import tempfile
 import time
 import warnings
@@ -79,14 +82,17 @@ class Options:
     """Further n, at width 64; none to leave them out."""
     chains: tuple[int, ...] = (16, 64)
     """Further numbers of chains, at width 64; none to leave them out."""
+    prior_sds: tuple[float, ...] = ()
+    """Prior standard deviations: if there are any, the posteriors are all combinations of problems,
+    widths, sizes, these and `parameterisations`; otherwise it is 2."""
+    parameterisations: tuple[str, ...] = ("ntk",)
+    """ntk, fan_in or standard, for `prior_sds`."""
     ways: tuple[str, ...] = ()
     """Only these; empty is all."""
     num_draws: int = 1000
     """Draws of a chain."""
     num_warmup: int = 500
     """Warm-up transitions of the others' chains; isounc takes its default."""
-    prior_sd: float = 2.0
-    """Prior standard deviation of every parameter."""
     skip_above: float = 600.0
     """Seconds of a run from which on a way is left out at greater widths."""
     seed: int = 0
@@ -106,6 +112,10 @@ class Job(NamedTuple):
     """Training examples."""
     chains: int
     """K."""
+    prior_sd: float = 2.0
+    """Prior standard deviation (`isounc.models.Model.group_prior_sd`)."""
+    parameterisation: str = "ntk"
+    """Where 1/sqrt(fan-in) sits."""
 
 
 class Sampled(NamedTuple):
@@ -136,7 +146,7 @@ def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **cha
     def run(key: PRNGKeyArray) -> Sampled:
         start = time.perf_counter()
         posterior = sample_posterior(
-            problem, model, prior_sd=options.prior_sd, key=key, settings=settings, keep_values=True
+            problem, model, prior_sd=job.prior_sd, key=key, settings=settings, keep_values=True
         )
         seconds = time.perf_counter() - start
         assert posterior.values is not None
@@ -153,10 +163,10 @@ def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **cha
 
 
 def target(
-    problem: Problem, model: Model, options: Options
+    problem: Problem, model: Model, job: Job
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """The log posterior of theta (P,), and predictions (K, S, Q) from draws (K, S, P)."""
-    data = densities.make_data(problem, model, options.prior_sd)
+    data = densities.make_data(problem, model, job.prior_sd)
     X = jnp.asarray(np.concatenate(list(problem.regions.values())), data.X.dtype)
 
     def log_density(theta: Float[Array, " P"]) -> Float[Array, ""]:
@@ -175,7 +185,7 @@ def target(
 
 def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     """NumPyro's NUTS, its defaults, vectorised chains."""
-    log_density, predicted = target(problem, model, options)
+    log_density, predicted = target(problem, model, job)
 
     def make(num_draws: int) -> infer.MCMC:
         return infer.MCMC(
@@ -188,7 +198,7 @@ def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> W
 
     def run(key: PRNGKeyArray) -> Sampled:
         key_start, key_run = jax.random.split(key)
-        starts = jax.vmap(lambda k: model.sample_prior(k, options.prior_sd))(
+        starts = jax.vmap(lambda k: model.sample_prior(k, job.prior_sd))(
             jax.random.split(key_start, job.chains)
         )
         jax.block_until_ready(starts)
@@ -212,13 +222,13 @@ def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> W
 
 def blackjax_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     """BlackJAX's NUTS with window adaptation, each chain its own, under vmap."""
-    log_density, predicted = target(problem, model, options)
+    log_density, predicted = target(problem, model, job)
 
     @jax.jit
     def sample(keys: Key[Array, " K"]):
         def chain(key: PRNGKeyArray):
             key_start, key_warm, key_run = jax.random.split(key, 3)
-            theta = model.sample_prior(key_start, options.prior_sd)
+            theta = model.sample_prior(key_start, job.prior_sd)
             warm_up: Any = blackjax.window_adaptation(blackjax.nuts, log_density)
             (state, parameters), warm_info = warm_up.run(key_warm, theta, options.num_warmup)
             kernel: Any = blackjax.nuts(log_density, **parameters).step
@@ -255,7 +265,7 @@ def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
     torch.set_num_threads(2)
     X, y = torch.tensor(problem.X, dtype=torch.float32), torch.tensor(problem.y)
     width, inputs = model.width, model.in_features
-    _, predicted = target(problem, model, options)
+    _, predicted = target(problem, model, job)
 
     def potential(params: dict[str, Any]) -> Any:
         theta = params["theta"]
@@ -266,14 +276,14 @@ def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
             fit = 0.5 * (((y - f) / problem.noise_sd) ** 2).sum()
         else:
             fit = torch.nn.functional.softplus((1 - 2 * y) * f).sum()
-        return fit + 0.5 * (theta**2).sum() / options.prior_sd**2
+        return fit + 0.5 * (theta**2).sum() / job.prior_sd**2
 
     def run(key: PRNGKeyArray) -> Sampled:
         pyro.set_rng_seed(int(jax.random.randint(key, (), 0, 2**30)))
         start = time.perf_counter()
         chains = []
         for k in jax.random.split(key, job.chains):
-            theta = torch.tensor(np.asarray(model.sample_prior(k, options.prior_sd)))
+            theta = torch.tensor(np.asarray(model.sample_prior(k, job.prior_sd)))
             mcmc = MCMC(
                 NUTS(potential_fn=potential), num_samples=options.num_draws,
                 warmup_steps=options.num_warmup, initial_params={"theta": theta},
@@ -330,11 +340,24 @@ def measure(way: Way, seed: int) -> dict[str, Any]:
         "seconds": round(sampled.seconds, 3),
         "compile_seconds": compiling,
         "gradients": gradients,
-        "ess_mean_per_second": round(ess_mean / sampled.seconds, 2),
-        "ess_var_per_second": round(ess_var / sampled.seconds, 2),
-        "ess_mean_per_1000_gradients": gradients and round(1e3 * ess_mean / gradients, 2),
-        "ess_var_per_1000_gradients": gradients and round(1e3 * ess_var / gradients, 2),
+        "ess_mean_per_second": round(ess_mean / sampled.seconds, 4),
+        "ess_var_per_second": round(ess_var / sampled.seconds, 4),
+        "ess_mean_per_1000_gradients": gradients and round(1e3 * ess_mean / gradients, 4),
+        "ess_var_per_1000_gradients": gradients and round(1e3 * ess_var / gradients, 4),
     }
+
+
+def jobs_of(options: Options) -> list[tuple[str, Job]]:
+    """The posteriors, each with the name of the sweep that it belongs to."""
+    if options.prior_sds:
+        combinations = itertools.product(
+            options.problems, options.widths, options.sizes, options.prior_sds,
+            options.parameterisations,
+        )  # fmt: skip
+        return [("prior", Job(p, w, n, 4, sd, where)) for p, w, n, sd, where in combinations]
+    jobs = [("width", Job(p, w, 100, 4)) for p in options.problems for w in options.widths]
+    jobs += [("n", Job(p, 64, n, 4)) for p in options.problems for n in options.sizes]
+    return jobs + [("chains", Job(p, 64, 100, k)) for p in options.problems for k in options.chains]
 
 
 def main(options: Options) -> None:
@@ -344,20 +367,20 @@ def main(options: Options) -> None:
     cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jobs = [("width", Job(p, w, 100, 4)) for p in options.problems for w in options.widths]
-    jobs += [("n", Job(p, 64, n, 4)) for p in options.problems for n in options.sizes]
-    jobs += [("chains", Job(p, 64, 100, k)) for p in options.problems for k in options.chains]
+    jobs = jobs_of(options)
     device = jax.devices()[0].device_kind
     print(f"{device}, JAX {jax.__version__}, float32, {options.num_draws} draws a chain")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = stored(options.out / "samplers.csv", {"seed": options.seed})
+    # Tables of before have neither.
+    rows = [Job._field_defaults | row for row in rows]
     done = {tuple(row[name] for name in (*Job._fields, "way")) for row in rows}
     slow = {(r["problem"], r["way"]) for r in rows if r["seconds"] > options.skip_above}
     for sweep, job in tqdm(jobs, unit="posterior"):
         problem = make_problem(
             job.problem, n=job.n, seed=options.seed, num_test=64, num_far=64, grid_size=8
         )
-        model = make_model(problem, width=job.width)
+        model = make_model(problem, width=job.width, parameterisation=job.parameterisation)
         for name, way in ways(problem, model, job, options).items():
             if (*job, name) in done or (sweep == "width" and (job.problem, name) in slow):
                 continue

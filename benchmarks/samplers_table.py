@@ -13,7 +13,8 @@ def line(row: dict[str, Any]) -> str:
     """A row in one line of text."""
     compiling = row["compile_seconds"]
     return (
-        f"{row['problem']:<22}{row['width']:>5}{row['n']:>6}{row['chains']:>4}  "
+        f"{row['problem']:<22}{row['width']:>5}{row['n']:>6}{row['chains']:>4}"
+        f" sd {row['prior_sd']:<4g} {row['parameterisation']:<9}"
         f"{row['way']:<23}{row['coordinates']:<10}"
         f"{row['gate']:<5} R-hat {row['rhat_max']:<7} ESS {row['ess_mean']:>6} {row['ess_var']:>6}"
         f"{row['seconds']:>8.2f} s {row['ess_mean_per_second']:>8.0f}"

@@ -46,14 +46,9 @@ from isounc.sampling.readout import NarrowReadout, Readout, whitening
 
 MAX_EXAMPLES = 2000
 """readout: most examples n for which the n x n kernel is factored."""
-READOUT_PAYS = 1500.0
-"""auto: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) from which on readout costs less than it
-saves.
-
-Steps in prior coordinates shorten with its root. In effective draws per second readout gave 1.7 to
-2.5 times as many as prior at 6000 to 14,000 (the two regressions of results/samplers, widths 8 and
-32), about half as many at 500 (moons, n = 1000).
-"""
+SHARP = 1500.0
+"""auto: largest eigenvalue of sqrt(Lambda) K sqrt(Lambda) above which coordinates other than prior
+may pay. Steps in prior coordinates shorten with its root."""
 
 
 Keys = Key[Array, " B"]
@@ -198,36 +193,41 @@ def readout(
     return whitening(spectra_of(problems, kernels), frame.model, dtype)
 
 
-def auto(problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys) -> Coordinates:
-    """Readout where the data determine the outputs sharply, prior elsewhere.
-
-    In prior coordinates a step is about as long as the narrowest direction of the posterior is
-    wide, (1 + lambda)^-1/2 with the largest eigenvalue lambda of the pseudo-observations.
-    """
-    if len(problems[0].y) > MAX_EXAMPLES or not has_pseudo_observations(problems[0]):
-        return Prior()
-    dtype = jnp.result_type(float)
-    if frame.model.depth == 0:
-        observed = observe_linear(problems, frame)
-        is_sharp = max(o.sharpness() for o in observed) > READOUT_PAYS
-        return whiten(observed, dtype) if is_sharp else Prior()
-    kernels = prior_kernels(on_device(frame.data), keys, model=frame.model)
-    # A label tells at most 1/4 about a logit: with few labels the iteration is not needed.
-    most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
-    if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= READOUT_PAYS:
-        return Prior()
-    spectra = spectra_of(problems, kernels)
-    largest = max(output.precision[0] for outputs in spectra for output in outputs)
-    return whitening(spectra, frame.model, dtype) if largest > READOUT_PAYS else Prior()
-
-
 Maker = Callable[[Sequence[Problem], Frame, float, Keys], Coordinates]
 """(problems, frame, prior_sd, keys) -> coordinates with a leading axis over the problems."""
 
 COORDINATES: dict[str, Maker] = {
-    "auto": auto,
     "prior": prior,
     "curvature": curvature,
     "readout": readout,
 }
-"""Makers of coordinates by name."""
+"""Makers of coordinates by name; for `auto` there are `candidates`."""
+
+
+def candidates(
+    name: str, problems: Sequence[Problem], frame: Frame, prior_sd: float, keys: Keys
+) -> list[Coordinates]:
+    """The coordinates of that name; for `auto` those that are worth a trial, prior ones first.
+
+    In prior coordinates a step is about as long as the narrowest direction of the posterior is
+    wide, (1 + lambda)^-1/2 with the largest eigenvalue lambda of the pseudo-observations.
+    """
+    if name != "auto":
+        return [COORDINATES[name](problems, frame, prior_sd, keys)]
+    if len(problems[0].y) > MAX_EXAMPLES or not has_pseudo_observations(problems[0]):
+        return [Prior()]
+    dtype = jnp.result_type(float)
+    if frame.model.depth == 0:
+        observed = observe_linear(problems, frame)
+        is_sharp = max(o.sharpness() for o in observed) > SHARP
+        return [whiten(observed, dtype) if is_sharp else Prior()]
+    kernels = prior_kernels(on_device(frame.data), keys, model=frame.model)
+    # A label tells at most 1/4 about a logit: with few labels the iteration is not needed.
+    most = max(0.25 if p.noise_sd is None else float(p.noise_sd) ** -2 for p in problems)
+    if most * np.linalg.eigvalsh(np.asarray(kernels, float)).max() <= SHARP:
+        return [Prior()]
+    spectra = spectra_of(problems, kernels)
+    largest = max(output.precision[0] for outputs in spectra for output in outputs)
+    if largest <= SHARP:
+        return [Prior()]
+    return [Prior(), whitening(spectra, frame.model, dtype)]

@@ -62,6 +62,26 @@ class TwoValued(NamedTuple):
         return float(self.mask.mean())
 
 
+class Trial(NamedTuple):
+    """The pilot of chains in some coordinates."""
+
+    coordinates: str
+    """Name of the coordinates."""
+    step_size: float
+    """Mean over the problems, as adapted."""
+    num_gradients: float
+    """Gradients of a transition of one chain."""
+    gradient_seconds: float
+    """Forecast for one of them on one core."""
+    draws_per_transition: float
+    """Independent draws that a transition is worth (`isounc.sampling.pilot`)."""
+
+    @property
+    def draws_per_second(self) -> float:
+        """The most of them decides."""
+        return self.draws_per_transition / (self.num_gradients * self.gradient_seconds)
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A sampled posterior: moments at every region's locations, kept draws, the gate's verdict."""
@@ -93,6 +113,8 @@ class Posterior:
     stopped: str
     """Why sampling ended: the target was met, or the budget of draws or seconds was spent, or an
     interrupt came; with the numbers."""
+    trials: tuple[Trial, ...] = ()
+    """Pilots in several coordinates, if there were any."""
 
 
 class Block(NamedTuple):

@@ -35,13 +35,14 @@ from isounc.runs.provenance import provenance
 from isounc.sampling import stopping
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.clock import Clock, TimeIsUp
-from isounc.sampling.coordinates import COORDINATES
+from isounc.sampling.coordinates import candidates
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.gate import Gate, add_modes, fail
 from isounc.sampling.modes import modes_p_value, smc_settings
 from isounc.sampling.moments import (
     Block,
     Posterior,
+    Trial,
     fixed_locations,
     flat_locations,
     judge,
@@ -50,6 +51,7 @@ from isounc.sampling.moments import (
     of_problem,
     predictive_moments,
 )
+from isounc.sampling.pilot import choose
 from isounc.sampling.precision import Precision, check_precision
 from isounc.sampling.run import LEAST_DRAWS, DrawnBlocks, Progress, Run, fetch
 from isounc.sampling.settings import GateSettings, SamplerSettings
@@ -148,7 +150,7 @@ def sample_posteriors(
     # hundred times as long.
     with threadpool_limits(1, user_api="blas"):
         frame = make_frame(problems, model, prior_sd)
-        run = _prepare(
+        run, trials = _prepare(
             problems, frame, locations, prior_sd=prior_sd, keys=keys, settings=settings,
             folder=checkpoint, report=progress or (lambda *_: None), clock=clock,
         )  # fmt: skip
@@ -173,7 +175,9 @@ def sample_posteriors(
                 tempered = None
             sampled = sampled._replace(gates=_check_modes(sampled, tempered, settings.gate))
         return [
-            _posterior(problem, i, run, frame, sampled, locations, keep_values=keep_values)
+            _posterior(
+                problem, i, run, frame, sampled, locations, keep_values=keep_values, trials=trials
+            )
             for i, problem in enumerate(problems)
         ]
 
@@ -207,8 +211,8 @@ def _prepare(
     problems: Sequence[Problem], frame: Frame, locations: Mapping[str, Int[np.ndarray, " Q"]],
     *, prior_sd: float, keys: Sequence[PRNGKeyArray], settings: SamplerSettings,
     folder: str | Path | None, report: Progress, clock: Clock,
-) -> Run:  # fmt: skip
-    """The run, in its coordinates, with its checkpoint opened."""
+) -> tuple[Run, tuple[Trial, ...]]:  # fmt: skip
+    """The run, in its coordinates, with its checkpoint opened; and the pilots."""
     data = on_device(frame.data)
     points = np.stack([frame.locations(problem, i) for i, problem in enumerate(problems)])
     X = jnp.asarray(points.astype(data.X.dtype))
@@ -222,9 +226,9 @@ def _prepare(
         identity = _identity(problems, frame, typed_keys, settings)
         checkpoint = Checkpoint.open(folder, identity)
     report("coordinates", 0, settings.max_draws)
-    make_coordinates = COORDINATES[settings.coordinates]
-    return Run(
-        coordinates=make_coordinates(problems, frame, prior_sd, start_keys),
+    tried = candidates(settings.coordinates, problems, frame, prior_sd, start_keys)
+    run = Run(
+        coordinates=tried[0],
         data=data,
         X=X,
         fixed=fixed,
@@ -237,6 +241,7 @@ def _prepare(
         report=report,
         clock=clock,
     )
+    return choose(run, tried)
 
 
 class _Sampled(NamedTuple):
@@ -335,6 +340,7 @@ def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _
 def _posterior(
     problem: Problem, i: int, run: Run, frame: Frame, sampled: _Sampled,
     locations: Mapping[str, Int[np.ndarray, " Q"]], *, keep_values: bool,
+    trials: tuple[Trial, ...],
 ) -> Posterior:  # fmt: skip
     """The posterior of the i-th problem."""
     blocks, gate = of_problem(sampled.blocks, i), sampled.gates[i]
@@ -353,6 +359,7 @@ def _posterior(
         acceptance=float(np.mean([block.acceptance.mean() for block in blocks])),
         coordinates=run.coordinates.name,
         stopped=stopping.why_stopped(gate, num_draws, run.settings, sampled.ended),
+        trials=trials,
     )
 
 

@@ -12,7 +12,7 @@ from isounc.checks import check_choice, check_count, check_real
 SAMPLER_NAMES = ["hmc", "nuts", "chees", "adjusted_mclmc", "tempered_smc"]
 """Samplers; `isounc.sampling.register_sampler` adds to them."""
 COORDINATE_NAMES = ("auto", "prior", "curvature", "readout")
-"""Coordinates (`isounc.sampling.coordinates`); `auto` chooses readout or prior."""
+"""Coordinates (`isounc.sampling.coordinates`); `auto` chooses prior or readout."""
 METRIC_NAMES = ("identity", "diagonal", "low_rank")
 """Metrics that warm-up adapts."""
 UNSUITED = {"tempered_smc": {"metric": "low_rank", "coordinates": "curvature"}}
@@ -73,7 +73,8 @@ class SamplerSettings:
     num_draws particles, without warm-up)."""
     coordinates: str = "auto"
     """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers),
-    or auto: readout where the data determine the outputs sharply, prior elsewhere."""
+    or auto: prior, unless short pilots find readout faster, which are made where the data determine
+    the outputs sharply and the run is long."""
     metric: str = "diagonal"
     """identity, diagonal or low_rank (plus diagonal), adapted during warm-up."""
     metric_rank: int = 16
@@ -100,8 +101,9 @@ class SamplerSettings:
     trajectory_length: float = 1.6
     """Mean integration time of a transition (chees: before adaptation). A quarter period of
     N(0, I) is pi / 2, after which its draws are independent."""
-    max_integration_steps: int = 128
-    """Most integration steps of a trajectory."""
+    max_integration_steps: int = 4096
+    """Most integration steps of a trajectory; sharp data under a wide prior need thousands.
+    tempered_smc makes at most 128."""
     max_tree_depth: int = 10
     """nuts: trajectories of at most 2^this integration steps."""
     num_mutations: int = 10

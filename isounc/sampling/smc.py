@@ -29,6 +29,7 @@ bytes in float32, and twice that while they are resampled.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ from isounc.sampling.settings import SamplerSettings
 
 LEAST = -1e30
 """Remainder of a particle whose own is not finite: it has no descendants."""
+MOST_STEPS = 128
+"""Most integration steps of a mutation: many short ones move particles as well as few long ones."""
 GAIN = 1.5
 """By how much the log step size changes for each unit of acceptance above its target."""
 MUTATION = 20260401
@@ -164,6 +167,8 @@ def mutate(
     The particles of runs that are at lambda = 1 are moved again.
     """
     hmc, num_parts = HMC(), num_particles(settings) // together
+    most = min(settings.max_integration_steps, MOST_STEPS)
+    settings = dataclasses.replace(settings, max_integration_steps=most)
 
     def move(
         particles: Particles, key: PRNGKeyArray, coordinates: Coordinates, data: Data,

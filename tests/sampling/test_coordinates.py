@@ -127,15 +127,15 @@ def test_pseudo_observations_are_a_fixed_point_of_the_variational_approximation(
     np.testing.assert_allclose(precision * (target - mean), problem.y - p @ weights, atol=0.05)
 
 
-@pytest.mark.parametrize(("depth", "sharp"), [(0, Affine), (1, NarrowReadout)])
-def test_readout_is_chosen_where_the_data_are_sharp(depth, sharp):
+@pytest.mark.parametrize(("depth", "sharp"), [(0, [Affine]), (1, [Prior, NarrowReadout])])
+def test_readout_is_a_candidate_where_the_data_are_sharp(depth, sharp):
     kinds = {}
     for noise_sd in (0.01, 3.0):
         problem, model = setting("gaussian", depth, noise_sd=noise_sd)
         frame = make_frame([problem], model, PRIOR_SD)
-        coords = coordinates.auto([problem], frame, PRIOR_SD, KEYS)
-        kinds[noise_sd] = type(coords)
-    assert kinds == {0.01: sharp, 3.0: Prior}
+        found = coordinates.candidates("auto", [problem], frame, PRIOR_SD, KEYS)
+        kinds[noise_sd] = [type(coords) for coords in found]
+    assert kinds == {0.01: sharp, 3.0: [Prior]}
 
 
 @pytest.mark.parametrize(("n", "prior_sd"), [(20, PRIOR_SD), (300, 30.0)])
@@ -145,11 +145,12 @@ def test_labels_that_tell_little_need_no_iteration(n, prior_sd, monkeypatch):
     args = ([problem], frame, prior_sd, KEYS)
     kernels = pseudo_observations.prior_kernels(on_device(frame.data), KEYS, model=model)
     spectra = pseudo_observations.spectra_of([problem], kernels)
-    sharp = spectra[0][0].precision[0] > coordinates.READOUT_PAYS
+    sharp = spectra[0][0].precision[0] > coordinates.SHARP
     assert sharp == (n == 300)
     if not sharp:
         monkeypatch.setattr(pseudo_observations, "pseudo_observations", None)
-    assert isinstance(coordinates.auto(*args), NarrowReadout if sharp else Prior)
+    kinds = [type(coords) for coords in coordinates.candidates("auto", *args)]
+    assert kinds == ([Prior, NarrowReadout] if sharp else [Prior])
 
 
 def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
@@ -159,7 +160,7 @@ def test_readout_refuses_more_examples_than_it_can_factor(monkeypatch):
     frame = make_frame([problem], model, PRIOR_SD)
     with pytest.raises(ValueError, match=r"for more than 20 examples.* got 'readout' and 30"):
         coordinates.readout([problem], frame, PRIOR_SD, KEYS)
-    assert isinstance(coordinates.auto([problem], frame, PRIOR_SD, KEYS), Prior)
+    assert coordinates.candidates("auto", [problem], frame, PRIOR_SD, KEYS) == [Prior()]
     monkeypatch.setattr(coordinates, "MAX_EXAMPLES", 30)
     assert isinstance(coordinates.readout([problem], frame, PRIOR_SD, KEYS), NarrowReadout)
 

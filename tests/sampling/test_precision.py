@@ -13,6 +13,7 @@ from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.references import linear_gaussian, logistic_by_quadrature
 from isounc.sampling import coordinates, pseudo_observations, readout, sample_posterior
+from isounc.sampling import posterior as sampling_posterior
 
 PRIOR_SD, KEY = 10.0, jax.random.key(0)
 YEARS = np.arange(1980.0, 2020.0)
@@ -90,7 +91,7 @@ def former(problems, frame, prior_sd, keys):
 
 def test_what_nothing_else_sees_fails_the_gate(monkeypatch):
     monkeypatch.setattr(centring, "OFF_CENTRE", np.inf)
-    monkeypatch.setitem(coordinates.COORDINATES, "auto", former)
+    monkeypatch.setattr(sampling_posterior, "candidates", lambda _, *args: [former(*args)])
     posterior = sampled(line(YEARS, 0.003))
     gate = posterior.gate
     assert not gate.passed and all(TOO_COARSE in reason for reason in gate.reasons), gate.reasons

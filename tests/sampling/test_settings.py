@@ -26,7 +26,7 @@ from isounc.studies.scaling.study import STUDY as SCALING_STUDY
 
 def test_names_are_those_of_the_registries():
     assert SAMPLER_NAMES == [*DRIVERS] == [*SAMPLERS, "tempered_smc"]
-    assert COORDINATE_NAMES == tuple(COORDINATES)
+    assert COORDINATE_NAMES == ("auto", *COORDINATES)
 
 
 def test_a_registered_sampler_is_taken():

@@ -44,7 +44,10 @@ def template(case: Case, settings: Settings) -> tuple[Problem, Model]:
         case.origin + source.X, source.y, likelihood=source.likelihood, noise_sd=source.noise_sd,
         num_classes=source.num_classes, regions={"query": query}, name=case.problem,
     )  # fmt: skip
-    return problem, make_model(problem, width=case.width, depth=case.depth)
+    model = make_model(
+        problem, width=case.width, depth=case.depth, parameterisation=case.parameterisation
+    )
+    return problem, model
 
 
 def _key(settings: Settings, name: str) -> jax.Array:
@@ -61,7 +64,7 @@ def _ranks(cell: Cell, settings: Settings, say: Say) -> Record:
         list(keys),
         problem,
         model,
-        prior_sd=settings.prior_sd,
+        prior_sd=CASES[job.case].prior_factor * settings.prior_sd,
         settings=dataclasses.replace(
             settings.sampling,
             sampler=job.sampler,
@@ -88,7 +91,7 @@ def _geweke(cell: Cell, settings: Settings, say: Say) -> Record:
         _key(settings, f"geweke/{job.case}"),
         problem,
         model,
-        prior_sd=settings.prior_sd,
+        prior_sd=CASES[job.case].prior_factor * settings.prior_sd,
         sampler=job.sampler,
         step_size=CASES[job.case].step_size,
         coordinates=job.coordinates,

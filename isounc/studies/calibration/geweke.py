@@ -36,7 +36,7 @@ from isounc.models import Model
 from isounc.problems import Problem
 from isounc.sampling.adaptation import start_tuning
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.coordinates import COORDINATES, Coordinates, Prior
+from isounc.sampling.coordinates import Coordinates, Prior, candidates
 from isounc.sampling.kernels import SAMPLERS, start_chains
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.calibration.sbc import (
@@ -248,8 +248,8 @@ def geweke(
         Integration step in prior standard deviations. It is fixed, since a step that adapts to the
         state would leave another distribution invariant.
     coordinates
-        A name of `isounc.sampling.coordinates.COORDINATES`. They are made once, from the problem's
-        labels: no labels make them wrong for others.
+        A name as in `SamplerSettings`; `auto` takes the first candidate. They are made once, from
+        the problem's labels: no labels make them wrong for others.
     whitened_step
         Integration step in coordinates other than the prior's; None is `step_size`.
     fault
@@ -268,7 +268,7 @@ def geweke(
     problem = dataclasses.replace(problem, X=few, y=problem.y[: settings.num_rows])
     frame = make_frame([problem], model, prior_sd)
     key, key_coordinates = jax.random.split(key)
-    made = COORDINATES[coordinates]([problem], frame, prior_sd, key_coordinates[None])
+    made = candidates(coordinates, [problem], frame, prior_sd, key_coordinates[None])[0]
     if whitened_step is not None and not isinstance(made, Prior):
         step_size = check_real("whitened_step", whitened_step, positive=True)
     model, names = frame.model, quantity_names(problem)

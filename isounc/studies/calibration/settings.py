@@ -40,7 +40,12 @@ class Case:
     """What is added to the inputs, whose sd is about 1."""
     has_geweke: bool = True
     """Whether Geweke's test is run: not where labels of another draw lie 10^4 posterior standard
-    deviations away, as float32 has no digits there."""
+    deviations away, as float32 has no digits there, nor where a fixed step would have to be so
+    short that nothing moves."""
+    prior_factor: float = 1.0
+    """Factor on the prior standard deviation."""
+    parameterisation: str = "ntk"
+    """Where 1/sqrt(fan-in) sits (`isounc.models.PARAMETERISATIONS`)."""
 
 
 CASES = {
@@ -50,6 +55,9 @@ CASES = {
     "regression8": Case("nonlinear_regression", 1, 8, 0.06, label_noise=2.5),
     "line2000": Case("linear_regression", 0, 1, 0.06, origin=2000.0, has_geweke=False),
     "regression8at30": Case("nonlinear_regression", 1, 8, 0.06, label_noise=2.5, origin=30.0),
+    "wide8": Case(
+        "linear", 1, 8, 0.01, has_geweke=False, prior_factor=5.0, parameterisation="standard"
+    ),
 }
 SAMPLER_SETTINGS: dict[str, dict[str, Any]] = {
     "chees": {"num_chains": 16, "target_acceptance": 0.65},
@@ -72,7 +80,8 @@ class Settings(RunSettings):
     cases: tuple[str, ...] = ("logistic", "binary4")
     """Models: logistic (logistic regression, 2 inputs), binary4 (MLP of width 4, 2 classes),
     softmax8 (width 8, 3 classes), regression8 (width 8, 1 input, noise sd 0.5); and uncentred:
-    line2000 (linear regression on inputs about 2000), regression8at30."""
+    line2000 (linear regression on inputs about 2000), regression8at30; and with a wide prior:
+    wide8 (width 8, 2 classes, standard parameterisation, five times the prior sd)."""
     controls: tuple[str, ...] = ("prior",)
     """Faults planted in the first case, which the tests must find: prior (variance for sd), data (a
     quarter of the rows counted twice; SBC needs about 400 replications to find it)."""

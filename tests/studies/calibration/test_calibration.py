@@ -17,6 +17,7 @@ from isounc import densities
 from isounc.models import make_model
 from isounc.problems import Problem
 from isounc.runs.command import main
+from isounc.runs.executors import Batch
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.settings import SamplerSettings
@@ -31,7 +32,7 @@ from isounc.studies.calibration.sbc import (
     rank,
     rank_batch,
 )
-from isounc.studies.calibration.settings import Settings
+from isounc.studies.calibration.settings import PRESETS, Cell, Job, Settings
 from isounc.studies.calibration.study import STUDY
 from isounc.studies.calibration.uniformity import (
     ecdf_band,
@@ -354,6 +355,22 @@ def test_a_killed_run_goes_on_and_ends_with_tables_and_figures(tmp_path, monkeyp
     assert "logistic hmc auto, prior" in capsys.readouterr().out
     with pytest.raises(ValueError, match="prior_sd"):
         run_study(STUDY, dataclasses.replace(settings, prior_sd=1.0))
+
+
+def test_the_wide_case_has_a_prior_sd_of_10_on_every_parameter(monkeypatch):
+    seen = {}
+
+    def looked_at(keys, problem, model, *, prior_sd, **settings):
+        seen.update(model=model, prior_sd=prior_sd, origin=problem.X.mean())
+        raise StopIteration
+
+    monkeypatch.setattr(cell, "rank_batch", looked_at)
+    job = Job("hmc", "auto", "wide8", "none")
+    with pytest.raises(StopIteration):
+        cell.evaluate(Batch("wide8", (Cell(job, 0),)), PRESETS["paper"], lambda *_: None)
+    assert (seen["prior_sd"], seen["model"].width) == (10.0, 8)
+    np.testing.assert_array_equal(seen["model"].param_prior_sd(seen["prior_sd"]), 10.0)
+    assert not job.has_geweke
 
 
 def test_a_case_without_geweke_leaves_the_figures_of_the_others(tmp_path):
