@@ -137,6 +137,7 @@ def test_an_interrupt_ends_with_what_there_is(tmp_path, uninterrupted, monkeypat
     monkeypatch.setattr(parts, "TELL_EVERY", 0.0)
     posterior = sampled(tmp_path / "run", interrupt_at(47))
     assert posterior.stopped.startswith("interrupted after 47 draws a chain: gate failed")
+    assert (tmp_path / "run" / "part-00006.npz").exists(), "not one draw is lost"
     assert_prefix(posterior, uninterrupted)
     assert_prefix(sampled(progress=interrupt_at(13)), uninterrupted)  # of the first block
     assert_same_bits(sampled(tmp_path / "run"), uninterrupted)
