@@ -288,7 +288,7 @@ def test_draws_grow_until_the_variance_is_known_well_enough(problem, model):
 
 
 def test_a_problem_that_does_not_mix_fails_with_reasons():
-    xor = make_problem("xor", seed=0, n=50, num_test=5, num_far=5, grid_size=5)
+    xor = make_problem("xor", seed=0, n=200, num_test=5, num_far=5, grid_size=5)
     posterior = sample_posterior(
         xor, make_model(xor, width=2), prior_sd=2.0, key=KEY, num_draws=250, max_draws=1000
     )
