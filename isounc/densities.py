@@ -20,7 +20,6 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.problems import Problem
 
-
 LONG = 8
 """Examples for each unit from which on CPUs are faster along the axis of the examples."""
 
