@@ -196,7 +196,7 @@ def draw(database, *, sample: int | None, seed: int) -> list:
 
 
 def new_text(diff: str) -> str:
-    """What a mutant puts in the place of the program's lines, in one line."""
+    """The lines that a mutant adds, joined into one."""
     return " ".join(" ".join(line[1:] for line in diff.splitlines()[3:] if line[:1] == "+").split())
 
 

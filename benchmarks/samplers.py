@@ -372,8 +372,7 @@ def main(options: Options) -> None:
     print(f"{device}, JAX {jax.__version__}, float32, {options.num_draws} draws a chain")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = stored(options.out / "samplers.csv", {"seed": options.seed})
-    # Tables of before have neither.
-    rows = [Job._field_defaults | row for row in rows]
+    rows = [Job._field_defaults | row for row in rows]  # older tables lack these columns
     done = {tuple(row[name] for name in (*Job._fields, "way")) for row in rows}
     slow = {(r["problem"], r["way"]) for r in rows if r["seconds"] > options.skip_above}
     for sweep, job in tqdm(jobs, unit="posterior"):

@@ -118,7 +118,7 @@ class Window(NamedTuple):
 
 
 def _kept_for_metric(settings: SamplerSettings, length: int) -> tuple[int, int]:
-    """Of a window, every how many draws are kept, and how many these are."""
+    """The thinning interval of a window's draws, and the number of draws that it keeps."""
     thin = max(1, length * settings.chains // LOW_RANK_DRAWS)
     return thin, math.ceil(length / thin) if settings.metric == "low_rank" else 0
 

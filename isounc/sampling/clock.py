@@ -21,7 +21,7 @@ class Clock:
         self.saved = 0.0
         """Reading at the last checkpoint."""
         self.cut_short = ""
-        """What else the budget has cut short than the draws, in words."""
+        """The stage before the draws that ended early for lack of time, in words; empty if none did."""
         self._begun = time.monotonic()
 
     def seconds(self) -> float:

@@ -61,7 +61,7 @@ class Coordinates(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the kind, for results."""
+        """Name of the kind of coordinates, as results give it."""
         ...
 
     def theta(self, x: Float[Array, " P"], model: Model, data: Data) -> Float[Array, " P"]:

@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     """How far a step of a run is; both at once, so that an interrupt finds them in agreement."""
 
     state: Any
-    """What programs pass on; a pytree."""
+    """The state that one program passes to the next; a pytree."""
     done: int
     """Pieces of work that it has."""
 

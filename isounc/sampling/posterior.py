@@ -256,7 +256,7 @@ class _Sampled(NamedTuple):
     step_size: Float[np.ndarray, "B K"]
     """Step size of each chain."""
     ended: str
-    """What ended the run before its draws were spent; empty if nothing did."""
+    """Why the run ended before its budget of draws was spent; empty if it did not."""
 
 
 Check = Callable[[Sequence[Block]], list[Precision | None]]
