@@ -6,7 +6,9 @@ tables, figures and a page. This module does the rest in the same way for all.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ class Report(NamedTuple):
     """Conclusion for `info.json`."""
     passed: bool = True
     """Whether the outcome is as it should be; the exit status says so."""
+    reading: Sequence[str] = ()
+    """Sentences that say what the tables show, made from their numbers."""
 
 
 def _no_preparation(settings: Any, folder: RunFolder) -> None:
@@ -167,20 +171,27 @@ def run_study(study: Study[S], settings: S) -> bool:
         }
     )
     print(
-        f"\n{report.text}\n\n{seconds / 60:.1f} minutes, {compiled} programs compiled, {cached} "
-        f"taken from the cache, {peak:.0f} MiB in the largest process.\nReport: {page}"
+        f"\n{report.text}\n\n{seconds:.0f} seconds, {compiled} programs compiled, {cached} taken "
+        f"from the cache, {peak:.0f} MiB in the largest process.\n{_reading_text(report)}"
+        f"Report: {page}"
     )
     return report.passed
 
 
 def report_run(study: Study[S], folder: RunFolder) -> bool:
     """Write the tables, figures and page of a run anew, and print its conclusion."""
+    settings = dataclasses.replace(settings_of_run(study, folder), figures="all")
+    report, page = _write_report(study, folder, settings)
+    print(f"{report.text}\n{_reading_text(report)}Report: {page}")
+    return report.passed
+
+
+def settings_of_run(study: Study[S], folder: RunFolder) -> S:
+    """The settings that a run was made with; those that it did not store are the preset's."""
     preset = folder.settings.get("preset", next(iter(study.presets)))
     default = study.presets.get(preset, next(iter(study.presets.values())))
     stored = {**folder.settings, **folder.read_info().get("views", {})}
-    report, page = _write_report(study, folder, restored_settings(default, stored))
-    print(f"{report.text}\nReport: {page}")
-    return report.passed
+    return restored_settings(default, stored)
 
 
 def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
@@ -213,7 +224,16 @@ def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Repo
         folder.write_table(name, table.rows, table.columns)
     folder.write_info({"checks": report.checks})
     print("Figures and page ...", flush=True)
-    drawn = draw_plots(report.plots, folder.path / "figures")
+    drawn = draw_plots(
+        report.plots, folder.path / "figures", one_of_each_kind=settings.figures == "shown"
+    )
     sections = [*report.sections(drawn), environment_section(folder, drawn)]
+    if report.reading:
+        sections.insert(0, Section("reading", "Reading", tuple(report.reading), (), ()))
     page = write_page(folder.path, folder.path.resolve().name, sections)
     return report, page
+
+
+def _reading_text(report: Report) -> str:
+    """The reading for a terminal, a paragraph for each sentence."""
+    return "".join(f"\n{textwrap.fill(sentence, 98)}\n" for sentence in report.reading) + "\n"

@@ -21,7 +21,7 @@ RESULT_COLUMNS = (
     *("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "seed"),
     *("point", "region", "estimator", "quantity", "class", "n_points"),
     *("pearson", "spearman", "log10_pearson", "n_dropped", "slope", "attenuation", "reason"),
-    *("gate", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
+    *("gate", "sampler", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
     *("pearson_sd", "two_valued_share", "two_valued_undecided"),
     *("pearson_from_two_valued", "spearman_from_two_valued"),
     *(f"{name}_not_two_valued" for name in (*Comparison._fields[:-1], "pearson_sd")),
@@ -29,7 +29,7 @@ RESULT_COLUMNS = (
 """Columns of `results.csv`, in order."""
 TEXT_COLUMNS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
-    *("class", "reason", "gate", "reason_not_two_valued"),
+    *("class", "reason", "gate", "sampler", "reason_not_two_valued"),
 )
 """Columns that hold text: class "1" is a label, not a number."""
 

@@ -13,6 +13,7 @@ from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.paper import SOURCE
+from isounc.studies.scaling.reading import reading
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings, seed_batches
 from isounc.studies.scaling.stored import rows_of
@@ -67,6 +68,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         sections=functools.partial(_sections, results),
         text=f"{summary_table(results)}\n{passed} of {len(results.cells)} cells passed the gate.",
         checks={"cells": len(results.cells), "passed_gate": passed},
+        reading=reading(results),
     )
 
 
@@ -74,14 +76,15 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
     def of_kind(*kinds: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
-    headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]
     sections = [
-        Section("summary", "Summary", _overview(results), headline, (paper_table(results),)),
+        Section(
+            "summary", "Summary", _overview(results), of_kind("headline"), (paper_table(results),)
+        ),
         Section(
             "width", "Change with width",
             ("A panel shows the cells of one problem. The dashed line is the paper's value, whose "
              f"width, region and prior are not known ({SOURCE}).",),
-            curves, (trend_table(results),),
+            of_kind("scaling"), (trend_table(results),),
         ),
         Section(
             "budget", "Error budget",

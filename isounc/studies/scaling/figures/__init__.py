@@ -37,7 +37,7 @@ def _run_plots(results: Results) -> Iterator[Plot]:
             "Pearson correlation of the isotropic estimate with the MCMC predictive variance "
             f"against width, for each kind of point estimate; region {regions[0]}."
         )
-        yield Plot("scaling", "scaling", caption, lambda: scaling_headline(results))
+        yield Plot("scaling", "headline", caption, lambda: scaling_headline(results))
         for region in regions:
             for point in points:
                 caption = (
