@@ -43,14 +43,14 @@ def _stem(name: str) -> str:
 
 
 def draw_plots(
-    plots: Iterable[Plot], folder: Path, *, one_of_each_kind: bool = False
+    plots: Iterable[Plot], folder: Path, *, shown_alone: bool = False
 ) -> list[FigureFile]:
     """Draw figures into `folder`; one that is not drawn is returned with the reason.
 
     Parameters
     ----------
-    one_of_each_kind
-        Draw the first of each kind that can be drawn, and none of the others.
+    shown_alone
+        Draw what a page shows unfolded: the first of each kind that can be drawn, as PNG alone.
 
     Raises
     ------
@@ -65,11 +65,11 @@ def draw_plots(
         )
     files: list[FigureFile] = []
     for name, kind, caption, draw in plots:
-        if one_of_each_kind and any(file.kind == kind and file.paths for file in files):
+        if shown_alone and any(file.kind == kind and file.paths for file in files):
             files.append(FigureFile(name, kind, caption, (), NOT_ASKED_FOR))
             continue
         try:
-            paths = tuple(save(draw(), folder / _stem(name)))
+            paths = tuple(save(draw(), folder / _stem(name), svg=not shown_alone))
             files.append(FigureFile(name, kind, caption, paths, ""))
         except NothingToDraw as error:
             _log.info("figure %s skipped: %s", name, error)

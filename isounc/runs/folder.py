@@ -7,7 +7,7 @@ A run is a folder::
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
     cells/<name>.json           format_version, name, run, sha256 of the npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
-    results.csv, summary.csv    tables
+    results.csv, summary.csv    tables; a published run has large ones as results.csv.gz
 
 Three rules keep a run readable after a kill, a crash or a full disk. Every file is written beside
 its final place, synced, and renamed over it, so a file is either whole or absent. A record exists
@@ -143,7 +143,11 @@ class RunFolder:
         """
         path = check_path("path", path)
         if not (path / "settings.json").is_file():
-            raise ValueError(f"path must be a run folder, got {path}, which has no settings.json")
+            kind = "is a file" if path.is_file() else "has no settings.json"
+            kind = kind if path.exists() else "does not exist"
+            raise ValueError(
+                f"path must be a folder of a run or of published results, got {path}, which {kind}"
+            )
         if writable:
             check_place(path)
         study, settings = _load_settings(path)
@@ -263,6 +267,11 @@ class RunFolder:
             described["text_columns"][name] = text_columns
             content = files.json_bytes(files.encode(described, "info.json"))
             files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
+            (self.path / f"{name}.gz").unlink(missing_ok=True)  # of an earlier state
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name, compressed or not."""
+        return any((self.path / file).is_file() for file in (name, f"{name}.gz"))
 
     def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
         """Read a table, each column with its type; empty cells are NA.
@@ -287,11 +296,11 @@ class RunFolder:
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
-            data = files.bytes_or_none(self.path / name)
+            data = files.table_file(self.path, name)
         except Damaged as error:
             raise ValueError(str(error)) from error
         if data is None:
-            raise ValueError(f"{self.path} has no {name}: did the run finish?")
+            raise ValueError(f"{self.path} has no {name} and no {name}.gz: did the run finish?")
         noted = self._read_description()["text_columns"].get(name, [])
         return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 

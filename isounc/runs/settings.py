@@ -52,7 +52,7 @@ class RunSettings:
     cache: str = "~/.cache/isounc/jax"
     """Folder of compiled programs, which later runs reuse; empty means none."""
     figures: Literal["all", "shown"] = "all"
-    """Figures that are drawn: all, or the one of each kind that the page does not fold up;
+    """Figures that are drawn: all, as PNG and SVG, or what the page shows unfolded, as PNG;
     isounc report draws all of them."""
     dry_run: bool = False
     """List the cells with a forecast of time and memory, and stop."""

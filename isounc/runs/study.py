@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +152,8 @@ def run_study(study: Study[S], settings: S) -> bool:
         open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
         most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
     )
+    if executor == "processes":  # while they compute, this process has nothing to do
+        threading.Thread(target=_import_what_draws, daemon=True).start()
     sessions = run_groups(groups, work, executor=executor, workers=workers)
     open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
     folder.write_info(provenance() | {"views": open_settings})
@@ -216,6 +220,12 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
     return "\n".join(lines)
 
 
+def _import_what_draws() -> None:
+    """Load pandas and matplotlib, which take a second."""
+    importlib.import_module("isounc.runs.figures")
+    importlib.import_module("pandas")
+
+
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
     from isounc.runs.figures import draw_plots  # here, because matplotlib takes a second to import
 
@@ -224,9 +234,8 @@ def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Repo
         folder.write_table(name, table.rows, table.columns)
     folder.write_info({"checks": report.checks})
     print("Figures and page ...", flush=True)
-    drawn = draw_plots(
-        report.plots, folder.path / "figures", one_of_each_kind=settings.figures == "shown"
-    )
+    shown_alone = settings.figures == "shown"
+    drawn = draw_plots(report.plots, folder.path / "figures", shown_alone=shown_alone)
     sections = [*report.sections(drawn), environment_section(folder, drawn)]
     if report.reading:
         sections.insert(0, Section("reading", "Reading", tuple(report.reading), (), ()))

@@ -143,29 +143,30 @@ def _drawable(text: str) -> str:
     return "\n".join(x if len(x) <= LONGEST_LINE else f"{x[:middle]}…{x[-20:]}" for x in lines)
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.png and `stem`.svg, each whole or not at all.
+def save(figure: Figure, stem: Path, *, svg: bool = True) -> list[Path]:
+    """Write a figure as `stem`.png and, with `svg`, `stem`.svg, each whole or not at all.
 
     Returns
     -------
     list of Path
-        The two files.
+        The files.
 
     Raises
     ------
     OSError
         If they cannot be written.
     """
-    png, svg = io.BytesIO(), io.BytesIO()
+    drawn = {"png": io.BytesIO()} | ({"svg": io.BytesIO()} if svg else {})
     _take_texts_as_they_are(figure)
     with styled():
         # `Figure.savefig` would draw each format twice; drawing is what takes the time here.
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        figure.set_layout_engine("none")  # the layout just found holds for the other format too
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        FigureCanvasAgg(figure).print_png(drawn["png"], metadata={"Software": None})
+        if svg:
+            figure.set_layout_engine("none")  # the layout just found holds for the other format too
+            FigureCanvasSVG(figure).print_svg(drawn["svg"], metadata={"Date": None})
     contents = {
         stem.with_name(f"{stem.name}.{ending}"): content.getvalue()
-        for ending, content in (("png", png), ("svg", svg))
+        for ending, content in drawn.items()
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(contents, f"figure {stem.name}")

@@ -83,12 +83,16 @@ def compare_classes(
                 continue
             se = ses[name] if with_se else None
             here = two_valued_at.get(name)
+            mask = None if here is None else here.mask
+            leaves_none_out = mask is not None and not mask.any()
             comparison = compare(
                 estimates[name],
                 references[name],
                 reference_se=se,
-                two_valued=None if here is None else here.mask,
+                two_valued=None if leaves_none_out else mask,
             )
+            if leaves_none_out:
+                comparison = comparison._replace(not_two_valued=comparison)
             by_class.setdefault(name, []).append(comparison)
             if here is not None:
                 places.setdefault(name, []).append(here)

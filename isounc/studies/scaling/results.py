@@ -146,7 +146,7 @@ class Results:
         if isinstance(run, Results):
             return run
         metas = {record.name: record.meta for record in run.records()}
-        if (run.path / "results.csv").is_file():
+        if run.has_table("results.csv"):
             source = "results.csv"
             rows = run.read_table(source, text_columns=TEXT_COLUMNS)
             needed = (*KEY_COLUMNS, "seed", "gate")

@@ -61,7 +61,9 @@ class Settings(RunSettings):
 PRESETS = {
     # Half the usual draws, which pass the gate in most cells; the others draw more by themselves.
     "quick": Settings(
-        sampling=SamplerSettings(num_draws=500, max_draws=2000, target_var_se=0.06),
+        sampling=SamplerSettings(
+            num_warmup=200, num_draws=500, max_draws=2000, block=125, target_var_se=0.06
+        ),
         figures="shown",
     ),
     "standard": Settings(
