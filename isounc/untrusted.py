@@ -139,7 +139,9 @@ def gunzip(data: bytes, most: int, what: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             content = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise Unreadable(f"{what} must be a whole gzip file, got one that is not: {error}") from None
+        raise Unreadable(
+            f"{what} must be a whole gzip file, got one that is not: {error}"
+        ) from None
     if len(content) > most:
         raise Unreadable(f"{what} must unpack to at most {most} bytes, got more")
     return content

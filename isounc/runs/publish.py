@@ -68,7 +68,9 @@ def publish(
     reading = study.report(goal, settings_of_run(study, goal)).reading
     if reading:
         lines = [f"# Reading of {goal.path.resolve().name}", *reading]
-        lines.append(f"<!-- Written by isounc publish from the tables of the study {study.name}. -->")
+        lines.append(
+            f"<!-- Written by isounc publish from the tables of the study {study.name}. -->"
+        )
         content = "\n\n".join(lines).encode() + b"\n"
         files.write_atomic({goal.path / "reading.md": content}, "the reading")
     return goal.path

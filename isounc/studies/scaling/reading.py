@@ -21,13 +21,18 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from isounc.estimates.estimators import ESTIMATORS
 from isounc.statistics import MAX_ABS_CORRELATION, Trend
 from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.results import Results, Setup, point_of
 
-BESIDE = ("null_aleatoric", "logit_scaled", "link_aware", "laplace", "posterior_averaged")
-"""Estimators whose value is said beside that of the isotropic one, where a run has them."""
+BESIDE = {
+    "null_aleatoric": "p(1−p)",
+    "logit_scaled": "logit-scaled",
+    "link_aware": "link-aware",
+    "laplace": "Laplace",
+    "posterior_averaged": "the isotropic estimate averaged over draws",
+}
+"""Estimators whose value is said beside that of the isotropic one, where a run has them: words."""
 MAIN = "isotropic"
 """The estimator that the reading is about."""
 _PLACES = {
@@ -147,9 +152,7 @@ def _number(trend: Trend) -> Number:
     return Number(trend.slope_mean, trend.low, trend.high)
 
 
-def _several(
-    found: Mapping[str, tuple[Number, int]], *, correlations: bool
-) -> Several | None:  # fmt: skip
+def _several(found: Mapping[str, tuple[Number, int]], *, correlations: bool) -> Several | None:
     if not found:
         return None
     numbers = {name: number for name, (number, _) in found.items()}
@@ -168,8 +171,8 @@ def _region(results: Results, region: str) -> str:
         return ""
     if values is None:
         return (
-            f"{place}, there is no correlation of the isotropic estimate {at} to report at the "
-            f"largest width: its cells failed the gate, or it is undefined."
+            f"{place}, the isotropic estimate {at} has no correlation at the largest width: the "
+            "cells failed the gate, or it is undefined."
         )
     trends = _trends(results, region, point, MAIN)
     text = f"{place}, the isotropic estimate {at} "
@@ -185,18 +188,13 @@ def _region(results: Results, region: str) -> str:
             f"{values.mean.text('.2f')} {_lower(_widest(results, setups))}"
         )
     text += _range(values)
-    names = [name for name in BESIDE if name in results.values("estimator")]
     beside = [
-        (other.mean.text(".2f"), ESTIMATORS[name].label if name in ESTIMATORS else "", name, other)
-        for name in names
+        f"{other.mean.text('.2f')} for {words}{_fewer(other, values)}"
+        for name, words in BESIDE.items()
         if (other := _values(results, region, point_of(name, point), name)) is not None
     ]
     if beside:
-        listed = _listed(
-            f"{number} for {label or name}{_fewer(other, values)}"
-            for number, label, name, other in beside
-        )
-        text += f", beside {listed}"
+        text += f", beside {_listed(beside)}"
     return text + _left_out(results, setups, values) + "."
 
 
@@ -231,7 +229,9 @@ def _gate(results: Results) -> str:
     failed = cells[cells["gate"] == "fail"]
     text = f"{len(cells) - len(failed)} of {len(cells)} cells passed the gate of their reference"
     first = (results.run.settings.get("sampling") or {}).get("sampler")
-    again = cells[(cells["gate"] == "pass") & cells["sampler"].notna() & (cells["sampler"] != first)]
+    again = cells[
+        (cells["gate"] == "pass") & cells["sampler"].notna() & (cells["sampler"] != first)
+    ]
     if first and len(again):
         samplers = _listed(sorted(again["sampler"].unique()))
         verb = "was" if len(again) == 1 else "were"
@@ -259,9 +259,7 @@ def references(results: Results) -> pd.DataFrame:
 
 
 def _epistemic(results: Results, setup: Setup, region: str, point: str) -> pd.DataFrame:
-    return results.select(
-        setup, region=region, point=point, quantity="epistemic", estimator=MAIN
-    )  # fmt: skip
+    return results.select(setup, region=region, point=point, quantity="epistemic", estimator=MAIN)
 
 
 def _widest(results: Results, setups: Sequence[Setup]) -> str:
@@ -301,7 +299,8 @@ def _fewer(other: Several, values: Several) -> str:
 
 def _left_out(results: Results, setups: Sequence[Setup], values: Several) -> str:
     without = [label for s in setups if (label := results.label(s)) not in values.of]
-    return f"; {_listed(without)} has no value there" if without else ""
+    verb = "has" if len(without) == 1 else "have"
+    return f"; {_listed(without)} {verb} no value there" if without else ""
 
 
 def _lower(text: str) -> str:

@@ -38,11 +38,11 @@ def results(run):
     return Results.of(run)
 
 
-def quick_figures(plots, folder):
+def quick_figures(plots, folder, *, shown_alone):
     """In place of figures that take a second each: as many as a section must cope with."""
     drawn = []
     for name, kind in (
-        *(("scaling", "scaling"), ("scaling_test_map", "scaling"), ("scaling_far_map", "scaling")),
+        *(("scaling", "headline"), ("scaling_test_map", "scaling"), ("scaling_far_map", "scaling")),
         *(("error_budget_test", "budget"), ("maps_xor", "maps"), ("scatter_xor", "scatter")),
     ):
         path = folder / f"{name}.png"
