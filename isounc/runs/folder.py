@@ -146,7 +146,7 @@ class RunFolder:
             kind = "is a file" if path.is_file() else "has no settings.json"
             kind = kind if path.exists() else "does not exist"
             raise ValueError(
-                f"path must be a folder of a run or of published results, got {path}, which {kind}"
+                f"path must be a run folder, or one of published results, got {path}, which {kind}"
             )
         if writable:
             check_place(path)

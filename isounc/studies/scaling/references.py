@@ -72,7 +72,8 @@ def sample_references(
             except ValueError as error:  # particles that cannot be tempered: the cell stays failed
                 reason = f"{sampling.sampler} could not sample it: {error}"
                 gate = fail(posterior.gate, reason)
-                reference = reference._replace(posterior=posterior._replace(gate=gate))
+                failed = dataclasses.replace(posterior, gate=gate)
+                reference = reference._replace(posterior=failed)
             else:
                 reference.tries.append(_verdict(sampling.sampler, again))
                 if again.gate.passed:
