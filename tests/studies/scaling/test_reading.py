@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -14,22 +15,44 @@ from isounc.runs.folder import RunFolder
 from isounc.studies.scaling import tables
 from isounc.studies.scaling.reading import Number, mean_over, reading
 from isounc.studies.scaling.results import Results
-from tests.studies.scaling.synthetic_run import write_run
 
 RESULTS = Path(__file__).parents[3] / "results"
+KINDS = [
+    *(("map", "isotropic"), ("map", "laplace"), ("trained", "isotropic"), ("draw", "isotropic")),
+    ("posterior", "posterior_averaged"),
+]
+"""Points, and estimators there."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("reading") / "run", grid_size=5)
+    return RunFolder.open(tmp_path_factory.mktemp("reading") / "run", {}, study="scaling")
 
 
 @pytest.fixture(scope="module")
-def rows(run):
-    """Rows of one region, and of few estimators: those of others are found in the same way."""
-    shown = ["isotropic", "laplace", "posterior_averaged"]
-    results = run.results.query("region == 'test' and quantity == 'epistemic'")
-    return results[results["estimator"].isin(shown)]
+def all_rows():
+    """Rows of three problems, of which some cells failed and one estimate is constant."""
+    rng = np.random.default_rng(0)
+    sides = [("xor", "1"), ("rings3", "trace"), ("linear_regression", "f")]
+    rows = []
+    for (problem, name), width, seed, region, (point, estimator) in itertools.product(
+        sides, (2, 8, 32), (0, 1, 2), ("test", "grid", "far"), KINDS
+    ):
+        failed = (problem, width, seed) in [("xor", 2, 0), ("xor", 2, 2), ("rings3", 32, 1)]
+        constant = problem == "xor" and width == 32 and (point, estimator) == KINDS[0]
+        rows.append({
+            "problem": problem, "width": width, "depth": 1, "activation": "tanh",
+            "parameterisation": "ntk", "prior_sd": 2.0, "seed": seed, "point": point,
+            "region": region, "estimator": estimator, "quantity": "epistemic", "class": name,
+            "gate": "fail" if failed else "pass",
+            "pearson": np.nan if constant else np.tanh(0.5 + 0.4 * rng.normal()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def rows(all_rows):
+    return all_rows[all_rows["region"] == "test"]
 
 
 def say(run, rows, **settings):
@@ -37,8 +60,8 @@ def say(run, rows, **settings):
     return reading(Results(stand_in, rows, {}, "changed rows"))
 
 
-def test_one_problem_has_the_numbers_of_its_tables(run):
-    results = Results(run, run.results.query("problem == 'rings3'"), {}, "one problem")
+def test_one_problem_has_the_numbers_of_its_tables(run, all_rows):
+    results = Results(run, all_rows.query("problem == 'rings3'"), {}, "one problem")
     gate, test, grid, far, points = reading(results)
     assert gate.startswith("8 of 9 cells passed") and "rings3 at width 32 (1 seed)" in gate
     by_point = {row[2]: row for row in tables.trend_table(results).rows if row[1] == "isotropic"}

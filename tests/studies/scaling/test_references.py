@@ -13,7 +13,7 @@ from isounc.models import make_model
 from isounc.problems import make_problem
 from isounc.sampling.gate import TOO_COARSE, fail, gate
 from isounc.sampling.moments import Posterior
-from isounc.sampling.settings import SamplerSettings
+from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.scaling import references
 from isounc.studies.scaling.settings import PRESETS, Settings
 
@@ -101,13 +101,20 @@ def test_particles_that_cannot_be_tempered_leave_a_failed_cell(problems, monkeyp
     assert verdict.reasons[0] == "R-hat is 1.4" and str(why) in verdict.reasons[1]
 
 
-def test_a_retry_has_the_settings_of_the_first_attempt():
+def test_a_retry_has_the_bounds_of_the_first_attempt_and_particles_of_its_own():
     assert all(settings.retry == "tempered_smc" for settings in PRESETS.values())
     first = SamplerSettings(
-        num_draws=700, max_draws=900, metric="low_rank", coordinates="curvature", check_modes=True
+        num_draws=700,
+        max_draws=9000,
+        metric="low_rank",
+        coordinates="curvature",
+        check_modes=True,
+        target_var_se=0.01,
+        gate=GateSettings(rhat_max=1.02),
     )
     again = references.settings_of_retry(Settings(sampling=first))
-    assert again is not None and (again.num_draws, again.max_draws) == (700, 900)
+    assert again is not None and (again.num_draws, again.max_draws) == (1000, 2000)
+    assert again.gate == first.gate and again.target_var_se == first.target_var_se
     assert (again.sampler, again.metric, again.coordinates, again.check_modes) == (
         "tempered_smc", "diagonal", "prior", False,
     )  # fmt: skip
