@@ -107,6 +107,7 @@ def test_an_interval_over_problems_holds_the_truth_as_often_as_it_says():
         means = seeds.mean(0)
         numbers = [(Number(m, m - h, m + h), count) for m, h in zip(means, half, strict=True)]
         _, low, high = mean_over(numbers, correlations=False)
+        assert low is not None and high is not None
         held += low <= truth.mean() <= high
     assert 0.92 < held / 600 < 0.98  # three standard errors, and Welch's approximation
 
