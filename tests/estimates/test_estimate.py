@@ -164,8 +164,9 @@ def test_linearised_estimates_are_g_sigma_g(model):
         "oracle_within_chain": np.mean(within, axis=0),
         "oracle_diagonal": np.diag(np.diag(pooled)),
     }
+    nulls = {"null_squared", "null_distance"}  # of the outputs: below
     laplace = {"laplace": np.linalg.inv, "laplace_diagonal": lambda a: np.diag(1 / np.diag(a))}
-    assert set(common) | set(laplace) == set(LINEARISED)
+    assert set(common) | set(laplace) | nulls == set(LINEARISED)
     for got, matrix in ((with_hessian, case.hessian), (with_ggn, precision)):
         for name, sigma in (
             common | {n: inverse(matrix) for n, inverse in laplace.items()}
@@ -468,7 +469,7 @@ def test_symmetries_of_the_hidden_units_change_nothing(model, sign, x64):
     assert not np.allclose(moved.theta, case.theta)
     got = all_of(model, moved, hessian=False)
     # Draws stay where they were, so that the oracles may move.
-    names = ("isotropic", "layer_scaled", "laplace", "laplace_diagonal")
+    names = ("isotropic", "null_distance", "layer_scaled", "laplace", "laplace_diagonal")
     assert_same({n: got[n] for n in names}, {n: expected[n] for n in names}, rtol=1e-8)
     assert not np.allclose(got["oracle"].epistemic, expected["oracle"].epistemic, rtol=1e-3)
 
@@ -625,7 +626,8 @@ def test_single_classes_are_compared_where_an_estimator_asks_for_it():
     """The default, which those of a user have: the trace and the predicted class alone."""
     assert not Linearised(estimators.isotropic_rule).per_class
     by_class = {name for name, estimator in ESTIMATORS.items() if estimator.per_class}
-    assert by_class == {"isotropic", "link_aware"}
+    nulls = {"null_aleatoric", "null_squared"}
+    assert by_class == {"isotropic", "link_aware", "logit_scaled"} | nulls
 
 
 # Bad input.
@@ -642,7 +644,7 @@ def refused(words, name, model=BINARY, theta=None, X=((0.0, 1.0),), **given):
 def test_unknown_estimators_get_near_matches():
     refused(["estimator", "'isotropc'", "did you mean 'isotropic'"], "isotropc")
     refused(["estimator", "'laplace_diag'", "'laplace_diagonal'"], "laplace_diag")
-    refused(["estimator must be one of isotropic, link_aware"], "zzz")
+    refused(["estimator must be one of isotropic, null_aleatoric"], "zzz")
     with pytest.raises(ValueError, match="did you mean 'oracle'"):
         estimate_all(["isotropic", "oracel"], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 

@@ -128,11 +128,13 @@ def test_it_is_in_the_legend_with_a_look_of_its_own(run):
 
 def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones(run):
     names = [group for group, _ in _programs("map")]
+    no_gradient = [
+        *("isotropic", "null_aleatoric", "null_squared", "null_distance", "logit_scaled"),
+        *("logit_scaled_level", "link_aware", "layer_scaled", "nine_fold"),
+    ]
     assert names == [
-        ["isotropic", "link_aware", "layer_scaled", "nine_fold"],
+        no_gradient,
         ["laplace", "laplace_diagonal"],
         ["oracle", "oracle_within_chain", "oracle_diagonal"],
     ]
-    assert _programs("draw") == [
-        (["isotropic", "link_aware", "layer_scaled", "nine_fold"], ["layer_sd", "prior_sd"])
-    ]
+    assert _programs("draw") == [(no_gradient, ["data", "layer_sd", "prior_sd"])]
