@@ -113,7 +113,7 @@ def compare(
         spearman = _pearson(*ranks)
         if given is not None:
             partial_pearson, partial_spearman, why_no_partial = _partials(
-                (estimate, reference, given), (*ranks, rankdata(given))
+                (pearson, estimate, reference, given), (spearman, *ranks, rankdata(given))
             )
             reasons += why_no_partial
         log10_pearson, why_no_log10 = _log10_pearson(estimate[positive], reference[positive])
@@ -181,16 +181,17 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _partials(
-    values: tuple[np.ndarray, ...], ranks: tuple[np.ndarray, ...]
+    values: tuple[float, np.ndarray, np.ndarray, np.ndarray],
+    ranks: tuple[float, np.ndarray, np.ndarray, np.ndarray],
 ) -> tuple[float | None, float | None, list[str]]:
-    """Partial correlations of the first two of three arrays, given the third; of ranks likewise."""
-    n, whys = len(values[0]), _why_undefined("given", values[2])
+    """Partial correlations of two arrays, from their correlation and them, given a third."""
+    n, whys = len(values[1]), _why_undefined("given", values[3])
     if n <= MIN_POINTS:  # one more than for a correlation: the regression takes one away
         whys = [f"fewer than {MIN_POINTS + 1} points ({n})"]
     if whys:
         return None, None, [f"partial correlations undefined: {why}" for why in whys]
     found, reasons = [], []
-    for name, (estimate, reference, given) in (("Pearson", values), ("Spearman", ranks)):
+    for name, (between, estimate, reference, given) in (("Pearson", values), ("Spearman", ranks)):
         along = _pearson(estimate, given), _pearson(reference, given)
         rest = [1 - r**2 for r in along]
         follows = [
@@ -202,9 +203,7 @@ def _partials(
             reasons.append(f"partial {name} undefined: given leaves nothing of the {what}")
             found.append(None)
             continue
-        partial = (_pearson(estimate, reference) - along[0] * along[1]) / math.sqrt(
-            rest[0] * rest[1]
-        )
+        partial = (between - along[0] * along[1]) / math.sqrt(rest[0] * rest[1])
         found.append(max(-1.0, min(1.0, partial)))
     return found[0], found[1], reasons
 
