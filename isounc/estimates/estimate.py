@@ -250,9 +250,9 @@ Point = Float[Array | np.ndarray, " P"] | PointEstimate
 
 
 def check_points(
-    model: Model, X: Any, theta: Any
+    model: Model, X: Any, theta: Any, *, argument: str = "X"
 ) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
-    """Return X and theta in JAX's float type.
+    """Return X, which messages call `argument`, and theta in JAX's float type.
 
     Raises
     ------
@@ -261,10 +261,11 @@ def check_points(
     """
     check_kind("model", model, Model, "make_model")
     dtype = jnp.result_type(float)
-    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
+    points = jnp.asarray(check_array(argument, X, ndim=2), dtype)
     if points.shape[1] != model.in_features or points.shape[0] == 0:
         raise ValueError(
-            f"X must have {model.in_features} columns and at least one row, got {points.shape}"
+            f"{argument} must have {model.in_features} columns and at least one row, got "
+            f"{points.shape}"
         )
     if isinstance(theta, PointEstimate):
         theta = theta.theta

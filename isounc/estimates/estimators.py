@@ -23,7 +23,7 @@ from isounc.checks import check_choice, check_name
 from isounc.densities import Data
 from isounc.estimates.grams import group_grams
 from isounc.estimates.links import LINK_MOMENTS
-from isounc.estimates.logit_scale import effective_var, unit_var
+from isounc.estimates.scale_rules import effective_var, unit_var
 from isounc.likelihoods import LIKELIHOODS, Likelihood, NoiseSd
 from isounc.models import Model
 
@@ -315,7 +315,7 @@ ESTIMATORS: dict[str, Estimator] = {
     null_squared          (p (1 - p))^2: unit variance of each logit; constant in regression
     null_distance         the outputs' variance is the distance to the nearest training input
     logit_scaled          Gaussian outputs, Sigma = sigma^2 I by the rule `unit`
-    logit_scaled_level    the same by the rule `effective_dimension` (`isounc.estimates.logit_scale`)
+    logit_scaled_level    the same by the rule `effective_dimension` (`isounc.estimates.scale_rules`)
 
 Through the identity of a regression the last two are sigma^2 ||df/dtheta||^2: they order inputs as
 `isotropic` does, and differ from it in their level alone."""
