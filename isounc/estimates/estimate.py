@@ -18,13 +18,14 @@ from jaxtyping import Array, Float, Real
 
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_kind, check_real
-from isounc.covariance import Diagonal
+from isounc.covariance import Diagonal, OutputVariance
 from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
     Estimator,
     Evidence,
     Linearised,
+    alike,
     isotropic_rule,
 )
 from isounc.estimates.grams import group_grams, output_grams
@@ -97,7 +98,7 @@ def estimate_all(
     )
     likelihood = LIKELIHOODS[model.likelihood]
     return {
-        name: _moments(outputs, grams[name], noise, rule=rule, likelihood=likelihood)
+        name: _moments(outputs, grams[name], noise, rule=alike(rule), likelihood=likelihood)
         for name, rule in rules
     }
 
@@ -128,7 +129,9 @@ def _grams(
     covariances = {
         name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
-    grouped = [name for name, rule in rules if rule.by_group]
+    on_outputs = {n: c for n, c in covariances.items() if isinstance(c, OutputVariance)}
+    covariances = {n: c for n, c in covariances.items() if not isinstance(c, OutputVariance)}
+    grouped = [name for name, rule in rules if rule.by_group and name in covariances]
     outputs, grams = None, {}
     if grouped:
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
@@ -141,6 +144,12 @@ def _grams(
     if covariances:
         outputs, others = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
         grams |= others
+    if on_outputs:
+        if outputs is None:
+            outputs = model.apply(theta, X)
+        eye = jnp.eye(outputs.shape[1], dtype=outputs.dtype)[None]
+        at = X.astype(outputs.dtype)
+        grams |= {name: v.at(at)[:, None, None] * eye for name, v in on_outputs.items()}
     assert outputs is not None, "there must be at least one estimator"
     return outputs, grams
 
@@ -241,9 +250,9 @@ Point = Float[Array | np.ndarray, " P"] | PointEstimate
 
 
 def check_points(
-    model: Model, X: Any, theta: Any
+    model: Model, X: Any, theta: Any, *, argument: str = "X"
 ) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
-    """Return X and theta in JAX's float type.
+    """Return X, which messages call `argument`, and theta in JAX's float type.
 
     Raises
     ------
@@ -252,10 +261,11 @@ def check_points(
     """
     check_kind("model", model, Model, "make_model")
     dtype = jnp.result_type(float)
-    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
+    points = jnp.asarray(check_array(argument, X, ndim=2), dtype)
     if points.shape[1] != model.in_features or points.shape[0] == 0:
         raise ValueError(
-            f"X must have {model.in_features} columns and at least one row, got {points.shape}"
+            f"{argument} must have {model.in_features} columns and at least one row, got "
+            f"{points.shape}"
         )
     if isinstance(theta, PointEstimate):
         theta = theta.theta

@@ -33,6 +33,8 @@ class Look(NamedTuple):
     """Colour of lines, markers and bars."""
     marker: str
     """Marker of matplotlib."""
+    linestyle: str = "-"
+    """Style of lines; dotted for what a result is held against."""
 
 
 REGION_LOOKS = {
@@ -90,7 +92,10 @@ def styled() -> Iterator[None]:
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) -> None:
-    """Draw one legend under all panels, in as many columns as fit the width of the figure."""
+    """Draw one legend under all panels, in as many columns as fit the width of the figure.
+
+    A legend of more than three rows makes the figure taller, so that the panels keep their height.
+    """
     labels = list(entries)
     if not labels:
         return
@@ -101,10 +106,12 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) ->
         return sum(0.064 * float(lengths.max()) + 0.6 for lengths in split)
 
     fitting = [n for n in range(1, len(labels) + 1) if width(n) <= figure.get_figwidth()]
+    columns = max(fitting, default=1)
+    more_rows = max(0, -(-len(labels) // columns) - 3)
+    figure.set_figheight(figure.get_figheight() + 0.17 * more_rows)
     figure.legend(
-        list(entries.values()), labels, loc="outside lower center",
-        ncols=max(fitting, default=1), **settings,
-    )  # fmt: skip
+        list(entries.values()), labels, loc="outside lower center", ncols=columns, **settings
+    )
 
 
 def _take_texts_as_they_are(figure: Figure) -> None:

@@ -12,6 +12,7 @@ from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
+from isounc.studies.scaling.null import null_section
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.reading import reading, references
 from isounc.studies.scaling.results import Results
@@ -84,6 +85,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
         Section(
             "summary", "Summary", _overview(results), of_kind("headline"), (paper_table(results),)
         ),
+        null_section(results),
         Section(
             "width", "Change with width",
             ("A panel shows the cells of one problem. The dashed line is the paper's value, whose "
@@ -94,7 +96,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
             "budget", "Error budget",
             ("From averaged over draws to oracle Σ one linearises at a single point; from oracle Σ "
              "to isotropic the covariance of the draws gives way to the identity; link-aware keeps "
-             "the link function. Differences need not add up.",),
+             "the link function. The null stands last. Differences need not add up.",),
             of_kind("budget"), (),
         ),
         Section("maps", "Uncertainty over the inputs", (), of_kind("maps"), ()),

@@ -1,8 +1,9 @@
 """Scaling curves show how well estimates of uncertainty track MCMC variance as the model grows.
 
 The study trains MLPs of increasing width on synthetic problems, samples their posteriors with HMC,
-computes the isotropic estimate and its rivals, and correlates each with the posterior predictive
-variance, cell by cell, with intervals over seeds. The run folder holds records, tables, figures and
+computes the isotropic estimate, its rivals and the null baselines that a forward pass gives for
+nothing, and correlates each with the posterior predictive variance, cell by cell, with intervals
+over seeds and what it says beyond p(1-p). The run folder holds records, tables, figures and
 report.html. The same command resumes a run that was killed.
 
     isounc scaling                        three problems, five seeds: a minute or two
