@@ -53,7 +53,7 @@ _BUDGET = (
 _NULLS = {"null_aleatoric": False, "null_distance": True}
 """The null that stands beside an estimate, and whether it is one of regressions, whose p(1-p) is
 constant."""
-_CLASSIFICATION = dict.fromkeys(
+_CLASSIFICATION: dict[str, bool] = dict.fromkeys(
     ("null_aleatoric", "null_squared", "logit_scaled", "logit_scaled_level"), False
 )
 """Estimators that regression makes constant, or to correlate as isotropic does."""
