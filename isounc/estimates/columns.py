@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from isounc.checks import check_choice, check_count, real_array
 from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
-from isounc.estimates.estimate import check_points
 from isounc.estimates.inputs import Part, check_token_ids, padded, split
+from isounc.estimates.points import check_points
 from isounc.gradnorm import Filter, check_leaves, value_and_grad_gram, value_and_sq_grad_norms
 from isounc.models import Model
 
@@ -126,7 +126,7 @@ def columns_of(
         check_count("batch_size", batch_size, 1)
     size = batch_size or (8 if task == "token" else 128)
     parts = split(x, size, tokens=task == "token", argument=argument)
-    num_outputs = _check_outputs(bound, parts, task)
+    num_outputs = _check_outputs(bound, parts, task, argument)
     if task == "token":
         check_token_ids(x, num_outputs, argument=argument)
     check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
@@ -230,7 +230,7 @@ def chosen_targets(task: str, target: Any, num_rows: int, num_outputs: int) -> n
     return numbers
 
 
-def _check_outputs(bound: Bound, parts: Sequence[Part], task: str) -> int:
+def _check_outputs(bound: Bound, parts: Sequence[Part], task: str, argument: str) -> int:
     """Number of outputs; a ValueError unless they fit the task, at one input of each shape."""
     fits: dict[str, tuple[Callable[..., bool], str]] = {
         "binary": (lambda s: s in ((), (1,)), "(N,) or (N, 1), one logit an example"),
@@ -241,7 +241,7 @@ def _check_outputs(bound: Bound, parts: Sequence[Part], task: str) -> int:
     fitting, words = fits[task]
     shape = ()
     for _, inputs, ends in parts:
-        shape = output_shape(bound, jax.tree.map(lambda a: a[:1], inputs)).shape
+        shape = output_shape(bound, jax.tree.map(lambda a: a[:1], inputs), argument=argument).shape
         if not shape or shape[0] != 1 or not fitting(shape[1:]):
             raise ValueError(
                 f"model must return {words} for task {task!r}, whatever N, got {shape} at one input"

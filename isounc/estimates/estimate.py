@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from isounc.estimates.estimators import (
     isotropic_rule,
 )
 from isounc.estimates.grams import group_grams, output_grams
+from isounc.estimates.points import Point, check_finite, check_points
 from isounc.fit import PointEstimate
 from isounc.likelihoods import LIKELIHOODS, Likelihood
 from isounc.models import Model
@@ -245,42 +245,6 @@ def _posterior_averaged(
     return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, aleatoric)
 
 
-Point = Float[Array | np.ndarray, " P"] | PointEstimate
-"""theta*, or what `fit_map` or `fit_trained` returned."""
-
-
-def check_points(
-    model: Model, X: Any, theta: Any, *, argument: str = "X"
-) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
-    """Return X, which messages call `argument`, and theta in JAX's float type.
-
-    Raises
-    ------
-    ValueError
-        Unless they are finite and of the model's shapes.
-    """
-    check_kind("model", model, Model, "make_model")
-    dtype = jnp.result_type(float)
-    points = jnp.asarray(check_array(argument, X, ndim=2), dtype)
-    if points.shape[1] != model.in_features or points.shape[0] == 0:
-        raise ValueError(
-            f"{argument} must have {model.in_features} columns and at least one row, got "
-            f"{points.shape}"
-        )
-    if isinstance(theta, PointEstimate):
-        theta = theta.theta
-    theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
-    if theta.shape != (model.num_params,):
-        raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
-    return points, theta
-
-
-def check_finite(estimate: Estimate, what: str) -> None:
-    """Raise a ValueError with what must be finite, or have another property, unless it is so."""
-    if not np.isfinite(np.asarray(estimate.epistemic)).all():
-        raise ValueError(f"{what}, got an estimate that is not finite")
-
-
 def estimate(
     name: str,
     model: Model,
@@ -305,9 +269,10 @@ def estimate(
     theta
         Parameters, or what `fit_map` or `fit_trained` returned.
     problem
-        Training data, for laplace and laplace_diagonal; in regression its noise.
+        Training data, with prior_sd, for laplace, laplace_diagonal, null_distance, logit_scaled and
+        logit_scaled_level; in regression its noise. `isotropic` has logit_scaled without either.
     prior_sd
-        Prior sd, for link_aware, laplace and laplace_diagonal. layer_scaled takes rms(W_l) of each
+        Prior sd, for those and link_aware. layer_scaled takes rms(W_l) of each
         layer without it.
     draws, num_chains
         Posterior draws (`Posterior.draws`) and the number of their chains, for the oracles.

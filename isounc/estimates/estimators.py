@@ -278,7 +278,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "logit_scaled_level": GaussianLogit(
         _effective_dimension, label="logit-scaled, with level", order=0.5, points=_EVERYWHERE,
         needs=("data",), by_group=True, quantities=("epistemic", "aleatoric_corrected"),
-        views=("curves", "levels", "bands"),
     ),
     "link_aware": GaussianLogit(
         _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("prior_sd",),

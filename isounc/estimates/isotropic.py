@@ -20,11 +20,12 @@ from isounc.estimates.columns import (
     chosen_targets,
     columns_of,
 )
-from isounc.estimates.estimate import check_finite, check_points, estimate_all
+from isounc.estimates.estimate import estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
 from isounc.estimates.inputs import padded
 from isounc.estimates.links import LinkMoments, sigmoid_normal_moments, softmax_normal_moments
 from isounc.estimates.logit_scale import LogitScale, scale_var
+from isounc.estimates.points import check_finite, check_points
 from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model

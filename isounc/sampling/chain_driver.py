@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from isounc.sampling import chains
 from isounc.sampling.clock import TimeIsUp
+from isounc.sampling.cores import BlockProgram
 from isounc.sampling.kernels import Sampler
 from isounc.sampling.parts import Parts
 from isounc.sampling.run import (
@@ -84,33 +85,36 @@ class ChainDriver:
         for block in blocks:
             yield DrawnBlocks([block], state.shift, step_size)
         total = settings.block * math.ceil(settings.max_draws / settings.block)
-        parts, empty = Parts(run), chains.begin_block(state, X, run.fixed, settings)
+        parts, program = Parts(run), BlockProgram(run, self.sampler)
+        empty, constant = chains.begin_block(state, X, run.fixed, settings), state
         while True:
             step += 1
             before = (step - WARM_WINDOWS) * settings.block
             keys, u = randomness(run.run_keys, step, settings.block, X.dtype)
 
             def more(begun: Any, first: int, count: int, keys: Any = keys, u: Any = u) -> Any:
-                return chains.draw(begun, first, count, data, X, run.fixed, keys, u, **static)
+                return program.draw(begun, first, count, constant, keys, u)
 
             def tell(done: int, before: int = before) -> None:
                 run.report("sampling", before + done, total)
 
-            stage = parts.begin(step, (state, empty))
+            stage = parts.begin(step, program.begin(state, empty))
             if before + stage.done == 0:
                 tell(0)
             try:
-                state, block = parts.work(
+                begun = parts.work(
                     more, settings.block, tell=tell,
                     least=LEAST_DRAWS - before, until=run.clock.max_seconds,
                 )  # fmt: skip
             except (KeyboardInterrupt, TimeIsUp):
                 parts.store()
-                (state, block), done = parts.stage
+                begun, done = parts.stage
                 if done and before + done >= LEAST_DRAWS:
+                    state, block = program.end(begun, state)
                     block = chains.end_block(state, block, done, settings)
                     yield DrawnBlocks([block], state.shift, step_size)
                 raise
+            state, block = program.end(begun, state)
             block = chains.end_block(state, block, settings.block, settings)
             if run.checkpoint:
                 run.checkpoint.save(step, fetch(state), block)

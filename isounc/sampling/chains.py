@@ -219,27 +219,25 @@ def begin_block(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "sampler", "serial"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "sampler"))
 def draw(
-    begun: tuple[RunState, Block], first: int | Int[Array, ""], count: int | Int[Array, ""],
-    data: Data, X: Float[Array, "B N D"], fixed: Int[Array, " Q"], keys: Key[Array, "B S"],
-    u: Float[Array, " S"],
-    *, model: Model, settings: SamplerSettings, sampler: Sampler, serial: bool,
-) -> tuple[RunState, Block]:  # fmt: skip
-    """Draws `first` to `first + count` of a block of S.
+    begun: tuple[ChainState, Block], first: int | Int[Array, ""], count: int | Int[Array, ""],
+    coordinates: Coordinates, tuning: Tuning, shift: Float[Array, "B N M"], data: Data,
+    X: Float[Array, "B N D"], fixed: Int[Array, " Q"], keys: Key[Array, "B S"],
+    u: Float[Array, " S"], group: int | Int[Array, ""] | None,
+    *, model: Model, settings: SamplerSettings, sampler: Sampler,
+) -> tuple[ChainState, Block]:  # fmt: skip
+    """Draws `first` to `first + count` of a block of S, of all chains or a group of them.
 
     They are mean predictions at X, all predictions at its rows `fixed`, and thinned theta.
     """
     keep_every = thinning(settings)
     put = jax.lax.dynamic_update_index_in_dim
-    over = one_by_one if serial else jax.vmap
-    move = _mover(sampler, settings, serial)
 
     def draw_problem(
-        state: RunState, block: Block, data: Data, X: Float[Array, "N D"], keys: Key[Array, " S"]
-    ) -> tuple[ChainState, Block]:
-        coordinates, _, tuning, shift = state
-
+        begun: tuple[ChainState, Block], coordinates: Coordinates, tuning: Tuning,
+        shift: Float[Array, "N M"], data: Data, X: Float[Array, "N D"], keys: Key[Array, " S"],
+    ) -> tuple[ChainState, Block]:  # fmt: skip
         def remainder(x: Float[Array, " P"]) -> Float[Array, ""]:
             return coordinates.remainder(x, model, data)
 
@@ -252,8 +250,9 @@ def draw(
 
         def transition(i: Int[Array, ""], carry: tuple[ChainState, Block]):
             chains, block = carry
-            chains, info, _ = move(keys[i], chains, tuning, u[i], remainder)
-            sums, values, theta = over(predict)(chains.x)
+            key = keys[i] if group is None else jax.random.fold_in(keys[i], group)
+            chains, info, _ = sampler.transition(key, chains, tuning, u[i], remainder, settings)
+            sums, values, theta = jax.vmap(predict)(chains.x)
             mean, square, aleatoric, entropy = sums
             added = block._replace(
                 shifted_mean=block.shifted_mean + mean,
@@ -271,12 +270,9 @@ def draw(
             )
             return chains, jax.tree.map(lambda a, b: a.astype(b.dtype), added, block)
 
-        carry = (state.chains, block)
-        return jax.lax.fori_loop(first, first + count, transition, carry)
+        return jax.lax.fori_loop(first, first + count, transition, begun)
 
-    state, block = begun
-    chains, block = over(draw_problem)(state, block, data, X, keys)
-    return state._replace(chains=chains), block
+    return jax.vmap(draw_problem)(begun, coordinates, tuning, shift, data, X, keys)
 
 
 def end_block(state: RunState, block: Block, done: int, settings: SamplerSettings) -> Block:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from isounc.sampling.adaptation import FIRST_STEP, MAX_STEP, Tuning, averaging, strongly_typed
 from isounc.sampling.integrator import Metric, Remainder, blackjax, euclidean, splitting
+from isounc.sampling.retries import RETRIES, chain_by_chain, try_trajectories
 from isounc.sampling.settings import SamplerSettings
 
+DIVERGENT = 1000.0
+"""Energy error, in nats, from which a trajectory is divergent."""
 CHEES_LEARNING_RATE = 0.025
 """chees: learning rate of Adam on the log of the trajectory length."""
 
@@ -122,10 +126,18 @@ def _from_blackjax(states: Any) -> ChainState:
     return ChainState(states.position, r, gradient)
 
 
-class HMC:
-    """Hamiltonian Monte Carlo with trajectories of jittered length (Neal 2011)."""
+def _is_divergent(end: Any) -> Bool[Array, " K"]:
+    """Whether the energy of trajectories rose beyond all bounds, or is undefined."""
+    return ~(end.logdensity > -DIVERGENT)
 
-    has_energy = True
+
+@dataclass(frozen=True)
+class HMC:
+    """Hamiltonian Monte Carlo (Neal 2011): jittered lengths, finer steps where errors are large."""
+
+    has_energy: ClassVar[bool] = True
+    retries: int = RETRIES
+    """How often a trajectory is tried again in finer steps (`isounc.sampling.retries`)."""
 
     def begin(self, num_params: int, settings: SamplerSettings) -> Any:
         """Nothing else is adapted."""
@@ -141,23 +153,25 @@ class HMC:
     ) -> tuple[ChainState, StepInfo, Any]:  # fmt: skip
         """Steps of equal size, at most the adapted one, that make up the trajectory."""
         num_steps, step_size = self._steps(tuning, u, settings)
-        hmc = blackjax("mcmc.hmc")
-        kernel = hmc.build_kernel(lambda *_: splitting(remainder, tuning.metric))
-        metric = euclidean(tuning.metric)
-
-        def move(key: PRNGKeyArray, state: Any) -> Any:
-            return kernel(key, state, remainder, step_size, metric, num_steps)
-
-        keys = jax.random.split(key, len(chains.x))
-        states, info = jax.vmap(move)(keys, _to_blackjax(chains))
-        reported = StepInfo(
-            energy=_energy(chains, info.momentum, tuning.metric),
-            divergent=info.is_divergent,
-            saturated=jnp.zeros_like(info.is_divergent),
-            acceptance=info.acceptance_rate,
-            num_gradients=jnp.broadcast_to(num_steps, info.is_divergent.shape),
+        key_momentum, key_accept = jax.random.split(key)
+        keys = jax.random.split(key_momentum, len(chains.x))
+        momentum = jax.vmap(tuning.metric.momentum)(keys, chains.x)
+        state_of: Any = blackjax("mcmc.integrators").IntegratorState
+        start = state_of(
+            chains.x, momentum, jnp.zeros_like(chains.remainder), _to_blackjax(chains)[2]
         )
-        return _from_blackjax(states), reported, info.proposal
+        step = jax.vmap(splitting(remainder, tuning.metric), (0, None))
+        first, tried = try_trajectories(step, start, num_steps, step_size, retries=self.retries)
+        uniform = jax.random.uniform(key_accept, chains.remainder.shape, chains.x.dtype)
+        accepted = ~tried.is_open & tried.returns & (jnp.log(uniform) < tried.end.logdensity)
+        reported = StepInfo(
+            energy=_energy(chains, momentum, tuning.metric),
+            divergent=~accepted & _is_divergent(tried.end),
+            saturated=jnp.zeros_like(accepted),
+            acceptance=jnp.nan_to_num(jnp.exp(jnp.minimum(first.logdensity, 0))),
+            num_gradients=tried.num_gradients,
+        )
+        return chain_by_chain(accepted, _from_blackjax(tried.end), chains), reported, first
 
     def _steps(
         self, tuning: Tuning, u: Float[Array, ""] | float, settings: SamplerSettings
@@ -263,11 +277,11 @@ class ChEES(HMC):
             state = update(
                 tuning.extra._replace(random_generator_arg=u),
                 proposal.position,
-                # BlackJAX has turned the momentum round, which is the sign that its descent needs.
-                proposal.momentum,
+                # BlackJAX turns the momentum round, which is the sign that its descent needs.
+                -proposal.momentum,
                 before.x,
                 jnp.maximum(info.acceptance, 1e-6),
-                info.divergent,
+                _is_divergent(proposal),
                 tuning.metric.sd**2,
             )
         dtype = tuning.step_size.dtype
@@ -289,7 +303,7 @@ class AdjustedMCLMC(HMC):
     Source: Robnik et al. 2025.
     """
 
-    has_energy = False
+    has_energy: ClassVar[bool] = False
 
     def transition(
         self, key: PRNGKeyArray, chains: ChainState, tuning: Tuning, u: Float[Array, ""] | float,

@@ -32,6 +32,7 @@ from isounc.sampling import chains
 from isounc.sampling.chain_driver import WARM_WINDOWS, ChainDriver
 from isounc.sampling.clock import TimeIsUp
 from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.cores import BlockProgram
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.moments import Trial
 from isounc.sampling.parts import Parts
@@ -156,7 +157,7 @@ def _pilot(
         return chains.warm_up(begun, first, count, data, X, keys, u, **static)
 
     def draw(begun: Any, first: int, count: int, keys: Any, u: Any) -> Any:
-        return chains.draw(begun, first, count, data, X, run.fixed, keys, u, **static)
+        return program.draw(begun, first, count, state, keys, u)
 
     def of_length(state: chains.RunState, share: float) -> chains.RunState:
         lengths = jnp.full_like(state.tuning.trajectory_length, share * settings.trajectory_length)
@@ -165,9 +166,10 @@ def _pilot(
     window = chains.begin_window(of_length(state, SHORT), settings, length)
     window = work(warm_up, window, 0, min(length, NUM_WARMUP), length)
     state = of_length(chains.tune(window, settings=settings, adapt_metric=False), 1.0)
-    begun = (state, chains.begin_block(state, X, run.fixed, settings))
+    program = BlockProgram(run, driver.sampler)
+    begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))
     count = min(NUM_DRAWS, settings.block)
-    state, block = work(draw, begun, 1, count, settings.block)
+    state, block = program.end(work(draw, begun, 1, count, settings.block), state)
     block = chains.end_block(state, block, count, settings)
     trial = Trial(
         coordinates=coordinates.name,

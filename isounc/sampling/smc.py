@@ -166,7 +166,8 @@ def mutate(
 
     The particles of runs that are at lambda = 1 are moved again.
     """
-    hmc, num_parts = HMC(), num_particles(settings) // together
+    # Retries would move all particles wherever one of them needs it.
+    hmc, num_parts = HMC(retries=0), num_particles(settings) // together
     most = min(settings.max_integration_steps, MOST_STEPS)
     settings = dataclasses.replace(settings, max_integration_steps=most)
 

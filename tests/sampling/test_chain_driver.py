@@ -18,7 +18,7 @@ import pytest
 import isounc
 from isounc.models import make_model
 from isounc.problems import make_problem
-from isounc.sampling import chains, clock, parts
+from isounc.sampling import chains, clock, cores, parts
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from tests.sampling.test_checkpoint import SETTINGS, assert_same_bits, sampled
@@ -45,6 +45,37 @@ def test_no_bit_depends_on_where_the_work_is_cut(monkeypatch, changes, serial_wo
     whole = sampled(settings=settings)
     monkeypatch.setattr(parts, "SECONDS", 0.0)
     assert_same_bits(sampled(settings=settings), whole)
+
+
+@pytest.mark.parametrize(("serial_work", "group_work"), [(0, 0), (10**9, 0)])
+def test_no_bit_depends_on_the_number_of_threads(monkeypatch, serial_work, group_work):
+    monkeypatch.setattr(chains, "SERIAL_WORK", serial_work)
+    monkeypatch.setattr(cores, "GROUP_WORK", group_work)
+    threads = set()
+    draw = chains.draw
+
+    def seen(*args, **kwargs):
+        threads.add(threading.get_ident())
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(chains, "draw", seen)
+    results = []
+    for count in (1, 2, 7):
+        monkeypatch.setattr(cores, "num_threads", lambda count=count: count)
+        threads.clear()
+        results.append(sampled())
+        assert (len(threads) > 1) == (count > 1)
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+
+
+def test_settings_of_a_context_hold_in_all_threads(monkeypatch):
+    # JAX's context managers act on one thread; in the others arrays would be float32.
+    monkeypatch.setattr(chains, "SERIAL_WORK", 0)
+    monkeypatch.setattr(cores, "num_threads", lambda: 2)
+    with jax.enable_x64(True):
+        posterior = sampled()
+    assert {v.dtype for v in posterior.values.values()} == {np.dtype(float)}
 
 
 @pytest.fixture

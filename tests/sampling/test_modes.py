@@ -140,12 +140,12 @@ def test_a_verdict_takes_the_p_value_over():
 
 
 def test_chains_in_one_mode_of_xor_are_found_out():
-    # With this key R-hat is 1.009, and predictions are 28 standard errors off.
+    # With this key R-hat is 1.004.
     problem = make_problem("xor", n=100, seed=0)
     model = make_model(problem, width=2)
     lenient = GateSettings(ess_min=100, rhat_max=1.1)
     posterior = sample_posterior(
-        problem, model, prior_sd=2.0, key=jax.random.key(0), gate=lenient, check_modes=True
+        problem, model, prior_sd=2.0, key=jax.random.key(17), gate=lenient, check_modes=True
     )
     # It is the only check that fails.
     assert float(posterior.gate.modes_p_value or 0) < 0.01 and len(posterior.gate.reasons) == 1

@@ -74,7 +74,7 @@ def test_rare_draws_that_decide_about_variances_fail_the_gate():
     labels = (X[:, 0] + 0.5 * X[:, 1] > 0).astype(int)
     problem = Problem.from_arrays(X, labels, regions={"grid": grid})
     posterior = sample_posterior(
-        problem, make_model(problem, depth=0), prior_sd=10.0, key=jax.random.key(3),
+        problem, make_model(problem, depth=0), prior_sd=10.0, key=jax.random.key(0),
         num_draws=2000, locations_per_region=81, keep_values=True,
     )  # fmt: skip
     gate = posterior.gate

@@ -53,7 +53,9 @@ _BUDGET = (
 _NULLS = {"null_aleatoric": False, "null_distance": True}
 """The null that stands beside an estimate, and whether it is one of regressions, whose p(1-p) is
 constant."""
-_CLASSIFICATION = ("null_aleatoric", "null_squared", "logit_scaled", "logit_scaled_level")
+_CLASSIFICATION: dict[str, bool] = dict.fromkeys(
+    ("null_aleatoric", "null_squared", "logit_scaled", "logit_scaled_level"), False
+)
 """Estimators that regression makes constant, or to correlate as isotropic does."""
 _LAYER_TOLERANCE = 1e-4
 """Up to this difference everywhere, `layer_scaled` equals `isotropic` (equal prior sds) and is left
@@ -147,7 +149,7 @@ def error_budget(
     check_figure(results, region=region, point=point, statistic=statistic)
     estimators = results.values("estimator")
     lines = [
-        Line(estimator_look(e), e, point_of(e, point), e, _NULLS.get(e))
+        Line(estimator_look(e), e, point_of(e, point), e, (_CLASSIFICATION | _NULLS).get(e))
         for e in _BUDGET
         if e in estimators
     ]
@@ -180,7 +182,7 @@ def _lines(results: Results, region: str, point: str, statistic: str, quantity: 
         for name in dict.fromkeys((point, "posterior")):
             which = {"region": region, "point": name, "quantity": quantity, "estimator": estimator}
             if any(len(results.select(setup, **which)) for setup in results.setups):
-                regression = False if estimator in _CLASSIFICATION else None
+                regression = _CLASSIFICATION.get(estimator)
                 lines.append(Line(look, estimator, name, estimator, regression))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [

@@ -1,0 +1,126 @@
+"""Which references pass their gate, and in what time: many data, wide priors.
+
+    uv run benchmarks/reach.py                                  # n = 1000, width 8, prior sd 10
+    uv run benchmarks/reach.py --problems xor --widths 2 8 32 --prior-sds 2 10 32
+    uv run benchmarks/reach.py --samplers tempered_smc --seconds 600
+
+Each posterior (all combinations of the options) is sampled by `sample_posterior` with its defaults
+until its gate passes with a standard error of 3% of the variance, or the seconds are spent. A row
+has what it was worth by then: R-hat, effective draws of p and of (p - mean)^2, the standard error
+of the variance (median over the locations) and the reasons of a gate that fails. A table that
+exists already is continued: only the rows that it lacks are measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from samplers_table import stored, write
+from tqdm import tqdm
+
+from isounc.models import make_model
+from isounc.problems import make_problem
+from isounc.sampling.posterior import sample_posterior
+
+PROBLEMS = (
+    "linear", "moons", "xor", "rings", "clusters3", "spirals3", "linear_regression",
+    "nonlinear_regression",
+)  # fmt: skip
+MOST_DRAWS = 100_000
+"""More than the seconds allow."""
+
+
+@dataclass
+class Options:
+    """The posteriors, and how long each may take."""
+
+    problems: tuple[str, ...] = PROBLEMS
+    """Problems, by name."""
+    widths: tuple[int, ...] = (8,)
+    """Hidden units."""
+    sizes: tuple[int, ...] = (1000,)
+    """Training examples."""
+    prior_sds: tuple[float, ...] = (10.0,)
+    """Prior standard deviations."""
+    parameterisations: tuple[str, ...] = ("standard",)
+    """ntk, fan_in or standard."""
+    activations: tuple[str, ...] = ("tanh",)
+    """tanh or relu, say."""
+    samplers: tuple[str, ...] = ("hmc",)
+    """Samplers, by name; hmc is the default of `sample_posterior`."""
+    seconds: float = 300.0
+    """Seconds of each, compilation included."""
+    seed: int = 0
+    """Seed of the data and of the key."""
+    out: Path = Path("runs/reach")
+    """Folder for the table `reach.csv`."""
+
+
+def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
+    """What a posterior is worth when its time is over; None where a number is undefined."""
+    problem = make_problem(
+        cell["problem"], n=cell["n"], seed=options.seed, num_test=64, num_far=64, grid_size=8
+    )
+    model = make_model(
+        problem, width=cell["width"], parameterisation=cell["parameterisation"],
+        activation=cell["activation"],
+    )  # fmt: skip
+    began = time.perf_counter()
+    with tqdm(total=1, bar_format="{desc}", leave=False) as bar:
+        posterior = sample_posterior(
+            problem, model, prior_sd=cell["prior_sd"], key=jax.random.key(options.seed),
+            sampler=cell["sampler"], max_draws=MOST_DRAWS, max_seconds=options.seconds,
+            progress=lambda what, done, total: bar.set_description_str(f"{what}, {done} draws"),
+        )  # fmt: skip
+    seconds, gate = time.perf_counter() - began, posterior.gate
+
+    def rounded(number: float | None, digits: int) -> float | None:
+        return None if number is None or not math.isfinite(number) else round(number, digits)
+
+    return {
+        "gate": "pass" if gate.passed else "fail",
+        "seconds": round(seconds, 1),
+        "draws": posterior.num_draws,
+        "rhat_max": rounded(gate.rhat_max, 4),
+        "ess_mean": rounded(gate.ess_bulk_min, 0),
+        "ess_var": rounded(gate.ess_var_min, 0),
+        "var_se": rounded(gate.var_mcse_median, 4),
+        "divergences": gate.divergences,
+        "gradients": posterior.num_gradients,
+        "step_size": float(f"{posterior.step_size.mean():.3g}"),
+        "coordinates": posterior.coordinates,
+        "reasons": "; ".join(gate.reasons),
+    }
+
+
+def main(options: Options) -> None:
+    """Measure all posteriors, print the rows and write the table."""
+    device = jax.devices()[0].device_kind
+    print(f"{device}, JAX {jax.__version__}, float32, at most {options.seconds:g} s each")
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = options.out / "reach.csv"
+    rows = stored(table, {"seed": options.seed})
+    names = ("problem", "width", "n", "prior_sd", "parameterisation", "activation", "sampler")
+    done = {tuple(row[name] for name in names) for row in rows}
+    cells = itertools.product(
+        options.problems, options.widths, options.sizes, options.prior_sds,
+        options.parameterisations, options.activations, options.samplers,
+    )  # fmt: skip
+    for values in tqdm([cell for cell in cells if cell not in done], unit="posterior"):
+        cell = dict(zip(names, values, strict=True))
+        row = cell | {"seed": options.seed, "budget": options.seconds} | measure(cell, options)
+        rows.append(row | {"device": device, "jax": jax.__version__})
+        tqdm.write(", ".join(f"{name} {row[name]}" for name in list(row) if row[name] != ""))
+        write(rows, table)
+        jax.clear_caches()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
