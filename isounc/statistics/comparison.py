@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -11,6 +12,8 @@ from jaxtyping import Bool, Float
 
 from isounc.checks import real_array, real_vector
 
+MOST_REMEMBERED = 10_000
+"""Length of arrays whose ranks are remembered, so that memory stays below 10 MiB."""
 CONSTANT_RTOL = 1e-6
 """Relative spread (max - min) / max|.| up to which values computed in float32 count as constant."""
 MIN_POINTS = 3
@@ -106,14 +109,12 @@ def compare(
         given = real_vector("given", given)
         _check_length("given", given, "estimate", estimate)
     if not reasons:
-        from scipy.stats import rankdata  # here, because it takes two seconds to import
-
-        ranks = rankdata(estimate), rankdata(reference)
+        ranks = _ranks(estimate), _ranks(reference)
         pearson = _pearson(estimate, reference)
         spearman = _pearson(*ranks)
         if given is not None:
             partial_pearson, partial_spearman, why_no_partial = _partials(
-                (pearson, estimate, reference, given), (spearman, *ranks, rankdata(given))
+                (pearson, estimate, reference, given), (spearman, *ranks, _ranks(given))
             )
             reasons += why_no_partial
         log10_pearson, why_no_log10 = _log10_pearson(estimate[positive], reference[positive])
@@ -175,9 +176,43 @@ def _is_constant(values: np.ndarray) -> bool:
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of values known not to be constant."""
+    return max(-1.0, min(1.0, float(_unit_vector(a) @ _unit_vector(b))))
+
+
+def _unit_vector(values: np.ndarray) -> np.ndarray:
+    """Values less their mean, divided by their norm."""
+    return _remembered(_unit_vector_of, values)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, of which ties share the mean."""
+    return _remembered(_ranks_of, values)
+
+
+def _remembered(function: Any, values: np.ndarray) -> np.ndarray:
+    """What a function makes of values; a study compares dozens of estimates with one reference."""
+    content = np.asarray(values, np.float64).tobytes()
+    return (function if len(values) <= MOST_REMEMBERED else function.__wrapped__)(content)
+
+
+@functools.lru_cache(maxsize=64)
+def _unit_vector_of(content: bytes) -> np.ndarray:
+    values = np.frombuffer(content)
     # Scaled before they are squared, where tiny values would underflow and huge ones overflow.
-    # `scipy.stats.pearsonr` gives the same number, with a p-value that takes ten times as long.
-    return float(np.corrcoef(a / np.abs(a).max(), b / np.abs(b).max())[0, 1])
+    values = values / np.abs(values).max()
+    values -= values.mean()
+    values /= math.sqrt(values @ values)
+    values.flags.writeable = False
+    return values
+
+
+@functools.lru_cache(maxsize=64)
+def _ranks_of(content: bytes) -> np.ndarray:
+    from scipy.stats import rankdata  # here, because it takes two seconds to import
+
+    ranks = rankdata(np.frombuffer(content))
+    ranks.flags.writeable = False
+    return ranks
 
 
 def _partials(
