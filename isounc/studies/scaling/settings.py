@@ -64,6 +64,7 @@ PRESETS = {
         sampling=SamplerSettings(
             num_warmup=200, num_draws=500, max_draws=2000, block=125, target_var_se=0.06
         ),
+        num_point_draws=4,
         figures="shown",
     ),
     "standard": Settings(
