@@ -263,6 +263,11 @@ def table_bytes(
     return csv_text.encode(), text_columns
 
 
+def table_path(folder: Path, name: str) -> Path | None:
+    """The file of a table, or of its compressed form `name`.gz; None if there is neither."""
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
 def table_file(folder: Path, name: str) -> bytes | None:
     """Content of a table, or of its compressed form `name`.gz; None if there is neither.
 

@@ -35,7 +35,7 @@ import numpy as np
 from isounc.checks import check_kind, check_path
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
-from isounc.runs.place import check_place
+from isounc.runs.place import check_place, check_run
 
 if TYPE_CHECKING:
     import pandas
@@ -142,12 +142,7 @@ class RunFolder:
             If the path is no run, or a run of a newer format.
         """
         path = check_path("path", path)
-        if not (path / "settings.json").is_file():
-            kind = "is a file" if path.is_file() else "has no settings.json"
-            kind = kind if path.exists() else "does not exist"
-            raise ValueError(
-                f"path must be a run folder, or one of published results, got {path}, which {kind}"
-            )
+        check_run(path)
         if writable:
             check_place(path)
         study, settings = _load_settings(path)
@@ -224,12 +219,12 @@ class RunFolder:
 
     @property
     def results(self) -> pandas.DataFrame:
-        """The table `results.csv`, read anew each time; see `read_table`."""
+        """The table `results.csv`; see `read_table`."""
         return self.read_table("results.csv")
 
     @property
     def summary(self) -> pandas.DataFrame:
-        """The table `summary.csv`, read anew each time; see `read_table`."""
+        """The table `summary.csv`; see `read_table`."""
         return self.read_table("summary.csv")
 
     def write_table(
@@ -269,10 +264,6 @@ class RunFolder:
             files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
             (self.path / f"{name}.gz").unlink(missing_ok=True)  # of an earlier state
 
-    def has_table(self, name: str) -> bool:
-        """Whether there is a table of this name, compressed or not."""
-        return any((self.path / file).is_file() for file in (name, f"{name}.gz"))
-
     def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
         """Read a table, each column with its type; empty cells are NA.
 
@@ -292,7 +283,7 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, or it is none: empty, no text, or with lines of other lengths.
+            If there is no such table, or it is none: empty, no text, or with lines of other sizes.
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:

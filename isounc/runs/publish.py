@@ -48,7 +48,7 @@ def publish(
     OSError
         If a file cannot be written.
     """
-    if not run.has_table("results.csv"):
+    if files.table_path(run.path, "results.csv") is None:
         raise ValueError(
             f"run must be a finished one, got {run.path}, which has no results.csv: let its command "
             "end, or write its tables with isounc report"

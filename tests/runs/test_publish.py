@@ -85,13 +85,12 @@ def test_a_table_is_read_packed_or_not_and_written_once(run, tmp_path):
     plain = tmp_path / "mine" / "results.csv"
     packed = tmp_path / "mine" / "results.csv.gz"
     packed.write_bytes(gzip.compress(b"a\n2\n"))
-    assert mine.results["a"].tolist() == [1] and mine.has_table("results.csv")
+    assert mine.results["a"].tolist() == [1]
     plain.unlink()
-    assert mine.results["a"].tolist() == [2] and mine.has_table("results.csv")
+    assert mine.results["a"].tolist() == [2]
     mine.write_table("results.csv", [{"a": 3}], ("a",))
     assert mine.results["a"].tolist() == [3] and not packed.exists()
     plain.unlink()
-    assert not mine.has_table("results.csv")
     with pytest.raises(ValueError, match=r"has no results.csv and no results.csv.gz"):
         _ = mine.results
 
