@@ -94,6 +94,7 @@ def test_a_mean_over_problems_is_student_s():
     assert mean_over(same, correlations=True) == pytest.approx((0.5, 0.5, 0.5))
     exact = [(Number(1.0, 0.9, 1.0), 3), (Number(-1.0, -1.0, -0.9), 3)]
     mean, low, high = mean_over(exact, correlations=True)
+    assert low is not None and high is not None
     assert mean == pytest.approx(0) and -1 <= low < 0 < high <= 1
 
 
