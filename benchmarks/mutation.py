@@ -1,6 +1,6 @@
 """Mutation testing: the changes of a formula that no test notices.
 
-    uv run --group mutation benchmarks/mutation.py statistics densities     # two modules
+    uv run --group mutation benchmarks/mutation.py comparison densities     # two modules
     uv run --group mutation benchmarks/mutation.py --sample 60              # 60 of each module
 
 cosmic-ray makes the mutants and keeps the results, one SQLite file a module, which its own reports

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from isounc.estimates.estimate import estimate, laplace, link_aware, posterior_averaged
     from isounc.estimates.estimators import Estimate, register_estimator
     from isounc.estimates.isotropic import isotropic
+    from isounc.estimates.logit_scale import LogitScale, fit_logit_scale
     from isounc.fit import MapSettings, PointEstimate, fit_map
     from isounc.likelihoods import register_likelihood
     from isounc.models import Model, make_model
@@ -56,6 +57,8 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "Estimate",
     "estimate",
     "isotropic",
+    "LogitScale",
+    "fit_logit_scale",
     "laplace",
     "link_aware",
     "posterior_averaged",
@@ -73,6 +76,7 @@ _HOMES = {
     "isounc.estimates.estimate": ("estimate", "laplace", "link_aware", "posterior_averaged"),
     "isounc.estimates.estimators": ("Estimate", "register_estimator"),
     "isounc.estimates.isotropic": ("isotropic",),
+    "isounc.estimates.logit_scale": ("LogitScale", "fit_logit_scale"),
     "isounc.fit": ("MapSettings", "PointEstimate", "fit_map"),
     "isounc.likelihoods": ("register_likelihood",),
     "isounc.models": ("Model", "make_model"),

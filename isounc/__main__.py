@@ -9,9 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isounc.runs.folder import RunFolder
 
 COMMANDS = {
     "report": "Write the tables, figures and page of a run anew, from its folder alone.",
+    "publish": "Write what of a run is small enough to commit: tables, reading, figures.",
     "references": "List, show, check and install reference posteriors.",
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
 }
@@ -41,7 +46,7 @@ def _run(given: Sequence[str]) -> None:
     if chosen in STUDIES:
         _study(chosen, rest)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "report": _report, "references": _references, "ask": _ask,
+        "report": _report, "publish": _publish, "references": _references, "ask": _ask,
     }  # fmt: skip
     commands[chosen](rest)
 
@@ -78,17 +83,57 @@ def _report(arguments: Sequence[str]) -> None:
 
     def report() -> bool:
         folder = RunFolder.load(options.run, writable=True)
-        name = options.study or folder.study
-        if not name:
-            raise ValueError(
-                f"{folder.path} has an older layout and does not say which study made it; "
-                "give its name as --study"
-            )
+        study = load(_study_of(folder, options.study))
         from isounc.runs.study import report_run
 
-        return report_run(load(name), folder)
+        return report_run(study, folder)
 
     end(report, kept="records")
+
+
+def _publish(arguments: Sequence[str]) -> None:
+    from isounc.doorway import end
+    from isounc.runs.folder import RunFolder
+    from isounc.studies import STUDIES, load
+
+    parser = argparse.ArgumentParser(
+        prog="isounc publish",
+        description=f"{COMMANDS['publish']} isounc.runs.load reads the result like the run. Large "
+        "tables are compressed; reading.md says in words what the tables show.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a finished run folder, or published results")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="a folder; without it, RUN itself")
+    parser.add_argument(
+        "--figures", nargs="*", default=["*"], metavar="PATTERN",
+        help="names of the figures that are copied, such as 'scaling*'; without it, all of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--study",
+        choices=STUDIES,
+        help="the study that made the run, where the folder does not say (before version 0.1)",
+    )
+    options = parser.parse_args(arguments)
+
+    def publish() -> bool:
+        folder = RunFolder.load(options.run)
+        study = load(_study_of(folder, options.study))
+        from isounc.runs import publish
+
+        print(publish.publish(study, folder, options.out, figures=options.figures))
+        return True
+
+    end(publish, kept="files")
+
+
+def _study_of(folder: RunFolder, given: str | None) -> str:
+    """The name of the study that made a run."""
+    name = given or folder.study
+    if not name:
+        raise ValueError(
+            f"{folder.path} has an older layout and does not say which study made it; "
+            "give its name as --study"
+        )
+    return name
 
 
 def _references(arguments: Sequence[str]) -> None:

@@ -186,6 +186,14 @@ def real_array(argument: str, values: Any) -> np.ndarray:
     return array
 
 
+def real_vector(argument: str, values: Any) -> np.ndarray:
+    """Return `values` as float64 of one axis; a ValueError unless they are real and none masked."""
+    array = real_array(argument, values)
+    if array.ndim != 1:
+        raise ValueError(f"{argument} must have shape (N,), got {array.shape}")
+    return array.astype(np.float64)
+
+
 def check_array(argument: str, values: Any, *, ndim: int) -> np.ndarray:
     """Return a copy of `values`; raise a ValueError unless it has `ndim` axes and is finite.
 

@@ -86,6 +86,25 @@ class PriorPlusLowRank(NamedTuple):
         return cls(sd, basis.T, 1 - 1 / jnp.sqrt(1 + singular**2))
 
 
+class OutputVariance(NamedTuple):
+    """Cov[f(x)] = v(x) I on a model's outputs, whatever its parameters: of null baselines.
+
+    v(x) is 1, or the distance of x to the nearest of some inputs. It is no `Covariance`.
+    """
+
+    nearest: Float[Array, "n D"] | None = None
+    """These inputs."""
+
+    def at(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
+        """Return v at N locations."""
+        if self.nearest is None:
+            return jnp.ones(X.shape[0], X.dtype)
+        # Differences, where |x|^2 - 2 x z + |z|^2 would lose the digits of short distances.
+        return jax.lax.map(
+            lambda x: jnp.sqrt(((self.nearest - x[None]) ** 2).sum(1).min()), X, batch_size=64
+        )
+
+
 def gauss_newton_factor(
     model: Model, theta: Float[Array, " P"], data: densities.Data
 ) -> Float[Array, "R P"]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import math
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,6 +125,26 @@ def check_size(size: int, most: int, what: str) -> None:
     """Raise an `Unreadable` if a file, or what it holds, has more than `most` bytes."""
     if size > most:
         raise Unreadable(f"{what} must have at most {most} bytes, got {size}")
+
+
+def gunzip(data: bytes, most: int, what: str) -> bytes:
+    """Content of a gzip file, of which no more than `most` bytes are ever unpacked.
+
+    Raises
+    ------
+    Unreadable
+        If it is no gzip file, or a damaged one, or holds more than `most` bytes.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(
+            f"{what} must be a whole gzip file, got one that is not: {error}"
+        ) from None
+    if len(content) > most:
+        raise Unreadable(f"{what} must unpack to at most {most} bytes, got more")
+    return content
 
 
 def decode_text(data: bytes, what: str) -> str:

@@ -50,8 +50,9 @@ def test_order_of_locations_does_not_matter():
     a, b = lognormal_pair()
     se = 0.1 * b
     order = np.random.default_rng(3).permutation(len(a))
-    first = compare(a, b, reference_se=se)
-    second = compare(a[order], b[order], reference_se=se[order])
+    z = np.random.default_rng(4).random(len(a))
+    first = compare(a, b, reference_se=se, given=z)
+    second = compare(a[order], b[order], reference_se=se[order], given=z[order])
     np.testing.assert_allclose(first[:-2], second[:-2], rtol=1e-12)
 
 
@@ -385,3 +386,90 @@ def test_calibration_error_refuses_what_does_not_fit():
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
     np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
+
+
+# Partial correlations.
+
+
+def rest_of(values, given):
+    """What a least-squares fit of a constant and `given` leaves."""
+    design = np.column_stack([np.ones_like(given), given])
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e25])
+def test_partial_correlations_are_those_of_the_residuals_of_a_regression(scale):
+    a, b = lognormal_pair()
+    z = np.round(np.sqrt(a * b) + np.random.default_rng(8).random(200), 1)  # ties
+    result = compare(scale * a, b, given=scale * z)
+    expected = stats.pearsonr(rest_of(a, z), rest_of(b, z)).statistic
+    assert abs(expected - result.pearson) > 0.2
+    assert result.partial_pearson == pytest.approx(expected, abs=1e-10)
+    ranks = [stats.rankdata(v) for v in (a, b, z)]
+    expected = stats.pearsonr(*(rest_of(r, ranks[2]) for r in ranks[:2])).statistic
+    assert result.partial_spearman == pytest.approx(expected, abs=1e-10)
+    assert result.reason == ""
+    without = compare(scale * a, b)
+    assert without[:6] == result[:6]
+    assert (without.partial_pearson, without.partial_spearman, without.reason) == (None, None, "")
+
+
+def test_a_partial_correlation_is_zero_where_the_given_explains_the_other():
+    rng = np.random.default_rng(0)
+    z, e, f = np.linalg.qr(np.column_stack([np.ones(60), rng.normal(size=(60, 3))]))[0].T[1:]
+    assert compare(z + e, z + f, given=z).partial_pearson == pytest.approx(0, abs=1e-12)
+    assert compare(z + e, z + e + f, given=z).partial_pearson == pytest.approx(0.5**0.5)
+    assert compare(z + e, z + f, given=z).pearson == pytest.approx(0.5)
+
+
+def test_what_follows_from_the_given_has_no_partial_correlation():
+    a, b = lognormal_pair()
+    for given, values in ((a, 3 * a + 1), (a.astype(np.float32), a)):
+        result = compare(values, b, given=given)
+        assert (result.partial_pearson, result.partial_spearman) == (None, None)
+        assert "partial Pearson undefined: given leaves nothing of the estimate" in result.reason
+        assert "partial Spearman undefined: given leaves nothing of the" in result.reason
+    squared = compare((a**2).astype(np.float32), b, given=a)  # the ranks alone follow
+    assert squared.partial_spearman is None
+    expected = stats.pearsonr(rest_of(a**2, a), rest_of(b, a)).statistic
+    assert squared.partial_pearson == pytest.approx(expected, abs=1e-5)
+    assert squared.reason == "partial Spearman undefined: given leaves nothing of the estimate"
+    both = compare(a, 2 * a, given=a).reason
+    assert "partial Pearson undefined: given leaves nothing of the estimate and reference" in both
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (np.ones(200), "partial correlations undefined: given is constant (1 to within"),
+        (np.zeros(200), "partial correlations undefined: given is zero everywhere"),
+        (np.full(200, np.nan), "partial correlations undefined: 200 of 200 given values not"),
+    ],
+)
+def test_a_given_of_no_use_is_a_reason(given, reason):
+    a, b = lognormal_pair()
+    result = compare(a, b, given=given)
+    assert result.pearson is not None
+    assert (result.partial_pearson, result.partial_spearman) == (None, None)
+    assert reason in result.reason
+
+
+def test_few_points_and_another_length():
+    a, b, z = np.array([[1.0, 2.0, 4.0, 3.0], [1.0, 2.0, 3.0, 5.0], [3.0, 1.0, 2.0, 2.0]])
+    three = compare(a[:3], b[:3], given=z[:3])
+    assert three.pearson is not None
+    assert three.reason == "partial correlations undefined: fewer than 4 points (3)"
+    assert compare(a, b, given=z).reason == ""
+    with pytest.raises(ValueError, match="given must be as long as estimate, 3, got 2"):
+        compare(a[:3], b[:3], given=z[:2])
+    with pytest.raises(ValueError, match=r"given must have shape \(N,\), got \(3, 1\)"):
+        compare(a[:3], b[:3], given=np.ones((3, 1)))
+
+
+def test_locations_that_are_not_two_valued_have_a_partial_correlation_of_their_own():
+    a, b = lognormal_pair()
+    z = np.sqrt(a * b) + np.random.default_rng(8).random(200)
+    mask = np.arange(200) % 3 == 0
+    rest = compare(a, b, given=z, two_valued=mask).not_two_valued
+    assert rest == compare(a[~mask], b[~mask], given=z[~mask])
+    assert rest.partial_pearson is not None

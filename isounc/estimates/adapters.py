@@ -217,8 +217,8 @@ def _reseeded(rest: Any, number: int) -> Any:
     return jax.tree.map(other, rest)
 
 
-def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
-    """Shape of the outputs at a batch, without computing them.
+def output_shape(bound: Bound, x: Any, *, argument: str = "x") -> jax.ShapeDtypeStruct:
+    """Shape of the outputs at a batch, which messages call `argument`, without computing them.
 
     Raises
     ------
@@ -240,8 +240,8 @@ def output_shape(bound: Bound, x: Any) -> jax.ShapeDtypeStruct:
     except (TypeError, ValueError, AttributeError) as error:
         message = str(error).partition("\n")[0]
         raise TypeError(
-            "model must take params, x and kwargs as they were given; called at one input it "
-            f"raised {type(error).__name__}: {message}"
+            f"model must take params, {argument} and kwargs as they were given; called at one input "
+            f"it raised {type(error).__name__}: {message}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise TypeError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,18 @@ from jaxtyping import Array, Float, Real
 
 from isounc import densities
 from isounc.checks import check_array, check_choice, check_count, check_kind, check_real
-from isounc.covariance import Diagonal
+from isounc.covariance import Diagonal, OutputVariance
 from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
     Estimator,
     Evidence,
     Linearised,
+    alike,
     isotropic_rule,
 )
 from isounc.estimates.grams import group_grams, output_grams
+from isounc.estimates.points import Point, check_finite, check_points
 from isounc.fit import PointEstimate
 from isounc.likelihoods import LIKELIHOODS, Likelihood
 from isounc.models import Model
@@ -97,7 +98,7 @@ def estimate_all(
     )
     likelihood = LIKELIHOODS[model.likelihood]
     return {
-        name: _moments(outputs, grams[name], noise, rule=rule, likelihood=likelihood)
+        name: _moments(outputs, grams[name], noise, rule=alike(rule), likelihood=likelihood)
         for name, rule in rules
     }
 
@@ -128,7 +129,9 @@ def _grams(
     covariances = {
         name: rule.covariance(model, theta, evidence, num_chains) for name, rule in rules
     }
-    grouped = [name for name, rule in rules if rule.by_group]
+    on_outputs = {n: c for n, c in covariances.items() if isinstance(c, OutputVariance)}
+    covariances = {n: c for n, c in covariances.items() if not isinstance(c, OutputVariance)}
+    grouped = [name for name, rule in rules if rule.by_group and name in covariances]
     outputs, grams = None, {}
     if grouped:
         outputs, parts = group_grams(model, theta, X, batch_size=batch_size)
@@ -141,6 +144,12 @@ def _grams(
     if covariances:
         outputs, others = output_grams(model.apply, theta, X, covariances, batch_size=batch_size)
         grams |= others
+    if on_outputs:
+        if outputs is None:
+            outputs = model.apply(theta, X)
+        eye = jnp.eye(outputs.shape[1], dtype=outputs.dtype)[None]
+        at = X.astype(outputs.dtype)
+        grams |= {name: v.at(at)[:, None, None] * eye for name, v in on_outputs.items()}
     assert outputs is not None, "there must be at least one estimator"
     return outputs, grams
 
@@ -236,41 +245,6 @@ def _posterior_averaged(
     return Estimate(p, epistemic, aleatoric, epistemic + aleatoric, aleatoric)
 
 
-Point = Float[Array | np.ndarray, " P"] | PointEstimate
-"""theta*, or what `fit_map` or `fit_trained` returned."""
-
-
-def check_points(
-    model: Model, X: Any, theta: Any
-) -> tuple[Float[Array, "N D"], Float[Array, " P"]]:
-    """Return X and theta in JAX's float type.
-
-    Raises
-    ------
-    ValueError
-        Unless they are finite and of the model's shapes.
-    """
-    check_kind("model", model, Model, "make_model")
-    dtype = jnp.result_type(float)
-    points = jnp.asarray(check_array("X", X, ndim=2), dtype)
-    if points.shape[1] != model.in_features or points.shape[0] == 0:
-        raise ValueError(
-            f"X must have {model.in_features} columns and at least one row, got {points.shape}"
-        )
-    if isinstance(theta, PointEstimate):
-        theta = theta.theta
-    theta = jnp.asarray(check_array("theta", theta, ndim=1), dtype)
-    if theta.shape != (model.num_params,):
-        raise ValueError(f"theta must have shape ({model.num_params},), got {theta.shape}")
-    return points, theta
-
-
-def check_finite(estimate: Estimate, what: str) -> None:
-    """Raise a ValueError with what must be finite, or have another property, unless it is so."""
-    if not np.isfinite(np.asarray(estimate.epistemic)).all():
-        raise ValueError(f"{what}, got an estimate that is not finite")
-
-
 def estimate(
     name: str,
     model: Model,
@@ -295,9 +269,10 @@ def estimate(
     theta
         Parameters, or what `fit_map` or `fit_trained` returned.
     problem
-        Training data, for laplace and laplace_diagonal; in regression its noise.
+        Training data, with prior_sd, for laplace, laplace_diagonal, null_distance, logit_scaled and
+        logit_scaled_level; in regression its noise. `isotropic` has logit_scaled without either.
     prior_sd
-        Prior sd, for link_aware, laplace and laplace_diagonal. layer_scaled takes rms(W_l) of each
+        Prior sd, for those and link_aware. layer_scaled takes rms(W_l) of each
         layer without it.
     draws, num_chains
         Posterior draws (`Posterior.draws`) and the number of their chains, for the oracles.

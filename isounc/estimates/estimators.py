@@ -1,8 +1,9 @@
 """Estimators: a covariance of the parameters and the way it reaches the prediction, by name.
 
 Two ways: to first order in p itself (`Linearised`, the delta method), or to first order in the
-logit and exactly through the link (`GaussianLogit`). `ESTIMATORS` holds them with all that the
-scaling study needs to know; `register_estimator` adds one.
+logit and exactly through the link (`GaussianLogit`). Null baselines say what a forward pass gives
+for nothing, without a gradient: theirs is a covariance of the outputs. `ESTIMATORS` holds all of
+them with what the scaling study needs to know; `register_estimator` adds one.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from jaxtyping import Array, Float, Int
 from isounc import covariance as cov
 from isounc.checks import check_choice, check_name
 from isounc.densities import Data
+from isounc.estimates.grams import group_grams
 from isounc.estimates.links import LINK_MOMENTS
-from isounc.likelihoods import Likelihood, NoiseSd
+from isounc.estimates.scale_rules import effective_var, unit_var
+from isounc.likelihoods import LIKELIHOODS, Likelihood, NoiseSd
 from isounc.models import Model
 
 POINTS = ("map", "trained", "draw", "posterior")
 """Points theta*: the MAP, a trained network, single posterior draws; and none, but an average."""
 VIEWS = ("curves", "levels", "maps", "bands")
 """Where reports show an estimator: as curves against width, in the table of levels, as maps over
-two inputs (the first two have room), as bands over one input."""
+two inputs (the first three have room), as bands over one input."""
 
 
 class Estimate(NamedTuple):
@@ -83,8 +86,8 @@ class Estimator(Protocol):
     uses: tuple[str, ...] = ()
     """Fields of `Evidence` that it reads where they are at hand."""
     by_group: bool = False
-    """Whether Sigma is a `Diagonal` that is constant on each of the model's parameter groups: then
-    no gradient needs to be formed."""
+    """Whether Sigma is a `Diagonal` that is constant on each of the model's parameter groups, or an
+    `OutputVariance`: then no gradient needs to be formed."""
     quantities: tuple[str, ...] = ("epistemic",)
     """Fields of `Estimate` that are compared with the reference."""
     per_class: bool = False
@@ -106,8 +109,8 @@ class Estimator(Protocol):
     @abstractmethod
     def covariance(
         self, model: Model, theta: Float[Array, " P"], evidence: Evidence, num_chains: int
-    ) -> cov.Covariance:
-        """Sigma at theta*."""
+    ) -> cov.Covariance | cov.OutputVariance:
+        """Sigma at theta*, or a covariance of the outputs."""
         ...
 
     @abstractmethod
@@ -122,7 +125,9 @@ class Estimator(Protocol):
         ...
 
 
-CovarianceRule = Callable[[Model, Float[Array, " P"], Evidence, int], cov.Covariance]
+CovarianceRule = Callable[
+    [Model, Float[Array, " P"], Evidence, int], cov.Covariance | cov.OutputVariance
+]
 """Sigma from the model, theta*, the evidence and the number of chains in its draws."""
 
 
@@ -169,6 +174,22 @@ class GaussianLogit(Linearised):
         return moments.var, moments.label_var
 
 
+@dataclass(frozen=True)
+class LabelVariance(Linearised):
+    """The variance of the label at theta*, p* (1 - p*), in place of that of p: a null baseline."""
+
+    def moments(self, likelihood, outputs, gram, noise_sd):
+        """Var[y | f(x, theta*)], and the label variance corrected by it."""
+        label_variance = likelihood.label_variance(outputs, noise_sd)
+        return label_variance, likelihood.expected_label_variance(label_variance, label_variance)
+
+
+def alike(estimator: Estimator) -> Estimator:
+    """An estimator of the same moments, one for all of a built-in kind: they are compiled once."""
+    kind = type(estimator)
+    return kind(isotropic_rule) if kind in (Linearised, GaussianLogit, LabelVariance) else estimator
+
+
 def isotropic_rule(model, theta, evidence, num_chains):
     """Sigma = I."""
     return cov.Diagonal(jnp.ones_like(theta))
@@ -176,6 +197,27 @@ def isotropic_rule(model, theta, evidence, num_chains):
 
 def _prior(model, theta, evidence, num_chains):
     return cov.Diagonal(evidence.prior_sd)
+
+
+def _white_outputs(model, theta, evidence, num_chains):
+    return cov.OutputVariance()
+
+
+def _distance(model, theta, evidence, num_chains):
+    return cov.OutputVariance(evidence.data.X)
+
+
+def _unit(model, theta, evidence, num_chains):
+    outputs, parts = group_grams(model, theta, evidence.data.X)
+    likelihood = LIKELIHOODS[model.likelihood]
+    var = unit_var(likelihood, outputs, parts.sum(0), evidence.data.noise_sd)
+    return cov.Diagonal(jnp.full_like(theta, jnp.sqrt(var)))
+
+
+def _effective_dimension(model, theta, evidence, num_chains):
+    factor = cov.gauss_newton_factor(model, theta, evidence.data)
+    var, _ = effective_var(factor, evidence.data.prior_sd)
+    return cov.Diagonal(jnp.full_like(theta, jnp.sqrt(var)))
 
 
 def _layer_scaled(model, theta, evidence, num_chains):
@@ -216,10 +258,30 @@ ESTIMATORS: dict[str, Estimator] = {
         quantities=("epistemic", "aleatoric", "aleatoric_corrected", "total"), per_class=True,
         views=("curves", "levels", "maps", "bands"),
     ),
+    "null_aleatoric": LabelVariance(
+        _white_outputs, label="null: p(1−p)", order=0.1, points=_EVERYWHERE, by_group=True,
+        per_class=True, views=("curves", "levels", "maps"),
+    ),
+    "null_squared": Linearised(
+        _white_outputs, label="null: (p(1−p))²", order=0.2, points=_EVERYWHERE, by_group=True,
+        per_class=True,
+    ),
+    "null_distance": Linearised(
+        _distance, label="null: distance to the data", order=0.3, points=_EVERYWHERE,
+        needs=("data",), by_group=True, views=("curves", "levels", "bands"),
+    ),
+    "logit_scaled": GaussianLogit(
+        _unit, label="logit-scaled", order=0.4, points=_EVERYWHERE, needs=("data",), by_group=True,
+        quantities=("epistemic", "aleatoric_corrected"), per_class=True,
+        views=("curves", "levels", "maps"),
+    ),
+    "logit_scaled_level": GaussianLogit(
+        _effective_dimension, label="logit-scaled, with level", order=0.5, points=_EVERYWHERE,
+        needs=("data",), by_group=True, quantities=("epistemic", "aleatoric_corrected"),
+    ),
     "link_aware": GaussianLogit(
         _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("prior_sd",),
         by_group=True, quantities=("epistemic", "aleatoric_corrected"), per_class=True,
-        views=("curves", "levels", "maps"),
     ),
     "layer_scaled": Linearised(
         _layer_scaled, label="layer-scaled", order=2, points=_EVERYWHERE, needs=("layer_sd",),
@@ -246,7 +308,16 @@ ESTIMATORS: dict[str, Estimator] = {
         views=("curves", "levels", "bands"),
     ),
 }  # fmt: skip
-"""Estimators by name."""
+"""Estimators by name.
+
+    null_aleatoric        p (1 - p) of the point prediction; the constant noise of a regression
+    null_squared          (p (1 - p))^2: unit variance of each logit; constant in regression
+    null_distance         the outputs' variance is the distance to the nearest training input
+    logit_scaled          Gaussian outputs, Sigma = sigma^2 I by the rule `unit`
+    logit_scaled_level    the same by the rule `effective_dimension` (`isounc.estimates.scale_rules`)
+
+Through the identity of a regression the last two are sigma^2 ||df/dtheta||^2: they order inputs as
+`isotropic` does, and differ from it in their level alone."""
 
 
 def estimator_names(point: str | None = None) -> list[str]:

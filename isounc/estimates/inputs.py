@@ -30,7 +30,7 @@ def padded(values: Shaped[np.ndarray, "n *rest"], size: int) -> Shaped[np.ndarra
     return values if not missing else np.concatenate([values, np.repeat(values[:1], missing, 0)])
 
 
-def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
+def split(x: Any, batch_size: int, *, tokens: bool, argument: str = "x") -> list[Part]:
     """Split inputs into batches.
 
     Parameters
@@ -41,6 +41,8 @@ def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
         Most examples in a batch.
     tokens
         Whether a list holds sequences of token ids, which may have different lengths.
+    argument
+        Name of the inputs in messages.
 
     Raises
     ------
@@ -48,16 +50,18 @@ def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
         For inputs that are no batch, or sequences that are not of token ids.
     """
     if tokens and isinstance(x, list):
-        return list(_ragged(x, batch_size))
+        return list(_ragged(x, batch_size, argument))
     # Lists of numbers are one array, any other container is a pytree of them.
-    x = real_array("x", x) if isinstance(x, list) else x
+    x = real_array(argument, x) if isinstance(x, list) else x
     leaves = jax.tree.leaves(x)
     for leaf in leaves:
-        check_unmasked("x", leaf)
+        check_unmasked(argument, leaf)
     sizes = {np.shape(a)[0] if np.ndim(a) else 0 for a in leaves}
     if len(sizes) != 1 or 0 in sizes:
         shapes = ", ".join(str(np.shape(a)) for a in leaves) or "nothing"
-        raise ValueError(f"x must be a batch with examples along the first axis, got {shapes}")
+        raise ValueError(
+            f"{argument} must be a batch with examples along the first axis, got {shapes}"
+        )
     num_rows = sizes.pop()
     size = min(batch_size, bucket(num_rows))
     parts = []
@@ -68,7 +72,7 @@ def split(x: Any, batch_size: int, *, tokens: bool) -> list[Part]:
     return parts
 
 
-def check_token_ids(x: Any, num_tokens: int) -> None:
+def check_token_ids(x: Any, num_tokens: int, *, argument: str = "x") -> None:
     """Refuse ids that are no tokens of a vocabulary: a gather clips them, or counts from the end.
 
     Only what can be nothing else than ids is looked at: lists of sequences, and one array of at
@@ -83,7 +87,7 @@ def check_token_ids(x: Any, num_tokens: int) -> None:
     for i, array in enumerate(map(np.asarray, arrays)):
         if array.dtype.kind == "O" or array.ndim > 2 or not array.size:
             continue
-        right = f"x must hold token ids, integers from 0 to {num_tokens - 1},"
+        right = f"{argument} must hold token ids, integers from 0 to {num_tokens - 1},"
         if array.dtype.kind not in "iu":
             raise ValueError(f"{right} got {array.dtype}")
         outside = np.argwhere((array < 0) | (array >= num_tokens))
@@ -94,18 +98,19 @@ def check_token_ids(x: Any, num_tokens: int) -> None:
             )
 
 
-def _ragged(x: Sequence[Any], batch_size: int) -> Iterator[Part]:
+def _ragged(x: Sequence[Any], batch_size: int, argument: str) -> Iterator[Part]:
     """Batches of sequences of token ids, padded on the right to a few lengths."""
     for ids in x:
-        check_unmasked("x", ids)
+        check_unmasked(argument, ids)
     sequences = [np.asarray(ids) for ids in x]
     for i, ids in enumerate(sequences):
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
             raise ValueError(
-                f"x must hold sequences of token ids, got shape {ids.shape} of {ids.dtype} at {i}"
+                f"{argument} must hold sequences of token ids, got shape {ids.shape} of "
+                f"{ids.dtype} at {i}"
             )
     if not sequences:
-        raise ValueError("x must hold at least one sequence of token ids, got none")
+        raise ValueError(f"{argument} must hold at least one sequence of token ids, got none")
     # None beyond the longest: a model may have no more positions. Equal lengths are not padded.
     longest = max(ids.size for ids in sequences)
     lengths = np.array([min(longest, max(16, bucket(ids.size))) for ids in sequences])

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
-from tqdm import tqdm
+from jaxtyping import Array, Float, Int
+from scipy import special
 
-from isounc.checks import check_choice, check_count, check_real, real_array
-from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
-from isounc.estimates.estimate import check_finite, check_points, estimate_all
+from isounc.checks import check_choice, check_count, check_real
+from isounc.estimates.columns import (
+    TASK_OF_LIKELIHOOD,
+    Columns,
+    bind_task,
+    chosen_targets,
+    columns_of,
+)
+from isounc.estimates.estimate import estimate_all
 from isounc.estimates.estimators import Estimate, Evidence
-from isounc.estimates.inputs import Part, check_token_ids, padded, split
-from isounc.gradnorm import Filter, check_leaves, value_and_sq_grad_norms
+from isounc.estimates.inputs import padded
+from isounc.estimates.links import LinkMoments, sigmoid_normal_moments, softmax_normal_moments
+from isounc.estimates.logit_scale import LogitScale, scale_var
+from isounc.estimates.points import check_finite, check_points
+from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
+from isounc.padding import bucket
 
-TASKS = ("binary", "multiclass", "regression", "token")
-TASK_OF_LIKELIHOOD = {
-    "bernoulli": "binary",
-    "categorical": "multiclass",
-    "gaussian": "regression",
-}
-"""Tasks of an isounc `Model`; another likelihood goes through the registry of estimators."""
-"""Kinds of models that `isotropic` takes, beside `Model`, which knows its own likelihood."""
+METHODS = ("isotropic", "logit_scaled")
+"""Ways from the norms to an estimate."""
 
 
 def isotropic(
@@ -40,6 +44,10 @@ def isotropic(
     target: Int[np.ndarray, " N"] | Sequence[int | np.integer] | str | None = None,
     sigma: float = 1.0,
     noise_sd: float = 1.0,
+    method: str = "isotropic",
+    reference: Any = None,
+    scale: str | float | LogitScale = "unit",
+    prior_sd: float | None = None,
     outputs: str | None = None,
     wrt: Filter = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -48,6 +56,12 @@ def isotropic(
     """Compute the isotropic estimate of a trained model at N inputs.
 
         epistemic = sigma^2 ||dp/dtheta||^2,    aleatoric = p (1 - p)
+
+    or, with `method="logit_scaled"` and from the same pass, that of a Gaussian logit
+
+        epistemic = Var[sigmoid(f)],    f ~ N(f(x, theta*), sigma^2 ||df/dtheta||^2),
+
+    whose sigma^2 comes from reference inputs (`isounc.fit_logit_scale`).
 
     Every norm is exact and costs a forward pass and the activation half of a backward pass per
     column; no weight matrix's gradient is stored (`isounc.gradnorm`, which also works inside of
@@ -80,6 +94,19 @@ def isotropic(
         Standard deviation of the parameters, the same for all.
     noise_sd
         Known noise of a regression.
+    method
+        `"isotropic"`, the paper's, or `"logit_scaled"`: log-odds of a chosen column are Gaussian,
+        and without a choice all C logits are, through the softmax (C cotangents on one forward
+        pass). In regression there is no link: this is sigma^2 ||df/dtheta||^2, which orders inputs
+        exactly as the other method does.
+    reference
+        For logit_scaled: the inputs, training inputs or a batch of typical ones, that set sigma^2.
+    scale
+        For logit_scaled: the rule, `"unit"` or `"effective_dimension"` (training inputs as the
+        reference, and `prior_sd`); sigma^2 itself; or what `isounc.fit_logit_scale` returned, for
+        single inputs. The last two take no reference.
+    prior_sd
+        For effective_dimension: prior standard deviation of the parameters.
     outputs
         `"logits"` or `"probabilities"`, what the model returns. None is logits, refused where they
         look otherwise: between 0 and 1, and adding up to 1 or, for a binary model, at eight inputs
@@ -102,7 +129,8 @@ def isotropic(
     ------
     TypeError, ValueError
         For an unknown task, outputs that do not fit it, a model in training mode, parameters or
-        inputs that are not finite (by path and by row), targets out of range.
+        inputs that are not finite (by path and by row), targets out of range, a reference that sets
+        no scale.
 
     Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466).
 
@@ -116,64 +144,48 @@ def isotropic(
     """
     sigma = check_real("sigma", sigma, positive=True)
     noise_sd = check_real("noise_sd", noise_sd, positive=True)
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
-    if isinstance(model, Model):
-        for argument, value in (("task", task), ("outputs", outputs), ("kwargs", kwargs)):
+    check_choice("method", method, METHODS)
+    if method == "isotropic":
+        unset = None if isinstance(scale, str) and scale == "unit" else scale
+        for name, value in (("reference", reference), ("prior_sd", prior_sd), ("scale", unset)):
             if value is not None:
-                raise TypeError(f"{argument} must be left out for a Model, got {value!r}")
-        if params is None:
-            raise TypeError("params must be given for a Model: theta, or what fit_map returned")
-        if model.likelihood not in TASK_OF_LIKELIHOOD:
-            return _of_model(model, x, params, target, sigma, noise_sd, wrt, batch_size or 128)
-        # Its link is known, and p (1 - p) is squared in float64 below.
-        task = TASK_OF_LIKELIHOOD[model.likelihood]
-        x, theta = check_points(model, x, params)
-        model, params = model.apply_params, model.unflatten(theta)
-    check_choice("task", task, TASKS)
-    assert task is not None
-    if outputs is not None:
-        check_choice("outputs", outputs, ("logits", "probabilities"))
-        if task == "regression":
-            raise ValueError(f"outputs must be left out for regression, got {outputs!r}")
-    bound = bind(model, params, kwargs)
-    check_leaves(bound.params)
-    size = batch_size or (8 if task == "token" else 128)
-    parts = split(x, size, tokens=task == "token")
-    num_outputs = _check_outputs(bound, parts, task)
-    if task == "token":
-        check_token_ids(x, num_outputs)
-    check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
-    if batch_size is None and target is None and task in ("multiclass", "regression"):
-        parts = split(x, max(1, size // num_outputs), tokens=False)
-    num_rows = sum(len(part.rows) for part in parts)
-    targets = _targets(task, target, num_rows, num_outputs)
-    of_row: dict[int, tuple[np.ndarray, ...]] = {}
-    for part in tqdm(parts, unit="batch", desc="isotropic", delay=2, leave=False):
-        columns = _norms(
-            bound.params,
-            bound.rest,
-            part.inputs,
-            None if targets is None else padded(targets[part.rows], len(part.ends)),
-            part.ends,
-            apply=bound.apply,
-            task=task,
-            wrt=wrt,
-            probabilities=outputs == "probabilities",
+                raise ValueError(
+                    f"{name} must be left out for method 'isotropic', got {value!r:.60}"
+                )
+    if isinstance(model, Model) and model.likelihood not in TASK_OF_LIKELIHOOD:
+        if method != "isotropic":
+            raise ValueError(
+                f"method must be 'isotropic' for a Model with likelihood {model.likelihood!r}, got "
+                f"{method!r}; isounc.estimate('logit_scaled', ...) has it"
+            )
+        return _of_model(model, x, params, target, sigma, noise_sd, wrt, batch_size)
+    about = {"outputs": outputs, "kwargs": kwargs}
+    if method == "isotropic":
+        # The link of a Model is known, and p (1 - p) is squared in float64 below.
+        bound, x, task = bind_task(model, x, params, task=task, **about)
+        columns = columns_of(
+            bound, x, task=task, target=target, outputs=outputs, wrt=wrt, batch_size=batch_size
         )
-        columns = jax.device_get(columns)
-        for i, row in enumerate(part.rows):
-            of_row[row] = tuple(column[i] for column in columns)
-    values, sq_norms, label, alike = (
-        np.stack(column) for column in zip(*map(of_row.get, range(num_rows)), strict=True)
-    )
-    finite = np.isfinite(values).all(1) & np.isfinite(sq_norms).all(1)
-    if not finite.all():
-        _blame(bound, np.flatnonzero(~finite))
-    if task != "regression":
-        _check_link(values, alike, task, outputs)
-    estimate = _estimate(values, sq_norms, task, outputs, sigma, noise_sd)
-    return estimate if targets is None else estimate._replace(target=label)
+        estimate = _estimate(columns, task, outputs, sigma, noise_sd)
+        return estimate if columns.label is None else estimate._replace(target=columns.label)
+    if sigma != 1:
+        raise ValueError(
+            f"sigma must be left out for method 'logit_scaled', whose scale sets it, got {sigma}"
+        )
+    var = scale_var(
+        scale, model, reference, params, task=task, prior_sd=prior_sd, noise_sd=noise_sd,
+        wrt=wrt, batch_size=batch_size, **about,
+    )  # fmt: skip
+    bound, x, task = bind_task(model, x, params, task=task, **about)
+    products = task == "multiclass" and target is None
+    columns = columns_of(
+        bound, x, task=task, target=target, outputs=outputs, wrt=wrt, batch_size=batch_size,
+        products=products,
+    )  # fmt: skip
+    if task == "regression":
+        return _estimate(columns, task, None, var**0.5, noise_sd)
+    estimate = _gaussian_logits(columns, var, products=products)
+    return estimate if columns.label is None else estimate._replace(target=columns.label)
 
 
 def _of_model(
@@ -184,9 +196,13 @@ def _of_model(
     sigma: float,
     noise_sd: float,
     wrt: Filter,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Estimate:
     """The registry's estimate, in float64, with Sigma = sigma^2 I on the groups that count."""
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    if theta is None:
+        raise TypeError("params must be given for a Model: theta, or what fit_map returned")
     points, theta = check_points(model, X, theta)
     name, evidence = "isotropic", Evidence()
     if sigma != 1 or wrt is not None:
@@ -195,13 +211,13 @@ def _of_model(
         name, evidence = "layer_scaled", Evidence(layer_sd=jnp.asarray(sigma * mask, theta.dtype))
     result = estimate_all(
         [name], model, points, theta,
-        evidence=evidence, noise_sd=noise_sd, batch_size=batch_size,
+        evidence=evidence, noise_sd=noise_sd, batch_size=batch_size or 128,
     )[name]  # fmt: skip
     check_finite(result, "theta and x must give finite gradients")
     columns = [np.asarray(a, np.float64) for a in result[:-1]]
     prob = columns[0]
     task = "multiclass" if prob.shape[1] > 1 else model.likelihood
-    chosen = _targets(task, target, *prob.shape)
+    chosen = chosen_targets(task, target, *prob.shape)
     if chosen is None:
         return Estimate(*columns)
     label = np.where(chosen < 0, prob.argmax(axis=1), chosen)[:, None]
@@ -209,64 +225,11 @@ def _of_model(
     return Estimate(*columns)._replace(target=label)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "task", "wrt", "probabilities"))
-def _norms(
-    params: Any,
-    rest: Any,
-    inputs: Any,
-    target: Int[Array | np.ndarray, " N"] | None,
-    ends: Int[Array | np.ndarray, " N"],
-    *,
-    apply: Callable[[Any, Any, Any], Any],
-    task: str,
-    wrt: Filter,
-    probabilities: bool,
-) -> tuple[Float[Array, "N M"], Float[Array, "N M"], Int[Array, "N 1"], Bool[Array, " N"]]:
-    """Log-odds (or outputs) and their squared gradient norms, by row of the inputs.
-
-    With them the class of a chosen column, and whether the outputs look like probabilities.
-    """
-
-    def columns(params, row, target, end):
-        out = apply(params, rest, jax.tree.map(lambda a: a[None], row))[0]
-        tolerance = 8 * out.size**0.5 * float(jnp.finfo(out.dtype).eps)
-        out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
-        if task == "token" and out.ndim == 2:
-            out = out[end]
-        out = jnp.atleast_1d(out)
-        alike = (out >= 0).all() & (out <= 1).all()
-        if task != "binary":
-            alike &= jnp.abs(out.sum() - 1) < tolerance
-        label = jnp.zeros(1, jnp.int32)
-        if target is not None:
-            label = jnp.where(target < 0, jnp.argmax(out), target)[None].astype(jnp.int32)
-        if probabilities or task == "regression":
-            return (out if target is None else out[label]), (label, alike)
-        if task == "binary":
-            return out, (label, alike)
-        classes = jnp.arange(out.size)
-        rows = classes if target is None else label
-        others = jnp.where(rows[:, None] == classes[None, :], -jnp.inf, out[None, :])
-        return out[rows] - jax.nn.logsumexp(others, axis=1), (label, alike)
-
-    norms = value_and_sq_grad_norms(
-        columns, wrt=wrt, has_aux=True, in_axes=(0, None if target is None else 0, 0)
-    )
-    (values, (label, alike)), sq_norms = norms(params, inputs, target, ends)
-    return values, sq_norms, label, alike
-
-
 def _estimate(
-    values: Float[np.ndarray, "N M"],
-    sq_norms: Float[np.ndarray, "N M"],
-    task: str,
-    outputs: str | None,
-    sigma: float,
-    noise_sd: float,
+    columns: Columns, task: str, outputs: str | None, sigma: float, noise_sd: float
 ) -> Estimate:
     """The estimate from log-odds (or outputs) and their squared gradient norms."""
-    # float64: at log-odds of 50 the square of p (1 - p) is beyond single precision.
-    values, sq_norms = (np.asarray(a, np.float64) for a in (values, sq_norms))
+    values, sq_norms = columns.values, columns.sq_norms
     if task == "regression":
         epistemic = sigma**2 * sq_norms
         aleatoric = np.full_like(values, noise_sd**2)
@@ -275,88 +238,38 @@ def _estimate(
         prob = values.clip(0, 1)  # a sum of rounded numbers may exceed 1
         aleatoric, epistemic = prob * (1 - prob), sigma**2 * sq_norms
     else:
-        # exp(-|d|) never overflows, and p (1 - p) from it never cancels.
-        small = np.exp(-np.abs(values))
-        aleatoric = small / (1 + small) ** 2
-        prob = np.where(values >= 0, 1, small) / (1 + small)
+        prob, aleatoric = _of_log_odds(values)
         epistemic = sigma**2 * aleatoric**2 * sq_norms
     return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, aleatoric - epistemic)
 
 
-def _targets(task: str, target: Any, num_rows: int, num_outputs: int) -> np.ndarray | None:
-    """One number an example, -1 for the predicted class; None for all columns."""
-    if target is None and task != "token":
-        return None
-    if task not in ("multiclass", "token"):
-        raise ValueError(f"target must be left out for {task}, got {target!r:.80}")
-    if target is None or (isinstance(target, str) and target == "predicted"):
-        return np.full(num_rows, -1)
-    numbers = real_array("target", target)
-    if numbers.shape != (num_rows,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
-        raise ValueError(
-            f"target must be 'predicted' or {num_rows} non-negative integers, one an example, got "
-            f"{target!r:.80}"
-        )
-    if numbers.max() >= num_outputs:
-        raise ValueError(f"target must be below {num_outputs}, got {numbers.max()}")
-    return numbers
+def _of_log_odds(
+    values: Float[np.ndarray, "N M"],
+) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "N M"]]:
+    """P and p (1 - p)."""
+    # exp(-|d|) never overflows, and p (1 - p) from it never cancels.
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1, small) / (1 + small), small / (1 + small) ** 2
 
 
-def _check_outputs(bound: Bound, parts: Sequence[Part], task: str) -> int:
-    """Number of outputs; a ValueError unless they fit the task, at one input of each shape."""
-    fits: dict[str, tuple[Callable[..., bool], str]] = {
-        "binary": (lambda s: s in ((), (1,)), "(N,) or (N, 1), one logit an example"),
-        "multiclass": (lambda s: len(s) == 1 and s[0] > 1, "(N, C) with two or more classes"),
-        "regression": (lambda s: len(s) < 2, "(N,) or (N, M)"),
-        "token": (lambda s: len(s) in (1, 2), "(N, V) or (N, T, V)"),
-    }
-    fitting, words = fits[task]
-    shape = ()
-    for _, inputs, ends in parts:
-        shape = output_shape(bound, jax.tree.map(lambda a: a[:1], inputs)).shape
-        if not shape or shape[0] != 1 or not fitting(shape[1:]):
-            raise ValueError(
-                f"model must return {words} for task {task!r}, whatever N, got {shape} at one input"
-            )
-        if task != "token":
-            break
-        if len(shape) == 2 and (ends >= 0).any() and (ends + 1 < inputs.shape[1]).any():
-            raise ValueError(
-                "model must return logits at every position, (N, T, V), for sequences of different "
-                f"lengths, got {shape} at one of them; give sequences of one length as an array"
-            )
-    return shape[-1] if len(shape) > 1 else 1
+def _gaussian_logits(columns: Columns, var: float, *, products: bool) -> Estimate:
+    """The estimate under Gaussian log-odds, or Gaussian logits of all classes."""
+    values, spread = columns.values, var * columns.sq_norms
+    # Rows up to a few numbers of them, each of which is compiled once.
+    rows = [padded(a, bucket(len(a))) for a in (values, spread)]
+    with jax.enable_x64(True):  # the variance of a sure prediction is beyond single precision
+        moments = jax.device_get(_moments(*map(jnp.asarray, rows), products=products))
+    epistemic, label_var = (np.asarray(a)[: len(values)] for a in (moments.var, moments.label_var))
+    if products:
+        is_own = np.eye(values.shape[1], dtype=bool)[None]
+        others = np.where(is_own, -np.inf, values[:, None, :])
+        values = values - special.logsumexp(others, axis=2)
+    prob, aleatoric = _of_log_odds(values)
+    return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, label_var)
 
 
-def _check_link(values: np.ndarray, alike: np.ndarray, task: str, outputs: str | None) -> None:
-    """Probabilities taken for logits, or the reverse, would give numbers that mean nothing."""
-    beyond = np.maximum(-values, values - 1).max()
-    if outputs == "probabilities" and beyond > 1e-2:
-        raise ValueError(
-            "the model must return probabilities for outputs='probabilities', got "
-            f"{values.min():g} to {values.max():g}"
-        )
-    if outputs is None and alike.all() and (task != "binary" or len(alike) >= 8):
-        sums = "" if task == "binary" else " and add up to 1"
-        raise ValueError(
-            "outputs must be 'probabilities', or 'logits' if they are that all the same, got None "
-            f"for a model whose outputs lie between 0 and 1{sums}"
-        )
-
-
-def _blame(bound: Bound, rows: np.ndarray) -> None:
-    """Raise an error that names the array of the model, or else the inputs, that is not finite."""
-    for what, tree in (("params", bound.params), ("the model's other arrays", bound.rest)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(jnp.isfinite(leaf).all()):
-                continue
-            wrong = int((~jnp.isfinite(leaf)).sum())
-            raise ValueError(
-                f"{what} must be finite, got {wrong} of {leaf.size} values NaN or infinite in "
-                f"{jax.tree_util.keystr(path)}"
-            )
-    which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-    raise ValueError(
-        f"the model's outputs and gradients must be finite, got others at {len(rows)} rows of x "
-        f"({which}) though params are finite; check those inputs, and the range of token ids"
-    )
+@functools.partial(jax.jit, static_argnames="products")
+def _moments(
+    values: Float[Array, "N M"], spread: Float[Array, "N M *C"], *, products: bool
+) -> LinkMoments:
+    return (softmax_normal_moments if products else sigmoid_normal_moments)(values, spread)

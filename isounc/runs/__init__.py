@@ -2,7 +2,7 @@
 
 import isounc.runs
 
-run = isounc.runs.load("runs/scaling-quick")
+run = isounc.runs.load("runs/scaling-quick")  # or published results: "results/standard"
 run.results.groupby(["problem", "width"])["pearson"].median()
 """
 

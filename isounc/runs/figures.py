@@ -16,6 +16,8 @@ from isounc.runs.style import NothingToDraw, save
 
 LONGEST_STEM = 100
 """Longest file name of a figure, without ending; file systems end at 255 bytes."""
+NOT_ASKED_FOR = "isounc report draws it (or the option --figures all)"
+"""Why a figure beyond the first of its kind was not drawn."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,8 +42,15 @@ def _stem(name: str) -> str:
     return f"{safe or 'figure'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def draw_plots(plots: Iterable[Plot], folder: Path) -> list[FigureFile]:
-    """Draw figures into `folder`; one that cannot be drawn is returned with the reason.
+def draw_plots(
+    plots: Iterable[Plot], folder: Path, *, shown_alone: bool = False
+) -> list[FigureFile]:
+    """Draw figures into `folder`; one that is not drawn is returned with the reason.
+
+    Parameters
+    ----------
+    shown_alone
+        Draw what a page shows unfolded: the first of each kind that can be drawn, as PNG alone.
 
     Raises
     ------
@@ -54,10 +63,13 @@ def draw_plots(plots: Iterable[Plot], folder: Path) -> list[FigureFile]:
         raise ValueError(
             f"{folder} must be a folder, got a link to {folder.resolve()}, where nothing is written"
         )
-    files = []
+    files: list[FigureFile] = []
     for name, kind, caption, draw in plots:
+        if shown_alone and any(file.kind == kind and file.paths for file in files):
+            files.append(FigureFile(name, kind, caption, (), NOT_ASKED_FOR))
+            continue
         try:
-            paths = tuple(save(draw(), folder / _stem(name)))
+            paths = tuple(save(draw(), folder / _stem(name), svg=not shown_alone))
             files.append(FigureFile(name, kind, caption, paths, ""))
         except NothingToDraw as error:
             _log.info("figure %s skipped: %s", name, error)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas  # at run time where it is used: it takes a second to import
 
 FORMAT_VERSION = 1
-MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".npz": 2**36}
+MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".gz": 2**26, ".npz": 2**36}
 """Largest files that are read, by ending."""
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
@@ -261,6 +261,30 @@ def table_bytes(
     text_columns = [c for c in columns if any(isinstance(value, str) for value in frame[c])]
     csv_text = pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
     return csv_text.encode(), text_columns
+
+
+def table_path(folder: Path, name: str) -> Path | None:
+    """The file of a table, or of its compressed form `name`.gz; None if there is neither."""
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def table_file(folder: Path, name: str) -> bytes | None:
+    """Content of a table, or of its compressed form `name`.gz; None if there is neither.
+
+    Raises
+    ------
+    Damaged
+        If it is no file, a huge one, or a damaged archive.
+    """
+    if (data := bytes_or_none(folder / name)) is not None:
+        return data
+    packed = folder / f"{name}.gz"
+    if (data := bytes_or_none(packed)) is None:
+        return None
+    try:
+        return untrusted.gunzip(data, MOST_BYTES[".csv"], str(packed))
+    except Unreadable as error:
+        raise Damaged(str(error)) from error
 
 
 def table_frame(data: bytes, text_columns: Iterable[str], *, name: str) -> pandas.DataFrame:

@@ -7,7 +7,7 @@ A run is a folder::
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
     cells/<name>.json           format_version, name, run, sha256 of the npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
-    results.csv, summary.csv    tables
+    results.csv, summary.csv    tables; a published run has large ones as results.csv.gz
 
 Three rules keep a run readable after a kill, a crash or a full disk. Every file is written beside
 its final place, synced, and renamed over it, so a file is either whole or absent. A record exists
@@ -35,7 +35,7 @@ import numpy as np
 from isounc.checks import check_kind, check_path
 from isounc.runs import files
 from isounc.runs.files import Damaged, locked
-from isounc.runs.place import check_place
+from isounc.runs.place import check_place, check_run
 
 if TYPE_CHECKING:
     import pandas
@@ -142,8 +142,7 @@ class RunFolder:
             If the path is no run, or a run of a newer format.
         """
         path = check_path("path", path)
-        if not (path / "settings.json").is_file():
-            raise ValueError(f"path must be a run folder, got {path}, which has no settings.json")
+        check_run(path)
         if writable:
             check_place(path)
         study, settings = _load_settings(path)
@@ -220,12 +219,12 @@ class RunFolder:
 
     @property
     def results(self) -> pandas.DataFrame:
-        """The table `results.csv`, read anew each time; see `read_table`."""
+        """The table `results.csv`; see `read_table`."""
         return self.read_table("results.csv")
 
     @property
     def summary(self) -> pandas.DataFrame:
-        """The table `summary.csv`, read anew each time; see `read_table`."""
+        """The table `summary.csv`; see `read_table`."""
         return self.read_table("summary.csv")
 
     def write_table(
@@ -263,6 +262,7 @@ class RunFolder:
             described["text_columns"][name] = text_columns
             content = files.json_bytes(files.encode(described, "info.json"))
             files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
+            (self.path / f"{name}.gz").unlink(missing_ok=True)  # of an earlier state
 
     def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
         """Read a table, each column with its type; empty cells are NA.
@@ -283,15 +283,15 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If there is no such table, or it is none: empty, no text, or with lines of other lengths.
+            If there is no such table, or it is none: empty, no text, or with lines of other sizes.
         """
         _check_name(name, _TABLE, "table name", "look like results.csv")
         try:
-            data = files.bytes_or_none(self.path / name)
+            data = files.table_file(self.path, name)
         except Damaged as error:
             raise ValueError(str(error)) from error
         if data is None:
-            raise ValueError(f"{self.path} has no {name}: did the run finish?")
+            raise ValueError(f"{self.path} has no {name} and no {name}.gz: did the run finish?")
         noted = self._read_description()["text_columns"].get(name, [])
         return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
 

@@ -12,6 +12,17 @@ SUBFOLDERS = ("cells", "cells/damaged", "figures")
 """Folders of a run that are written."""
 
 
+def check_run(path: Path) -> None:
+    """Raise a ValueError, which says what it is, unless a path is a folder of a run."""
+    if (path / "settings.json").is_file():
+        return
+    kind = "is a file" if path.is_file() else "has no settings.json"
+    kind = kind if path.exists() else "does not exist"
+    raise ValueError(
+        f"path must be a run folder, or one of published results, got {path}, which {kind}"
+    )
+
+
 def check_place(path: str | os.PathLike[str]) -> Path:
     """A path where a run is or can be made; nothing is created.
 

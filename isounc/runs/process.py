@@ -55,7 +55,8 @@ def use_compilation_cache(folder: str | Path | None) -> None:
     if not folder:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # All programs: a run has about two hundred, most of which compile faster than the default bound.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # JAX mentions an entry that was torn by a kill. It is compiled again: no news for a user.
     warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
 

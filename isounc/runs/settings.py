@@ -28,7 +28,7 @@ MOST_SEED = 2**32 - 1
 MOST_WORKERS = 8
 """Most worker processes that `workers=0` starts."""
 
-OF_THE_MACHINE = ("out", "executor", "workers", "cache", "dry_run")
+OF_THE_MACHINE = ("out", "executor", "workers", "cache", "dry_run", "figures")
 """Settings that change no number. A run does not store them, and they may differ on resumption."""
 
 
@@ -51,6 +51,9 @@ class RunSettings:
     """Precision of the computation."""
     cache: str = "~/.cache/isounc/jax"
     """Folder of compiled programs, which later runs reuse; empty means none."""
+    figures: Literal["all", "shown"] = "all"
+    """Figures that are drawn: all, as PNG and SVG, or what the page shows unfolded, as PNG;
+    isounc report draws all of them."""
     dry_run: bool = False
     """List the cells with a forecast of time and memory, and stop."""
 

@@ -6,7 +6,11 @@ tables, figures and a page. This module does the rest in the same way for all.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
+import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +71,8 @@ class Report(NamedTuple):
     """Conclusion for `info.json`."""
     passed: bool = True
     """Whether the outcome is as it should be; the exit status says so."""
+    reading: Sequence[str] = ()
+    """Sentences that say what the tables show, made from their numbers."""
 
 
 def _no_preparation(settings: Any, folder: RunFolder) -> None:
@@ -146,6 +152,8 @@ def run_study(study: Study[S], settings: S) -> bool:
         open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
         most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
     )
+    if executor == "processes":  # while they compute, this process has nothing to do
+        threading.Thread(target=_import_what_draws, daemon=True).start()
     sessions = run_groups(groups, work, executor=executor, workers=workers)
     open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
     folder.write_info(provenance() | {"views": open_settings})
@@ -167,20 +175,27 @@ def run_study(study: Study[S], settings: S) -> bool:
         }
     )
     print(
-        f"\n{report.text}\n\n{seconds / 60:.1f} minutes, {compiled} programs compiled, {cached} "
-        f"taken from the cache, {peak:.0f} MiB in the largest process.\nReport: {page}"
+        f"\n{report.text}\n\n{seconds:.0f} seconds, {compiled} programs compiled, {cached} taken "
+        f"from the cache, {peak:.0f} MiB in the largest process.\n{_reading_text(report)}"
+        f"Report: {page}"
     )
     return report.passed
 
 
 def report_run(study: Study[S], folder: RunFolder) -> bool:
     """Write the tables, figures and page of a run anew, and print its conclusion."""
+    settings = dataclasses.replace(settings_of_run(study, folder), figures="all")
+    report, page = _write_report(study, folder, settings)
+    print(f"{report.text}\n{_reading_text(report)}Report: {page}")
+    return report.passed
+
+
+def settings_of_run(study: Study[S], folder: RunFolder) -> S:
+    """The settings that a run was made with; those that it did not store are the preset's."""
     preset = folder.settings.get("preset", next(iter(study.presets)))
     default = study.presets.get(preset, next(iter(study.presets.values())))
     stored = {**folder.settings, **folder.read_info().get("views", {})}
-    report, page = _write_report(study, folder, restored_settings(default, stored))
-    print(f"{report.text}\nReport: {page}")
-    return report.passed
+    return restored_settings(default, stored)
 
 
 def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
@@ -205,6 +220,12 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
     return "\n".join(lines)
 
 
+def _import_what_draws() -> None:
+    """Load pandas and matplotlib, which take a second."""
+    importlib.import_module("isounc.runs.figures")
+    importlib.import_module("pandas")
+
+
 def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Report, Path]:
     from isounc.runs.figures import draw_plots  # here, because matplotlib takes a second to import
 
@@ -213,7 +234,15 @@ def _write_report(study: Study[S], folder: RunFolder, settings: S) -> tuple[Repo
         folder.write_table(name, table.rows, table.columns)
     folder.write_info({"checks": report.checks})
     print("Figures and page ...", flush=True)
-    drawn = draw_plots(report.plots, folder.path / "figures")
+    shown_alone = settings.figures == "shown"
+    drawn = draw_plots(report.plots, folder.path / "figures", shown_alone=shown_alone)
     sections = [*report.sections(drawn), environment_section(folder, drawn)]
+    if report.reading:
+        sections.insert(0, Section("reading", "Reading", tuple(report.reading), (), ()))
     page = write_page(folder.path, folder.path.resolve().name, sections)
     return report, page
+
+
+def _reading_text(report: Report) -> str:
+    """The reading for a terminal, a paragraph for each sentence."""
+    return "".join(f"\n{textwrap.fill(sentence, 98)}\n" for sentence in report.reading) + "\n"

@@ -33,6 +33,8 @@ class Look(NamedTuple):
     """Colour of lines, markers and bars."""
     marker: str
     """Marker of matplotlib."""
+    linestyle: str = "-"
+    """Style of lines; dotted for what a result is held against."""
 
 
 REGION_LOOKS = {
@@ -90,7 +92,10 @@ def styled() -> Iterator[None]:
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) -> None:
-    """Draw one legend under all panels, in as many columns as fit the width of the figure."""
+    """Draw one legend under all panels, in as many columns as fit the width of the figure.
+
+    A legend of more than three rows makes the figure taller, so that the panels keep their height.
+    """
     labels = list(entries)
     if not labels:
         return
@@ -101,10 +106,12 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], **settings: Any) ->
         return sum(0.064 * float(lengths.max()) + 0.6 for lengths in split)
 
     fitting = [n for n in range(1, len(labels) + 1) if width(n) <= figure.get_figwidth()]
+    columns = max(fitting, default=1)
+    more_rows = max(0, -(-len(labels) // columns) - 3)
+    figure.set_figheight(figure.get_figheight() + 0.17 * more_rows)
     figure.legend(
-        list(entries.values()), labels, loc="outside lower center",
-        ncols=max(fitting, default=1), **settings,
-    )  # fmt: skip
+        list(entries.values()), labels, loc="outside lower center", ncols=columns, **settings
+    )
 
 
 def _take_texts_as_they_are(figure: Figure) -> None:
@@ -143,29 +150,30 @@ def _drawable(text: str) -> str:
     return "\n".join(x if len(x) <= LONGEST_LINE else f"{x[:middle]}…{x[-20:]}" for x in lines)
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as `stem`.png and `stem`.svg, each whole or not at all.
+def save(figure: Figure, stem: Path, *, svg: bool = True) -> list[Path]:
+    """Write a figure as `stem`.png and, with `svg`, `stem`.svg, each whole or not at all.
 
     Returns
     -------
     list of Path
-        The two files.
+        The files.
 
     Raises
     ------
     OSError
         If they cannot be written.
     """
-    png, svg = io.BytesIO(), io.BytesIO()
+    drawn = {"png": io.BytesIO()} | ({"svg": io.BytesIO()} if svg else {})
     _take_texts_as_they_are(figure)
     with styled():
         # `Figure.savefig` would draw each format twice; drawing is what takes the time here.
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        figure.set_layout_engine("none")  # the layout just found holds for the other format too
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        FigureCanvasAgg(figure).print_png(drawn["png"], metadata={"Software": None})
+        if svg:
+            figure.set_layout_engine("none")  # the layout just found holds for the other format too
+            FigureCanvasSVG(figure).print_svg(drawn["svg"], metadata={"Date": None})
     contents = {
         stem.with_name(f"{stem.name}.{ending}"): content.getvalue()
-        for ending, content in (("png", png), ("svg", svg))
+        for ending, content in drawn.items()
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(contents, f"figure {stem.name}")

@@ -18,12 +18,15 @@ from isounc.estimates.estimators import (
     ESTIMATORS,
     Estimate,
     Evidence,
+    GaussianLogit,
     Linearised,
     estimator_names,
     register_estimator,
 )
 from isounc.estimates.isotropic import isotropic
+from isounc.estimates.scale_rules import unit_var
 from isounc.fit import PointEstimate
+from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 from tests.exact import load_exact
@@ -164,8 +167,9 @@ def test_linearised_estimates_are_g_sigma_g(model):
         "oracle_within_chain": np.mean(within, axis=0),
         "oracle_diagonal": np.diag(np.diag(pooled)),
     }
+    nulls = {"null_squared", "null_distance"}  # of the outputs: below
     laplace = {"laplace": np.linalg.inv, "laplace_diagonal": lambda a: np.diag(1 / np.diag(a))}
-    assert set(common) | set(laplace) == set(LINEARISED)
+    assert set(common) | set(laplace) | nulls == set(LINEARISED)
     for got, matrix in ((with_hessian, case.hessian), (with_ggn, precision)):
         for name, sigma in (
             common | {n: inverse(matrix) for n, inverse in laplace.items()}
@@ -468,7 +472,7 @@ def test_symmetries_of_the_hidden_units_change_nothing(model, sign, x64):
     assert not np.allclose(moved.theta, case.theta)
     got = all_of(model, moved, hessian=False)
     # Draws stay where they were, so that the oracles may move.
-    names = ("isotropic", "layer_scaled", "laplace", "laplace_diagonal")
+    names = ("isotropic", "null_distance", "layer_scaled", "laplace", "laplace_diagonal")
     assert_same({n: got[n] for n in names}, {n: expected[n] for n in names}, rtol=1e-8)
     assert not np.allclose(got["oracle"].epistemic, expected["oracle"].epistemic, rtol=1e-3)
 
@@ -625,7 +629,8 @@ def test_single_classes_are_compared_where_an_estimator_asks_for_it():
     """The default, which those of a user have: the trace and the predicted class alone."""
     assert not Linearised(estimators.isotropic_rule).per_class
     by_class = {name for name, estimator in ESTIMATORS.items() if estimator.per_class}
-    assert by_class == {"isotropic", "link_aware"}
+    nulls = {"null_aleatoric", "null_squared"}
+    assert by_class == {"isotropic", "link_aware", "logit_scaled"} | nulls
 
 
 # Bad input.
@@ -642,7 +647,7 @@ def refused(words, name, model=BINARY, theta=None, X=((0.0, 1.0),), **given):
 def test_unknown_estimators_get_near_matches():
     refused(["estimator", "'isotropc'", "did you mean 'isotropic'"], "isotropc")
     refused(["estimator", "'laplace_diag'", "'laplace_diagonal'"], "laplace_diag")
-    refused(["estimator must be one of isotropic, link_aware"], "zzz")
+    refused(["estimator must be one of isotropic, null_aleatoric"], "zzz")
     with pytest.raises(ValueError, match="did you mean 'oracle'"):
         estimate_all(["isotropic", "oracel"], BINARY, jnp.ones((1, 2)), jnp.ones(13))
 
@@ -738,3 +743,102 @@ def test_a_hessian_that_is_no_minimum_is_refused(name):
         ValueError, match=f"hessian must be positive definite for estimator '{name}'"
     ):
         estimate(name, model, problem.X, theta, problem=problem, prior_sd=1.0, hessian=-np.eye(2))
+
+
+# Null baselines, and the scale of Gaussian logits.
+
+
+@MODELS
+def test_nulls_need_no_gradient(model, x64):
+    case = setting(model)
+    problem = problem_of(model)
+    given = {"problem": problem, "prior_sd": PRIOR_SD}
+    one = {
+        name: jax.device_get(estimate(name, model, case.X, case.theta, **given))
+        for name in ("null_aleatoric", "null_squared", "null_distance", "isotropic")
+    }
+    p = one["isotropic"].prob
+    nearest = np.linalg.norm(case.X[:, None] - problem.X[None], axis=2).min(axis=1)[:, None]
+    if model.likelihood == "gaussian":
+        own, squared = np.full_like(p, NOISE_SD**2), np.ones_like(p)
+    elif model.likelihood == "bernoulli":
+        own, squared = p * (1 - p), (p * (1 - p)) ** 2
+    else:
+        own = p * (1 - p)
+        jacobian = p[:, :, None] * (np.eye(3) - p[:, None, :])
+        squared = (jacobian**2).sum(2)
+    np.testing.assert_allclose(one["null_aleatoric"].epistemic, own, rtol=1e-10)
+    np.testing.assert_allclose(one["null_squared"].epistemic, squared, rtol=1e-10)
+    np.testing.assert_allclose(one["null_distance"].epistemic, squared * nearest, rtol=1e-10)
+    for estimate_ in one.values():
+        np.testing.assert_array_equal(estimate_.prob, p)
+        np.testing.assert_array_equal(estimate_.aleatoric, one["isotropic"].aleatoric)
+
+
+def test_short_distances_keep_their_digits():
+    X = np.array([[1000.0, 1000.0], [1000.0, 1001.0]])
+    nearest = cov.OutputVariance(jnp.asarray(X, jnp.float32))
+    step = np.float32(1000.25) - np.float32(1000)
+    found = nearest.at(jnp.asarray(X + np.array([[0, 0.25], [0, 0]]), jnp.float32))
+    np.testing.assert_allclose(found, [step, 0], rtol=1e-6)
+    assert cov.OutputVariance().at(jnp.ones((3, 2), jnp.float32)).tolist() == [1, 1, 1]
+
+
+def test_the_isotropic_estimate_of_a_binary_model_is_the_squared_null_times_the_norm(x64):
+    case = setting(BINARY)
+    isotropic_, squared = (
+        estimate(name, BINARY, case.X, case.theta) for name in ("isotropic", "null_squared")
+    )
+    jacobian = jax.jacrev(lambda t: BINARY.apply(t, jnp.asarray(case.X)))
+    norms = (np.asarray(jax.jit(jacobian)(jnp.asarray(case.theta))) ** 2).sum(-1)
+    np.testing.assert_allclose(isotropic_.epistemic, squared.epistemic * norms, rtol=1e-10)
+
+
+@MODELS
+def test_the_scales_of_gaussian_logits_follow_their_rules(model, x64):
+    """The prior's place is taken by sigma^2 I, from the gradients at the training inputs."""
+    case, problem = setting(model), problem_of(model)
+    at_data = np.asarray(
+        jax.jit(jax.jacrev(lambda t: model.apply(t, jnp.asarray(problem.X))))(
+            jnp.asarray(case.theta)
+        )
+    )
+    outputs = np.asarray(model.apply(jnp.asarray(case.theta), jnp.asarray(problem.X)))
+    if model.likelihood == "gaussian":
+        half, own, contrast = np.ones((9, 1, 1)) / NOISE_SD, NOISE_SD**2, np.ones((9, 1))
+    elif model.likelihood == "bernoulli":
+        p = special.expit(outputs)
+        half, own, contrast = np.sqrt(p * (1 - p))[..., None], np.pi**2 / 3, np.ones((9, 1))
+    else:
+        p, top = special.softmax(outputs, axis=1), outputs.argmax(1)[:, None]
+        half = np.eye(3) * np.sqrt(p)[:, None] - p[:, :, None] * np.sqrt(p)[:, None]
+        is_top = np.arange(3) == top
+        contrast = np.where(is_top, 1, -p / (1 - np.take_along_axis(p, top, 1)))
+        own = np.pi**2 / 3
+    spread = (np.einsum("no,nop->np", contrast, at_data) ** 2).sum(1)
+    factor = np.einsum("nok,nop->nkp", half, at_data).reshape(-1, model.num_params)
+    prior = np.asarray(model.param_prior_sd(PRIOR_SD))
+    kernel = (factor * prior) @ (factor * prior).T
+    dimension = np.trace(kernel @ np.linalg.inv(kernel + np.eye(len(kernel))))
+    evidence = Evidence(densities.make_data(problem, model, PRIOR_SD))
+    for name, var in (
+        ("logit_scaled", own / np.median(spread)),
+        ("logit_scaled_level", dimension / (factor**2).sum()),
+    ):
+        assert isinstance(ESTIMATORS[name], GaussianLogit)
+        rule = jax.jit(ESTIMATORS[name].covariance, static_argnums=(0, 3))
+        sigma = rule(model, jnp.asarray(case.theta), evidence, 1)
+        assert isinstance(sigma, cov.Diagonal)
+        np.testing.assert_allclose(sigma.sd**2, np.full(model.num_params, var), rtol=1e-8)
+
+
+def test_a_scale_that_gradients_do_not_set_is_no_number():
+    outputs, gram = jnp.zeros((2, 1)), jnp.zeros((2, 1, 1))
+    assert not np.isfinite(unit_var(LIKELIHOODS["bernoulli"], outputs, gram, 1.0))
+
+
+def test_a_likelihood_without_a_rule_of_its_own_takes_its_information(x64):
+    """Of a Gaussian likelihood it is 1 / noise^2; what holds for it holds for any."""
+    gram = jnp.asarray([2.0, 3.0, 8.0])[:, None, None]
+    var = unit_var(LIKELIHOODS["gaussian"], jnp.zeros((3, 1)), gram, 0.5)
+    assert float(var) == pytest.approx(0.25 / 3)

@@ -30,8 +30,8 @@ from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
-from isounc.sampling.posterior import sample_posteriors
 from isounc.studies.scaling.comparisons import compare_classes, predictive_row, quantities
+from isounc.studies.scaling.references import Reference, sample_references
 from isounc.studies.scaling.settings import Cell, Settings
 from isounc.training import fit_trained_many
 
@@ -80,14 +80,11 @@ def evaluate_seeds(
         problems, model, prior_sd=prior_sd, keys=[k[1] for k in keys], settings=settings.train
     )
     clock.lap("trained")
-    posteriors = sample_posteriors(
-        problems,
-        model,
-        prior_sd=prior_sd,
-        keys=[k[2] for k in keys],
-        settings=settings.sampling,
-        progress=lambda what, done, total: report(f"{what} {done}/{total}" if done else what),
-    )
+    references = sample_references(
+        problems, model, prior_sd=prior_sd, keys=[k[2] for k in keys], settings=settings,
+        report=report,
+    )  # fmt: skip
+    posteriors = [reference.posterior for reference in references]
     clock.lap("posterior")
     report("estimates")
     estimates = []
@@ -98,7 +95,7 @@ def evaluate_seeds(
     seconds = {name: value / len(cells) for name, value in clock.seconds.items()}
     seconds["total"] = sum(seconds.values())
     return [
-        _record(cell, problems[i], model, maps[i], trained[i], posteriors[i], estimates[i], seconds)
+        _record(cell, problems[i], model, maps[i], trained[i], references[i], estimates[i], seconds)
         for i, cell in enumerate(cells)
     ]
 
@@ -188,7 +185,7 @@ def _record(
     model: Model,
     map_fit: PointEstimate,
     trained: PointEstimate,
-    posterior: Posterior,
+    reference: Reference,
     estimates: Estimates,
     seconds: dict[str, float],
 ) -> Record:
@@ -198,10 +195,12 @@ def _record(
         "map": (map_fit.passed, map_fit.reasons),
         "trained": (trained.passed, trained.reasons),
     }
+    posterior = reference.posterior
     gate = posterior.gate
     key = dataclasses.asdict(cell) | {
         "rhat_max": gate.rhat_max,
         "ess_min": _least(gate.ess_bulk_min, gate.ess_var_min),
+        "sampler": reference.sampler,
         "seconds": seconds["total"],
     }
     for region, moments in posterior.regions.items():
@@ -247,7 +246,9 @@ def _record(
         "likelihood": problem.likelihood,
         "num_params": model.num_params,
         "gate": gate._asdict(),
+        "tries": reference.tries,
         "sampling": {
+            "sampler": reference.sampler,
             "num_chains": posterior.num_chains,
             "num_draws": posterior.num_draws,
             "num_gradients": posterior.num_gradients,

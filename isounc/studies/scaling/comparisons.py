@@ -21,7 +21,8 @@ RESULT_COLUMNS = (
     *("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "seed"),
     *("point", "region", "estimator", "quantity", "class", "n_points"),
     *("pearson", "spearman", "log10_pearson", "n_dropped", "slope", "attenuation", "reason"),
-    *("gate", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
+    *("gate", "sampler", "rhat_max", "ess_min", "seconds", "nll", "ece", "mcmc_nll", "mcmc_ece"),
+    *("partial_pearson", "partial_spearman"),
     *("pearson_sd", "two_valued_share", "two_valued_undecided"),
     *("pearson_from_two_valued", "spearman_from_two_valued"),
     *(f"{name}_not_two_valued" for name in (*Comparison._fields[:-1], "pearson_sd")),
@@ -29,7 +30,7 @@ RESULT_COLUMNS = (
 """Columns of `results.csv`, in order."""
 TEXT_COLUMNS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
-    *("class", "reason", "gate", "reason_not_two_valued"),
+    *("class", "reason", "gate", "sampler", "reason_not_two_valued"),
 )
 """Columns that hold text: class "1" is a label, not a number."""
 
@@ -63,6 +64,7 @@ def compare_classes(
 
     Numbers are averaged over alternative points (draws), whose spread is given as `pearson_sd`.
     Unless `per_class`, classes that have a trace are compared by it and by the predicted class.
+    Partial correlations of epistemic parts are given p (1 - p) at the point, of the same class.
     Of class probabilities, `two_valued_share` is the share of the locations at which the posterior
     is nearly two-valued (`isounc.two_valued`), `two_valued_undecided` the share at which Monte
     Carlo error could decide otherwise, `_not_two_valued` marks the comparison over the other
@@ -75,6 +77,7 @@ def compare_classes(
     for estimate in alternatives:
         estimates = class_views(estimate.prob, getattr(estimate, quantity), likelihood)
         references = class_views(estimate.prob, reference, likelihood)
+        nulls = class_views(estimate.prob, estimate.aleatoric, likelihood)
         # Errors of classes are correlated; the sum's error is bounded by adding them up.
         ses = class_views(estimate.prob, moments.var_se, likelihood)
         two_valued_at = two_valued(moments, likelihood, p=estimate.prob)
@@ -83,12 +86,17 @@ def compare_classes(
                 continue
             se = ses[name] if with_se else None
             here = two_valued_at.get(name)
+            mask = None if here is None else here.mask
+            leaves_none_out = mask is not None and not mask.any()
             comparison = compare(
                 estimates[name],
                 references[name],
                 reference_se=se,
-                two_valued=None if here is None else here.mask,
+                given=nulls[name] if quantity == "epistemic" else None,
+                two_valued=None if leaves_none_out else mask,
             )
+            if leaves_none_out:
+                comparison = comparison._replace(not_two_valued=comparison)
             by_class.setdefault(name, []).append(comparison)
             if here is not None:
                 places.setdefault(name, []).append(here)

@@ -13,7 +13,7 @@ from isounc.studies.scaling.settings import Cell, Settings, seed_batches
 # feed the ETA; nothing depends on their accuracy.
 SECONDS_PER_TERM = 1.5e-9
 """Seconds per parameter, example and gradient."""
-SECONDS_PER_CALL = 2e-5
+SECONDS_PER_CALL = 6e-5
 """Seconds per gradient, whatever its size."""
 
 
@@ -48,8 +48,8 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     model = cell_model(cells[0], problem)
     sampler = settings.sampling
     # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
-    # for the others.
-    steps = 13 if problem.noise_sd is None else 20
+    # for the others, where narrow networks need more of them, and more draws.
+    steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
     forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains

@@ -12,7 +12,9 @@ from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
+from isounc.studies.scaling.null import null_section
 from isounc.studies.scaling.paper import SOURCE
+from isounc.studies.scaling.reading import reading, references
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings, seed_batches
 from isounc.studies.scaling.stored import rows_of
@@ -60,13 +62,18 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         }
     else:
         results, tables = Results.of(folder), {}
-    passed = sum(cell.passed for cell in results.cells)
+    # Without records the rows say which references passed.
+    verdicts = [cell.passed for cell in results.cells] or [
+        gate == "pass" for gate in references(results)["gate"]
+    ]
+    passed = sum(verdicts)
     return Report(
         tables=tables,
         plots=plots(results),
         sections=functools.partial(_sections, results),
-        text=f"{summary_table(results)}\n{passed} of {len(results.cells)} cells passed the gate.",
-        checks={"cells": len(results.cells), "passed_gate": passed},
+        text=f"{summary_table(results)}\n{passed} of {len(verdicts)} cells passed the gate.",
+        checks={"cells": len(verdicts), "passed_gate": passed},
+        reading=reading(results),
     )
 
 
@@ -74,20 +81,22 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
     def of_kind(*kinds: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind in kinds and figure.paths)
 
-    headline, curves = of_kind("scaling")[:1], of_kind("scaling")[1:]
     sections = [
-        Section("summary", "Summary", _overview(results), headline, (paper_table(results),)),
+        Section(
+            "summary", "Summary", _overview(results), of_kind("headline"), (paper_table(results),)
+        ),
+        null_section(results),
         Section(
             "width", "Change with width",
             ("A panel shows the cells of one problem. The dashed line is the paper's value, whose "
              f"width, region and prior are not known ({SOURCE}).",),
-            curves, (trend_table(results),),
+            of_kind("scaling"), (trend_table(results),),
         ),
         Section(
             "budget", "Error budget",
             ("From averaged over draws to oracle Σ one linearises at a single point; from oracle Σ "
              "to isotropic the covariance of the draws gives way to the identity; link-aware keeps "
-             "the link function. Differences need not add up.",),
+             "the link function. The null stands last. Differences need not add up.",),
             of_kind("budget"), (),
         ),
         Section("maps", "Uncertainty over the inputs", (), of_kind("maps"), ()),

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator_names
+from isounc.runs import files
 from isounc.runs.folder import RunFolder
 from isounc.statistics import Trend, trend
 from isounc.studies.scaling.comparisons import TEXT_COLUMNS
@@ -146,7 +147,7 @@ class Results:
         if isinstance(run, Results):
             return run
         metas = {record.name: record.meta for record in run.records()}
-        if (run.path / "results.csv").is_file():
+        if files.table_path(run.path, "results.csv"):
             source = "results.csv"
             rows = run.read_table(source, text_columns=TEXT_COLUMNS)
             needed = (*KEY_COLUMNS, "seed", "gate")

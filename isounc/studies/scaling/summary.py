@@ -27,6 +27,8 @@ STATISTICS: dict[str, IntervalKind] = {
     "spearman": "correlation",
     "log10_pearson": "correlation",
     "slope": "log",
+    "partial_pearson": "correlation",
+    "partial_spearman": "correlation",
     "nll": "mean",
     "ece": "mean",
     "mcmc_nll": "mean",

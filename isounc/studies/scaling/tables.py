@@ -19,7 +19,17 @@ from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN, paper_value
 from isounc.studies.scaling.results import CellRecord, Results, Setup, ordered, point_of
 
-_SUMMARY = (("isotropic", "epistemic"), ("laplace", "epistemic"), ("isotropic", "aleatoric"))
+_SUMMARY = (
+    ("isotropic", "epistemic", "isotropic"),
+    ("null_aleatoric", "epistemic", "null p(1−p)"),
+    ("null_distance", "epistemic", "distance"),
+    ("logit_scaled", "epistemic", "logit_scaled"),
+    ("laplace", "epistemic", "laplace"),
+    ("isotropic", "aleatoric", "aleatoric"),
+)
+"""Estimators and quantities of `paper_table`, with their names there."""
+_IN_CLASSIFICATION = ("null p(1−p)", "logit_scaled", "aleatoric")
+"""Those that regression makes constant, or equal to another: its noise is known, it has no link."""
 
 
 def paper_table(results: Results) -> Table:
@@ -27,9 +37,10 @@ def paper_table(results: Results) -> Table:
     region = _main_region(results)
     rows = []
     for setup in results.setups:
-        for estimator, quantity in _SUMMARY:
-            if quantity == "aleatoric" and results.main_class(setup) == "f":
-                continue  # a known noise variance, the same everywhere
+        is_regression = results.main_class(setup) == "f"
+        for estimator, quantity, name in _SUMMARY:
+            if name in _IN_CLASSIFICATION if is_regression else name == "distance":
+                continue
             width = max(results.widths(setup))
             which = {"region": region, "point": "map", "estimator": estimator, "quantity": quantity}
             row = results.at_width(setup, width, **which)
@@ -40,26 +51,28 @@ def paper_table(results: Results) -> Table:
             for statistic in ("pearson", "spearman"):
                 value = paper_value(setup.problem, statistic, **about)
                 pairs += [interval_text(row, statistic), "-" if value is None else f"{value:.2f}"]
-            name = estimator if quantity == "epistemic" else quantity
             rows.append((results.label(setup), str(width), name, _seeds(row), *pairs))
     return Table(
         "Correlation with MCMC at the largest width, beside the paper",
         ("problem", "width", "estimate", "seeds", "Pearson", "paper", "Spearman", "paper"),
         rows,
         f"Region {region}, point map; mean [95% interval over seeds]. seeds: those with a "
-        "correlation / all; the others failed the gate or are undefined. Paper (isotropic: GN, "
+        "correlation / all; the others failed the gate or are undefined. null p(1−p), distance to "
+        "the nearest training input: what the estimates are held against. Paper (isotropic: GN, "
         f"laplace: LA, aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
     )
 
 
-def trend_table(results: Results, *, estimators: Sequence[str] = ("isotropic",)) -> Table:
+_TREND = (
+    *("isotropic", "null_aleatoric", "null_squared", "null_distance", "logit_scaled"),
+    "posterior_averaged",
+)
+
+
+def trend_table(results: Results) -> Table:
     """Tabulate whether correlations improve with width, by problem, point and region."""
     regions = results.values("region")
-    chosen = [
-        (estimator, point)
-        for estimator in (*estimators, "posterior_averaged")
-        for point in results.values("point")
-    ]
+    chosen = [(estimator, point) for estimator in _TREND for point in results.values("point")]
     rows = []
     for setup in results.setups:
         for estimator, point in chosen:
@@ -279,7 +292,7 @@ def summary_table(run: RunFolder | Results) -> str:
     if results.rows.empty:
         return f"{results.run.path} holds no result rows yet.\n"
     table = paper_table(results)
-    widths, right = (20, 5, 9, 5, 18, 5, 18, 5), (1, 3, 5, 7)
+    widths, right = (20, 5, 12, 5, 17, 5, 17, 5), (1, 3, 5, 7)
 
     def line(row: Sequence[str]) -> str:
         cells = [

@@ -20,15 +20,21 @@ LIKELIHOODS = {
     **{name: ("bernoulli", 1, 5) for name in ("breast_cancer", "digits_3v8")},
     "wine": ("categorical", 3, 5),
 }
+NULLS = ("null_aleatoric", "null_squared", "null_distance")
+CHEAP = ("isotropic", *NULLS, "logit_scaled", "logit_scaled_level", "link_aware", "layer_scaled")
 FULL = (
-    *("isotropic", "link_aware", "layer_scaled", "laplace", "laplace_diagonal"),
-    *("oracle", "oracle_within_chain", "oracle_diagonal"),
+    *CHEAP,
+    *("laplace", "laplace_diagonal", "oracle", "oracle_within_chain", "oracle_diagonal"),
 )
 AT_POINT = {
-    **{"map": FULL, "trained": FULL[:4], "draw": FULL[:3]},
+    "map": FULL,
+    "trained": ("isotropic", "null_aleatoric", "link_aware", "layer_scaled", "laplace"),
+    "draw": ("isotropic", "null_aleatoric", "null_distance", "link_aware", "layer_scaled"),
     "posterior": ("posterior_averaged",),
 }
 NOISE = {
+    "logit_scaled": 0.55,
+    "logit_scaled_level": 0.65,
     **{"isotropic": 0.9, "link_aware": 0.6, "layer_scaled": 0.9, "laplace": 0.5},
     **{"laplace_diagonal": 0.8, "oracle": 0.7, "oracle_within_chain": 0.75},
     **{"oracle_diagonal": 1.0, "posterior_averaged": 0.2},
@@ -119,7 +125,14 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
                     numbers = {"nll": 0.5, "ece": 0.1, "mcmc_nll": 0.4, "mcmc_ece": 0.05}
                     about = {"estimator": "isotropic", "quantity": "predictive", "class": ""}
                     rows.append({**where, **about, **numbers})
+            nulls = _nulls(x, X, p, likelihood)
             for estimator in AT_POINT[point]:
+                if estimator in NULLS:
+                    values = nulls[estimator]
+                    arrays[f"{region}/{point}/epistemic/{estimator}"] = values
+                    about = {**where, "estimator": estimator, "quantity": "epistemic"}
+                    rows += _rows(about, likelihood, p, values, var, at)
+                    continue
                 spread = NOISE[estimator] * (2.0 if point == "trained" else 1.0) / width**0.2
                 noise = 0.3 * rng.normal() + spread * rng.normal(size=(len(x), 1))
                 if estimator == "layer_scaled":
@@ -148,7 +161,10 @@ def _record(cell, regions, points, passed, is_constant, grid_size) -> Record:
 
 
 def _rows(about, likelihood, p, values, reference, at):
-    estimates, references = (class_views(p, v, likelihood) for v in (values, reference))
+    null = p * (1 - p) if likelihood != "gaussian" else np.full_like(p, 0.01)
+    estimates, references, nulls = (
+        class_views(p, v, likelihood) for v in (values, reference, null)
+    )
     rows = []
     for name, estimate in estimates.items():
         if likelihood == "categorical" and name.isdigit() and about["estimator"] != "isotropic":
@@ -156,10 +172,19 @@ def _rows(about, likelihood, p, values, reference, at):
         places = [at[name]] if at else []
         numbers = compare(
             estimate, references[name], reference_se=0.05 * references[name],
+            given=nulls[name] if about["quantity"] == "epistemic" else None,
             two_valued=places[0].mask if places else None,
         )  # fmt: skip
         rows.append({**about, "class": name, **row_numbers([numbers], places)})
     return rows
+
+
+def _nulls(x, X, p, likelihood):
+    nearest = np.linalg.norm(x[:, None] - X[None], axis=2).min(axis=1)[:, None]
+    if likelihood == "gaussian":
+        return dict(zip(NULLS, (np.full_like(p, 0.01), np.ones_like(p), nearest), strict=True))
+    squared = (p * (1 - p)) ** 2
+    return dict(zip(NULLS, (p * (1 - p), squared, squared * nearest), strict=True))
 
 
 def _verdict(passed):

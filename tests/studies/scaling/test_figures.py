@@ -280,6 +280,38 @@ def test_headline_has_each_point_and_the_average(run, results):
     assert any(text.startswith("hollow") for text in legend)
 
 
+def test_headline_has_the_null_beside_each_point(run, results):
+    figure = scaling_headline(results)
+    drawn = lines(panel(figure, "rings3"))
+    beside = {"map": "the MAP", "trained": "a trained network", "draw": "a posterior draw"}
+    for point, words in beside.items():
+        null, isotropic = drawn[f"null: p(1−p) at {words}"], drawn[f"isotropic at {words}"]
+        expected = means(run, "rings3", "null_aleatoric", point=point)
+        np.testing.assert_allclose(null.get_ydata(), expected)
+        assert null.get_linestyle() == ":"
+        assert null.get_color() == isotropic.get_color()
+    assert not any("distance" in name for name in drawn)
+    # p(1-p) of a regression is its constant noise.
+    drawn = lines(panel(figure, "nonlinear_regression"))
+    expected = means(run, "nonlinear_regression", "null_distance")
+    np.testing.assert_allclose(drawn[label("null_distance")].get_ydata(), expected)
+    assert not any("p(1−p)" in name for name in drawn)
+    assert notes(panel(figure, "nonlinear_regression")) == []
+    rows = table(run)
+    before = Results(run, rows[~rows["estimator"].str.startswith("null")], {}, "before the nulls")
+    assert not any("null" in name for name in lines(panel(scaling_headline(before), "rings3")))
+
+
+def test_curves_leave_out_what_regression_makes_constant_or_equal(results):
+    figure = scaling_curves(results, region="test", point="map")
+    both = {label("isotropic"), label("null_distance")}
+    others = {label(name) for name in ("null_aleatoric", "null_squared", "logit_scaled")}
+    assert both | others < set(lines(panel(figure, "rings3")))
+    of_regression = set(lines(panel(figure, "nonlinear_regression")))
+    assert both < of_regression
+    assert not others & of_regression
+
+
 def test_no_legend_of_hollow_markers_where_no_cell_failed(run):
     figure = scaling_headline(Results(run, table(run).query("gate == 'pass'"), {}, "passed"))
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -288,7 +320,10 @@ def test_no_legend_of_hollow_markers_where_no_cell_failed(run):
 
 def test_bars_of_the_budget_are_the_means(run, results):
     ax = panel(error_budget(results, region="grid"), "rings3")
-    estimators = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
+    estimators = (
+        *("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware"),
+        *("logit_scaled", "null_aleatoric"),
+    )
     color = {matplotlib.colors.to_hex(p.get_facecolor()): [] for p in ax.patches}
     for patch in sorted(ax.patches, key=lambda p: p.get_x()):
         color[matplotlib.colors.to_hex(patch.get_facecolor())].append(patch.get_height())
@@ -306,7 +341,7 @@ def test_budget_says_what_is_undefined_or_failed(run):
     rows.loc[rows.eval("problem == 'rings3' and width == 2"), "gate"] = "fail"
     figure = error_budget(Results(run, rows, {}, "changed rows"), region="test")
     assert notes(panel(figure, "xor")).count("undefined") == 1
-    assert notes(panel(figure, "rings3")).count("gate failed") == 5
+    assert notes(panel(figure, "rings3")).count("gate failed") == 7
     assert notes(panel(figure, "nonlinear_regression")) == []
 
 
@@ -321,7 +356,8 @@ def test_maps_show_the_arrays_the_right_way_round(run, results, problem):
     panels = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.images}
     expected = {
         "MCMC epistemic": "grid/mcmc_var",
-        "link-aware": "grid/map/epistemic/link_aware",
+        "logit-scaled": "grid/map/epistemic/logit_scaled",
+        "null: p(1−p),": "grid/map/epistemic/null_aleatoric",
         "MCMC aleatoric": "grid/mcmc_aleatoric",
         "Point p(1−p),": "grid/map/aleatoric",
         "Point p(1−p) −": "grid/map/aleatoric_corrected",
@@ -339,8 +375,8 @@ def test_maps_show_the_arrays_the_right_way_round(run, results, problem):
         data = np.concatenate([np.stack(line.get_data(), axis=1) for line in ax.lines])
         np.testing.assert_allclose(np.sort(data, axis=0), np.sort(arrays["X"], axis=0))
     reference = arrays["grid/mcmc_var"].sum(axis=1)
-    r = compare(arrays["grid/map/epistemic/link_aware"].sum(axis=1), reference).pearson
-    assert f"link-aware, r = {r:.2f}" in panels
+    r = compare(arrays["grid/map/epistemic/logit_scaled"].sum(axis=1), reference).pearson
+    assert f"logit-scaled, r = {r:.2f}" in panels
     if (problem, 32, 0) in CONSTANT:
         assert f"{label('isotropic')}, r undefined" in panels
 

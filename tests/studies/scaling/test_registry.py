@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from isounc import register_estimator
@@ -97,6 +98,43 @@ def test_its_rows_have_correlations_without_the_two_valued_locations(run):
         assert row["pearson_from_two_valued"] == pytest.approx(difference, abs=1e-5)
 
 
+def test_its_rows_have_partial_correlations_given_the_label_variance(run):
+    folder, rows = run
+    (record,) = folder.records()
+    var, p, mine = (
+        record.arrays[f"far/{name}"][:, 0].astype(float)
+        for name in ("mcmc_var", "map/p", "map/epistemic/nine_fold")
+    )
+    design = np.column_stack([np.ones_like(p), p * (1 - p)])
+    rest = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (mine, var)]
+    at_map = {
+        (row["estimator"], row["quantity"]): row
+        for row in rows
+        if row["point"] == "map" and row["region"] == "far"
+    }
+    expected = np.corrcoef(*rest)[0, 1]
+    assert at_map["nine_fold", "epistemic"]["partial_pearson"] == pytest.approx(expected, abs=1e-3)
+    own = at_map["null_aleatoric", "epistemic"]
+    assert pd.isna(own["partial_pearson"])
+    assert "partial Pearson undefined: given leaves nothing of the estimate" in own["reason"]
+    # Only what estimates the variance of p can say something beyond its null.
+    assert pd.isna(at_map["isotropic", "aleatoric"]["partial_pearson"])
+
+
+def test_nulls_stand_wherever_the_isotropic_estimate_does(run):
+    _, rows = run
+    places = {
+        name: {
+            (row["point"], row["region"], row["class"])
+            for row in rows
+            if row["estimator"] == name and row["quantity"] == "epistemic"
+        }
+        for name in ("isotropic", "null_aleatoric", "null_squared", "null_distance", "logit_scaled")
+    }
+    assert len(places["isotropic"]) == 9
+    assert all(where == places["isotropic"] for where in places.values())
+
+
 def test_the_built_in_rows_keep_their_order(run):
     _, rows = run
     cheap = ["isotropic", "layer_scaled", "link_aware"]
@@ -128,11 +166,13 @@ def test_it_is_in_the_legend_with_a_look_of_its_own(run):
 
 def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones(run):
     names = [group for group, _ in _programs("map")]
+    no_gradient = [
+        *("isotropic", "null_aleatoric", "null_squared", "null_distance", "logit_scaled"),
+        *("logit_scaled_level", "link_aware", "layer_scaled", "nine_fold"),
+    ]
     assert names == [
-        ["isotropic", "link_aware", "layer_scaled", "nine_fold"],
+        no_gradient,
         ["laplace", "laplace_diagonal"],
         ["oracle", "oracle_within_chain", "oracle_diagonal"],
     ]
-    assert _programs("draw") == [
-        (["isotropic", "link_aware", "layer_scaled", "nine_fold"], ["layer_sd", "prior_sd"])
-    ]
+    assert _programs("draw") == [(no_gradient, ["data", "layer_sd", "prior_sd"])]

@@ -17,7 +17,7 @@ from isounc.runs.page import FigureFile
 from isounc.runs.study import report_run
 from isounc.runs.tables import settings_table
 from isounc.statistics import trend
-from isounc.studies.scaling import report, tables
+from isounc.studies.scaling import null, report, tables
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.study import STUDY
@@ -38,11 +38,11 @@ def results(run):
     return Results.of(run)
 
 
-def quick_figures(plots, folder):
+def quick_figures(plots, folder, *, shown_alone):
     """In place of figures that take a second each: as many as a section must cope with."""
     drawn = []
     for name, kind in (
-        *(("scaling", "scaling"), ("scaling_test_map", "scaling"), ("scaling_far_map", "scaling")),
+        *(("scaling", "headline"), ("scaling_test_map", "scaling"), ("scaling_far_map", "scaling")),
         *(("error_budget_test", "budget"), ("maps_xor", "maps"), ("scatter_xor", "scatter")),
     ):
         path = folder / f"{name}.png"
@@ -243,7 +243,9 @@ def test_paper_table_has_the_largest_width_beside_the_paper(run, results):
     assert ("xor", "32", "isotropic", "0/3", "undefined", "0.65", "undefined", "0.68") in table.rows
     names = [row[2] for row in table.rows]
     # The noise variance of a regression is the same everywhere.
-    assert names == ["isotropic", "laplace", "aleatoric"] * 2 + ["isotropic", "laplace"]
+    # Nor is there a link that could make its logit_scaled another order than isotropic.
+    classes = ["isotropic", "null p(1−p)", "logit_scaled", "laplace", "aleatoric"]
+    assert names == classes * 2 + ["isotropic", "distance", "laplace"]
 
 
 def test_level_table_has_geometric_means(run, results):
@@ -304,6 +306,28 @@ def test_trend_finds_what_improves_and_what_declines(run):
     standard = rows.assign(parameterisation="standard")
     assert "confounds" in tables.trend_table(Results(run, standard, {}, "standard")).note
     assert "confounds" not in found.note
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "partial_pearson", "partial_spearman"])
+def test_table_beside_the_null_is_that_of_the_summary(run, results, statistic):
+    found = null.beside_null_table(results, statistic)
+    for estimator in ("isotropic", "logit_scaled", "laplace", "link_aware"):
+        row = summary_of(run, "rings3", estimator, 32, name="trace", region="far")
+        parts = [f"{row[f'{statistic}_{part}']:.2f}" for part in ("mean", "low", "high")]
+        cell = find(found, "rings3", "32", "far", "map")[estimator]
+        assert cell == "{} [{}, {}]".format(*parts)
+    own = find(found, "rings3", "32", "far", "map")["null_aleatoric"]
+    assert (own == "undefined") == statistic.startswith("partial")
+    regression = find(found, "nonlinear_regression", "32", "test", "map")
+    assert (regression["isotropic"] == "undefined") == statistic.startswith("partial")
+    assert find(found, "rings3", "32", "test", "draw")["laplace"] == "-"
+
+
+def test_the_page_has_the_nulls_where_a_run_has_them(run, results):
+    assert [len(table.rows) for table in null.null_section(results).tables] == [27] * 4
+    rows = table(run)
+    before = Results(run, rows[~rows["estimator"].str.startswith("null")], {}, "before the nulls")
+    assert null.null_section(before).tables == ()
 
 
 def test_undefined_table_gives_widths_and_reasons(results):

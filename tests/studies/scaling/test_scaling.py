@@ -22,7 +22,7 @@ TINY = (
     "--sampling.block", "20", "--sampling.num-warmup", "40",
     "--sampling.num-kept", "16", "--train.epochs", "5",
     "--map.num-restarts", "2", "--num-point-draws", "2",
-    "--num-averaged-draws", "4", "--workers", "1",
+    "--num-averaged-draws", "4", "--workers", "1", "--retry", "none",
 )  # fmt: skip
 
 
@@ -72,7 +72,17 @@ def test_writes_tables_figures_and_report(finished):
     out, said = finished
     for name in ("settings.json", "info.json", "results.csv", "summary.csv", "report.html"):
         assert (out / name).stat().st_size > 0, name
-    assert list((out / "figures").glob("*.png")) and list((out / "figures").glob("*.svg"))
+    # What the page shows unfolded, one figure of each kind, and the reading at its top.
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    assert drawn == {
+        "scaling.png", "scaling_test_map.png", "error_budget_test.png", "maps_xor.png",
+        "scatter_xor.png",
+    }  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert page.index("0 of 4 cells passed the gate of their reference; 4 failed") < page.index(
+        "<h2>Summary"
+    )
+    assert "maps_moons: isounc report draws it" in page
     rows = RunFolder.load(out).results.astype(object)
     rows = rows.where(rows.notna(), None).to_dict("records")
     assert {r["point"] for r in rows} == {"map", "trained", "draw", "posterior"}
@@ -85,6 +95,7 @@ def test_writes_tables_figures_and_report(finished):
     summary = RunFolder.load(out).summary
     assert (summary["num_failed_gate"] == 2).all() and summary["pearson_mean"].isna().all()
     assert "0 of 4 cells passed the gate" in said
+    assert "0 of 4 cells passed the gate of their reference; 4 failed and are in no number" in said
     for row in rows:
         defined = row["pearson"] if row["quantity"] != "predictive" else row["nll"]
         assert defined is not None or row["reason"], row

@@ -35,9 +35,11 @@ def _run_plots(results: Results) -> Iterator[Plot]:
         points = [p for p in results.values("point") if p != "posterior"]
         caption = (
             "Pearson correlation of the isotropic estimate with the MCMC predictive variance "
-            f"against width, for each kind of point estimate; region {regions[0]}."
+            "against width, for each kind of point estimate, beside that of the null (dotted): "
+            "p(1−p) of the same point, which a forward pass gives for nothing, or the distance to "
+            f"the nearest training input in regression; region {regions[0]}."
         )
-        yield Plot("scaling", "scaling", caption, lambda: scaling_headline(results))
+        yield Plot("scaling", "headline", caption, lambda: scaling_headline(results))
         for region in regions:
             for point in points:
                 caption = (

@@ -21,13 +21,14 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from isounc.checks import check_choice
 from isounc.runs.folder import RunFolder
-from isounc.runs.style import styled
+from isounc.runs.style import Look, styled
 from isounc.studies.scaling.figures.looks import (
     CORRELATIONS,
     LOOKS,
     PAPER_COLOR,
     POINT_LOOKS,
     POINT_WORDS,
+    edge_width,
     estimator_look,
 )
 from isounc.studies.scaling.figures.panels import (
@@ -35,6 +36,7 @@ from isounc.studies.scaling.figures.panels import (
     check_figure,
     finish_panels,
     gate_note,
+    lines_for,
     panel_grid,
     rows_of,
     setups_with,
@@ -43,8 +45,18 @@ from isounc.studies.scaling.figures.panels import (
 from isounc.studies.scaling.paper import UNKNOWN, paper_value
 from isounc.studies.scaling.results import Results, Setup, point_of
 
-_BUDGET = ("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware")
+_BUDGET = (
+    *("posterior_averaged", "oracle", "oracle_within_chain", "isotropic", "link_aware"),
+    *("logit_scaled", "null_aleatoric", "null_distance"),
+)
 """Estimators of `error_budget`, from the first-order approximation alone to the cheap ones."""
+_NULLS = {"null_aleatoric": False, "null_distance": True}
+"""The null that stands beside an estimate, and whether it is one of regressions, whose p(1-p) is
+constant."""
+_CLASSIFICATION: dict[str, bool] = dict.fromkeys(
+    ("null_aleatoric", "null_squared", "logit_scaled", "logit_scaled_level"), False
+)
+"""Estimators that regression makes constant, or to correlate as isotropic does."""
 _LAYER_TOLERANCE = 1e-4
 """Up to this difference everywhere, `layer_scaled` equals `isotropic` (equal prior sds) and is left
 out."""
@@ -91,10 +103,11 @@ def scaling_curves(
 def scaling_headline(
     run: RunFolder | Results, *, region: str | None = None, statistic: str = "pearson"
 ) -> Figure:
-    """Draw correlations of the isotropic estimate, a line per kind of point, against width.
+    """Draw correlations of the isotropic estimate beside the null, by kind of point, against width.
 
-    A further line averages the estimate over draws. The default region is `test` if the run has it,
-    else the run's first.
+    The null is p(1-p) at the same point, dotted; in regression, where that is constant, it is the
+    distance to the nearest training input. A further line averages the estimate over draws. The
+    default region is `test` if the run has it, else the run's first.
 
     Raises
     ------
@@ -113,7 +126,8 @@ def scaling_headline(
     if "posterior_averaged" in results.values("estimator"):
         look = estimator_look("posterior_averaged")._replace(label="isotropic averaged over draws")
         lines.append(Line(look, "averaged", "posterior", "posterior_averaged"))
-    title = f"Does the isotropic estimate improve with width? (region: {region})"
+    lines += _null_lines(results)
+    title = f"The isotropic estimate beside the null, against width (region: {region})"
     return _curves(results, lines, region, statistic, "epistemic", title)
 
 
@@ -124,7 +138,7 @@ def error_budget(
 
     From `posterior_averaged` to `oracle` the model is linearised at a single point; from `oracle`
     to `isotropic` the identity replaces the covariance of the draws; `link_aware` keeps the link
-    function. Differences need not add up.
+    function. The null stands last. Differences need not add up.
 
     Raises
     ------
@@ -134,7 +148,11 @@ def error_budget(
     results = Results.of(run)
     check_figure(results, region=region, point=point, statistic=statistic)
     estimators = results.values("estimator")
-    lines = [Line(estimator_look(e), e, point_of(e, point), e) for e in _BUDGET if e in estimators]
+    lines = [
+        Line(estimator_look(e), e, point_of(e, point), e, (_CLASSIFICATION | _NULLS).get(e))
+        for e in _BUDGET
+        if e in estimators
+    ]
     setups = setups_with(results, lines, region, "epistemic")
     with styled():
         figure, panels = panel_grid(len(setups))
@@ -164,7 +182,8 @@ def _lines(results: Results, region: str, point: str, statistic: str, quantity: 
         for name in dict.fromkeys((point, "posterior")):
             which = {"region": region, "point": name, "quantity": quantity, "estimator": estimator}
             if any(len(results.select(setup, **which)) for setup in results.setups):
-                lines.append(Line(look, estimator, name, estimator))
+                regression = _CLASSIFICATION.get(estimator)
+                lines.append(Line(look, estimator, name, estimator, regression))
     if any(line.estimator == "isotropic" for line in lines):
         lines = [
             line for line in lines
@@ -196,7 +215,7 @@ def _curves(
         values: list[float] = []
         notes: list[list[str]] = []
         for ax, setup in zip(panels, setups, strict=True):
-            for line in lines:
+            for line in lines_for(results, setup, lines):
                 values += _line(ax, results, setup, line, region, statistic, quantity)
             _width_axis(ax, results.widths(setup))
             value = paper_value(setup.problem, statistic, quantity=quantity)
@@ -208,7 +227,8 @@ def _curves(
                     label=f"paper ({name}; {UNKNOWN})",
                 )  # fmt: skip
             rows = rows_of(results, setup, lines, region, quantity)
-            notes.append([*gate_note(rows), *_undefined_note(rows, lines, statistic)])
+            mine = lines_for(results, setup, lines)
+            notes.append([*gate_note(rows), *_undefined_note(rows, mine, statistic)])
         reference = "variance" if quantity == "epistemic" else quantity.replace("_", " ")
         band = Patch(color="#555555", alpha=0.2, linewidth=0)
         dot = Line2D([], [], linestyle="none", marker=".", markersize=5, color="#555555", alpha=0.7)
@@ -238,18 +258,21 @@ def _line(
         "region": region, "point": line.point, "estimator": line.estimator, "quantity": quantity,
     }  # fmt: skip
     color, marker = line.look.color, line.look.marker
+    is_null = line.look.linestyle != "-"
     drawn: list[float] = []
     curve = results.curve(setup, **which)
     if len(curve):
         columns = ["width", *(f"{statistic}_{part}" for part in ("mean", "low", "high"))]
         x, mean, low, high = curve[columns].to_numpy(float).T
         strong = line.estimator == "isotropic"
-        ax.fill_between(x, low, high, color=color, alpha=0.11 if strong else 0.06, linewidth=0)
+        if not is_null:  # whose intervals are in the tables: fewer bands can be told apart
+            ax.fill_between(x, low, high, color=color, alpha=0.11 if strong else 0.06, linewidth=0)
         alone = np.isfinite(low) & ~(_neighbour(low, 1) | _neighbour(low, -1))
-        if alone.any():
+        if alone.any() and not is_null:
             ax.vlines(x[alone], low[alone], high[alone], color=color, alpha=0.35, linewidth=1.2)
         ax.plot(
-            x, mean, color=color, marker=marker, label=line.look.label, markeredgewidth=0,
+            x, mean, color=color, marker=marker, label=line.look.label,
+            markeredgewidth=edge_width(marker), linestyle=line.look.linestyle,
             markersize=7 if marker == "*" else 5, zorder=4 if strong else 3,
             linewidth=2.0 if strong else 1.3,
         )  # fmt: skip
@@ -275,6 +298,25 @@ def _line(
     return drawn
 
 
+def _null_lines(results: Results) -> list[Line]:
+    """Make a line of the null for each point, in the colour of the estimate beside it."""
+    points = [point for point in POINT_LOOKS if point in results.values("point")]
+    lines = []
+    for null, regression in _NULLS.items():
+        own = estimator_look(null)
+        # The distance to the data is the same at every point.
+        for point in points[:1] if regression else points:
+            beside = POINT_LOOKS[point]
+            look = Look(
+                beside.label.replace("isotropic", own.label),
+                beside.color,
+                own.marker,
+                own.linestyle,
+            )
+            lines.append(Line(own if regression else look, null, point, null, regression))
+    return [line for line in lines if line.estimator in results.values("estimator")]
+
+
 def _bars(
     ax: Axes, results: Results, setup: Setup, lines: Sequence[Line], region: str, statistic: str
 ) -> tuple[list[float], list[str]]:
@@ -282,6 +324,7 @@ def _bars(
     drawn: list[float] = []
     widths = results.widths(setup)
     shown = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
+    lines = lines_for(results, setup, lines)
     step = 0.82 / len(lines)
     for place, width in enumerate(shown):
         for slot, line in enumerate(lines):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from matplotlib.lines import Line2D
+
 from isounc.estimates.estimators import ESTIMATORS
 from isounc.runs.style import SPARE, Look
 
 LOOKS = {
     "isotropic": ("#0072B2", "o"),
+    "null_aleatoric": ("#B22222", "x", ":"),
+    "null_squared": ("#F08080", "+", ":"),
+    "null_distance": ("#7F1D1D", "1", ":"),
+    "logit_scaled": ("#7B3294", "8"),
+    "logit_scaled_level": ("#B68CC9", "h"),
     "link_aware": ("#D55E00", "s"),
     "layer_scaled": ("#56B4E9", "P"),
     "laplace": ("#CC79A7", "^"),
@@ -16,7 +23,7 @@ LOOKS = {
     "oracle_diagonal": ("#8C6D31", "p"),
     "posterior_averaged": ("#000000", "*"),
 }
-"""Colour and marker of the built-in estimators."""
+"""Colour, marker and, where it is not solid, line style of the built-in estimators."""
 POINT_LOOKS = {
     "map": Look("isotropic at the MAP", "#0072B2", "o"),
     "trained": Look("isotropic at a trained network", "#882255", "X"),
@@ -46,9 +53,14 @@ POINT_WORDS = {
 
 def estimator_look(name: str, *, position: int = 0) -> Look:
     """Return the look of an estimator; one that is not built in has a spare colour by position."""
-    color, marker = LOOKS.get(name) or SPARE[position % len(SPARE)]
+    look = LOOKS.get(name) or SPARE[position % len(SPARE)]
     label = ESTIMATORS[name].label if name in ESTIMATORS else ""
-    return Look(label or name, color, marker)
+    return Look(label or name, *look)
+
+
+def edge_width(marker: str, hollow: float = 0) -> float:
+    """Return the width of a marker's edge: that of a cross is all that one sees of it."""
+    return hollow if marker in Line2D.filled_markers else 1
 
 
 def class_look(c: int) -> Look:

@@ -83,7 +83,10 @@ def cell_heading(results: Results, record: Record, point: str) -> str:
 
 
 def _two_inputs(results: Results, record: Record, point: str) -> Figure:
-    """Draw rows of prediction, epistemic and aleatoric part, with MCMC in the first column."""
+    """Draw rows of prediction, epistemic and aleatoric part, with MCMC in the first column.
+
+    The epistemic row has up to three estimates, the null among them.
+    """
     a = record.arrays
     try:
         axes, order = _mesh(a["grid/X"])
@@ -106,17 +109,20 @@ def _two_inputs(results: Results, record: Record, point: str) -> Figure:
         [("MCMC epistemic (variance)", "epistemic", image("grid/mcmc_var"))],
         [("MCMC aleatoric, E[p(1−p)]", "aleatoric", image("grid/mcmc_aleatoric"))],
     ]
-    for estimator in results.shown("maps")[:2]:
+    for estimator in results.shown("maps")[:3]:
         key = f"grid/{point}/epistemic/{estimator}"
         title = f"{estimator_look(estimator).label}{_r(a, key, reference)}"
         rows[1].append((title, "epistemic", image(key)))
     for name, words in (("aleatoric", "p(1−p)"), ("aleatoric_corrected", "p(1−p) − epistemic")):
         key = f"grid/{point}/{name}"
         rows[2].append((f"Point {words}{_r(a, key, aleatoric)}", "aleatoric", image(key)))
-    figure = Figure(figsize=(10.0, 9.0), layout="constrained")
-    panels = figure.subplots(3, 3, sharex=True, sharey=True)
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(10.0 if columns == 3 else 12.5, 9.0), layout="constrained")
+    panels = figure.subplots(3, columns, sharex=True, sharey=True)
     for i, row in enumerate(rows):
-        for ax, (title, kind, values) in zip(panels[i], row, strict=True):
+        for ax in panels[i][len(row) :]:
+            ax.set_axis_off()
+        for ax, (title, kind, values) in zip(panels[i], row, strict=False):
             if values is None:
                 ax.set_axis_off()
                 ax.set_title(f"{title}: not in the record", fontsize=8, color="#444444")

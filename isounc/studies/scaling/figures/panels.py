@@ -33,6 +33,8 @@ class Line(NamedTuple):
     """Point of its rows."""
     estimator: str
     """Estimator of its rows."""
+    regression: bool | None = None
+    """Whether it is for regressions alone, or for classifications alone; None for both."""
 
 
 def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> None:
@@ -42,6 +44,12 @@ def check_figure(results: Results, *, statistic: str, **wanted: str | None) -> N
         raise NothingToDraw(f"{results.run.path} holds no result rows yet")
     for argument, value in wanted.items():
         check_choice(argument, value, results.values(argument))
+
+
+def lines_for(results: Results, setup: Setup, lines: Sequence[Line]) -> list[Line]:
+    """Return the lines that the panel of a setup may have."""
+    is_regression = results.main_class(setup) == "f"
+    return [line for line in lines if line.regression in (None, is_regression)]
 
 
 def setups_with(results: Results, lines: Sequence[Line], region: str, quantity: str) -> list[Setup]:
@@ -57,7 +65,10 @@ def rows_of(
 ) -> pd.DataFrame:
     """Return all rows that a panel shows."""
     which = {"region": region, "quantity": quantity}
-    shown = [results.select(setup, point=ln.point, estimator=ln.estimator, **which) for ln in lines]
+    shown = [
+        results.select(setup, point=ln.point, estimator=ln.estimator, **which)
+        for ln in lines_for(results, setup, lines)
+    ]
     return results.rows.loc[[label for rows in shown for label in rows.index]]
 
 
