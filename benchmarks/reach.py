@@ -114,7 +114,7 @@ def main(options: Options) -> None:
         options.parameterisations, options.activations, options.samplers,
     )  # fmt: skip
     for values in tqdm([cell for cell in cells if cell not in done], unit="posterior"):
-        cell = dict(zip(names, values, strict=True))
+        cell: dict[str, Any] = dict(zip(names, values, strict=True))
         row = cell | {"seed": options.seed, "budget": options.seconds} | measure(cell, options)
         rows.append(row | {"device": device, "jax": jax.__version__})
         tqdm.write(", ".join(f"{name} {row[name]}" for name in list(row) if row[name] != ""))

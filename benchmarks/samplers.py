@@ -6,7 +6,8 @@
                                                                 # all combinations of these
     uv run --with pyro-ppl benchmarks/samplers.py --widths 32   # Pyro's NUTS in PyTorch beside them
 
-All sample the same posterior of an MLP, through the same log density, with as many chains. A
+All sample the same posterior of an MLP with as many chains, and but for `numpyro model` and `pyro`
+through the same log density. A
 sampler's figure is the least effective sample size over all locations, of p (`ess_mean`) or of
 (p - mean)^2 (`ess_var`), divided by the seconds of warm-up and sampling together. Every run is made
 twice with other keys: the first also compiles, the second is timed. A first run of more than two
@@ -23,6 +24,8 @@ and divergences are within bounds.
     mclmc          the same with adjusted microcanonical trajectories
     tempered smc   independent runs of particles (as many as draws) from the prior to the posterior
     numpyro        NUTS, all chains vectorised
+    numpyro model  the same with the posterior written in NumPyro's words: the density of the
+                   others is faster where examples are many
     blackjax       NUTS with window adaptation, chains under vmap, as BlackJAX documents it
     pyro           NUTS, chains one after the other, if pyro-ppl is installed
 """
@@ -34,22 +37,18 @@ import itertools
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import blackjax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, Key, PRNGKeyArray
-from numpyro import infer
+from jaxtyping import PRNGKeyArray
+from samplers_rivals import Budget, Job, Sampled, Way, blackjax_way, numpyro_way, pyro_way
 from samplers_table import figure, line, stored, write
 from tqdm import tqdm
 
-from isounc import densities
 from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling.convergence import diagnose
@@ -101,42 +100,6 @@ class Options:
     """Folder for the table and the figure; a table that exists already is continued."""
 
 
-class Job(NamedTuple):
-    """One posterior; its fields are columns of the table."""
-
-    problem: str
-    """Name of the problem."""
-    width: int
-    """Hidden units."""
-    n: int
-    """Training examples."""
-    chains: int
-    """K."""
-    prior_sd: float = 2.0
-    """Prior standard deviation (`isounc.models.Model.group_prior_sd`)."""
-    parameterisation: str = "ntk"
-    """Where 1/sqrt(fan-in) sits."""
-
-
-class Sampled(NamedTuple):
-    """Draws of one way, and their cost."""
-
-    values: Float[np.ndarray, "K S Q"]
-    """Predictions at the locations."""
-    seconds: float
-    """Time of warm-up and sampling."""
-    num_gradients: int | None
-    """Gradients, warm-up of the other samplers included; None if they are not counted."""
-    num_divergent: int
-    """Divergent transitions."""
-    coordinates: str = ""
-    """Coordinates that isounc sampled in."""
-
-
-Way = Callable[[PRNGKeyArray], Sampled]
-"""Samples the posterior once."""
-
-
 def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **changes: Any) -> Way:
     """`sample_posterior` with some settings."""
     budget = {"num_draws": options.num_draws, "max_draws": options.num_draws}
@@ -162,150 +125,17 @@ def isounc_way(problem: Problem, model: Model, job: Job, options: Options, **cha
     return run
 
 
-def target(
-    problem: Problem, model: Model, job: Job
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """The log posterior of theta (P,), and predictions (K, S, Q) from draws (K, S, P)."""
-    data = densities.make_data(problem, model, job.prior_sd)
-    X = jnp.asarray(np.concatenate(list(problem.regions.values())), data.X.dtype)
-
-    def log_density(theta: Float[Array, " P"]) -> Float[Array, ""]:
-        return densities.log_density(model, theta, data)
-
-    @jax.jit
-    def predicted(draws: Float[Array, "K S P"]) -> Float[Array, "K S Q"]:
-        return jax.lax.map(
-            lambda theta: model.predict(theta, X).ravel(),
-            draws.reshape(-1, draws.shape[-1]),
-            batch_size=64,
-        ).reshape(*draws.shape[:2], -1)
-
-    return log_density, predicted
-
-
-def numpyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
-    """NumPyro's NUTS, its defaults, vectorised chains."""
-    log_density, predicted = target(problem, model, job)
-
-    def make(num_draws: int) -> infer.MCMC:
-        return infer.MCMC(
-            infer.NUTS(potential_fn=lambda theta: -log_density(theta)),
-            num_warmup=options.num_warmup, num_samples=num_draws, num_chains=job.chains,
-            chain_method="vectorized", progress_bar=False,
-        )  # fmt: skip
-
-    mcmc, counted = make(options.num_draws), make(4)
-
-    def run(key: PRNGKeyArray) -> Sampled:
-        key_start, key_run = jax.random.split(key)
-        starts = jax.vmap(lambda k: model.sample_prior(k, job.prior_sd))(
-            jax.random.split(key_start, job.chains)
-        )
-        jax.block_until_ready(starts)
-        start = time.perf_counter()
-        mcmc.run(key_run, init_params=starts, extra_fields=("num_steps", "diverging"))
-        draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
-        seconds = time.perf_counter() - start
-        extra = mcmc.get_extra_fields()
-        # The same warm-up again, not timed, for the number of its gradients.
-        counted.warmup(
-            key_run, init_params=starts, collect_warmup=True, extra_fields=("num_steps",)
-        )
-        steps = np.sum(extra["num_steps"]) + np.sum(counted.get_extra_fields()["num_steps"])
-        counted.post_warmup_state = None
-        return Sampled(
-            np.asarray(predicted(draws)), seconds, int(steps), int(extra["diverging"].sum())
-        )
-
-    return run
-
-
-def blackjax_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
-    """BlackJAX's NUTS with window adaptation, each chain its own, under vmap."""
-    log_density, predicted = target(problem, model, job)
-
-    @jax.jit
-    def sample(keys: Key[Array, " K"]):
-        def chain(key: PRNGKeyArray):
-            key_start, key_warm, key_run = jax.random.split(key, 3)
-            theta = model.sample_prior(key_start, job.prior_sd)
-            warm_up: Any = blackjax.window_adaptation(blackjax.nuts, log_density)
-            (state, parameters), warm_info = warm_up.run(key_warm, theta, options.num_warmup)
-            kernel: Any = blackjax.nuts(log_density, **parameters).step
-
-            def step(state: Any, key: PRNGKeyArray):
-                state, info = kernel(key, state)
-                return state, (state.position, info.num_integration_steps, info.is_divergent)
-
-            keys = jax.random.split(key_run, options.num_draws)
-            _, (draws, steps, divergent) = jax.lax.scan(step, state, keys)
-            warm_steps = warm_info.info.num_integration_steps.sum()
-            return draws, steps.sum() + warm_steps, divergent.sum()
-
-        return jax.vmap(chain)(keys)
-
-    def run(key: PRNGKeyArray) -> Sampled:
-        keys = jax.random.split(key, job.chains)
-        start = time.perf_counter()
-        draws, steps, divergent = jax.block_until_ready(sample(keys))
-        seconds = time.perf_counter() - start
-        return Sampled(
-            np.asarray(predicted(draws)), seconds, int(steps.sum()), int(divergent.sum())
-        )
-
-    return run
-
-
-def pyro_way(problem: Problem, model: Model, job: Job, options: Options) -> Way:
-    """Pyro's NUTS on the same density written in PyTorch; gradients are not counted."""
-    import pyro
-    import torch
-    from pyro.infer import MCMC, NUTS
-
-    torch.set_num_threads(2)
-    X, y = torch.tensor(problem.X, dtype=torch.float32), torch.tensor(problem.y)
-    width, inputs = model.width, model.in_features
-    _, predicted = target(problem, model, job)
-
-    def potential(params: dict[str, Any]) -> Any:
-        theta = params["theta"]
-        kernel, rest = theta[: inputs * width].reshape(inputs, width), theta[inputs * width :]
-        hidden = torch.tanh(X @ kernel / inputs**0.5 + rest[:width])
-        f = hidden @ rest[width : 2 * width] / width**0.5 + rest[-1]
-        if problem.likelihood == "gaussian":
-            fit = 0.5 * (((y - f) / problem.noise_sd) ** 2).sum()
-        else:
-            fit = torch.nn.functional.softplus((1 - 2 * y) * f).sum()
-        return fit + 0.5 * (theta**2).sum() / job.prior_sd**2
-
-    def run(key: PRNGKeyArray) -> Sampled:
-        pyro.set_rng_seed(int(jax.random.randint(key, (), 0, 2**30)))
-        start = time.perf_counter()
-        chains = []
-        for k in jax.random.split(key, job.chains):
-            theta = torch.tensor(np.asarray(model.sample_prior(k, job.prior_sd)))
-            mcmc = MCMC(
-                NUTS(potential_fn=potential), num_samples=options.num_draws,
-                warmup_steps=options.num_warmup, initial_params={"theta": theta},
-                disable_progbar=True,
-            )  # fmt: skip
-            mcmc.run()
-            chains.append(mcmc.get_samples()["theta"].numpy())
-        seconds = time.perf_counter() - start
-        return Sampled(np.asarray(predicted(jnp.asarray(np.stack(chains)))), seconds, None, 0)
-
-    return run
-
-
 def ways(problem: Problem, model: Model, job: Job, options: Options) -> dict[str, Way]:
     """Every way that is asked for and can be run, by name."""
     by_name = {
         name: isounc_way(problem, model, job, options, **changes) for name, changes in WAYS.items()
     }
-    by_name["numpyro"] = numpyro_way(problem, model, job, options)
-    by_name["blackjax"] = blackjax_way(problem, model, job, options)
+    given = (problem, model, job, Budget(options.num_warmup, options.num_draws))
+    by_name["numpyro"] = numpyro_way(*given)
+    by_name["numpyro model"] = numpyro_way(*given, in_its_words=True)
+    by_name["blackjax"] = blackjax_way(*given)
     if importlib.util.find_spec("pyro") and problem.num_outputs == 1:
-        by_name["pyro"] = pyro_way(problem, model, job, options)
+        by_name["pyro"] = pyro_way(*given)
     return {name: way for name, way in by_name.items() if not options.ways or name in options.ways}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from isounc.sampling.integrator import Metric, blackjax
 from isounc.sampling.settings import SamplerSettings
@@ -39,6 +39,9 @@ class Tuning(NamedTuple):
     """Their mean."""
     squares: Float[Array, " P"]
     """Their summed squared distances from it."""
+    retries: Bool[Array, ""]
+    """Whether trajectories of large energy error are tried again: not while the step size is still
+    far from what suits."""
     extra: Any = ()
     """Anything else that the sampler adapts."""
 
@@ -61,6 +64,7 @@ def start_tuning(
         count=0 * unit,
         mean=zeros,
         squares=zeros,
+        retries=jnp.zeros((), bool),
         extra=extra,
     )
 

@@ -27,7 +27,10 @@ from isounc.sampling.run import (
 from isounc.sampling.settings import SamplerSettings
 
 WARM_WINDOWS = 4
-"""Windows of equal length: step size; step size and metric, twice; step size."""
+"""Windows of equal length: step size; step size and metric, twice; step size again.
+
+From the last on trajectories of large energy error are tried again.
+"""
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,14 @@ class ChainDriver:
             except TimeIsUp:
                 parts.store()
                 window, done = parts.stage
-                state = chains.tune(window, settings=settings, adapt_metric=False)
+                state = chains.tune(window, settings=settings, adapt_metric=False, retries=True)
                 clock.cut_short = f"{step * length + done} of {total} transitions of warm-up"
                 return state if done else window.state
             adapt_metric = 0 < step < WARM_WINDOWS - 1
-            state = chains.tune(window, settings=settings, adapt_metric=adapt_metric)
+            retries = step >= WARM_WINDOWS - 2
+            state = chains.tune(
+                window, settings=settings, adapt_metric=adapt_metric, retries=retries
+            )
             if run.checkpoint:
                 run.checkpoint.save(step, fetch(state))
         return state

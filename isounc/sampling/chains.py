@@ -167,16 +167,22 @@ def warm_up(
     return over(warm_up_problem)(window, data, X, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "adapt_metric"))
-def tune(window: Window, *, settings: SamplerSettings, adapt_metric: bool) -> RunState:
-    """The end of a window: the step size, and the metric if asked to, are taken over."""
+@functools.partial(jax.jit, static_argnames=("settings", "adapt_metric", "retries"))
+def tune(
+    window: Window, *, settings: SamplerSettings, adapt_metric: bool, retries: bool
+) -> RunState:
+    """The end of a window: the step size is taken over, and if asked to the metric.
+
+    `retries` says whether trajectories are tried again from now on.
+    """
 
     def tune_problem(
         tuning: Tuning, draws: Float[Array, "K T P"], gradients: Float[Array, "K T P"]
     ) -> Tuning:
         draws, gradients = (a.reshape(-1, a.shape[-1]) for a in (draws, gradients))
         tuned = end_window(tuning, draws, gradients, settings)
-        return tuned if adapt_metric else tuned._replace(metric=tuning.metric)
+        tuned = tuned if adapt_metric else tuned._replace(metric=tuning.metric)
+        return tuned._replace(retries=jnp.full((), retries))
 
     state = window.state
     tuning = jax.vmap(tune_problem)(state.tuning, window.draws, window.gradients)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -131,13 +130,16 @@ def _is_divergent(end: Any) -> Bool[Array, " K"]:
     return ~(end.logdensity > -DIVERGENT)
 
 
-@dataclass(frozen=True)
 class HMC:
-    """Hamiltonian Monte Carlo (Neal 2011): jittered lengths, finer steps where errors are large."""
+    """Hamiltonian Monte Carlo (Neal 2011): jittered lengths, finer steps where errors are large.
 
-    has_energy: ClassVar[bool] = True
-    retries: int = RETRIES
-    """How often a trajectory is tried again in finer steps (`isounc.sampling.retries`)."""
+    A trajectory is tried again at most `retries` times (`isounc.sampling.retries`).
+    """
+
+    has_energy = True
+
+    def __init__(self, retries: int = RETRIES):
+        self._retries = retries
 
     def begin(self, num_params: int, settings: SamplerSettings) -> Any:
         """Nothing else is adapted."""
@@ -161,7 +163,9 @@ class HMC:
             chains.x, momentum, jnp.zeros_like(chains.remainder), _to_blackjax(chains)[2]
         )
         step = jax.vmap(splitting(remainder, tuning.metric), (0, None))
-        first, tried = try_trajectories(step, start, num_steps, step_size, retries=self.retries)
+        first, tried = try_trajectories(
+            step, start, num_steps, step_size, tuning.retries, most=self._retries
+        )
         uniform = jax.random.uniform(key_accept, chains.remainder.shape, chains.x.dtype)
         accepted = ~tried.is_open & tried.returns & (jnp.log(uniform) < tried.end.logdensity)
         reported = StepInfo(
@@ -303,7 +307,7 @@ class AdjustedMCLMC(HMC):
     Source: Robnik et al. 2025.
     """
 
-    has_energy: ClassVar[bool] = False
+    has_energy = False
 
     def transition(
         self, key: PRNGKeyArray, chains: ChainState, tuning: Tuning, u: Float[Array, ""] | float,

@@ -165,7 +165,8 @@ def _pilot(
 
     window = chains.begin_window(of_length(state, SHORT), settings, length)
     window = work(warm_up, window, 0, min(length, NUM_WARMUP), length)
-    state = of_length(chains.tune(window, settings=settings, adapt_metric=False), 1.0)
+    state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
+    state = of_length(state, 1.0)
     program = BlockProgram(run, driver.sampler)
     begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))
     count = min(NUM_DRAWS, settings.block)

@@ -56,7 +56,7 @@ def chain_by_chain(condition: Bool[Array, " K"], yes: Any, no: Any) -> Any:
 
 def try_trajectories(
     step: Callable[[Any, Any], Any], start: Any, num_steps: Int[Array, ""],
-    step_size: Float[Array, ""], *, retries: int = RETRIES,
+    step_size: Float[Array, ""], enabled: Bool[Array, ""], *, most: int = RETRIES,
 ) -> tuple[Any, Attempts]:  # fmt: skip
     """Trajectories of K chains.
 
@@ -68,8 +68,8 @@ def try_trajectories(
         Positions and momenta, with energy errors of 0.
     num_steps, step_size
         Those of the first attempts.
-    retries
-        Most attempts after them. Without any all errors count as small.
+    enabled, most
+        Whether there are others, and how many at most. Otherwise all errors count as small.
 
     Returns
     -------
@@ -103,12 +103,12 @@ def try_trajectories(
 
     everywhere = jnp.ones(len(start.position), bool)
     first, num_gradients = integrate(start, 1, everywhere)
-    is_open = ~is_small(first) if retries else ~everywhere
+    is_open = ~is_small(first) & enabled if most else ~everywhere
     tried = Attempts(first, is_open, ~everywhere, everywhere, num_gradients)
     # How many times shorter steps are, and whether they go back, attempt after attempt.
     plan = [
         (FINER**level, level < retry)
-        for retry in range(1, retries + 1)
+        for retry in range(1, most + 1)
         for level in (retry, *range(retry))
     ]
     if plan:

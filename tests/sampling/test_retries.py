@@ -28,7 +28,8 @@ def radii(sampler, step_size, *, num_draws=20_000, num_chains=8, seed=0):
     rng = np.random.default_rng(seed)
     scale = np.where(np.arange(num_chains) % 2, NARROW, 1.0)[:, None]
     x = jnp.asarray(scale * rng.standard_normal((num_chains, 2)), jnp.result_type(float))
-    tuning = start_tuning(2, x.dtype, SETTINGS)._replace(step_size=jnp.asarray(step_size, x.dtype))
+    tuning = start_tuning(2, x.dtype, SETTINGS)
+    tuning = tuning._replace(step_size=jnp.asarray(step_size, x.dtype), retries=jnp.ones((), bool))
 
     @jax.jit
     def run(x, key, u):
