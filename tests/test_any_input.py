@@ -144,6 +144,19 @@ CALLS: dict[str, Any] = {
     "isotropic of a Model": _of(
         isounc.isotropic, "X", "theta", "task", model=MODEL, x=X, params=THETA, sigma=1.0, batch_size=4
     ),
+    "isotropic by logit_scaled": _of(
+        isounc.isotropic, "theta", model=logits, x=X, params=np.ones((2, 3)), task="multiclass",
+        target="predicted", method="logit_scaled", reference=X, scale="unit", prior_sd=None,
+    ),
+    "fit_logit_scale": _of(
+        isounc.fit_logit_scale, model=logits, reference=X, params=np.ones((2, 3)), task="multiclass",
+        rule="effective_dimension", prior_sd=1.0, noise_sd=1.0, outputs=None, batch_size=4,
+    ),
+    "fit_logit_scale of a Model": _of(
+        isounc.fit_logit_scale, "theta", "task", model=MODEL, reference=X, params=THETA, rule="unit",
+        prior_sd=None, wrt=None,
+    ),
+    "LogitScale.load": _of(isounc.LogitScale.load, path="nowhere"),
     "estimate": _of(
         isounc.estimate, "estimator", name="isotropic", model=MODEL, X=X, theta=THETA, problem=PROBLEM,
         prior_sd=1.0, draws=np.stack([THETA, 2 * THETA]), num_chains=1, hessian=None,
@@ -160,7 +173,7 @@ CALLS: dict[str, Any] = {
     ),
     "compare": _of(
         isounc.compare, estimate=X[:, 0], reference=X[:, 1], reference_se=X[:, 1],
-        two_valued=X[:, 0] > 0,
+        given=X[:, 0] ** 2, two_valued=X[:, 0] > 0,
     ),
     "two_valued": _of(isounc.two_valued, moments=None, likelihood="bernoulli", p=X[:, :1] / 12),
     "interval_over_seeds": _of(

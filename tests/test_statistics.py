@@ -434,6 +434,10 @@ def test_what_follows_from_the_given_has_no_partial_correlation():
     expected = stats.pearsonr(rest_of(a**2, a), rest_of(b, a)).statistic
     assert squared.partial_pearson == pytest.approx(expected, abs=1e-5)
     assert squared.reason == "partial Spearman undefined: given leaves nothing of the estimate"
+    # Underflow ties the smallest squares, which leaves (3%)^3 of the variance of the ranks.
+    tied = compare(np.maximum(a**2, np.quantile(a**2, 0.03)), b, given=a)
+    assert tied.partial_spearman is None
+    assert tied.partial_pearson is not None
     both = compare(a, 2 * a, given=a).reason
     assert "partial Pearson undefined: given leaves nothing of the estimate and reference" in both
 

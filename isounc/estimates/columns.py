@@ -51,7 +51,7 @@ def bind_task(
     task: Any,
     outputs: Any,
     kwargs: Mapping[str, Any] | None,
-    argument: str = "x",
+    argument: str = "X",
 ) -> tuple[Bound, Any, str]:
     """Take a model apart and check what is said about it.
 
@@ -60,7 +60,7 @@ def bind_task(
     model, x, params, task, outputs, kwargs
         As `isounc.isotropic` takes them; a `Model` is one of `TASK_OF_LIKELIHOOD`.
     argument
-        Name of the inputs in messages.
+        Name of the locations of a `Model` in messages.
 
     Returns
     -------

@@ -26,6 +26,7 @@ from isounc.estimates.inputs import padded
 from isounc.estimates.links import LinkMoments, sigmoid_normal_moments, softmax_normal_moments
 from isounc.estimates.logit_scale import LogitScale, scale_var
 from isounc.estimates.points import check_finite, check_points
+from isounc.fit import double_precision
 from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
@@ -257,7 +258,7 @@ def _gaussian_logits(columns: Columns, var: float, *, products: bool) -> Estimat
     values, spread = columns.values, var * columns.sq_norms
     # Rows up to a few numbers of them, each of which is compiled once.
     rows = [padded(a, bucket(len(a))) for a in (values, spread)]
-    with jax.enable_x64(True):  # the variance of a sure prediction is beyond single precision
+    with double_precision():  # the variance of a sure prediction is beyond single precision
         moments = jax.device_get(_moments(*map(jnp.asarray, rows), products=products))
     epistemic, label_var = (np.asarray(a)[: len(values)] for a in (moments.var, moments.label_var))
     if products:

@@ -68,8 +68,9 @@ class LogitScale:
         OSError
             If it is absent or may not be read.
         """
-        file = check_path("path", path)
-        return cls(**fields.declared(read_json(file, most=MEGABYTE), _FIELDS, str(file)))
+        what = f"path {check_path('path', path)}"
+        content = read_json(check_path("path", path), most=MEGABYTE, what=what)
+        return cls(**fields.declared(content, _FIELDS, what))
 
 
 _FIELDS = {
@@ -148,11 +149,7 @@ def fit_logit_scale(
             f"model must be one with likelihood {known}, got {model.likelihood!r}; "
             "isounc.estimate('logit_scaled', ...) has a rule for any"
         )
-    if outputs == "probabilities":
-        raise ValueError(
-            "outputs must be 'logits' for Gaussian logits, got 'probabilities'; give a function that "
-            "returns the logits"
-        )
+    _check_logits(outputs)
     if rule == "unit" and prior_sd is not None:
         raise ValueError(f"prior_sd must be left out for rule 'unit', got {prior_sd!r}")
     bound, inputs, task = bind_task(
@@ -191,6 +188,14 @@ def fit_logit_scale(
     return LogitScale(var, rule, task, num_params, len(spread), dimension)
 
 
+def _check_logits(outputs: Any) -> None:
+    if isinstance(outputs, str) and outputs == "probabilities":
+        raise ValueError(
+            "outputs must be 'logits' for Gaussian logits, got 'probabilities'; give a function that "
+            "returns the logits"
+        )
+
+
 def scale_var(
     scale: Any, model: Any, reference: Any, params: Any, *, task: Any, prior_sd: Any,
     noise_sd: float, outputs: Any, wrt: Filter, kwargs: Any, batch_size: int | None,
@@ -216,8 +221,7 @@ def scale_var(
     for name, value in (("reference", reference), ("prior_sd", prior_sd)):
         if value is not None:
             raise ValueError(f"{name} must be left out where scale is no rule, got {value!r:.60}")
-    if outputs == "probabilities":
-        raise ValueError("outputs must be 'logits' for Gaussian logits, got 'probabilities'")
+    _check_logits(outputs)
     if not isinstance(scale, LogitScale):
         try:
             return check_real("scale", scale, positive=True)

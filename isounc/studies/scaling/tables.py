@@ -292,7 +292,7 @@ def summary_table(run: RunFolder | Results) -> str:
     if results.rows.empty:
         return f"{results.run.path} holds no result rows yet.\n"
     table = paper_table(results)
-    widths, right = (20, 5, 12, 5, 17, 5, 17, 5), (1, 3, 5, 7)
+    widths, right = (18, 5, 12, 5, 18, 5, 18, 5), (1, 3, 5, 7)
 
     def line(row: Sequence[str]) -> str:
         cells = [

@@ -299,7 +299,10 @@ def test_headline_has_the_null_beside_each_point(run, results):
     assert notes(panel(figure, "nonlinear_regression")) == []
     rows = table(run)
     before = Results(run, rows[~rows["estimator"].str.startswith("null")], {}, "before the nulls")
-    assert not any("null" in name for name in lines(panel(scaling_headline(before), "rings3")))
+    assert "beside the null" in figure.get_suptitle()
+    figure = scaling_headline(before)
+    assert not any("null" in name for name in lines(panel(figure, "rings3")))
+    assert "null" not in figure.get_suptitle()
 
 
 def test_curves_leave_out_what_regression_makes_constant_or_equal(results):

@@ -126,9 +126,10 @@ def scaling_headline(
     if "posterior_averaged" in results.values("estimator"):
         look = estimator_look("posterior_averaged")._replace(label="isotropic averaged over draws")
         lines.append(Line(look, "averaged", "posterior", "posterior_averaged"))
-    lines += _null_lines(results)
-    title = f"The isotropic estimate beside the null, against width (region: {region})"
-    return _curves(results, lines, region, statistic, "epistemic", title)
+    nulls = _null_lines(results)
+    what = "The isotropic estimate beside the null" if nulls else "The isotropic estimate"
+    title = f"{what}, against width (region: {region})"
+    return _curves(results, lines + nulls, region, statistic, "epistemic", title)
 
 
 def error_budget(
