@@ -69,8 +69,9 @@ class SamplerSettings:
 
     sampler: str = "hmc"
     """hmc (trajectories of jittered length, tried again in finer steps where their energy error is
-    large), nuts, chees (adapts that length over many chains: 16 or more), adjusted_mclmc, or tempered_smc for modes that do not mix (a chain is a run of
-    num_draws particles, without warm-up)."""
+    large), nuts, chees (adapts that length over many chains: 16 or more), adjusted_mclmc, or
+    tempered_smc for modes that do not mix (a chain is a run of num_draws particles, without
+    warm-up)."""
     coordinates: str = "auto"
     """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers),
     or auto: prior, unless short pilots find readout faster, which are made where the data determine
