@@ -93,9 +93,10 @@ def splitting(
         kick = 0.5 * step_size * force(x, gradient)
         first = 0.5 * kick @ metric.velocity(2 * p + kick)
         p = p + kick
-        cos, sin = jnp.cos(step_size), jnp.sin(step_size)
-        y = cos * x + sin * metric.velocity(p)
-        p = cos * p - sin * metric.mass(x)
+        # A rounded cosine would lengthen or shorten (x, p) by the same share in every step.
+        sin, versine = jnp.sin(step_size), 2 * jnp.sin(0.5 * step_size) ** 2
+        y = x + (sin * metric.velocity(p) - versine * x)
+        p = p - (sin * metric.mass(x) + versine * p)
         s, gradient = value_and_gradient(y)
         kick = 0.5 * step_size * force(y, gradient)
         second = 0.5 * kick @ metric.velocity(2 * p + kick)

@@ -281,7 +281,7 @@ def test_transitions_in_any_coordinates_keep_it_far_from_the_origin(likelihood, 
     settings = dataclasses.replace(GEWEKE, num_iterations=200)
     result = joint(
         likelihood, 2, depth, settings=settings, coordinates=coordinates, step_size=0.06,
-        whitened_step=0.2, origin=300.0, accepted=0.1,
+        whitened_step=0.2, origin=100.0, accepted=0.1,
     )  # fmt: skip
     assert holm(result.p_value).min() > LEVEL
 
