@@ -35,8 +35,8 @@ def run(tmp_path_factory):
         ),
     )  # fmt: skip
     sampling = SamplerSettings(num_draws=40, max_draws=40, block=20, num_warmup=40, num_kept=16)
-    settings = Settings(retry="none",
-        problems=("moons",), widths=(2,), num_seeds=1, n=24, sampling=sampling,
+    settings = Settings(
+        problems=("moons",), widths=(2,), num_seeds=1, n=24, sampling=sampling, retry="none",
         prior_sds=(10.0,),  # far from the data every unit is saturated
         map=MapSettings(num_restarts=1), train=TrainSettings(epochs=2), num_point_draws=2,
         num_averaged_draws=4, executor="serial", out=str(tmp_path_factory.mktemp("run")), cache="",
