@@ -28,15 +28,13 @@ from isounc.studies.passes.networks import (
     seconds_of_passes,
     trained_ensemble,
 )
-from isounc.studies.passes.settings import Settings, as_scaling
-from isounc.studies.scaling.cell import cell_model, cell_problem
-from isounc.studies.scaling.settings import Cell
+from isounc.studies.passes.settings import Cell, Settings, cell_model, cell_problem
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
     """Evaluate a batch, whose cells differ in the seed alone; one record each."""
-    problems = [cell_problem(cell, as_scaling(settings)) for cell in batch.cells]
-    model = cell_model(batch.cells[0], problems[0])
+    problems = [cell_problem(cell, settings) for cell in batch.cells]
+    model = cell_model(problems[0], settings)
     # The numbers of a cell depend on what the cell is, not on where it stands in the run.
     seeds = [zlib.crc32(f"passes/{cell.name}".encode()) for cell in batch.cells]
     keys = [jax.random.split(jax.random.key(seed), 3) for seed in seeds]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +112,7 @@ def quality(
     return {name: _averaged(comparisons) for name, comparisons in found.items()}
 
 
-def _averaged(comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
+def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Means over the groups in which a number is defined."""
     numbers: dict[str, Any] = {}
     for field in COMPARED:

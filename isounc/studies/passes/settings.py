@@ -1,18 +1,18 @@
-"""Settings of the passes study; its cells and their plan are those of a scaling study."""
+"""Settings and cells of the passes study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.models import ACTIVATIONS, PARAMETERISATIONS
-from isounc.problems import MOST_ROWS, PROBLEMS
-from isounc.runs.executors import Group
+from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
+from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
+from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
+from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.settings import SamplerSettings
-from isounc.studies.scaling import cost
-from isounc.studies.scaling.settings import Settings as Scaling
 from isounc.training import TrainSettings
 
 KINDS = {
@@ -21,6 +21,8 @@ KINDS = {
     "last_layer": "last-layer Laplace samples",
 }
 """Kinds of networks, with what people call them."""
+ALL = "all"
+"""Name, among the problems, of the mean over them."""
 MOST_NETWORKS = 1024
 """Most networks of a kind; their predictions are all held at once."""
 _BINARY = ("linear", "xor", "rings", "moons", "breast_cancer", "digits_3v8")
@@ -83,7 +85,7 @@ def check(settings: Settings) -> None:
     _check_distinct("problems", settings.problems)
     _check_distinct("counts", settings.counts)
     for problem in settings.problems:
-        check_choice("problems", problem, PROBLEMS)
+        check_choice("problems", problem, PROBLEMS.keys() - {ALL})
     for count in settings.counts:
         check_count("counts", count, 1, MOST_NETWORKS)
     if sorted(settings.counts) != list(settings.counts):
@@ -113,22 +115,62 @@ def _check_distinct(argument: str, values: Sequence[object]) -> None:
         raise ValueError(f"{argument} must have at least one value and none twice, got {values}")
 
 
-def as_scaling(settings: Settings) -> Scaling:
-    """The settings of a scaling study that has the same cells."""
-    return Scaling(
-        problems=settings.problems,
-        widths=(settings.width,),
-        depths=(settings.depth,),
-        activations=(settings.activation,),
-        parameterisations=(settings.parameterisation,),
-        prior_sds=(settings.prior_sd,),
-        num_seeds=settings.num_seeds,
-        n=settings.n,
-        sampling=settings.sampling,
-        train=settings.train,
+@dataclass(frozen=True)
+class Cell:
+    """A problem and a seed."""
+
+    problem: str
+    """Name of the problem."""
+    seed: int
+    """Seed of the data and of all random numbers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the record of the cell."""
+        return f"{self.problem}-seed{self.seed}"
+
+
+def cell_problem(cell: Cell, settings: Settings) -> Problem:
+    """Return the problem of a cell, whose data depend on the seed."""
+    return make_problem(cell.problem, n=settings.n, seed=cell.seed)
+
+
+def cell_model(problem: Problem, settings: Settings) -> Model:
+    """Return the model of a cell with this problem."""
+    return make_model(
+        problem,
+        width=settings.width,
+        depth=settings.depth,
+        activation=settings.activation,
+        parameterisation=settings.parameterisation,
     )
 
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem, and a group of the batches of equal shapes."""
-    return cost.plan(as_scaling(settings))
+    groups: dict[Any, list[Batch]] = {}
+    for name in settings.problems:
+        cells = tuple(Cell(name, seed) for seed in range(settings.num_seeds))
+        problem = cell_problem(cells[0], settings)
+        model = cell_model(problem, settings)
+        seconds, mebibytes = _forecast(problem, model, settings)
+        batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes)
+        groups.setdefault((problem.shape_key, model), []).append(batch)
+    return [tuple(group) for group in groups.values()]
+
+
+def _forecast(problem: Problem, model: Model, settings: Settings) -> tuple[float, float]:
+    """Seconds and mebibytes of a batch on one core, roughly; nothing depends on them but the ETA."""
+    sampler = settings.sampling
+    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    chains = settings.num_seeds * sampler.chains
+    terms = model.num_params * len(problem.X) * chains
+    # Measured: 20 steps a transition, and 1.5 s a cell for its networks and comparisons.
+    sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * terms)
+    locations = len(problem.X) + sum(len(x) for x in problem.regions.values())
+    floats = (
+        sampler.max_draws * chains * sampler.locations_per_region * 3 * problem.num_columns
+        + 9 * settings.counts[-1] * locations * problem.num_columns
+        + settings.num_seeds * forecast.num_floats
+    )
+    return sampling + 1.5 * settings.num_seeds, 4 * floats / 2**20

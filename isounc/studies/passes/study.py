@@ -25,8 +25,9 @@ networks is averaged over up to 8 disjoint groups of K of the same 32. Intervals
 is the mean over the problems, of seeds in which all of them passed. A cell that fails its gate, or
 an ensemble with a network that fails its check, is shown as failing and is in no mean. Cost is
 passes at a location, and seconds measured for 1000 locations; the making of networks is timed apart.
-One estimate overtakes another at the smallest K from which on its mean over seeds is higher, up
-to the largest K; beyond doubt, where the interval of their difference lies above zero as well.
+One estimate overtakes another at the smallest K from which on, up to the largest, the mean over
+seeds of its correlation less the other's is above zero; beyond doubt, the interval of that
+difference. The other has K networks too, or as many as the same number of passes buys.
 
 The run folder holds results.csv (a row for each cell, kind, region, K and estimate), summary.csv,
 differences.csv, crossings.csv and the figures. The same command resumes a run that was killed.
@@ -35,3 +36,21 @@ differences.csv, crossings.csv and the figures. The same command resumes a run t
     isounc passes --preset standard                 six binary problems
     isounc passes --problems moons --width 64 --counts 1 4 16 --out runs/mine
 """
+
+from __future__ import annotations
+
+from isounc.runs.study import Study
+from isounc.studies.passes.cell import evaluate
+from isounc.studies.passes.report import make_report
+from isounc.studies.passes.settings import PRESETS, check, plan
+
+STUDY = Study(
+    name="passes",
+    description=__doc__ or "",
+    presets=PRESETS,
+    unit="cells",
+    check=check,
+    plan=plan,
+    evaluate=evaluate,
+    report=make_report,
+)
