@@ -34,7 +34,7 @@ def quality_figure(
     """Draw Pearson's r with the MCMC variance against passes, and against seconds.
 
     Bands are intervals over seeds. Titles say at which K the variance of p overtakes the mean
-    gradient norm of as many networks, and a vertical line where it does for as many passes.
+    gradient norm of as many networks, and of as many passes, where a vertical line is.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def quality_figure(
         raise NothingToDraw(f"no seed of {problem} passed with {KINDS[kind]}")
     regions = list(dict.fromkeys(row["region"] for row in rows))
     with styled():
-        figure = Figure(figsize=(1.2 + 2.5 * len(regions), 5.6), layout="constrained")
+        figure = Figure(figsize=(1.2 + 2.5 * len(regions), 6.0), layout="constrained")
         figure.suptitle(_title(rows, kind, problem), x=0.01, ha="left")
         axes = figure.subplots(2, len(regions), sharey=True, squeeze=False)
         for column, region in zip(axes.T, regions, strict=True):
@@ -66,8 +66,7 @@ def quality_figure(
                 _crossing(crossings, problem, kind, region, terms)
                 for terms in ("same K", "same passes")
             )
-            words = f"overtaken at K = {same}" if same else "not overtaken"
-            column[0].set_title(f"{region}: mean ‖∇p‖² {words}", loc="left")
+            column[0].set_title(f"{region}\n{_overtaken(same, equal)}", loc="left")
             if equal:
                 column[0].axvline(equal, color=_CROSSING, linewidth=0.8, linestyle="-.")
         for ax in axes[0]:
@@ -80,7 +79,7 @@ def quality_figure(
             look.label: Line2D([], [], color=look.color, marker=look.marker, ls=look.linestyle)
             for look in LOOKS.values()
         }
-        legend["variance of p overtakes mean ‖∇p‖² for as many passes"] = Line2D(
+        legend["variance of p overtakes mean ‖∇p‖² of as many passes"] = Line2D(
             [], [], color=_CROSSING, linewidth=0.8, linestyle="-."
         )
         legend_below(figure, legend)
@@ -95,6 +94,13 @@ def _title(rows: Sequence[Row], kind: str, problem: str) -> str:
     if failed:
         words += f"; {failed} cell{'s' * (failed > 1)} failed and {'are' if failed > 1 else 'is'} left out"
     return words
+
+
+def _overtaken(same: int | None, equal: int | None) -> str:
+    if not same and not equal:
+        return "variance does not overtake ‖∇p‖²"
+    words = "variance overtakes ‖∇p‖² at K = "
+    return f"{words}{same or '–'}\n(of as many passes: at K = {equal or '–'})"
 
 
 def _crossing(

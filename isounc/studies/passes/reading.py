@@ -78,12 +78,8 @@ class _Table:
             )
         equal = _one(self._crossings, **where, terms="same passes")
         if equal is None or equal["crossing"] is None:
-            return (
-                f"{sentence}; for as many passes, without gradients, not either."
-                if (at is None)
-                else f"{sentence}."
-            )
-        return f"{sentence}; with as many passes for both, at K = {equal['crossing']}."
+            return f"{sentence}."
+        return f"{sentence}; where both have as many passes, at K = {equal['crossing']}."
 
     def one_pass(self, kind: str) -> str:
         """Say from which K on the variance is ahead of one pass through one network."""
@@ -154,9 +150,9 @@ class _Table:
             return ""
         return (
             f"Measured, a forward pass through one network takes {1000 * forward:.2g} ms for 1000 "
-            f"locations; ‖∇p‖² takes {each['mean_norm'] / forward:.1f} times as long and the "
-            f"logit-scaled estimate {each['mean_logit_scaled'] / forward:.1f} times, of which a "
-            "part is the integral over the link."
+            f"locations; ‖∇p‖² takes {each['mean_norm'] / forward:.2g} times as long and the "
+            f"logit-scaled estimate {each['mean_logit_scaled'] / forward:.2g} times, of which the "
+            "integral over the link is a part."
         )
 
     def _r(self, kind: str, region: str, estimate: str, count: int) -> str:
