@@ -71,7 +71,7 @@ def _networks(
         problem, model, num, key=keys[1], prior_sd=settings.prior_sd, settings=settings.train
     )
     return {
-        "draws": posterior_draws(posterior, num, seed=seed, seconds=seconds),
+        "draws": posterior_draws(np.asarray(posterior.draws), num, seed=seed, seconds=seconds),
         "ensemble": ensemble,
         "last_layer": last_layer_samples(
             problem, model, ensemble, num, key=keys[2], prior_sd=settings.prior_sd

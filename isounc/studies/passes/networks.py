@@ -19,7 +19,6 @@ from isounc.estimates.estimate import estimate_all
 from isounc.fit import PointEstimate
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling.moments import Posterior
 from isounc.training import TrainSettings, fit_trained_many
 
 T = TypeVar("T")
@@ -46,7 +45,9 @@ class Networks(NamedTuple):
         return (f"{len(failed)} of {len(self.failed)} trained networks failed: {failed[0]}",)
 
 
-def posterior_draws(posterior: Posterior, num: int, *, seed: int, seconds: float) -> Networks:
+def posterior_draws(
+    draws: Float[np.ndarray, "T P"], num: int, *, seed: int, seconds: float
+) -> Networks:
     """Choose `num` of the kept draws at random, none twice, so that groups of them mix the chains.
 
     Parameters
@@ -54,8 +55,8 @@ def posterior_draws(posterior: Posterior, num: int, *, seed: int, seconds: float
     seconds
         Seconds that sampling took, as many for few draws as for many.
     """
-    chosen = np.random.default_rng(seed).choice(len(posterior.draws), num, replace=False)
-    return Networks(np.asarray(posterior.draws)[chosen], seconds, 0.0)
+    chosen = np.random.default_rng(seed).choice(len(draws), num, replace=False)
+    return Networks(draws[chosen], seconds, 0.0)
 
 
 def trained_ensemble(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isounc.studies.passes.settings import ALL, KINDS
@@ -83,24 +83,23 @@ class _Table:
 
     def one_pass(self, kind: str) -> str:
         """Say from which K on the variance is ahead of one pass through one network."""
-        parts = []
-        for region in self.regions:
-            found = _one(
+        found = {
+            region: _one(
                 self._crossings, kind=kind, region=region, statistic="pearson",
                 estimate="variance", rival="mean_logit_scaled", terms="one network",
-            )  # fmt: skip
-            if found is not None and found["largest"] is not None:
-                at, largest = found["crossing"], found["largest"]
-                parts.append(
-                    f"not up to K = {largest} in {region}"
-                    if at is None
-                    else f"K = {at} in {region}"
-                )
-        if not parts:
+            )
+            for region in self.regions
+        }  # fmt: skip
+        at = {
+            region: f"K = {row['crossing']}" if row["crossing"] else f"no K up to {row['largest']}"
+            for region, row in found.items()
+            if row is not None and row["largest"] is not None
+        }
+        if not at:
             return ""
         return (
             "One pass, the logit-scaled estimate of a single network, is overtaken by the variance "
-            f"over K of them at {_listed(parts)}."
+            f"over K of them at {_by_value(at)}."
         )
 
     def averaging(self, kind: str) -> str:
@@ -124,21 +123,22 @@ class _Table:
         """Name the estimate with the highest correlation for the fewest and the most networks."""
         parts = []
         for count in dict.fromkeys((self.counts[0], self.counts[-1])):
-            best = []
+            best, height = {}, []
             for region in self.regions:
                 rows = [
                     row for row in self._summary
                     if (row["kind"], row["region"], row["count"]) == (kind, region, count)
                     and row["pearson_mean"] is not None
                 ]  # fmt: skip
-                if not rows:
-                    continue
-                top = max(row["pearson_mean"] for row in rows)
-                # Equal ones are named together: at K = 1 the combination is logit-scaled.
-                names = [_NAMES[r["estimate"]] for r in rows if r["pearson_mean"] == top]
-                best.append(f"{' and '.join(names)} in {region} ({_short(top)})")
+                if rows:
+                    # Of equal ones the first: at K = 1 the combination is logit-scaled.
+                    top = max(rows, key=lambda row: row["pearson_mean"])
+                    best[region] = f"that of {_NAMES[top['estimate']]}"
+                    height.append(_short(top["pearson_mean"]))
             if best:
-                parts.append(f"At K = {count} the highest r is that of {_listed(best)}.")
+                parts.append(
+                    f"At K = {count} the highest r is {_by_value(best)} ({', '.join(height)})."
+                )
         return " ".join(parts)
 
     def seconds(self) -> str:
@@ -184,6 +184,15 @@ def _round(value: float) -> float:
 
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _by_value(by_region: Mapping[str, str]) -> str:
+    """Name each value once, with its regions: "K = 8 in test, and K = 4 in grid and far"."""
+    regions: dict[str, list[str]] = {}
+    for region, value in by_region.items():
+        regions.setdefault(value, []).append(region)
+    parts = [f"{value} in {_listed(names)}" for value, names in regions.items()]
+    return ", and ".join(parts)
 
 
 def _capital(words: str) -> str:

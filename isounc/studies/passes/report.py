@@ -38,6 +38,8 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         If the run has no record yet, or one that cannot be read.
     """
     rows = rows_of(folder.records())
+    place = {name: i for i, name in enumerate(settings.problems)}
+    rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     if not rows:
         raise ValueError(f"{folder.path} has no record yet; run the command again")
     quality = Quality(rows)

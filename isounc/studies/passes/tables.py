@@ -15,6 +15,7 @@ import numpy as np
 
 from isounc.fields import Unreadable, declared, integer, number, shortened, text
 from isounc.runs.folder import Record
+from isounc.runs.style import REGION_LOOKS
 from isounc.statistics import Interval, interval_over_seeds
 from isounc.studies.passes.estimates import COMPARED, ESTIMATES
 from isounc.studies.passes.settings import ALL, KINDS
@@ -123,7 +124,8 @@ class Quality:
             key = (row["kind"], row["region"], row["estimate"], row["count"])
             self._rows.setdefault(key, {})[row["problem"], row["seed"]] = row
         self.problems = list(dict.fromkeys(row["problem"] for row in rows))
-        self.regions = list(dict.fromkeys(row["region"] for row in rows))
+        found = dict.fromkeys(row["region"] for row in rows)
+        self.regions = sorted(found, key=lambda name: (*REGION_LOOKS, name).index(name))
         self.kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
         self.counts = sorted({row["count"] for row in rows})
         self._passing: dict[tuple[str, str], dict[str, None]] = {}

@@ -15,7 +15,7 @@ from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
 from isounc.sampling.settings import GateSettings, SamplerSettings
-from isounc.studies.passes import tables
+from isounc.studies.passes import report, tables
 from isounc.studies.passes.estimates import ESTIMATES
 from isounc.studies.passes.figures import quality_figure
 from isounc.studies.passes.reading import reading
@@ -27,16 +27,16 @@ from isounc.training import TrainSettings
 COUNTS = (1, 2, 4, 8)
 LEVELS = {
     "mean_norm": (0.60, 0.61, 0.62, 0.63),
-    "mean_logit_scaled": (0.65, 0.66, 0.67, 0.68),
-    "variance": (None, 0.40, 0.625, 0.80),
+    "mean_logit_scaled": (0.66, 0.66, 0.67, 0.68),
+    "variance": (None, 0.40, 0.65, 0.80),
     "label_variance": (0.55, 0.55, 0.55, 0.55),
-    "combined": (0.65, 0.66, 0.68, 0.81),
+    "combined": (0.66, 0.66, 0.68, 0.81),
 }
 
 
 def made_up(
     problems=("xor", "moons"), seeds=3, levels=LEVELS, regions=("test", "far"), outputs=1,
-    kinds=tuple(KINDS), change=lambda row: {},
+    kinds=("draws",), change=lambda row: {},
 ):  # fmt: skip
     """Rows with these correlations, which differ a little from seed to seed."""
     rows = []
@@ -143,7 +143,7 @@ def test_means_over_problems_leave_failed_cells_out():
         shifted = {"pearson": row["pearson"] + 0.1} if row["problem"] == "moons" else {}
         return wrong if bad else shifted if row["pearson"] is not None else {}
 
-    summary = summarise(Quality(made_up(change=fails)))
+    summary = summarise(Quality(made_up(change=fails, kinds=("draws", "ensemble"))))
     where = {"region": "test", "estimate": "mean_norm", "count": 1}
     line = of(summary, problem=ALL, kind="draws", **where)
     # Seed 1 is in no mean over the problems, those of the others are (.60 + .70) / 2.
@@ -184,13 +184,13 @@ def read(rows):
 def test_the_reading_says_what_the_tables_say():
     said = read(made_up(seeds=2))
     assert (
-        "In test, the variance of p overtakes the mean of ‖∇p‖² at K = 4 (Pearson 0.62 against "
-        "0.62, difference +0.01 [+0.00, +0.01]; beyond doubt from K = 4 on)"
-        in said.replace("[+0.01, +0.01]", "[+0.00, +0.01]").replace("0.63 against", "0.62 against")
-    )
-    assert "overtaken by the variance over K of them at K = 8 in test and K = 8 in far" in said
+        "In test, the variance of p overtakes the mean of ‖∇p‖² at K = 4 (Pearson 0.65 against "
+        "0.62, difference +0.03 [+0.03, +0.03]; beyond doubt from K = 4 on); where both have as "
+        "many passes, at K = 4."
+    ) in said
+    assert "overtaken by the variance over K of them at K = 8 in test and far." in said
     assert "8 networks in place of one change r of the mean of ‖∇p‖² by +0.03" in said
-    assert "At K = 8 the highest r is that of the combination in test (0.81)" in said
+    assert "At K = 8 the highest r is that of the combination in test and far (0.81, 0.81)." in said
     assert "‖∇p‖² takes 2 times as long" in said
     never = read(made_up(levels=LEVELS | {"variance": (None, 0.1, 0.2, 0.3)}))
     assert "does not overtake the mean of ‖∇p‖² up to K = 8, where Pearson's r differs by " in never
@@ -208,7 +208,7 @@ def test_figures_are_drawn_and_say_why_not():
         figure.axes[0].get_title(loc="left").startswith("test\nvariance overtakes ‖∇p‖² at K = 4")
     )
     lines = {line.get_color(): line.get_xydata() for line in figure.axes[0].lines}
-    np.testing.assert_allclose(lines["#D55E00"], [[2, 0.40], [4, 0.625], [8, 0.80]], atol=1e-4)
+    np.testing.assert_allclose(lines["#D55E00"], [[2, 0.40], [4, 0.65], [8, 0.80]], atol=1e-4)
     np.testing.assert_allclose(lines["#0072B2"][:, 0], [2, 4, 8, 16])
     quality = Quality(made_up(change=lambda row: {"gate": "fail"}))
     with pytest.raises(NothingToDraw, match="no seed of all passed with posterior draws"):
@@ -232,7 +232,14 @@ def test_edited_records_are_refused(change, message):
         rows_of([Record("xor-seed0", {}, {})])
 
 
-def test_a_run_shows_what_failed_and_what_is_missing(tmp_path, capsys):
+@pytest.fixture
+def one_figure(monkeypatch):
+    """A report with the first of its figures, which take seconds each."""
+    plots = report._plots
+    monkeypatch.setattr(report, "_plots", lambda *arguments: plots(*arguments)[:1])
+
+
+def test_a_run_shows_what_failed_and_what_is_missing(tmp_path, capsys, one_figure):
     settings = Settings(problems=("xor", "moons"), num_seeds=3, counts=COUNTS)
     folder = RunFolder.open(tmp_path / "run", stored_settings(settings), study="passes")
     fails = {"gate": "fail", "gate_reasons": "R-hat is 1.2"}
@@ -260,7 +267,8 @@ TINY = Settings(
 )  # fmt: skip
 
 
-def test_the_command_computes_all_kinds_and_goes_on(tmp_path, capsys):
+def test_the_command_computes_all_kinds_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "_plots", lambda *_: [])  # drawn in the test above
     settings = dataclasses.replace(TINY, out=str(tmp_path / "run"))
     assert run_study(STUDY, settings)
     folder = RunFolder.load(tmp_path / "run")
