@@ -45,7 +45,7 @@ class StepInfo(NamedTuple):
     energy: Float[ArrayLike, " K"]
     """Hamiltonian at the start of the trajectory, with its momentum; NaN if there is none."""
     divergent: Bool[ArrayLike, " K"]
-    """Whether the energy error exceeded 1000."""
+    """Whether the energy error exceeded 1000 nats (hmc, chees: that of the last retry, too)."""
     saturated: Bool[ArrayLike, " K"]
     """Whether the trajectory was cut at its longest."""
     acceptance: Float[ArrayLike, " K"]

@@ -68,8 +68,8 @@ class SamplerSettings:
     """How a posterior is sampled."""
 
     sampler: str = "hmc"
-    """hmc (trajectories of jittered length), nuts, chees (adapts that length over many chains: 16
-    or more), adjusted_mclmc, or tempered_smc for modes that do not mix (a chain is a run of
+    """hmc (trajectories of jittered length, tried again in finer steps where their energy error is
+    large), nuts, chees (adapts that length over many chains: 16 or more), adjusted_mclmc, or tempered_smc for modes that do not mix (a chain is a run of
     num_draws particles, without warm-up)."""
     coordinates: str = "auto"
     """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers),

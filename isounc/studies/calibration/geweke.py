@@ -128,7 +128,11 @@ def _transition(
     tuning = start_tuning(x.size, x.dtype, settings, extra=extra)
     # Half a step is subtracted so that rounding cannot add one; u = 1/2 gives every sampler's mean
     # length.
-    tuning = tuning._replace(step_size=step_size, trajectory_length=(num_steps - 0.5) * step_size)
+    tuning = tuning._replace(
+        step_size=step_size,
+        trajectory_length=(num_steps - 0.5) * step_size,
+        retries=jnp.ones((), bool),
+    )
     chains, info, _ = sampler.transition(key, chains, tuning, 0.5, remainder, settings)
     return chains.x[0], jnp.asarray(info.acceptance)[0]
 
