@@ -174,7 +174,16 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         isounc_main(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    for name in ("scaling", "agreement", "calibration", "bank", "qa", "report", "references"):
+    for name in (
+        "scaling",
+        "passes",
+        "agreement",
+        "calibration",
+        "bank",
+        "qa",
+        "report",
+        "references",
+    ):
         assert f"    {name}" in said
     with pytest.raises(SystemExit) as ended:
         isounc_main(["skaling"])

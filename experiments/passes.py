@@ -1,0 +1,8 @@
+"""What K passes buy: the command `isounc passes`, whose --help explains it."""
+
+import sys
+
+from isounc.__main__ import main
+
+if __name__ == "__main__":
+    main(["passes", *sys.argv[1:]])

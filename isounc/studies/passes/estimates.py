@@ -1,0 +1,128 @@
+"""Estimates of the variance of p from K networks, and their correlation with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from isounc.statistics import Comparison, compare
+from isounc.studies.passes.networks import Predictions
+
+DEGREES_OF_FREEDOM = 8
+"""Of the gradients in `combined`, beside the K - 1 of the variance over the networks."""
+COMPARED = ("pearson", "spearman", "partial_pearson", "partial_spearman")
+"""Fields of `Comparison` that are averaged over groups of networks."""
+
+
+class Kind(NamedTuple):
+    """How an estimate from K networks is called, and what it costs."""
+
+    label: str
+    """Name in legends and tables."""
+    backward: bool
+    """Whether it takes a backward pass through each network beside the forward one."""
+    program: str
+    """What is timed for it, of `isounc.studies.passes.networks.PROGRAMS`."""
+    least: int = 1
+    """Fewest networks that it is defined for."""
+
+
+ESTIMATES = {
+    "mean_norm": Kind("mean ‖∇p‖²", True, "norm"),
+    "mean_logit_scaled": Kind("mean logit-scaled", True, "logit_scaled"),
+    "variance": Kind("variance of p", False, "forward", 2),
+    "label_variance": Kind("null: p̄(1−p̄)", False, "forward"),
+    "combined": Kind("combined", True, "logit_scaled"),
+}
+"""Estimates by name; the study's docstring defines them."""
+
+
+def estimates_of(
+    at: Predictions, reference: Predictions, *, noise_sd: float | None = None
+) -> dict[str, Float[np.ndarray, "N M"]]:
+    """Each of `ESTIMATES` that K networks define, at N locations.
+
+    Parameters
+    ----------
+    at
+        Predictions of the K networks at the locations.
+    reference
+        Predictions of the same networks at the training inputs, which set the level at which
+        `combined` adds variances to gradients.
+    noise_sd
+        Known noise of a regression, whose label variance is constant; None for classes.
+    """
+    count = len(at.p)
+    scaled, mean = at.logit_scaled.mean(axis=0), at.p.mean(axis=0)
+    label = mean * (1 - mean) if noise_sd is None else np.full_like(mean, noise_sd**2)
+    found = {
+        "mean_norm": at.norm.mean(axis=0),
+        "mean_logit_scaled": scaled,
+        "label_variance": label,
+        "combined": scaled,
+    }
+    if count >= 2:
+        found["variance"] = at.p.var(axis=0, ddof=1)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            # Not finite where all gradients vanish: the comparison then says so.
+            level = reference.p.var(axis=0, ddof=1).sum() / reference.logit_scaled.mean(0).sum()
+            found["combined"] = (
+                DEGREES_OF_FREEDOM * level * scaled + (count - 1) * found["variance"]
+            ) / (DEGREES_OF_FREEDOM + count - 1)
+    return {name: found[name] for name in ESTIMATES if name in found}
+
+
+def groups_of(count: int, total: int, most: int) -> list[slice]:
+    """At most `most` disjoint groups of `count` of `total` networks."""
+    return [slice(i * count, (i + 1) * count) for i in range(min(most, total // count))]
+
+
+def quality(
+    predictions: Predictions,
+    *,
+    locations: slice,
+    training: slice,
+    groups: Sequence[slice],
+    reference: Float[np.ndarray, " N"],
+    noise_sd: float | None,
+) -> dict[str, dict[str, Any]]:
+    """Correlations of each estimate with the reference, averaged over groups of networks.
+
+    Parameters
+    ----------
+    predictions
+        Those of all networks, at all locations and the training inputs.
+    locations, training
+        Where the locations of a region and the training inputs are among them.
+    reference
+        The MCMC variance at the region's locations, summed over classes.
+    """
+    found: dict[str, list[Comparison]] = {}
+    for group in groups:
+        values = estimates_of(
+            predictions.at(group, locations), predictions.at(group, training), noise_sd=noise_sd
+        )
+        given = values["label_variance"].sum(axis=1)
+        for name, value in values.items():
+            comparison = compare(value.sum(axis=1), reference, given=given)
+            found.setdefault(name, []).append(comparison)
+    return {name: _averaged(comparisons) for name, comparisons in found.items()}
+
+
+def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Means over the groups in which a number is defined."""
+    numbers: dict[str, Any] = {}
+    for field in COMPARED:
+        values = [v for c in comparisons if (v := getattr(c, field)) is not None]
+        numbers[field] = float(np.mean(values)) if values else None
+    undefined = [c for c in comparisons if c.pearson is None]
+    reasons = "; ".join(sorted({c.reason for c in undefined}))
+    where = f"in {len(undefined)} of {len(comparisons)} groups: " if len(comparisons) > 1 else ""
+    return numbers | {
+        "num_groups": len(comparisons),
+        "num_groups_undefined": len(undefined),
+        "reason": f"{where}{reasons}" if undefined else "",
+    }

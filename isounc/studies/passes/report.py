@@ -1,0 +1,211 @@
+"""The report of a run of the passes study: tables, figures and sections of the page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from isounc.runs.figures import Plot
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, Table
+from isounc.runs.study import Report, TableFile
+from isounc.studies.passes.estimates import ESTIMATES
+from isounc.studies.passes.figures import quality_figure
+from isounc.studies.passes.reading import reading
+from isounc.studies.passes.settings import ALL, KINDS, Settings
+from isounc.studies.passes.tables import (
+    CROSSING_COLUMNS,
+    DIFFERENCE_COLUMNS,
+    RESULT_COLUMNS,
+    SUMMARY_COLUMNS,
+    TERMS,
+    Quality,
+    Row,
+    Rows,
+    crossings,
+    differences,
+    rows_of,
+    summarise,
+)
+
+
+def make_report(folder: RunFolder, settings: Settings) -> Report:
+    """Make the tables, figures and sections of a run of the passes study.
+
+    Raises
+    ------
+    ValueError
+        If the run has no record yet, or one that cannot be read.
+    """
+    rows = rows_of(folder.records())
+    place = {name: i for i, name in enumerate(settings.problems)}
+    rows.sort(key=lambda row: place.get(row["problem"], len(place)))
+    if not rows:
+        raise ValueError(f"{folder.path} has no record yet; run the command again")
+    quality = Quality(rows)
+    summary, differing = summarise(quality), differences(quality)
+    crossing = crossings(differing)
+    sentences = reading(summary, differing, crossing)
+    failures = failing(rows)
+    words = _state(rows, failures, settings)
+    return Report(
+        tables={
+            "results.csv": TableFile(RESULT_COLUMNS, rows),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, summary),
+            "differences.csv": TableFile(DIFFERENCE_COLUMNS, differing),
+            "crossings.csv": TableFile(CROSSING_COLUMNS, crossing),
+        },
+        plots=_plots(quality, summary, crossing),
+        sections=functools.partial(
+            _sections, quality, summary, crossing, [*sentences, words], failures
+        ),
+        text="\n\n".join([*sentences, words]),
+        checks={"reading": sentences, "failing": failures},
+    )
+
+
+def failing(rows: Sequence[Row]) -> Rows:
+    """The cells that fail, by kind of networks, with the reasons."""
+    failed = {
+        (row["problem"], row["seed"], row["kind"]): row["gate_reasons"]
+        for row in rows
+        if row["gate"] == "fail"
+    }
+    return [
+        {"problem": problem, "seed": seed, "kind": kind, "reasons": reasons}
+        for (problem, seed, kind), reasons in failed.items()
+    ]
+
+
+def _state(rows: Sequence[Row], failures: Rows, settings: Settings) -> str:
+    """Say which cells failed, and whether there are all of them."""
+    words = "Every cell passed its gate and every trained network its check."
+    if failures:
+        cells = dict.fromkeys(f"{row['problem']} seed {row['seed']}" for row in failures)
+        words = f"Failed, and in no mean: {', '.join(cells)}."
+    done = len({(row["problem"], row["seed"]) for row in rows})
+    planned = len(settings.problems) * settings.num_seeds
+    return words if done >= planned else f"{words} The run has {done} of {planned} cells so far."
+
+
+def _plots(quality: Quality, summary: Rows, crossing: Rows) -> list[Plot]:
+    plots = []
+    for problem in [ALL, *quality.problems]:
+        for kind in quality.kinds if problem == ALL else quality.kinds[:1]:
+            scope = "averaged over the problems" if problem == ALL else f"on {problem}"
+            caption = (
+                f"Correlation with the MCMC variance against cost, from K {KINDS[kind]}, {scope}. "
+                "Bands are 95% intervals over seeds."
+            )
+            draw = functools.partial(quality_figure, summary, crossing, kind=kind, problem=problem)
+            plots.append(Plot(f"quality-{kind}-{problem}", kind, caption, draw))
+    return plots
+
+
+def _sections(
+    quality: Quality, summary: Rows, crossing: Rows, sentences: list[str], failures: Rows,
+    drawn: Sequence[FigureFile],
+) -> list[Section]:  # fmt: skip
+    shown = [figure for figure in drawn if figure.paths]
+    main = tuple(figure for figure in shown if figure.name.endswith(f"-{ALL}"))
+    rest = tuple(figure for figure in shown if figure not in main)
+    kinds = [
+        Section(
+            kind,
+            f"K {KINDS[kind]}",
+            (),
+            (),
+            tuple(quality_table(summary, kind, region) for region in quality.regions),
+        )
+        for kind in quality.kinds
+    ]
+    return [
+        Section("summary", "Summary", tuple(sentences), main, (crossing_table(crossing),)),
+        *kinds,
+        Section("problems", "Problem by problem", (), rest, ()),
+        Section("cost", "Cost", (), (), (cost_table(summary),)),
+        Section("failing", "Cells that failed", (), (), (_failing_table(failures),)),
+    ]
+
+
+def quality_table(summary: Sequence[Row], kind: str, region: str) -> Table:
+    """Tabulate the correlations of each estimate by K, over all problems."""
+    rows = [
+        row for row in summary
+        if (row["problem"], row["kind"], row["region"]) == (ALL, kind, region)
+    ]  # fmt: skip
+    counts = sorted({row["count"] for row in rows})
+    lines = []
+    for name, estimate in ESTIMATES.items():
+        found = {row["count"]: row for row in rows if row["estimate"] == name}
+        for statistic in ("pearson", "spearman", "partial_pearson"):
+            cells = [
+                _interval(found[count], f"{statistic}_") if count in found else "-"
+                for count in counts
+            ]
+            lines.append((estimate.label, statistic.replace("_", " "), *cells))
+    return Table(
+        f"Correlation with the MCMC variance, region {region}",
+        ("estimate", "correlation", *(f"K = {count}" for count in counts)),
+        lines,
+        "Mean over the problems [95% interval over seeds]. Partial: given p̄(1−p̄) of the same "
+        "networks, from which nothing is left of the null.",
+    )
+
+
+def crossing_table(crossing: Sequence[Row]) -> Table:
+    """Tabulate the K at which one estimate overtakes another, over all problems."""
+    rows = [row for row in crossing if row["problem"] == ALL]
+    lines = [
+        (
+            KINDS[row["kind"]], row["region"], row["statistic"], ESTIMATES[row["estimate"]].label,
+            ESTIMATES[row["rival"]].label + TERMS[row["terms"]],
+            str(row["crossing"] or "never"), str(row["beyond_doubt"] or "never"),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return Table(
+        "Where one estimate overtakes another",
+        ("networks", "region", "correlation", "estimate", "overtakes", "at K", "beyond doubt at K"),
+        lines,
+        "The smallest K from which on, up to the largest, the mean over seeds of the difference of "
+        "the correlations is above zero; beyond doubt, its 95% interval. never: not up to the "
+        "largest K.",
+    )
+
+
+def cost_table(summary: Sequence[Row]) -> Table:
+    """Tabulate passes and seconds by K, over all problems."""
+    rows = [row for row in summary if row["problem"] == ALL]
+    region = rows[0]["region"]
+    lines = [
+        (
+            KINDS[row["kind"]], ESTIMATES[row["estimate"]].label, str(row["count"]),
+            f"{row['forward']:g}", f"{row['backward']:g}", f"{row['seconds']:.2g}",
+            f"{row['seconds_to_make']:.2g}",
+        )
+        for row in rows if row["region"] == region
+    ]  # fmt: skip
+    return Table(
+        "Passes and seconds",
+        (
+            "networks", "estimate", "K", "forward", "backward", "seconds for 1000 locations",
+            "seconds to make the networks",
+        ),
+        lines,
+        "Medians over cells. Draws cost all the sampling whatever K, compilation included; the "
+        "others are timed without it. mean logit-scaled and combined also take one pass over the "
+        "training inputs when networks are made, which is in neither column.",
+    )  # fmt: skip
+
+
+def _failing_table(failures: Rows) -> Table:
+    lines = [(r["problem"], str(r["seed"]), KINDS[r["kind"]], r["reasons"]) for r in failures]
+    return Table("Failed checks", ("problem", "seed", "networks", "reasons"), lines, "")
+
+
+def _interval(row: Row, prefix: str) -> str:
+    mean, low, high = (row[f"{prefix}{part}"] for part in ("mean", "low", "high"))
+    if mean is None:
+        return "undefined"
+    return f"{mean:.2f}" if low is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
