@@ -150,8 +150,8 @@ class _Table:
             return ""
         return (
             f"Measured, a forward pass through one network takes {1000 * forward:.2g} ms for 1000 "
-            f"locations; ‖∇p‖² takes {each['mean_norm'] / forward:.2g} times as long and the "
-            f"logit-scaled estimate {each['mean_logit_scaled'] / forward:.2g} times, of which the "
+            f"locations; ‖∇p‖² takes {_times(each['mean_norm'] / forward)} times as long and the "
+            f"logit-scaled estimate {_times(each['mean_logit_scaled'] / forward)} times, of which the "
             "integral over the link is a part."
         )
 
@@ -180,6 +180,10 @@ def _signed(row: Row | None) -> str:
 def _round(value: float) -> float:
     """The value to two decimals, without the sign of a zero."""
     return round(value, 2) + 0.0
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _listed(parts: Sequence[str]) -> str:

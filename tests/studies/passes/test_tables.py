@@ -191,7 +191,7 @@ def test_the_reading_says_what_the_tables_say():
     assert "overtaken by the variance over K of them at K = 8 in test and far." in said
     assert "8 networks in place of one change r of the mean of ‖∇p‖² by +0.03" in said
     assert "At K = 8 the highest r is that of the combination in test and far (0.81, 0.81)." in said
-    assert "‖∇p‖² takes 2 times as long" in said
+    assert "‖∇p‖² takes 2.0 times as long" in said
     never = read(made_up(levels=LEVELS | {"variance": (None, 0.1, 0.2, 0.3)}))
     assert "does not overtake the mean of ‖∇p‖² up to K = 8, where Pearson's r differs by " in never
     assert "-0.33" in never
