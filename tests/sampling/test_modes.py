@@ -140,13 +140,18 @@ def test_a_verdict_takes_the_p_value_over():
 
 
 def test_chains_in_one_mode_of_xor_are_found_out():
-    # With this key R-hat is 1.004.
     problem = make_problem("xor", n=100, seed=0)
     model = make_model(problem, width=2)
     lenient = GateSettings(ess_min=100, rhat_max=1.1)
-    posterior = sample_posterior(
-        problem, model, prior_sd=2.0, key=jax.random.key(21), gate=lenient, check_modes=True
-    )
+
+    def sampled(seed, **changes):
+        return sample_posterior(
+            problem, model, prior_sd=2.0, key=jax.random.key(seed), gate=lenient, **changes
+        )
+
+    # About one key in a dozen leads all chains to one mode; which ones hangs on rounding.
+    seed = next(seed for seed in range(100) if sampled(seed).gate.passed)
+    posterior = sampled(seed, check_modes=True)
     # It is the only check that fails.
     assert float(posterior.gate.modes_p_value or 0) < 0.01 and len(posterior.gate.reasons) == 1
     assert "disagree with a tempered run" in posterior.stopped
