@@ -64,7 +64,7 @@ class Options:
 
 
 def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
-    """What a posterior is worth when its time is over; None where a number is undefined."""
+    """Sample a posterior for the seconds allowed and report its checks; None where undefined."""
     problem = make_problem(
         cell["problem"], n=cell["n"], seed=options.seed, num_test=64, num_far=64, grid_size=8
     )

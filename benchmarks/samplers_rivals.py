@@ -37,12 +37,12 @@ class Job(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Transitions of each chain."""
+    """How long each chain is."""
 
     num_warmup: int
-    """Of warm-up."""
+    """Transitions of warm-up."""
     num_draws: int
-    """After it."""
+    """Transitions after warm-up, all kept as draws."""
 
 
 class Sampled(NamedTuple):

@@ -1,4 +1,4 @@
-"""What K passes buy: the command `isounc passes`, whose --help explains it."""
+"""Estimates from K networks against their cost: `isounc passes`, whose --help explains it."""
 
 import sys
 

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -66,7 +67,11 @@ class BlockProgram:
         if not self._apart:
             return (begun,)
         begun = fetch(begun)
-        return tuple(_at(begun, slice(b, b + 1), w) for b in self._problems for w in self._groups)
+        return tuple(
+            jax.tree.map(jnp.asarray, _at(begun, slice(b, b + 1), group))
+            for b in self._problems
+            for group in self._groups
+        )
 
     def draw(
         self, begun: tuple[Begun, ...], first: int, count: int, state: chains.RunState,

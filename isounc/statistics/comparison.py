@@ -190,7 +190,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _remembered(function: Any, values: np.ndarray) -> np.ndarray:
-    """What a function makes of values; a study compares dozens of estimates with one reference."""
+    """Compute a function of values, cached: many estimates are compared with one reference."""
     content = np.asarray(values, np.float64).tobytes()
     return (function if len(values) <= MOST_REMEMBERED else function.__wrapped__)(content)
 

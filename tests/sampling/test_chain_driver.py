@@ -69,6 +69,16 @@ def test_no_bit_depends_on_the_number_of_threads(monkeypatch, serial_work, group
     assert_same_bits(results[2], results[0])
 
 
+def test_chains_apart_resume_in_the_middle_of_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(chains, "SERIAL_WORK", 0)
+    whole = sampled()
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    monkeypatch.setattr(parts, "TELL_EVERY", 0.0)
+    assert sampled(tmp_path, interrupt_at(47)).num_draws == 47
+    assert list(tmp_path.glob("part-*"))
+    assert_same_bits(sampled(tmp_path), whole)
+
+
 def test_settings_of_a_context_hold_in_all_threads(monkeypatch):
     # JAX's context managers act on one thread; in the others arrays would be float32.
     monkeypatch.setattr(chains, "SERIAL_WORK", 0)

@@ -12,7 +12,7 @@ from isounc.statistics import Comparison, compare
 from isounc.studies.passes.networks import Predictions
 
 DEGREES_OF_FREEDOM = 8
-"""Of the gradients in `combined`, beside the K - 1 of the variance over the networks."""
+"""Degrees of freedom that `combined` gives the gradients; the variance over K networks has K - 1."""
 COMPARED = ("pearson", "spearman", "partial_pearson", "partial_spearman")
 """Fields of `Comparison` that are averaged over groups of networks."""
 
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     backward: bool
     """Whether it takes a backward pass through each network beside the forward one."""
     program: str
-    """What is timed for it, of `isounc.studies.passes.networks.PROGRAMS`."""
+    """Which of `isounc.studies.passes.networks.PROGRAMS` is timed as its cost."""
     least: int = 1
     """Fewest networks that it is defined for."""
 
