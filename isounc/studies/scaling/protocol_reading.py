@@ -170,7 +170,7 @@ def _chain_means(results: Results) -> str:
     if rows.empty:
         return ""
     more = rows["nll_mean"] - rows["mcmc_nll_mean"]
-    worst, best = rows.loc[more.idxmax()], rows.loc[more.idxmin()]
+    worst, best = rows.iloc[int(more.argmax())], rows.iloc[int(more.argmin())]
 
     def told(row: Any) -> str:
         return (

@@ -25,8 +25,6 @@ from isounc.studies.scaling.paper import TABLE1
 from isounc.studies.scaling.settings import Cell, Settings, cells_of_lists
 from isounc.studies.scaling.unreachable import why_out_of_reach
 
-NUM_SEEDS = {"quick": 3, "standard": 3, "paper": 10}
-"""Seeds of a run of protocols by preset, where the command line gives none."""
 MOST_DRAWS = 8000
 """Draws of a chain at most where seconds are what limits it."""
 
@@ -184,8 +182,7 @@ def defaults(preset: Settings, arguments: Sequence[str] | None) -> Settings:
         return preset
     return dataclasses.replace(
         preset, problems=(), widths=(), depths=(), activations=(), parameterisations=(),
-        prior_sds=(), n=0, num_seeds=NUM_SEEDS[preset.preset],
-        out=f"runs/scaling-protocols-{preset.preset}",
+        prior_sds=(), n=0, out=f"runs/scaling-protocols-{preset.preset}",
     )  # fmt: skip
 
 

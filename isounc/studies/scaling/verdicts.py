@@ -129,7 +129,7 @@ def closest_rows(rows: pandas.DataFrame, settings: Settings) -> list[Row]:
                         and (pair := _differences(of_cell, cell, settings, protocol, which))
                     }
                     pearson, spearman = (
-                        [pair[i] for pair in differences.values() if pair[i] is not None]
+                        [value for pair in differences.values() if (value := pair[i]) is not None]
                         for i in (0, 1)
                     )
                     key = (tuple(cells), point, region, protocol.moment, protocol.view)
@@ -260,20 +260,16 @@ def _verdict(
     defined = [(s, f[f["pearson"].notna()]) for s, f in passed]
     defined = [(s, f) for s, f in defined if len(f)]
     if defined:
-        largest = max(s for s, _ in defined)
-        row["size"] = largest
+        # Of two cells with as many parameters, the deeper one.
+        row["size"], at_largest = max(reversed(defined), key=lambda pair: pair[0])
         for statistic in ("pearson", "spearman"):
-            values = [v for s, f in defined if s == largest for v in f[statistic].dropna()]
+            values = at_largest[statistic].dropna().to_numpy(float)
             row |= _interval(statistic, interval_over_seeds(values))
     seeds = sorted({seed for _, f in defined for seed in f.index})
     if len({s for s, _ in defined}) > 1:
         for name, statistic in (("slope", "pearson"), ("spearman_slope", "spearman")):
-            by_seed = {
-                seed: [
-                    float(f.at[seed, statistic]) if seed in f.index else None for _, f in defined
-                ]
-                for seed in seeds
-            }
+            columns = [f[statistic].dropna().to_dict() for _, f in defined]
+            by_seed = {seed: [column.get(seed) for column in columns] for seed in seeds}
             change = trend([s for s, _ in defined], by_seed)
             row |= dict(zip((f"{name}_{part}" for part in _PARTS), change[:3], strict=True))
             if name == "slope":
@@ -298,7 +294,7 @@ def _why_undefined(
     if reasons and len(defined) < 2:
         return "; ".join(dict.fromkeys(reason.partition(";")[0] for reason in reasons))
     sizes = len({s for s, _ in defined})
-    if len(there) < 2 or len({s for s, _ in passed}) < 2:
+    if len({s for s, _ in passed}) < 2:
         return "there is one size"
     if sizes < 2:
         return f"cells passed their gate at {sizes} of {len(there)} sizes"
