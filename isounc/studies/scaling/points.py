@@ -21,7 +21,7 @@ def chain_mean(posterior: Posterior, problem: Problem, *, prior_sd: float) -> Po
 
     Where the chain has visited symmetric modes, which unit does what differs between draws, and
     their mean need not be a model of the data. It passes its check all the same: how it predicts is
-    part of the result.
+    part of the result. Of tempered SMC a chain is one set of particles.
 
     Parameters
     ----------

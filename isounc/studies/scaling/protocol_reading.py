@@ -6,6 +6,7 @@ Every number is one of the tables `verdicts.csv` and `closest.csv`, a count of t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ from isounc.studies.scaling.protocols import (
     cells_of,
     num_examples,
     protocol_names,
-    settings_of_cells,
 )
 from isounc.studies.scaling.reading import gate_sentence
 from isounc.studies.scaling.results import Results
@@ -70,10 +70,18 @@ def _protocol(name: str, settings: Settings) -> str:
         f"region {_listed(protocol.regions)}",
         compared(protocol),
     ]
-    seconds = settings_of_cells(cells[:1], settings).sampling.max_seconds
-    if seconds < float("inf"):
-        parts.append(f"at most {seconds:g} s of sampling for a cell")
-    return f"Protocol {name}: {protocol.question} ({'; '.join(parts)})"
+    if protocol.grid_margin:
+        parts.append(
+            f"the grid reaches {protocol.binary_grid_margin:g} standard deviations of an input beyond "
+            f"the data with two classes and {protocol.grid_margin:g} otherwise"
+        )
+    limit = protocol.seconds.get(settings.preset, math.inf)
+    given = settings.sampling.max_seconds
+    if math.isfinite(given):
+        parts.append(f"at most {given:g} s of sampling for all seeds of a cell together")
+    elif math.isfinite(limit):
+        parts.append(f"at most {limit:g} s of sampling for a cell")
+    return f"Protocol {name}: {protocol.question} ({'; '.join(parts)}.)"
 
 
 def _missing(missing: Mapping[Any, str]) -> str:
@@ -101,16 +109,20 @@ def _verdicts(name: str, verdicts: Sequence[Row]) -> str:
 
 
 def _counted(rows: Sequence[Row], *, named: bool = False) -> str:
-    """Verdicts with their counts, and the decided ones by name."""
+    """Verdicts with their counts; where `named`, the decided ones by name, and why others are none."""
     counts = Counter(row["verdict"] for row in rows)
     texts = []
     for verdict in VERDICTS:
         if not counts[verdict]:
             continue
-        verb = verdict if verdict in ("improves", "gets worse") else f"is {verdict}"
+        verbs = {"undecided": "is undecided", "undefined": "is undefined", "not run": "is not run"}
+        verb = verbs.get(verdict, verdict)
         text = f"{verb} in {counts[verdict]}"
         if named and verdict in ("improves", "gets worse"):
             text += f" ({', '.join(_named(row) for row in rows if row['verdict'] == verdict)})"
+        elif named and verdict in ("undefined", "not run"):
+            whys = dict.fromkeys(row["why"] for row in rows if row["verdict"] == verdict)
+            text += f" ({'; '.join(whys)})"
         texts.append(text)
     return f"{_listed(texts)} of {len(rows)}"
 
@@ -146,7 +158,8 @@ def _closest(closest: Sequence[Row]) -> str:
              and name != first["protocol"]]  # fmt: skip
     if alone:
         listed = "; ".join(
-            f"{row['protocol']} {row['pearson_difference']:.2f} over {row['num_problems']}"
+            f"{row['protocol']} {row['pearson_difference']:.2f} over {row['num_problems']} "
+            f"({row['problems'].replace(' ', ', ')})"
             for row in reversed(alone)
         )
         text += f". Protocols with fewer problems, at best: {listed}"

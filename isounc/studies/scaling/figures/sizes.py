@@ -74,10 +74,12 @@ def verdict_figure(verdicts: Sequence[Row]) -> Figure:
                 if row["estimator"] != estimator:
                     continue
                 place = lines.index(_line(row)), problems.index(row["problem"])
-                slopes[place] = np.nan if row["slope_mean"] is None else row["slope_mean"]
+                slope = math.nan if row["slope_mean"] is None else row["slope_mean"]
+                slopes[place] = slope
+                is_dark = abs(slope) > 0.7 * _MOST_SLOPE
                 ax.text(
                     place[1], place[0], _SIGNS[row["verdict"]], ha="center", va="center",
-                    fontsize=8, color="#222222",
+                    fontsize=8, color="white" if is_dark else "#222222",
                 )  # fmt: skip
             image = ax.imshow(
                 slopes, cmap="RdBu", vmin=-_MOST_SLOPE, vmax=_MOST_SLOPE, aspect="auto"
@@ -91,12 +93,14 @@ def verdict_figure(verdicts: Sequence[Row]) -> Figure:
                 spine.set_visible(False)
         assert image is not None
         bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.01, extend="both")
-        bar.set_label("change of Pearson's r per doubling of the size", fontsize=8)
+        bar.set_label("slope per doubling", fontsize=8)
         signs = {
             f"{sign} {words}": Line2D([], [], linestyle="none") for words, sign in _SIGNS.items()
         }
         legend_below(figure, signs, handlelength=0, handletextpad=0)
-        figure.suptitle("Does the estimate improve with size? Verdicts by 95% intervals over seeds")
+        figure.suptitle(
+            "Does Pearson's r with MCMC improve with size? Slopes, and verdicts by 95% intervals"
+        )
     return figure
 
 
@@ -153,6 +157,7 @@ def size_figure(rows: pandas.DataFrame, settings: Settings, name: str, point: st
                 values += _curve(ax, estimator, there)
             sizes = sorted({s for there in curves.values() for s, _ in there})
             _size_axis(ax, sizes)
+            ax.set_xlabel(AXES[protocol.axis])
             value = paper_value(problems[title], "pearson")
             if value is not None:
                 values.append(value)
@@ -170,7 +175,6 @@ def size_figure(rows: pandas.DataFrame, settings: Settings, name: str, point: st
                     xytext=(0, 4), textcoords="offset points", fontsize=7.5, color="#444444",
                 ).set_in_layout(False)  # fmt: skip
         finish_panels(figure, panels, values, "Pearson's r with the reference", {})
-        figure.supxlabel(AXES[protocol.axis], fontsize=9)
         figure.suptitle(
             f"Protocol {name}, {POINT_WORDS.get(point, point)} (region {region}; "
             f"{compared(protocol)})"
