@@ -38,7 +38,7 @@ TEXT_COLUMNS = (
 
 SD = "epistemic_sd"
 """The quantity of a comparison on the scale of the standard deviation: ||grad p|| against sd(p)."""
-WITH_SD = ("isotropic", "null_aleatoric", "null_distance", "logit_scaled")
+WITH_SD = ("isotropic", "null_aleatoric", "logit_scaled")
 """Estimators that are also compared as standard deviations, where that is asked for."""
 
 

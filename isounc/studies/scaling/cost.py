@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from isounc.runs.executors import Batch, Group
@@ -50,7 +49,8 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     """Forecast time and memory for the cells of a batch."""
     problem = cell_problem(cells[0], settings)
     model = cell_model(cells[0], problem)
-    sampler = settings_of_cells(cells, settings).sampling
+    limited = settings_of_cells(cells, settings)
+    sampler = limited.sampling
     # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
     # for the others, where narrow networks need more of them, and more draws.
     steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
@@ -60,8 +60,8 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
     sampling = calls * (SECONDS_PER_CALL + SECONDS_PER_TERM * terms)
-    if math.isfinite(sampler.max_seconds):  # which are given where steps are many
-        sampling = sampler.max_seconds
+    if limited is not settings or sampling > sampler.max_seconds:
+        sampling = sampler.max_seconds  # protocols limit cells of far more steps than these
     estimating = len(cells) * (1.0 + 1e-7 * locations * problem.num_columns * model.num_params)
     values = sampler.max_draws * chains * len(problem.regions) * sampler.locations_per_region
     floats = (

@@ -115,9 +115,9 @@ def _sections(
             "verdicts", "Verdicts",
             ("A verdict is about the change of the Pearson correlation with the reference for each "
              "doubling of the size, over the sizes at which a seed passed its gate: it improves or "
-             "gets worse where the 95% interval over seeds excludes 0. Several hundred verdicts are "
-             "not corrected for their number: one in forty of those without a change says so by "
-             "chance, in either direction.",),
+             "gets worse where the 95% interval over seeds excludes 0. The "
+             f"{len(verdicts)} verdicts are not corrected for their number: where nothing changes, "
+             "one in forty says by chance that it improves, and one in forty that it gets worse.",),
             of_kind("verdicts"), (protocol_table(settings), verdict_table(verdicts)),
         ),
         Section(
@@ -211,7 +211,7 @@ def closest_table(closest: Sequence[Row]) -> Table:
     return Table(
         "Distance from Table 1",
         (
-            "protocol", "setting", "point", "region", "compared", "width, depth", "problems", "",
+            "protocol", "setting", "point", "region", "compared", "width, depth", "problems", "names",
             "Pearson", "Spearman",
         ),
         rows,

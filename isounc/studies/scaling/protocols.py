@@ -192,14 +192,20 @@ def check(settings: Settings) -> None:
     Raises
     ------
     ValueError
-        Also if a protocol is unknown.
+        Also if a protocol is unknown, or all of its cells are out of reach.
     """
     for name in settings.protocol:
         check_choice("protocol", name, [*PROTOCOLS, "all"])
     of_study.check(settings)
     if settings.try_unreachable and not settings.protocol:
         raise ValueError("try_unreachable must be left out without a protocol, got True")
-    check_cells(len(cells(settings)) * settings.num_seeds, "num_seeds and the protocols")
+    left = cells(settings)
+    check_cells(len(left) * settings.num_seeds, "num_seeds and the protocols")
+    if not left:
+        raise ValueError(
+            "\n  ".join(["protocol must leave a cell that can be run, got none:",
+                         *skipped_lines(settings)])
+        )  # fmt: skip
 
 
 def cells_of(name: str, settings: Settings) -> list[Cell]:

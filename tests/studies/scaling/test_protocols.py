@@ -79,7 +79,7 @@ def given(*arguments):
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_protocols_are_what_they_are_said_to_be(preset):
-    assert list(DEFINED) == list(PROTOCOLS)
+    assert list(DEFINED) == list(PROTOCOLS) and all(n in STUDY.description for n in DEFINED)
     settings = given("--preset", preset, "--protocol", "all", "--try-unreachable")
     for name, (axis, points, region, *fixed, moment, view) in DEFINED.items():
         protocol, found = PROTOCOLS[name], cells_of(name, settings)
@@ -145,6 +145,10 @@ def test_bad_names_and_lists_are_refused():
         (("--try-unreachable",), "try_unreachable must be left out without a protocol"),
         (("--protocol", "near", "--widths", "0"), "widths must be an integer"),
         (("--protocol", "near", "--n", "1"), "n must be an integer from 2"),
+        (
+            ("--protocol", "thesis", "--problems", "linear_regression", "--widths", "8"),
+            "must leave a cell that can be run, got none:\n  linear_regression-w8",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             given(*arguments)
@@ -329,8 +333,9 @@ def test_verdicts_say_why_there_is_none():
     assert (row["verdict"], row["why"]) == ("undefined", "estimate is constant (1)")
     no_null = verdict_of(falling, settings, point="map", estimator="null_aleatoric")
     assert no_null["verdict"] == "undefined" and no_null["why"].startswith("no rows there")
-    thesis = given("--protocol", "thesis", "--problems", "linear_regression", "--widths", "8")
-    (row, *_) = verdict_rows(falling, thesis)
+    thesis = given("--protocol", "thesis", "near", "--problems", "linear_regression",
+                   "--widths", "8")  # fmt: skip
+    row = verdict_of(falling, thesis, protocol="thesis", estimator="isotropic")
     assert row["verdict"] == "not run" and row["why"].startswith("chains of linear_regression move")
 
 

@@ -28,8 +28,6 @@ POINT_LOOKS = {
     "map": Look("isotropic at the MAP", "#0072B2", "o"),
     "trained": Look("isotropic at a trained network", "#882255", "X"),
     "draw": Look("isotropic at a posterior draw", "#44AA99", "h"),
-    "stopped": Look("isotropic at a network stopped early", "#DDCC77", "d"),
-    "chain_mean": Look("isotropic at the mean of a chain", "#117733", "H"),
 }
 """Looks of the isotropic estimate at each kind of point."""
 _CLASSES = (
