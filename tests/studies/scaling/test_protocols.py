@@ -376,12 +376,13 @@ def test_the_closest_reading_is_the_one_with_the_least_difference():
     assert closest_rows(one, settings)[0]["width"] == 4
 
 
+# Programs are those of `test_registry`, which the compilation cache has where that test ran before.
 TINY = (
     "--num-seeds", "1", "--sampling.num-draws", "40", "--sampling.max-draws", "40",
     "--sampling.block", "20", "--sampling.num-warmup", "40", "--sampling.num-kept", "16",
     "--train.epochs", "2", "--stop.epochs", "5", "--map.num-restarts", "1",
     "--num-point-draws", "2", "--num-averaged-draws", "4", "--retry", "none",
-    "--executor", "serial", "--cache", "", "--figures", "shown",
+    "--executor", "serial", "--figures", "shown",
     "--sampling.gate.ess-min", "1", "--sampling.gate.rhat-max", "9",
     "--sampling.gate.heavy-tails-max", "1",
 )  # fmt: skip
