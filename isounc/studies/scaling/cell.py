@@ -140,7 +140,7 @@ def _estimate(
     estimates: Estimates = {}
 
     def estimate_at(point: str, theta: Float[Array, " P"], evidence: Evidence) -> None:
-        for names, fields in _programs(point):
+        for names, fields in _programs(point, without):
             results = estimate_all(
                 names, model, X, theta,
                 evidence=Evidence(**{field: getattr(evidence, field) for field in fields}),
@@ -151,6 +151,8 @@ def _estimate(
                 estimates.setdefault(point, {}).setdefault(name, []).append(parts)
 
     all_draws = jnp.asarray(draws)
+    # Seconds may be spent after one draw a chain, which has no covariance; the gate fails as well.
+    without = () if len(draws) > posterior.num_chains else ("draws",)
     for kind, point in points.items():
         theta = jnp.asarray(point.theta, dtype)
         # A trained network has no prior: its layers are scaled by their own weights.
@@ -169,15 +171,18 @@ def _estimate(
     return estimates
 
 
-def _programs(point: str) -> list[tuple[list[str], list[str]]]:
+def _programs(point: str, without: Sequence[str] = ()) -> list[tuple[list[str], list[str]]]:
     """Group the estimators at a point by compiled program, with the `Evidence` that each reads.
 
     Those that form no gradient are one program, which serves every point. The others share their
-    gradients with those that need the same evidence.
+    gradients with those that need the same evidence. Those that need evidence in `without` are left
+    out.
     """
     groups: dict[object, list[str]] = {}
     for name in estimator_names(point):
         estimator = ESTIMATORS[name]
+        if set(without) & set(estimator.needs):
+            continue
         groups.setdefault(estimator.by_group or estimator.needs, []).append(name)
     reads = [
         {f for name in names for f in (*ESTIMATORS[name].needs, *ESTIMATORS[name].uses)}

@@ -451,7 +451,7 @@ def test_one_cell_of_each_protocol_runs(tmp_path, name):
         tmp_path / "run", "--protocol", name, *sizes, "--parameterisations",
         cell.parameterisation, "--prior-sds", str(cell.prior_sd),
         "--n", str(num_examples(cell, settings)),
-        *(("--sampling.max-seconds", "5") if name == "thesis" else ()),
+        *(("--sampling.max-seconds", "5") if name == "thesis" else ()),  # few draws, maybe one
     )  # fmt: skip
     check_run(run, settings)
 

@@ -175,4 +175,6 @@ def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones
         ["laplace", "laplace_diagonal"],
         ["oracle", "oracle_within_chain", "oracle_diagonal"],
     ]
+    # After one draw a chain there is no covariance of the draws.
+    assert _programs("map", without=("draws",)) == _programs("map")[:2]
     assert _programs("draw") == [(no_gradient, ["data", "layer_sd", "prior_sd"])]
