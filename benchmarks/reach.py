@@ -117,10 +117,10 @@ def verdict(row: dict[str, Any]) -> str:
             return "passes, and the variance is known to the target"
         minutes = row["seconds"] * (error / TARGET) ** 2 / 60
         return f"passes; the variance to {TARGET:.0%} would take {_about(minutes)} in all"
-    if TOO_COARSE in str(row["reasons"]):
-        return "fails: single precision is not enough"
     if rhat is None or rhat > APART:
         return "out of reach: chains are in different places"
+    if TOO_COARSE in str(row["reasons"]):
+        return "fails: single precision is not enough"
     short = max(GATE.ess_min / max(least, 1.0), 1.0)
     # R-hat - 1 falls about as the effective draws grow.
     longer = max(short, (rhat - 1) / (GATE.rhat_max - 1))
