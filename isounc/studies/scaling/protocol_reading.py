@@ -105,7 +105,10 @@ def _verdicts(name: str, verdicts: Sequence[Row]) -> str:
         ]
         parts.append(f"{text} ({'; '.join(beside)})")
     place = f"region {_listed(protocol.regions)}, with {_SIZES[protocol.axis]}"
-    return f"Under {name} ({place}) the isotropic estimate: {'; '.join(parts)}."
+    return (
+        f"Under {name} ({place}; slope per doubling, and Pearson's r at the largest size) the "
+        f"isotropic estimate: {'; '.join(parts)}."
+    )
 
 
 def _counted(rows: Sequence[Row], *, named: bool = False) -> str:
@@ -130,7 +133,8 @@ def _counted(rows: Sequence[Row], *, named: bool = False) -> str:
 def _named(row: Row) -> str:
     what = " ".join(filter(None, (row["problem"], row["setting"])))
     slope, low, high = (row[f"slope_{part}"] for part in ("mean", "low", "high"))
-    return f"{what} {slope:+.3f} [{low:+.3f}, {high:+.3f}]"
+    # Of a correlation that is negative, an improvement is something else.
+    return f"{what} {slope:+.3f} [{low:+.3f}, {high:+.3f}] to {row['pearson_mean']:.2f}"
 
 
 def _closest(closest: Sequence[Row]) -> str:

@@ -167,7 +167,7 @@ def size_figure(rows: pandas.DataFrame, settings: Settings, name: str, point: st
                 )  # fmt: skip
             of_first = [f for _, f in next(iter(curves.values()))]
             failed = sum(int((f["gate"] == "fail").sum()) for f in of_first)
-            ax.set_title(title, loc="left", fontweight="bold", pad=14 if failed else 4)
+            ax.set_title(title, loc="left", fontweight="bold", pad=14)
             if failed:
                 total = sum(map(len, of_first))
                 ax.annotate(
@@ -193,7 +193,7 @@ def _curve(ax: Axes, estimator: str, there: Sequence[tuple[int, pandas.DataFrame
         if mean.mean is not None:
             means.append((at, mean.mean, _or_nan(mean.low), _or_nan(mean.high)))
         failed = found.loc[found["gate"] == "fail", "pearson"].dropna().tolist()
-        if failed:
+        if failed and look.linestyle == "-":  # the cross of a null is never hollow
             ax.plot(
                 [at] * len(failed), failed, linestyle="none", marker=look.marker, markersize=5,
                 markerfacecolor="white", markeredgecolor=look.color, markeredgewidth=0.9,
