@@ -12,9 +12,8 @@ wins. Seconds come from counts of gradients and from what a gradient costs by th
 problem, not from a clock: the choice is determined by the key.
 
 Candidates come in a fixed order: the kinds of coordinates, prior ones first, by the sampler of the
-run (the first if that is to be found); then, if it is, the other samplers in the best coordinates
-so far, from where the pilot there has ended. One is left out if with it all pilots are forecast to
-take more than `SHARE` of the run.
+run (hmc if that is to be found); then, if it is, the other samplers in the best coordinates so far.
+One is left out if with it all pilots are forecast to take more than `SHARE` of the run.
 """
 
 from __future__ import annotations
@@ -51,11 +50,10 @@ NUM_WARMUP, NUM_DRAWS = 48, 12
 Trajectory lengths are not tried: so few draws do not show how slow the slowest direction is, and
 say that short ones are better than they are.
 """
+OWN_LENGTHS = ("nuts", "chees")
+"""Samplers that are not tried, since they choose lengths themselves."""
 SHORT = 0.125
 """Trajectory length of the former over that of the run."""
-NUM_MORE = 24
-"""The former of a sampler that goes on where another pilot has ended, not all of which are short:
-some samplers choose lengths themselves."""
 SHARE = 0.1
 """Most that all pilots may take of the run, by forecast."""
 COMPILATION = 2.0
@@ -71,8 +69,6 @@ class _Pilot(NamedTuple):
     """What it was worth; that is NaN until all are judged."""
     values: Float[np.ndarray, "B K S Q"]
     """Its draws of the predictions at the fixed locations."""
-    state: chains.RunState
-    """Its chains at the end, and their tuning."""
 
 
 def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Trial, ...]]:
@@ -83,30 +79,30 @@ def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Tria
     """
     if not isinstance(driver_of(run.settings), ChainDriver):
         return run._replace(coordinates=candidates[-1]), ()
-    samplers = list(SAMPLERS) if run.settings.sampler == AUTO else [run.settings.sampler]
+    samplers = [run.settings.sampler]
+    if run.settings.sampler == AUTO:
+        samplers = [name for name in SAMPLERS if name not in OWN_LENGTHS]
     first = _by(run, samplers[0], candidates[0])
     if len(candidates) == len(samplers) == 1:
         return first, ()
     pilots, best, spent = list[_Pilot](), 0, 0.0
 
-    def order() -> Iterator[tuple[Run, chains.RunState | None]]:
-        yield from ((_by(run, samplers[0], coordinates), None) for coordinates in candidates)
-        start = pilots[best]
-        for name in samplers[1:]:
-            yield _by(start.run, name, start.run.coordinates), start.state
+    def order() -> Iterator[Run]:
+        yield from (_by(run, samplers[0], coordinates) for coordinates in candidates)
+        yield from (_by(run, name, pilots[best].run.coordinates) for name in samplers[1:])
 
+    whole = run.settings.num_warmup + run.settings.num_draws
     try:
-        for way, start in order():
-            cost = _gradient_seconds(way)
+        for way in order():
             if pilots:
                 # About as many gradients as the first makes.
-                like = pilots[0].trial._replace(gradient_seconds=cost)
-                expected = spent + COMPILATION + _pilot_seconds(way, like, start)
-                if expected > SHARE * _seconds(way, pilots[best].trial, _num_transitions(run)):
+                like = pilots[0].trial._replace(gradient_seconds=_gradient_seconds(way))
+                expected = spent + COMPILATION + _pilot_seconds(way, like)
+                if expected > SHARE * _seconds(way, pilots[best].trial, whole):
                     continue
-            pilots.append(_pilot(way, start))
-            spent += _pilot_seconds(way, pilots[-1].trial, start)
-            spent += COMPILATION if len(pilots) > 1 else 0.0
+                spent += COMPILATION
+            pilots.append(_pilot(way))
+            spent += _pilot_seconds(way, pilots[-1].trial)
             worths = draws_per_transition([pilot.values for pilot in pilots])
             pilots = [
                 pilot._replace(trial=pilot.trial._replace(draws_per_transition=worth))
@@ -168,45 +164,36 @@ def _gradient_seconds(run: Run) -> float:
     return gradient_seconds(run.coordinates, run.model, run.data.X.shape[1])
 
 
-def _num_transitions(run: Run) -> int:
-    """Those of a chain of the run."""
-    return run.settings.num_warmup + run.settings.num_draws
-
-
 def _seconds(run: Run, trial: Trial, num_transitions: float) -> float:
     """Seconds of so many transitions of all chains on one core, by the gradients of a trial."""
     gradients = num_transitions * run.settings.chains * len(run.run_keys) * trial.num_gradients
     return gradients * trial.gradient_seconds
 
 
-def _lengths(run: Run, start: chains.RunState | None) -> tuple[int, int, int]:
+def _lengths(run: Run) -> tuple[int, int, int]:
     """Transitions of a pilot: those of its warm-up and its draws; and of a window of the run."""
     settings = run.settings
     # Arrays have the lengths of the run's, which spares a compilation.
     window = math.ceil(settings.num_warmup / WARM_WINDOWS)
-    most = NUM_WARMUP if start is None else NUM_MORE
-    return min(window, most), min(NUM_DRAWS, settings.block), window
+    return min(window, NUM_WARMUP), min(NUM_DRAWS, settings.block), window
 
 
-def _pilot_seconds(run: Run, trial: Trial, start: chains.RunState | None) -> float:
+def _pilot_seconds(run: Run, trial: Trial) -> float:
     """Those of the pilot itself, without compilation."""
-    num_warmup, num_draws, _ = _lengths(run, start)
-    return _seconds(run, trial, num_warmup * (SHORT if start is None else 1) + num_draws)
+    num_warmup, num_draws, _ = _lengths(run)
+    return _seconds(run, trial, num_warmup * SHORT + num_draws)
 
 
-def _pilot(run: Run, start: chains.RunState | None) -> _Pilot:
-    """The pilot of a run, not judged yet, from where another has ended if there is a `start`."""
+def _pilot(run: Run) -> _Pilot:
+    """The pilot of a run, not judged yet."""
     settings, data, X, model = run.settings, run.data, run.X, run.model
     sampler, coordinates = SAMPLERS[settings.sampler], run.coordinates
     static: dict[str, Any] = {"model": model, "settings": settings, "sampler": sampler}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, PILOT))(run.run_keys)
     state = chains.start(coordinates, data, X, run.start_keys, **static)
-    if start is not None:
-        tuning = start.tuning._replace(extra=state.tuning.extra)
-        state = state._replace(chains=jax.tree.map(jnp.asarray, start.chains), tuning=tuning)
     static["serial"] = chains.is_serial(model, data)
     parts = Parts(run._replace(checkpoint=None))
-    num_warmup, num_draws, length = _lengths(run, start)
+    num_warmup, num_draws, length = _lengths(run)
 
     def work(make: Any, begun: Any, step: int, count: int, length: int) -> Any:
         step_keys, u = randomness(keys, step, length, X.dtype)
@@ -230,12 +217,10 @@ def _pilot(run: Run, start: chains.RunState | None) -> _Pilot:
         lengths = jnp.full_like(state.tuning.trajectory_length, share * settings.trajectory_length)
         return state._replace(tuning=state.tuning._replace(trajectory_length=lengths))
 
-    before = of_length(state, SHORT)
-    window = work(warm_up, chains.begin_window(before, settings, length), 0, num_warmup, length)
+    window = chains.begin_window(of_length(state, SHORT), settings, length)
+    window = work(warm_up, window, 0, num_warmup, length)
     state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
-    # Otherwise the sampler has adapted it.
-    if bool((state.tuning.trajectory_length == before.tuning.trajectory_length).all()):
-        state = of_length(state, 1.0)
+    state = of_length(state, 1.0)
     program = BlockProgram(run, sampler)
     begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))
     state, block = program.end(work(draw, begun, 1, num_draws, settings.block), state)
@@ -249,4 +234,4 @@ def _pilot(run: Run, start: chains.RunState | None) -> _Pilot:
         gradient_seconds=_gradient_seconds(run),
         draws_per_transition=math.nan,
     )
-    return _Pilot(run, trial, np.asarray(block.values), state)
+    return _Pilot(run, trial, np.asarray(block.values))
