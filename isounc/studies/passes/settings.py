@@ -154,7 +154,8 @@ def plan(settings: Settings) -> list[Group]:
         problem = cell_problem(cells[0], settings)
         model = cell_model(problem, settings)
         seconds, mebibytes = _forecast(problem, model, settings)
-        batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes)
+        work = len(problem.X) * model.num_params
+        batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes, work)
         groups.setdefault((problem.shape_key, model), []).append(batch)
     return [tuple(group) for group in groups.values()]
 

@@ -36,7 +36,10 @@ def plan(settings: Settings) -> list[Group]:
         problem = cell_problem(cells[0], settings)
         model = cell_model(cells[0], problem)
         seconds, mebibytes = estimate_cost(cells, settings)
-        batch = Batch(f"{cells[0].problem} width {cells[0].width}", cells, seconds, mebibytes)
+        batch = Batch(
+            f"{cells[0].problem} width {cells[0].width}", cells, seconds, mebibytes,
+            len(problem.X) * model.num_params,
+        )  # fmt: skip
         groups.setdefault((problem.shape_key, model, len(cells)), []).append(batch)
     seconds = {key: sum(batch.seconds for batch in group) for key, group in groups.items()}
     return [tuple(groups[key]) for key in sorted(groups, key=lambda key: -seconds[key])]
