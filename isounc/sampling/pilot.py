@@ -44,8 +44,9 @@ from isounc.sampling.settings import AUTO
 
 PILOT = 20261128
 """Folded into a key for the pilots."""
-NUM_WARMUP, NUM_DRAWS = 48, 12
-"""Transitions of a pilot: short ones while its step size adapts, and those that are judged.
+NUM_WARMUP, NUM_DRAWS = (24, 48), (8, 12)
+"""Least and most transitions of a pilot: short ones while its step size adapts, and those that are
+judged. Those of a run of hundreds of transitions are a fortieth of it.
 
 Trajectory lengths are not tried: so few draws do not show how slow the slowest direction is, and
 say that short ones are better than they are.
@@ -95,9 +96,8 @@ def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Tria
     try:
         for way in order():
             if pilots:
-                # About as many gradients as the first makes.
-                like = pilots[0].trial._replace(gradient_seconds=_gradient_seconds(way))
-                expected = spent + COMPILATION + _pilot_seconds(way, like)
+                # About as long as the first.
+                expected = spent + COMPILATION + _pilot_seconds(run, pilots[0].trial)
                 if expected > SHARE * _seconds(way, pilots[best].trial, whole):
                     continue
                 spent += COMPILATION
@@ -160,10 +160,6 @@ def gradient_seconds(coordinates: Coordinates, model: Model, num_examples: int) 
     return seconds + outputs * (15e-6 + 1e-10 * products)
 
 
-def _gradient_seconds(run: Run) -> float:
-    return gradient_seconds(run.coordinates, run.model, run.data.X.shape[1])
-
-
 def _seconds(run: Run, trial: Trial, num_transitions: float) -> float:
     """Seconds of so many transitions of all chains on one core, by the gradients of a trial."""
     gradients = num_transitions * run.settings.chains * len(run.run_keys) * trial.num_gradients
@@ -173,9 +169,11 @@ def _seconds(run: Run, trial: Trial, num_transitions: float) -> float:
 def _lengths(run: Run) -> tuple[int, int, int]:
     """Transitions of a pilot: those of its warm-up and its draws; and of a window of the run."""
     settings = run.settings
+    whole = settings.num_warmup + settings.num_draws
     # Arrays have the lengths of the run's, which spares a compilation.
     window = math.ceil(settings.num_warmup / WARM_WINDOWS)
-    return min(window, NUM_WARMUP), min(NUM_DRAWS, settings.block), window
+    num_warmup = min(window, int(np.clip(whole // 25, *NUM_WARMUP)))
+    return num_warmup, min(settings.block, int(np.clip(whole // 100, *NUM_DRAWS))), window
 
 
 def _pilot_seconds(run: Run, trial: Trial) -> float:
@@ -231,7 +229,7 @@ def _pilot(run: Run) -> _Pilot:
         metric=settings.metric,
         step_size=float(np.mean(state.tuning.step_size)),
         num_gradients=float(np.mean(block.num_gradients)) / num_draws,
-        gradient_seconds=_gradient_seconds(run),
+        gradient_seconds=gradient_seconds(coordinates, model, data.X.shape[1]),
         draws_per_transition=math.nan,
     )
     return _Pilot(run, trial, np.asarray(block.values))

@@ -105,8 +105,8 @@ def test_pilots_take_no_more_than_their_share(sharp, monkeypatch):
     monkeypatch.setattr(pilot, "gradient_seconds", lambda *_: 1.0)
     monkeypatch.setattr(pilot, "SHARE", math.inf)
     gradients = 4 * sampled(sharp).trials[0].num_gradients
-    # Of a window of 20 transitions, and of all 120 of the run.
-    pilots, run = 2 * (20 * pilot.SHORT + 12) * gradients, 120 * gradients
+    # Of all 120 transitions of the run: a window of 20 short ones and 8 draws, twice.
+    pilots, run = 2 * (20 * pilot.SHORT + 8) * gradients, 120 * gradients
     monkeypatch.setattr(pilot, "COMPILATION", 0.4 * run - pilots)
     for share, count in ((0.401, 2), (0.399, 0)):
         monkeypatch.setattr(pilot, "SHARE", share)
