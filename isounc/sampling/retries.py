@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.sampling.run import on_one_cpu
@@ -135,7 +136,7 @@ def _where_open(retry: Callable[[Attempts], Attempts], tried: Attempts) -> Attem
         leaves, tree = jax.tree.flatten(tried)
         return jax.lax.cond(
             tried.is_open.any(),
-            lambda: tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves)),
+            lambda: tree.unflatten(jaxpr_as_fun(closed.replace(consts=consts))(*leaves)),
             lambda: tried,
         )
 
