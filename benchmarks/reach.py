@@ -32,6 +32,7 @@ from isounc.problems import make_problem
 from isounc.sampling.gate import RARE_DRAWS, TOO_COARSE
 from isounc.sampling.posterior import sample_posterior
 from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.sampling.smc_driver import UNTEMPERED
 
 PROBLEMS = (
     "linear", "moons", "xor", "rings", "clusters3", "spirals3", "linear_regression",
@@ -117,6 +118,8 @@ def verdict(row: dict[str, Any]) -> str:
             return "passes, and the variance is known to the target"
         minutes = row["seconds"] * (error / TARGET) ** 2 / 60
         return f"passes; the variance to {TARGET:.0%} would take {_about(minutes)} in all"
+    if UNTEMPERED in str(row["reasons"]):
+        return "not yet: its particles are on the way from the prior to the posterior"
     if rhat is None or rhat > APART:
         return "out of reach: chains are in different places"
     if TOO_COARSE in str(row["reasons"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from isounc.runs.executors import Batch, Group
-from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.drivers import driver_of
 from isounc.studies.scaling.cell import cell_model, cell_problem
 from isounc.studies.scaling.protocols import seed_batches, settings_of_cells
 from isounc.studies.scaling.settings import Cell, Settings
@@ -39,7 +39,7 @@ def plan(settings: Settings) -> list[Group]:
         seconds, mebibytes = estimate_cost(cells, settings)
         label = f"{cells[0].problem} width {cells[0].width}"
         label = cells[0].label if settings.protocol else label
-        batch = Batch(label, cells, seconds, mebibytes)
+        batch = Batch(label, cells, seconds, mebibytes, len(problem.X) * model.num_params)
         groups.setdefault((problem.shape_key, model, len(cells)), []).append(batch)
     seconds = {key: sum(batch.seconds for batch in group) for key, group in groups.items()}
     return [tuple(groups[key]) for key in sorted(groups, key=lambda key: -seconds[key])]
@@ -54,7 +54,7 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
     # for the others, where narrow networks need more of them, and more draws.
     steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
-    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
