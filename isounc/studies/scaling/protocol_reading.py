@@ -1,7 +1,7 @@
 """The reading of a run of protocols: its protocols first, then what their verdicts say, in sentences.
 
-Every number is one of the tables `verdicts.csv` and `closest.csv`, a count of their rows, or of
-`Results.curves`.
+Every number is one of the tables `verdicts.csv` and `closest.csv`, a count of their rows, or a mean
+over seeds of rows of `results.csv`.
 """
 
 from __future__ import annotations
@@ -179,20 +179,20 @@ def _where(row: Row) -> str:
 
 def _chain_means(results: Results) -> str:
     """How the mean of a chain predicts, which need not be a model."""
-    curves = results.curves
-    chosen = (curves["quantity"] == "predictive") & (curves["point"] == "chain_mean")
-    rows = curves[chosen & (curves["region"] == "test")].dropna(
-        subset=["nll_mean", "mcmc_nll_mean"]
+    rows = results.rows.query(
+        "quantity == 'predictive' and point == 'chain_mean' and region == 'test' and gate == 'pass'"
     )
+    rows = rows.dropna(subset=["nll", "mcmc_nll"])
     if rows.empty:
         return ""
-    more = rows["nll_mean"] - rows["mcmc_nll_mean"]
+    by_cell = rows.groupby(["setup", "width"], observed=True)[["nll", "mcmc_nll"]]
+    rows = by_cell.mean().reset_index()
+    more = rows["nll"] - rows["mcmc_nll"]
     worst, best = rows.iloc[int(more.argmax())], rows.iloc[int(more.argmin())]
 
     def told(row: Any) -> str:
         return (
-            f"{row['nll_mean']:.2f} against {row['mcmc_nll_mean']:.2f} ({row['setup']}, width "
-            f"{row['width']})"
+            f"{row['nll']:.2f} against {row['mcmc_nll']:.2f} ({row['setup']}, width {row['width']})"
         )
 
     return (

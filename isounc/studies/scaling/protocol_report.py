@@ -67,7 +67,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     else:
         table = folder.read_table("results.csv", text_columns=TEXT_COLUMNS)
         rows = typed_rows(table, f"results.csv of {folder.path}")
-        results = Results.of(folder)
+        results = Results(folder, table, {}, "results.csv")
     verdicts, closest = verdict_rows(rows, settings), closest_rows(rows, settings)
     missing = not_run(rows, settings)
     tables["verdicts.csv"] = TableFile(VERDICT_COLUMNS, verdicts)

@@ -7,6 +7,7 @@ everything that a scaling curve holds fixed: the problem, and the model without 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,8 +82,6 @@ class Results:
     rows
         Result rows in the main class of their setup, and those about predictions. A column `setup`
         has the label of the setup. Undefined numbers are NaN.
-    curves
-        Their summary by `summarise`, with a column `setup`; sorted by setup and width.
     cells
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
@@ -129,13 +128,20 @@ class Results:
         }
         is_main = rows["class"] == rows["setup"].astype(object).map(self._main_class)
         self.rows = rows[is_main | predictive]
+
+    @functools.cached_property
+    def curves(self) -> pandas.DataFrame:
+        """Summary of `rows` by `summarise`, with a column `setup`; sorted by setup and width."""
         curves = self._arranged(summarise(self.rows))
-        self.curves = curves.sort_values(["setup", "width"], kind="stable")
-        self._rows, self._curves = (
-            dict(iter(frame.groupby(list(_CURVE), observed=True, sort=False)))
-            for frame in (self.rows, self.curves)
-        )
-        self._no_rows, self._no_curve = self.rows.iloc[:0], self.curves.iloc[:0]
+        return curves.sort_values(["setup", "width"], kind="stable")
+
+    @functools.cached_property
+    def _rows(self) -> dict[Any, pandas.DataFrame]:
+        return dict(iter(self.rows.groupby(list(_CURVE), observed=True, sort=False)))
+
+    @functools.cached_property
+    def _curves(self) -> dict[Any, pandas.DataFrame]:
+        return dict(iter(self.curves.groupby(list(_CURVE), observed=True, sort=False)))
 
     @classmethod
     def of(cls, run: RunFolder | Results) -> Results:
@@ -214,14 +220,14 @@ class Results:
         All rows of the quantity `predictive`, which have no class of their own, are included.
         """
         key = (self._labels[setup], region, point, quantity, estimator)
-        return self._rows.get(key, self._no_rows)
+        return self._rows.get(key, self.rows.iloc[:0])
 
     def curve(
         self, setup: Setup, *, region: str, point: str, estimator: str, quantity: str = "epistemic"
     ) -> pandas.DataFrame:
         """Return summary rows, one per width, ascending; see `summarise`."""
         key = (self._labels[setup], region, point, quantity, estimator)
-        return self._curves.get(key, self._no_curve)
+        return self._curves.get(key, self.curves.iloc[:0])
 
     def at_width(self, setup: Setup, width: int, **which: str) -> dict[Hashable, Any] | None:
         """Return the row of `curve` at one width, or None if it has none."""

@@ -11,7 +11,7 @@ Pearson correlations of the isotropic estimate over the problems that have one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isounc.statistics import Interval, interval_over_seeds, trend
 from isounc.studies.scaling.comparisons import SD
@@ -67,6 +67,13 @@ _SWEPT = {
     "width": "width",
 }
 """Fields that a protocol may sweep beside its size, with their names in settings."""
+
+_CELL = [
+    *("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "n"),
+    "grid_margin",
+]
+_WHICH = ["point", "region", "estimator", "quantity"]
+_COLUMNS = ["seed", "class", "gate", "pearson", "spearman", "reason", "num_params"]
 
 Row = dict[str, Any]
 
@@ -155,7 +162,7 @@ def not_run(rows: pandas.DataFrame, settings: Settings) -> dict[Cell, str]:
     missing = {}
     for name in protocol_names(settings):
         for cell in cells_of(name, settings):
-            if _key(cell, settings) not in of_cell:
+            if _key(cell, settings) not in of_cell.cells:
                 missing[cell] = why_not_run(cell, settings) or "its records are not there yet"
     return missing
 
@@ -165,11 +172,24 @@ def size(cell: Cell, found: pandas.DataFrame, axis: str) -> int:
     return int(found["num_params"].iloc[0]) if axis == "params" else getattr(cell, axis)
 
 
-def by_cell(rows: pandas.DataFrame) -> dict[tuple, pandas.DataFrame]:
-    """The rows of what is compared on the scale of a variance or an sd, by cell without its seed."""
-    rows = rows[rows["quantity"].isin(["epistemic", SD])]
-    keys = ["problem", "width", "depth", "activation", "parameterisation", "prior_sd", "n"]
-    return dict(iter(rows.groupby([*keys, "grid_margin"])))
+class ByCell(NamedTuple):
+    """Result rows, arranged for `select`."""
+
+    cells: set[tuple]
+    """The keys of the cells that have rows."""
+    rows: dict[tuple, pandas.DataFrame]
+    """Rows by cell, point, region, estimator and quantity."""
+    none: pandas.DataFrame
+    """No rows."""
+
+
+def by_cell(rows: pandas.DataFrame) -> ByCell:
+    """Arrange what is compared on the scale of a variance or an sd, by cell without its seed."""
+    chosen = rows["quantity"].isin(["epistemic", SD]) & rows["estimator"].isin(ESTIMATORS)
+    rows = rows.loc[chosen, [*_CELL, *_WHICH, *_COLUMNS]]
+    groups = rows.groupby([*_CELL, *_WHICH], sort=False)
+    arranged = {key: rows.iloc[at][_COLUMNS] for key, at in groups.indices.items()}
+    return ByCell({key[: len(_CELL)] for key in arranged}, arranged, rows.iloc[:0][_COLUMNS])
 
 
 def _key(cell: Cell, settings: Settings) -> tuple:
@@ -180,18 +200,15 @@ def _key(cell: Cell, settings: Settings) -> tuple:
 
 
 def select(
-    of_cell: dict[tuple, pandas.DataFrame], cell: Cell, settings: Settings, protocol: Protocol,
-    which: dict[str, str],
-) -> pandas.DataFrame | None:  # fmt: skip
+    of_cell: ByCell, cell: Cell, settings: Settings, protocol: Protocol, which: dict[str, str]
+) -> pandas.DataFrame | None:
     """The rows of a cell under a protocol, one a seed; None if the cell was not computed."""
-    rows = of_cell.get(_key(cell, settings))
-    if rows is None:
+    key = _key(cell, settings)
+    if key not in of_cell.cells:
         return None
     quantity = SD if protocol.moment == "sd" else "epistemic"
-    chosen = (rows[list(which)] == list(which.values())).all(axis=1) & (
-        rows["quantity"] == quantity
-    )
-    rows = rows[chosen]
+    place = (which["point"], which["region"], which["estimator"], quantity)
+    rows = of_cell.rows.get((*key, *place), of_cell.none)
     names = set(rows["class"])
     view = protocol.view if protocol.view in names else min(names, default="")
     return rows[rows["class"] == view].set_index("seed").sort_index()
@@ -306,7 +323,7 @@ def _interval(name: str, interval: Interval) -> Row:
 
 
 def _differences(
-    of_cell: dict[tuple, pandas.DataFrame], cell: Cell, settings: Settings, protocol: Protocol,
+    of_cell: ByCell, cell: Cell, settings: Settings, protocol: Protocol,
     which: dict[str, str],
 ) -> tuple[float, float | None] | None:  # fmt: skip
     """Absolute differences of the mean correlations over seeds from the paper's."""
