@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from isounc.models import make_model
 from isounc.problems import make_problem
-from isounc.sampling.gate import RARE_DRAWS
+from isounc.sampling.gate import RARE_DRAWS, TOO_COARSE
 from isounc.sampling.posterior import sample_posterior
 from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.sampling.smc_driver import UNTEMPERED
 
 PROBLEMS = (
     "linear", "moons", "xor", "rings", "clusters3", "spirals3", "linear_regression",
@@ -117,15 +118,19 @@ def verdict(row: dict[str, Any]) -> str:
             return "passes, and the variance is known to the target"
         minutes = row["seconds"] * (error / TARGET) ** 2 / 60
         return f"passes; the variance to {TARGET:.0%} would take {_about(minutes)} in all"
+    if UNTEMPERED in str(row["reasons"]):
+        return "not yet: its particles are on the way from the prior to the posterior"
     if rhat is None or rhat > APART:
         return "out of reach: chains are in different places"
+    if TOO_COARSE in str(row["reasons"]):
+        return "fails: single precision is not enough"
     short = max(GATE.ess_min / max(least, 1.0), 1.0)
     # R-hat - 1 falls about as the effective draws grow.
     longer = max(short, (rhat - 1) / (GATE.rhat_max - 1))
     if longer > 1:
         return f"not yet: at this pace the gate takes {_about(row['seconds'] * longer / 60)} in all"
     if str(row["reasons"]).startswith(RARE_DRAWS):
-        return "fails: rare draws decide about the variance at more than a third of the locations"
+        return f"converged, but {RARE_DRAWS} at more than a third of the locations"
     return f"fails: {row['reasons']}"
 
 
