@@ -12,9 +12,11 @@ import pytest
 from scipy import stats
 
 from isounc.runs.folder import RunFolder
+from isounc.runs.study import settings_of_run
 from isounc.studies.scaling import tables
 from isounc.studies.scaling.reading import Number, mean_over, reading
 from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.study import STUDY
 
 RESULTS = Path(__file__).parents[3] / "results"
 KINDS = [
@@ -171,4 +173,4 @@ def test_a_published_reading_is_that_of_its_tables(path):
     run = RunFolder.load(path.parent)
     title, *sentences, last = path.read_text().strip().split("\n\n")
     assert title.startswith("# ") and last.startswith("<!--")
-    assert tuple(sentences) == reading(Results.of(run))
+    assert tuple(sentences) == STUDY.report(run, settings_of_run(STUDY, run)).reading
