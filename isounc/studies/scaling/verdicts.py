@@ -188,7 +188,8 @@ def by_cell(rows: pandas.DataFrame) -> ByCell:
     chosen = rows["quantity"].isin(["epistemic", SD]) & rows["estimator"].isin(ESTIMATORS)
     rows = rows.loc[chosen, [*_CELL, *_WHICH, *_COLUMNS]]
     groups = rows.groupby([*_CELL, *_WHICH], sort=False)
-    arranged = {key: rows.iloc[at][_COLUMNS] for key, at in groups.indices.items()}
+    places: dict[Any, Any] = groups.indices
+    arranged = {key: rows.iloc[at][_COLUMNS] for key, at in places.items()}
     return ByCell({key[: len(_CELL)] for key in arranged}, arranged, rows.iloc[:0][_COLUMNS])
 
 
