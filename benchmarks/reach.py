@@ -150,7 +150,20 @@ def page(rows: list[dict[str, Any]]) -> str:
     def shown(number: float | None, form: str) -> str:
         return "undefined" if number is None else format(number, form)
 
+    words = [verdict(row) for row in rows]
+    counts = "; ".join(
+        f"{said}: {sum(word.startswith(start) for word in words)}"
+        for start, said in (
+            ("passes", "pass the gate"),
+            ("converged", "converge, but rare draws decide"),
+            ("not yet", "on the way"),
+            ("out of reach", "out of reach"),
+            ("fails", "fail otherwise"),
+        )
+    )
     lines = [
+        f"What {len(rows)} posteriors are worth ({counts}).",
+        "",
         "| prior | n | network | problem | sampler | seconds, cores | R-hat | effective draws of p, of"
         " (p - mean)² | error of the variance | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
