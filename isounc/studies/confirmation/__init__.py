@@ -1,0 +1,1 @@
+"""Confirmation: does the logit-scaled estimate hold on data that were not used to find it?"""
