@@ -1,1 +1,1 @@
-"""Confirmation: does the logit-scaled estimate hold on data that were not used to find it?"""
+"""Confirmation: whether the logit-scaled estimate holds on what was not used to find it."""

@@ -4,8 +4,9 @@ Protocol, fixed before the first run. `logit_scaled` takes the logit as Gaussian
 s^2 = sigma^2 ||df/dtheta||^2, and Var[sigmoid(f)] as the estimate; its rule "unit" for sigma^2 was
 found on other seeds (0 and 1, tried on 11 and 12), mostly on other problems. Here are the paper's
 eight problems with seeds 100, 101, ..., which nothing else has used: ten in the preset paper, five
-in standard, two in quick (`--num-varied-seeds` gives all conditions but the base fewer). The reference is the variance of p by MCMC, sampled as in `isounc
-scaling`, summed over classes; it has to pass the same gate.
+in standard, two in quick (`--num-varied-seeds` gives all conditions but the base fewer). The
+reference is the variance of p by MCMC, sampled as in `isounc scaling`, summed over classes; it has
+to pass the same gate.
 
 Hypotheses, for one pass at one trained network (AdamW without a prior), in each region (test, grid,
 far), for each problem, and over the problems:
