@@ -87,8 +87,11 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
             problem, model, settings.counts[-1], key=_key(cell.networks, "networks"),
             prior_sd=prior_sd, settings=settings.train,
         )  # fmt: skip
-        made = estimates(cell, problem, model, networks, map_fit, posterior, settings)
-        yield _record(cell, problem, model, posterior, made)
+        draws = np.asarray(posterior.draws)
+        made = estimates(cell, problem, model, networks, map_fit, draws, settings)
+        variances = {name: moments.var for name, moments in posterior.regions.items()}
+        rows = compared(cell, problem, made, variances, posterior.gate.reasons)
+        yield _record(cell, problem, model, posterior, rows)
 
 
 def _key(name: str, purpose: str) -> PRNGKeyArray:
@@ -102,7 +105,7 @@ def estimates(
     model: Model,
     networks: Sequence[PointEstimate],
     map_fit: PointEstimate | None,
-    posterior: Posterior,
+    draws: Float[np.ndarray, "S P"],
     settings: Settings,
 ) -> Iterator[Made]:
     """Every estimate of a cell, at the locations of all regions one after the other.
@@ -113,6 +116,8 @@ def estimates(
         The trained networks, as many as the largest ensemble has.
     map_fit
         The MAP; None where the cell is not at the base.
+    draws
+        Draws of the posterior, chain-major, of which few are taken, evenly spaced.
     """
     data = densities.make_data(problem, model, cell.prior_sd)
     X = jnp.asarray(np.concatenate(list(problem.regions.values())), data.X.dtype)
@@ -143,7 +148,6 @@ def estimates(
     curved = evidence._replace(hessian=hessian)
     for name, values in at(map_fit.theta[None], (*ONE_PASS, *CURVED), curved).items():
         yield Made(Condition("point", "map"), name, values, map_fit.reasons)
-    draws = np.asarray(posterior.draws)
     chosen = np.linspace(0, len(draws) - 1, settings.num_repeats).round().astype(int)
     for name, values in at(draws[chosen], ONE_PASS, evidence).items():
         yield Made(Condition("point", "draw"), name, values, ())
@@ -205,9 +209,22 @@ def reference_inputs(
     return found | {name: shifted[name] for name in settings.reference_shifts}
 
 
-def _record(
-    cell: Cell, problem: Problem, model: Model, posterior: Posterior, made: Iterator[Made]
-) -> Record:
+def compared(
+    cell: Cell,
+    problem: Problem,
+    made: Iterator[Made],
+    variances: Mapping[str, Float[np.ndarray, "N M"]],
+    failed: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row for each estimate and region: how it compares with the variance of p.
+
+    Parameters
+    ----------
+    variances
+        The reference by region, in the order of the problem's.
+    failed
+        Why the reference fails its gate, if it does.
+    """
     ends = np.cumsum([len(x) for x in problem.regions.values()]).tolist()
     where = {
         region: slice(end - len(x), end)
@@ -215,9 +232,9 @@ def _record(
     }
     rows: list[dict[str, Any]] = []
     for one in made:
-        reasons = (*posterior.gate.reasons, *one.reasons)
-        for region, moments in posterior.regions.items():
-            truth = moments.var.sum(axis=1)
+        reasons = (*failed, *one.reasons)
+        for region, variance in variances.items():
+            truth = variance.sum(axis=1)
             values = [compare(v[where[region]], truth) for v in one.alternatives]
             rows.append({
                 "problem": cell.problem, "seed": cell.seed,
@@ -226,6 +243,12 @@ def _record(
                 **averaged(values), "gate": "fail" if reasons else "pass",
                 "gate_reasons": "; ".join(dict.fromkeys(reasons)),
             })  # fmt: skip
+    return rows
+
+
+def _record(
+    cell: Cell, problem: Problem, model: Model, posterior: Posterior, rows: list[dict[str, Any]]
+) -> Record:
     arrays: dict[str, np.ndarray] = {}
     for region, moments in posterior.regions.items():
         arrays[f"{region}/X"] = problem.regions[region]
@@ -245,22 +268,21 @@ def _record(
 
 def averaged(comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
     """Mean correlations, and the log2 of the level's geometric mean, of those that are defined."""
-
-    def mean(values: Sequence[float]) -> float | None:
-        return math.fsum(values) / len(values) if values else None
-
-    def defined(name: str) -> list[float]:
-        return [v for c in comparisons if (v := getattr(c, name)) is not None]
-
     undefined = [c for c in comparisons if c.pearson is None]
     reasons = "; ".join(sorted({c.reason for c in undefined}))
     many = len(comparisons) > 1
     where = f"{len(undefined)} of {len(comparisons)}: " if many else ""
     return {
-        "pearson": mean(defined("pearson")),
-        "spearman": mean(defined("spearman")),
-        "log2_level": mean([-math.log2(slope) for slope in defined("slope")]),
+        "pearson": _mean([c.pearson for c in comparisons]),
+        "spearman": _mean([c.spearman for c in comparisons]),
+        "log2_level": _mean([c.slope and -math.log2(c.slope) for c in comparisons]),
         "num_averaged": len(comparisons),
         "num_undefined": len(undefined),
         "reason": f"{where}{reasons}" if undefined else "",
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are defined."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

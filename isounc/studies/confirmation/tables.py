@@ -6,6 +6,7 @@ seeds that passed and are defined, each problem with the same weight.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,12 +90,10 @@ def rows_of_table(table: pandas.DataFrame, where: str) -> Rows:
     Unreadable
         If a value is not what is read.
     """
-    whole = ("seed", "num_averaged", "num_undefined")
     found = []
-    for i, row in enumerate(table.to_dict("records")):
-        # Empty cells are left out, and a column of whole numbers may be one of floats.
-        there = {str(k): v for k, v in row.items() if v == v and v is not None}
-        given = {k: int(v) if k in whole and v == int(v) else v for k, v in there.items()}
+    cells = table.astype(object).where(table.notna(), None).to_dict("records")
+    for i, row in enumerate(cells):
+        given = {str(name): value for name, value in row.items() if value is not None}
         found.append(declared(given, _ROW, f"row {i} of {where}"))
     return found
 
@@ -162,15 +161,7 @@ class Results:
         self, key: Key, rival: str, statistic: str, problem: str
     ) -> dict[str, list[float]]:
         """A statistic less a rival's, of each seed in which both passed, by problem."""
-        others = self.rivals(key, rival)
-
-        def difference(row: Row) -> float | None:
-            other = others.get((row["problem"], row["seed"]))
-            if other is None or other["gate"] != "pass":
-                return None
-            pair = row[statistic], other[statistic]
-            return None if None in pair else pair[0] - pair[1]
-
+        difference = functools.partial(_less, others=self.rivals(key, rival), statistic=statistic)
         return self.values(difference, key, problem)
 
     def places(self) -> Iterator[tuple[str, Condition, str]]:
@@ -179,6 +170,15 @@ class Results:
             for condition in self.conditions:
                 for region in self.regions:
                     yield problem, condition, region
+
+
+def _less(row: Row, others: Mapping[tuple[str, int], Row], statistic: str) -> float | None:
+    """A statistic of a row less that of the row of the same cell among others."""
+    other = others.get((row["problem"], row["seed"]))
+    if other is None or other["gate"] != "pass":
+        return None
+    mine, theirs = row[statistic], other[statistic]
+    return None if mine is None or theirs is None else mine - theirs
 
 
 def _condition_order(condition: Condition) -> tuple:

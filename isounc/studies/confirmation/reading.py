@@ -1,0 +1,264 @@
+"""What a confirmation run shows, in sentences that are made from its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from isounc.studies.confirmation.settings import ALL, BASE, Condition
+from isounc.studies.confirmation.tables import Key, Results, Row, failing
+from isounc.studies.confirmation.verdicts import HYPOTHESES
+from isounc.studies.confirmation.words import (
+    condition_name,
+    estimate_name,
+    interval,
+    listed,
+    ratio,
+    ratio_interval,
+    short,
+)
+
+FEW = 6
+"""Places that a sentence names one by one; of more it gives the number."""
+
+
+class Tables:
+    """The tables of a run, for look-ups."""
+
+    def __init__(
+        self,
+        results: Results,
+        rows: Sequence[Row],
+        summary: Sequence[Row],
+        differences: Sequence[Row],
+        verdicts: Sequence[Row],
+    ):
+        self.results, self.rows = results, rows
+        self.summary, self.differences, self.verdicts = summary, differences, verdicts
+
+    def verdict(self, **where: Any) -> Row | None:
+        """The verdict with these values."""
+        return _one(self.verdicts, where)
+
+    def line(self, **where: Any) -> Row | None:
+        """The line of the summary with these values."""
+        return _one(self.summary, where)
+
+
+def _one(rows: Sequence[Row], where: dict[str, Any]) -> Row | None:
+    return next((r for r in rows if all(r[name] == value for name, value in where.items())), None)
+
+
+def reading(tables: Tables) -> list[str]:
+    """Paragraphs: what was run, each hypothesis, where it loses and with what, and the levels."""
+    found = [_scope(tables)]
+    found += [_hypothesis(tables, name) for name in HYPOTHESES]
+    found += [_behind(tables), _why(tables), _ensembles(tables), _regressions(tables)]
+    return [paragraph for paragraph in found if paragraph]
+
+
+def _scope(tables: Tables) -> str:
+    cells = {(r["problem"], r["factor"], r["value"], r["seed"]) for r in _own(tables.rows)}
+    failed = [row for row in failing(tables.rows) if row["factor"] not in ("reference", "point")]
+    seeds = sorted({row["seed"] for row in tables.rows})
+    of = {name: sum(row["factor"] == name[0] and row["value"] == name[1] for row in failed)
+          for name in dict.fromkeys((row["factor"], row["value"]) for row in failed)}  # fmt: skip
+    words = (
+        f"{len(cells)} cells with a posterior of their own, seeds {seeds[0]} to {seeds[-1]}, on "
+        f"{listed(tables.results.problems)}."
+    )
+    if not failed:
+        return f"{words} Every one passed its gate and its checks."
+    where = listed([f"{count} at {condition_name(Condition(*name))}" for name, count in of.items()])
+    return (
+        f"{words} {len(failed)} of them failed their gate or a check and are in no number: {where}."
+    )
+
+
+def _own(rows: Sequence[Row]) -> list[Row]:
+    """Rows of conditions that have a posterior of their own."""
+    return [row for row in rows if row["factor"] not in ("reference", "point")]
+
+
+def _hypothesis(tables: Tables, name: str) -> str:
+    hypothesis = HYPOTHESES[name]
+    sentences = []
+    at_base = []
+    for region in tables.results.regions:
+        where = {"hypothesis": name, "region": region, "factor": BASE, "value": ""}
+        row = tables.verdict(problem=ALL, **where)
+        if row is None:
+            continue
+        singles = [
+            found for problem in tables.results.linked
+            if (found := tables.verdict(problem=problem, **where)) is not None
+        ]  # fmt: skip
+        counts = [
+            f"{n} {word}" for word in ("confirmed", "refuted", "undecided")
+            if (n := sum(single["verdict"] == word for single in singles))
+        ]  # fmt: skip
+        at_base.append(
+            f"{row['verdict']} in {region} ({_number(tables, name, row)}; of {len(singles)} "
+            f"problems {', '.join(counts)})"
+        )
+    if not at_base:
+        return ""
+    sentences.append(f"{name}, {hypothesis.claim}. At the base: {listed(at_base)}.")
+    sentences += _elsewhere(tables, name)
+    return " ".join(sentences)
+
+
+def _number(tables: Tables, name: str, row: Row) -> str:
+    """The number of a verdict: a difference, or a level as a factor."""
+    hypothesis = HYPOTHESES[name]
+    if hypothesis.rival:
+        return interval(row)
+    if hypothesis.below:
+        return f"off by a factor of {ratio_interval(row, '')}"
+    return f"by a factor of {ratio_interval(row, '')}"
+
+
+def _elsewhere(tables: Tables, name: str) -> list[str]:
+    """Say under which other conditions the verdict is confirmed, refuted and undecided."""
+    sentences = []
+    for region in tables.results.regions:
+        rows = [
+            row for row in tables.verdicts
+            if (row["problem"], row["hypothesis"], row["region"]) == (ALL, name, region)
+            and row["factor"] != BASE and row["mean"] is not None
+        ]  # fmt: skip
+        if not rows:
+            continue
+        parts = []
+        for word in ("confirmed", "refuted", "undecided"):
+            these = [row for row in rows if row["verdict"] == word]
+            if not these:
+                continue
+            names = [
+                f"{condition_name(Condition(row['factor'], row['value']))} "
+                f"({_number(tables, name, row)})"
+                for row in these
+            ]
+            few = word != "confirmed" and len(these) <= FEW
+            parts.append(f"{word} {'at ' + listed(names) if few else f'at {len(these)}'}")
+        sentences.append(f"In {region}, of {len(rows)} other conditions: {'; '.join(parts)}.")
+    return sentences
+
+
+def _behind(tables: Tables) -> str:
+    """Name the problems at the base in which logit-scaled is behind beyond doubt."""
+    parts = []
+    for row in tables.differences:
+        if (
+            row["problem"] == ALL or row["factor"] != BASE or row["statistic"] != "pearson"
+            or row["estimate"] != "logit_scaled" or row["high"] is None or row["high"] >= 0
+            or row["rival"] not in ("isotropic", "null_aleatoric", "ensemble_16", "laplace")
+            or row["problem"] not in tables.results.linked
+        ):  # fmt: skip
+            continue
+        where = {name: row[name] for name in ("problem", "factor", "value", "region")}
+        mine = tables.line(estimate="logit_scaled", **where)
+        other = tables.line(estimate=row["rival"], **where)
+        assert mine is not None and other is not None
+        parts.append(
+            f"{row['problem']} in {row['region']} against {estimate_name(row['rival'])} "
+            f"({interval(row)}; r {short(mine['pearson_mean'])} against "
+            f"{short(other['pearson_mean'])}, level of unit {ratio(mine['log2_level_mean'])})"
+        )
+    if not parts:
+        return (
+            "At the base logit-scaled is beyond doubt behind ‖∇p‖², p(1−p), Laplace or 16 networks "
+            "on no problem in any region."
+        )
+    return f"Where it does not win: at the base it is beyond doubt behind on {listed(parts)}."
+
+
+def _why(tables: Tables) -> str:
+    """Say with what the lead over the norm goes, cell by cell at the base."""
+    results, leads = tables.results, []
+    for region in results.regions:
+        mine, norm, null = (
+            {(r["problem"], r["seed"]): r for r in results.rows(Key(BASE, "", region, name), ALL)}
+            for name in ("logit_scaled", "isotropic", "null_aleatoric")
+        )
+        for cell, row in mine.items():
+            others = norm.get(cell), null.get(cell)
+            if None in others or row["gate"] != "pass":
+                continue
+            values = [row["pearson"], *(other["pearson"] for other in others)]  # pyright: ignore
+            if None not in values and row["log2_level"] is not None:
+                leads.append((values[0] - values[1], values[2] - values[1], row["log2_level"]))
+    if len(leads) < 5:
+        return ""
+    lead, null_lead, level = np.array(leads).T
+    both = _same_sign(lead, null_lead)
+    return (
+        f"Why, as far as the tables show: over {len(leads)} cells and regions at the base, "
+        "logit-scaled's lead over ‖∇p‖² goes with that of p(1−p) over it (correlation "
+        f"{_correlation(lead, null_lead)}, same sign in {both} of {len(leads)}), since a Gaussian "
+        "logit that is wide saturates and leaves what p says; with the level of scale unit, which "
+        f"says how wide it is, the lead has correlation {_correlation(lead, level)}."
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> str:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return "undefined"
+    return short(float(np.corrcoef(a, b)[0, 1]))
+
+
+def _same_sign(a: np.ndarray, b: np.ndarray) -> int:
+    return int((np.sign(a) == np.sign(b)).sum())
+
+
+def _ensembles(tables: Tables) -> str:
+    """Say what the ensembles have at the base, by their size."""
+    parts = []
+    for region in tables.results.regions:
+        where = {"problem": ALL, "factor": BASE, "value": "", "region": region}
+        mine = tables.line(estimate="logit_scaled", **where)
+        found = [
+            f"{name.removeprefix('ensemble_')}: {short(line['pearson_mean'])}"
+            for name in tables.results.estimates
+            if name.startswith("ensemble_") and (line := tables.line(estimate=name, **where))
+        ]
+        if mine is not None and found:
+            parts.append(
+                f"{short(mine['pearson_mean'])} in {region}, against networks {', '.join(found)}"
+            )
+    if not parts:
+        return ""
+    return f"Mean r of logit-scaled at one network at the base: {'; '.join(parts)}."
+
+
+def _regressions(tables: Tables) -> str:
+    """Say what the problems without a link show."""
+    names = [name for name in tables.results.problems if name not in tables.results.linked]
+    if not names:
+        return ""
+
+    def each(words: Callable[[dict[str, Any]], str]) -> str:
+        regions = tables.results.regions
+        places = [(name, region) for name in names for region in regions]
+        where = [
+            {"problem": name, "factor": BASE, "value": "", "region": region}
+            for name, region in places
+        ]
+        found = [(w, words(w)) for w in where]
+        return listed([f"{w['problem']} {w['region']} {text}" for w, text in found if text])
+
+    def correlation(where: dict[str, Any]) -> str:
+        line = tables.line(estimate="logit_scaled", **where)
+        return "" if line is None else short(line["pearson_mean"])
+
+    def level(where: dict[str, Any]) -> str:
+        line = tables.line(estimate="logit_scaled_level", **where)
+        return "" if line is None else ratio_interval(line)
+
+    return (
+        "Without a link logit-scaled is ‖∇f‖² times a constant: it orders inputs as the isotropic "
+        f"estimate does, well or badly (r: {each(correlation)}). What it adds is the level, by "
+        f"effective_dimension {each(level)}."
+    )
