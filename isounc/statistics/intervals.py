@@ -108,7 +108,9 @@ def interval_over_seeds(
     return Interval(mean, min(low, mean), max(high, mean), n)
 
 
-def interval_over_strata(values: Iterable[Sequence[float]], *, level: float = 0.95) -> Interval:
+def interval_over_strata(
+    values: Iterable[Sequence[float] | Float[np.ndarray, " S"]], *, level: float = 0.95
+) -> Interval:
     r"""Mean of the means of several strata (problems, say) with an interval over their seeds.
 
         mean = sum_p m_p / P,   se^2 = sum_p v_p,   v_p = s_p^2 / (P^2 n_p)

@@ -275,7 +275,9 @@ def averaged(comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
     return {
         "pearson": _mean([c.pearson for c in comparisons]),
         "spearman": _mean([c.spearman for c in comparisons]),
-        "log2_level": _mean([c.slope and -math.log2(c.slope) for c in comparisons]),
+        "log2_level": _mean(
+            [None if c.slope is None else -math.log2(c.slope) for c in comparisons]
+        ),
         "num_averaged": len(comparisons),
         "num_undefined": len(undefined),
         "reason": f"{where}{reasons}" if undefined else "",

@@ -186,10 +186,10 @@ def _draw(ax: Axes, interval: _Interval, y: float, look: Look) -> None:
     mean, low, high = interval
     if mean is None:
         return
-    alone = low is None or high is None
-    face = "white" if alone else look.color
-    if not alone:
+    face = "white"
+    if low is not None and high is not None:
         ax.plot([low, high], [y, y], color=look.color, linewidth=1.2)
+        face = look.color
     ax.plot(
         [mean], [y], marker=look.marker, color=look.color, markerfacecolor=face, markersize=4.5,
         linestyle="none",

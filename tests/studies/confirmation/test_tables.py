@@ -42,29 +42,28 @@ CONDITIONS = ((BASE, ""), ("n", "30"), ("reference", "far"), ("point", "map"))
 
 
 def made_up(
-    problems=("xor", "rings", "line"), seeds=3, levels=LEVELS, regions=("test", "far"),
+    problems=("xor", "rings", "line"), seeds=4, levels=LEVELS, regions=("test", "far"),
     change=lambda row: {},
 ):  # fmt: skip
     """Rows with about these correlations; logit_scaled differs from seed to seed."""
     rng = np.random.default_rng(0)
     rows = []
-    places = itertools.product(problems, CONDITIONS, range(seeds), regions)
-    for problem, (factor, value), seed, region in places:
+    for problem, condition in itertools.product(problems, CONDITIONS):
+        factor, value = condition
         if LINKS[problem] == "identity" and factor == "n":
             continue
-        for name, r in levels.items():
-            if factor == "reference" and not name.startswith("logit_scaled"):
+        shared = {"reference": ("isotropic", "null", "link", "laplace", "ensemble")}
+        left_out = shared.get(factor, ()) or ("ensemble",) * (factor == "point")
+        for seed, region, name in itertools.product(range(seeds), regions, levels):
+            if name.startswith(left_out):
                 continue
-            if factor == "point" and name.startswith("ensemble_"):
-                continue
-            r = r + 0.02 * rng.standard_normal()
+            r = levels[name] + 0.02 * rng.standard_normal()
+            level = {"logit_scaled": 2.0, "logit_scaled_level": 0.1}.get(name, 0.0)
             row = {
                 "problem": problem, "seed": 100 + seed, "link": LINKS[problem], "factor": factor,
                 "value": value, "region": region, "estimate": name, "pearson": r, "spearman": r,
-                "log2_level": {"logit_scaled": 2.0, "logit_scaled_level": 0.1}.get(name, 0.0)
-                + 0.1 * rng.standard_normal(),
-                "num_averaged": 4, "num_undefined": 0, "gate": "pass", "gate_reasons": "",
-                "reason": "",
+                "log2_level": level + 0.1 * rng.standard_normal(), "num_averaged": 4,
+                "num_undefined": 0, "gate": "pass", "gate_reasons": "", "reason": "",
             }  # fmt: skip
             rows.append(row | change(row))
     return rows
