@@ -28,6 +28,7 @@ SCALES = {
     "logit_scaled_level": Look("scale effective_dimension", "#332288", "s"),
 }
 """Looks of the two scales."""
+_TITLE = "Pearson's r with the MCMC variance: logit-scaled, one pass at one trained network, less each rival"
 _Interval = tuple[float | None, float | None, float | None]
 _HEIGHT = 0.36
 """Inches of a row."""
@@ -54,21 +55,24 @@ def by_condition(differences: Sequence[Row]) -> Figure:
     return _order_figure(title, labels, [p.factor for p in places], rows, at)
 
 
-def by_problem(differences: Sequence[Row]) -> Figure:
-    """Draw logit-scaled less each rival, in Pearson's r, for each problem at the base.
+def by_problem(differences: Sequence[Row], linked: Sequence[str]) -> Figure:
+    """Draw logit-scaled less each rival, in Pearson's r, for each problem with a link at the base.
 
     Raises
     ------
     NothingToDraw
         If no problem has a difference.
     """
-    rows = [row for row in _of_logit_scaled(differences) if row["factor"] == BASE]
+    rows = [
+        row for row in _of_logit_scaled(differences)
+        if row["factor"] == BASE and row["problem"] in (ALL, *linked)
+    ]  # fmt: skip
     places = list(dict.fromkeys(row["problem"] for row in rows))
 
     def at(i: int, region: str, rival: str) -> _Interval:
         return _found(rows, region, rival=rival, problem=places[i])
 
-    labels = ["mean of those with a link" if p == ALL else p.replace("_", " ") for p in places]
+    labels = ["mean of the problems" if p == ALL else p.replace("_", " ") for p in places]
     title = (
         "One pass at one trained network: r of logit-scaled less that of each rival, at the base"
     )

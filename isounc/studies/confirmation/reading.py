@@ -18,6 +18,7 @@ from isounc.studies.confirmation.words import (
     ratio,
     ratio_interval,
     short,
+    signed,
 )
 
 FEW = 6
@@ -100,7 +101,7 @@ def _hypothesis(tables: Tables, name: str) -> str:
             if (n := sum(single["verdict"] == word for single in singles))
         ]  # fmt: skip
         at_base.append(
-            f"{row['verdict']} in {region} ({_number(tables, name, row)}; of {len(singles)} "
+            f"{row['verdict']} in {region} ({_number(name, row)}; of {len(singles)} "
             f"problems {', '.join(counts)})"
         )
     if not at_base:
@@ -110,14 +111,13 @@ def _hypothesis(tables: Tables, name: str) -> str:
     return " ".join(sentences)
 
 
-def _number(tables: Tables, name: str, row: Row) -> str:
-    """The number of a verdict: a difference, or a level as a factor."""
+def _number(name: str, row: Row, *, alone: bool = False) -> str:
+    """The number of a verdict: a difference, or a level as a factor; alone, without its interval."""
     hypothesis = HYPOTHESES[name]
     if hypothesis.rival:
-        return interval(row)
-    if hypothesis.below:
-        return f"off by a factor of {ratio_interval(row, '')}"
-    return f"by a factor of {ratio_interval(row, '')}"
+        return signed(row["mean"]) if alone else interval(row)
+    words = "off by a factor of" if hypothesis.below else "by a factor of"
+    return f"{words} {ratio(row['mean']) if alone else ratio_interval(row, '')}"
 
 
 def _elsewhere(tables: Tables, name: str) -> list[str]:
@@ -138,12 +138,12 @@ def _elsewhere(tables: Tables, name: str) -> list[str]:
                 continue
             names = [
                 f"{condition_name(Condition(row['factor'], row['value']))} "
-                f"({_number(tables, name, row)})"
+                f"({_number(name, row, alone=True)})"
                 for row in these
             ]
             few = word != "confirmed" and len(these) <= FEW
-            parts.append(f"{word} {'at ' + listed(names) if few else f'at {len(these)}'}")
-        sentences.append(f"In {region}, of {len(rows)} other conditions: {'; '.join(parts)}.")
+            parts.append(f"{len(these)} {word}{': ' + listed(names) if few else ''}")
+        sentences.append(f"In {region}, of {len(rows)} other conditions {'; '.join(parts)}.")
     return sentences
 
 
@@ -193,13 +193,13 @@ def _why(tables: Tables) -> str:
     if len(leads) < 5:
         return ""
     lead, null_lead, level = np.array(leads).T
-    both = _same_sign(lead, null_lead)
+    same = int((np.sign(lead) == np.sign(null_lead)).sum())
     return (
         f"Why, as far as the tables show: over {len(leads)} cells and regions at the base, "
-        "logit-scaled's lead over ‖∇p‖² goes with that of p(1−p) over it (correlation "
-        f"{_correlation(lead, null_lead)}, same sign in {both} of {len(leads)}), since a Gaussian "
-        "logit that is wide saturates and leaves what p says; with the level of scale unit, which "
-        f"says how wide it is, the lead has correlation {_correlation(lead, level)}."
+        "logit-scaled's lead over ‖∇p‖² has the sign of p(1−p)'s lead over it in "
+        f"{same} (correlation of both {_correlation(lead, null_lead)}), as it should for a Gaussian "
+        "logit that is wide, which saturates and leaves what p says. With the level of scale unit, "
+        f"which says how much too wide it is, the lead has correlation {_correlation(lead, level)}."
     )
 
 
@@ -207,10 +207,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> str:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return "undefined"
     return short(float(np.corrcoef(a, b)[0, 1]))
-
-
-def _same_sign(a: np.ndarray, b: np.ndarray) -> int:
-    return int((np.sign(a) == np.sign(b)).sum())
 
 
 def _ensembles(tables: Tables) -> str:

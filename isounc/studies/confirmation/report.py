@@ -102,8 +102,8 @@ def _plots(tables: Tables) -> list[Plot]:
         Plot(
             "differences-by-problem", "problems",
             "Pearson's r with the MCMC variance, of logit-scaled less that of each rival, problem by "
-            f"problem at the base. {intervals}",
-            functools.partial(figures.by_problem, tables.differences),
+            f"problem at the base, of those with a link. {intervals}",
+            functools.partial(figures.by_problem, tables.differences, tables.results.linked),
         ),
         Plot(
             "levels-by-condition", "levels",

@@ -236,7 +236,9 @@ def test_figures_show_the_tables_and_say_why_not():
     row = of(tables.differences, rival="isotropic", **about)
     bars = [line.get_xdata() for line in figure.axes[0].lines]
     assert any(np.allclose(x, [row["low"], row["high"]]) for x in bars if len(x) == 2)
-    assert len(figures.by_problem(tables.differences).axes) == 2
+    of_problems = figures.by_problem(tables.differences, tables.results.linked).axes[0]
+    labels = [tick.get_text() for tick in of_problems.get_yticklabels()]
+    assert labels == ["mean of the problems", "xor", "rings"]
     levels = figures.levels(tables.summary)
     line = of(tables.summary, problem=ALL, estimate="logit_scaled", **PLACE)
     centres = [x.get_xdata()[0] for x in levels.axes[0].lines if len(x.get_xdata()) == 1]
