@@ -28,21 +28,23 @@ SCALES = {
     "logit_scaled_level": Look("scale effective_dimension", "#332288", "s"),
 }
 """Looks of the two scales."""
-_TITLE = "Pearson's r with the MCMC variance: logit-scaled, one pass at one trained network, less each rival"
+NAMES = {"pearson": "Pearson's r", "spearman": "Spearman's rank correlation"}
+"""Correlations as titles and captions call them."""
+_TITLE = "with the MCMC variance: logit-scaled, one pass at one trained network, less each rival"
 _Interval = tuple[float | None, float | None, float | None]
 _HEIGHT = 0.36
 """Inches of a row."""
 
 
-def by_condition(differences: Sequence[Row]) -> Figure:
-    """Draw logit-scaled less each rival, in Pearson's r over the problems, by condition.
+def by_condition(differences: Sequence[Row], statistic: str = "pearson") -> Figure:
+    """Draw a correlation of logit-scaled less each rival's, over the problems, by condition.
 
     Raises
     ------
     NothingToDraw
         If no condition has an interval over the problems.
     """
-    rows = [row for row in _of_logit_scaled(differences) if row["problem"] == ALL]
+    rows = [row for row in _of_logit_scaled(differences, statistic) if row["problem"] == ALL]
     places = list(dict.fromkeys(Condition(row["factor"], row["value"]) for row in rows))
     labels = [f"{condition_name(place)}{_counts(rows, place)}" for place in places]
 
@@ -55,8 +57,10 @@ def by_condition(differences: Sequence[Row]) -> Figure:
     return _order_figure(title, labels, [p.factor for p in places], rows, at)
 
 
-def by_problem(differences: Sequence[Row], linked: Sequence[str]) -> Figure:
-    """Draw logit-scaled less each rival, in Pearson's r, for each problem with a link at the base.
+def by_problem(
+    differences: Sequence[Row], linked: Sequence[str], statistic: str = "pearson"
+) -> Figure:
+    """Draw a correlation of logit-scaled less each rival's, by problem with a link, at the base.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def by_problem(differences: Sequence[Row], linked: Sequence[str]) -> Figure:
         If no problem has a difference.
     """
     rows = [
-        row for row in _of_logit_scaled(differences)
+        row for row in _of_logit_scaled(differences, statistic)
         if row["factor"] == BASE and row["problem"] in (ALL, *linked)
     ]  # fmt: skip
     places = list(dict.fromkeys(row["problem"] for row in rows))
@@ -113,10 +117,10 @@ def levels(summary: Sequence[Row]) -> Figure:
     return figure
 
 
-def _of_logit_scaled(differences: Sequence[Row]) -> list[Row]:
+def _of_logit_scaled(differences: Sequence[Row], statistic: str) -> list[Row]:
     return [
         row for row in differences
-        if row["estimate"] == "logit_scaled" and row["statistic"] == "pearson"
+        if row["estimate"] == "logit_scaled" and row["statistic"] == statistic
         and row["rival"] in RIVALS
     ]  # fmt: skip
 

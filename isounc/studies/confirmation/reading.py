@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from isounc.studies.confirmation.settings import ALL, BASE, Condition
-from isounc.studies.confirmation.tables import Key, Results, Row, failing
-from isounc.studies.confirmation.verdicts import HYPOTHESES
+from isounc.studies.confirmation.tables import LEVEL, STATISTICS, Key, Results, Row, failing
+from isounc.studies.confirmation.verdicts import HYPOTHESES, VERDICTS
 from isounc.studies.confirmation.words import (
     condition_name,
     estimate_name,
@@ -39,9 +39,11 @@ class Tables:
         self.results, self.rows = results, rows
         self.summary, self.differences, self.verdicts = summary, differences, verdicts
 
-    def verdict(self, **where: Any) -> Row | None:
-        """The verdict with these values."""
-        return _one(self.verdicts, where)
+    def verdict(self, *, by_rank: bool = False, **where: Any) -> Row | None:
+        """The verdict with these values, by Pearson's r or by Spearman's; a level has one alone."""
+        statistics = (STATISTICS[1],) if by_rank else (STATISTICS[0], LEVEL)
+        rows = [row for row in self.verdicts if row["statistic"] in statistics]
+        return _one(rows, where)
 
     def line(self, **where: Any) -> Row | None:
         """The line of the summary with these values."""
@@ -85,30 +87,34 @@ def _own(rows: Sequence[Row]) -> list[Row]:
 
 def _hypothesis(tables: Tables, name: str) -> str:
     hypothesis = HYPOTHESES[name]
-    sentences = []
-    at_base = []
+    at_base = _at_base(tables, name)
+    if not at_base:
+        return ""
+    by = " By Pearson's r" if hypothesis.rival else " At the base"
+    words = f"{name}, {hypothesis.claim}.{by}{', at the base' * bool(hypothesis.rival)}: {at_base}."
+    if hypothesis.rival:
+        words += f" By rank (Spearman's): {_at_base(tables, name, by_rank=True)}."
+    return " ".join([words, *_elsewhere(tables, name)])
+
+
+def _at_base(tables: Tables, name: str, *, by_rank: bool = False) -> str:
+    """The verdicts of a hypothesis at the base, over the problems and by their number."""
+    parts = []
     for region in tables.results.regions:
         where = {"hypothesis": name, "region": region, "factor": BASE, "value": ""}
-        row = tables.verdict(problem=ALL, **where)
+        row = tables.verdict(problem=ALL, by_rank=by_rank, **where)
         if row is None:
             continue
         singles = [
-            found for problem in tables.results.linked
-            if (found := tables.verdict(problem=problem, **where)) is not None
+            found["verdict"] for problem in tables.results.linked
+            if (found := tables.verdict(problem=problem, by_rank=by_rank, **where)) is not None
         ]  # fmt: skip
-        counts = [
-            f"{n} {word}" for word in ("confirmed", "refuted", "undecided")
-            if (n := sum(single["verdict"] == word for single in singles))
-        ]  # fmt: skip
-        at_base.append(
-            f"{row['verdict']} in {region} ({_number(name, row)}; of {len(singles)} "
-            f"problems {', '.join(counts)})"
+        counts = [f"{n} {word}" for word in VERDICTS if (n := singles.count(word))]
+        parts.append(
+            f"{row['verdict']} in {region} ({_number(name, row)}; of {len(singles)} problems "
+            f"{', '.join(counts)})"
         )
-    if not at_base:
-        return ""
-    sentences.append(f"{name}, {hypothesis.claim}. At the base: {listed(at_base)}.")
-    sentences += _elsewhere(tables, name)
-    return " ".join(sentences)
+    return listed(parts) if parts else ""
 
 
 def _number(name: str, row: Row, *, alone: bool = False) -> str:
@@ -128,11 +134,12 @@ def _elsewhere(tables: Tables, name: str) -> list[str]:
             row for row in tables.verdicts
             if (row["problem"], row["hypothesis"], row["region"]) == (ALL, name, region)
             and row["factor"] != BASE and row["mean"] is not None
+            and row["statistic"] != STATISTICS[1]
         ]  # fmt: skip
         if not rows:
             continue
         parts = []
-        for word in ("confirmed", "refuted", "undecided"):
+        for word in VERDICTS:
             these = [row for row in rows if row["verdict"] == word]
             if not these:
                 continue

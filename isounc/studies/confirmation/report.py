@@ -15,6 +15,7 @@ from isounc.studies.confirmation.settings import ALL, BASE, Condition, Settings,
 from isounc.studies.confirmation.tables import (
     DIFFERENCE_COLUMNS,
     RESULT_COLUMNS,
+    STATISTICS,
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Results,
@@ -71,7 +72,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         text=state,
         checks={
             "verdicts": {
-                f"{row['hypothesis']} in {row['region']}": row["verdict"]
+                f"{row['hypothesis']} in {row['region']} by {row['statistic']}": row["verdict"]
                 for row in tables.verdicts
                 if (row["problem"], row["factor"]) == (ALL, BASE)
             },
@@ -92,19 +93,26 @@ def _state(rows: Sequence[Row], settings: Settings) -> str:
 
 def _plots(tables: Tables) -> list[Plot]:
     intervals = "Bars are 95% intervals over seeds; right of zero logit-scaled is ahead."
+    plots = []
+    for statistic, called in figures.NAMES.items():
+        end = "" if statistic == STATISTICS[0] else f"-{statistic}"
+        what = f"{called} with the MCMC variance, of logit-scaled less that of each rival"
+        plots += [
+            Plot(
+                f"differences-by-condition{end}", f"conditions{end}",
+                f"{what}: mean over the problems with a link, under each condition. {intervals}",
+                functools.partial(figures.by_condition, tables.differences, statistic),
+            ),
+            Plot(
+                f"differences-by-problem{end}", f"problems{end}",
+                f"{what}, problem by problem at the base, of those with a link. {intervals}",
+                functools.partial(
+                    figures.by_problem, tables.differences, tables.results.linked, statistic
+                ),
+            ),
+        ]  # fmt: skip
     return [
-        Plot(
-            "differences-by-condition", "conditions",
-            "Pearson's r with the MCMC variance, of logit-scaled less that of each rival: mean over "
-            f"the problems with a link, under each condition. {intervals}",
-            functools.partial(figures.by_condition, tables.differences),
-        ),
-        Plot(
-            "differences-by-problem", "problems",
-            "Pearson's r with the MCMC variance, of logit-scaled less that of each rival, problem by "
-            f"problem at the base, of those with a link. {intervals}",
-            functools.partial(figures.by_problem, tables.differences, tables.results.linked),
-        ),
+        *plots,
         Plot(
             "levels-by-condition", "levels",
             "Sum of the estimated variances over the sum of the MCMC variances, geometric mean over "
@@ -124,11 +132,14 @@ def _sections(
     return [
         Section("summary", "Verdicts at the base", (state,), (), (base_table(tables),)),
         Section(
-            "conditions", "Condition by condition", (), of_kind("conditions"),
-            tuple(condition_table(tables, region) for region in regions),
+            "conditions", "Condition by condition", (), (*of_kind("conditions"), *of_kind("conditions-spearman")),
+            tuple(
+                condition_table(tables, region, by_rank=by_rank)
+                for by_rank in (False, True) for region in regions
+            ),
         ),
         Section(
-            "problems", "Problem by problem, at the base", (), of_kind("problems"),
+            "problems", "Problem by problem, at the base", (), (*of_kind("problems"), *of_kind("problems-spearman")),
             tuple(problem_table(tables, region) for region in regions),
         ),
         Section("levels", "Levels", (), of_kind("levels"), (level_table(tables),)),
@@ -140,36 +151,42 @@ def base_table(tables: Tables) -> Table:
     """Tabulate the verdicts over the problems at the base."""
     lines = [
         (
-            row["hypothesis"], HYPOTHESES[row["hypothesis"]].claim, row["region"], row["verdict"],
-            _verdict_number(row), str(row["num_problems"]), str(row["num_seeds"]),
+            row["hypothesis"], HYPOTHESES[row["hypothesis"]].claim, row["region"],
+            row["statistic"], row["verdict"], _verdict_number(row), str(row["num_problems"]), str(row["num_seeds"]),
         )
         for row in tables.verdicts
         if (row["problem"], row["factor"]) == (ALL, BASE)
     ]  # fmt: skip
     return Table(
         "Verdicts over the problems, at the base",
-        ("", "hypothesis", "region", "verdict", "number", "problems", "cells"),
+        ("", "hypothesis", "region", "by", "verdict", "number", "problems", "cells"),
         lines,
-        "Differences of Pearson's r, or factors of the level, with 95% intervals over seeds.",
+        "Differences of correlations, or factors of the level, with 95% intervals over seeds. The "
+        "protocol's verdict on an order is that by Pearson's r; the same rule for Spearman's stands "
+        "beside it.",
     )
 
 
-def condition_table(tables: Tables, region: str) -> Table:
+def condition_table(tables: Tables, region: str, *, by_rank: bool = False) -> Table:
     """Tabulate the verdicts over the problems under each condition."""
+    names = [name for name, h in HYPOTHESES.items() if h.rival or not by_rank]
     lines = []
     for condition in tables.results.conditions:
-        where = {"problem": ALL, **condition._asdict(), "region": region}
-        found = [tables.verdict(hypothesis=name, **where) for name in HYPOTHESES]
+        where = {"problem": ALL, **condition._asdict(), "region": region, "by_rank": by_rank}
+        found = [tables.verdict(hypothesis=name, **where) for name in names]
         if any(row is not None for row in found):
             cells = max(row["num_seeds"] for row in found if row is not None)
             texts = [_cell(row) for row in found]
             lines.append((condition_name(condition), str(cells), *texts))
+    called = figures.NAMES[STATISTICS[by_rank]]
+    note = f"c confirmed, r refuted, u undecided; differences of {called}."
+    if not by_rank:
+        note += " H4: factor by which the level is off; H4, unit: level."
     return Table(
-        f"Verdicts over the problems, region {region}",
-        ("condition", "cells", *HYPOTHESES),
+        f"Verdicts over the problems by {called}, region {region}",
+        ("condition", "cells", *names),
         lines,
-        "c confirmed, r refuted, u undecided. H1 to H3: difference of Pearson's r; H4: factor by "
-        "which the level is off; H4, unit: level.",
+        note,
     )
 
 

@@ -27,6 +27,9 @@ of the mean of the problems' means, each with a variance of its own (Welch), and
 problems that have a link and two seeds or more. The verdicts at the base over the problems are the
 confirmation; all others say where it holds. None is corrected for the number of them.
 
+(Added when the first numbers were there: the same rule for Spearman's rank correlation, whose verdicts
+stand beside these under their own name. They differ.)
+
 Conditions, one factor at a time about a base (n 100, prior sd 2, one hidden layer of 64, tanh, NTK
 parameterisation, all training inputs as reference inputs of the scale, a trained network):
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 STATISTICS = ("pearson", "spearman")
-"""Correlations of which differences are made."""
+"""Correlations of which differences are made; the first is that of the protocol's verdicts."""
+LEVEL = "level"
+"""Statistic of the hypotheses that are about no correlation."""
 RESULT_COLUMNS = (
     *("problem", "seed", "link", "factor", "value", "region", "estimate"),
     *("pearson", "spearman", "log2_level", "num_averaged", "num_undefined"),
@@ -40,7 +42,7 @@ SUMMARY_COLUMNS = (
 """Columns of `summary.csv`."""
 DIFFERENCE_COLUMNS = (*_PLACE, "statistic", "estimate", "rival", *_OVER)
 """Columns of `differences.csv`."""
-VERDICT_COLUMNS = (*_PLACE, "hypothesis", "bound", *_OVER, "verdict")
+VERDICT_COLUMNS = (*_PLACE, "hypothesis", "statistic", "bound", *_OVER, "verdict")
 """Columns of `verdicts.csv`."""
 
 _TEXTS = ("gate_reasons", "reason")
@@ -181,6 +183,10 @@ def _less(row: Row, others: Mapping[tuple[str, int], Row], statistic: str) -> fl
     return None if mine is None or theirs is None else mine - theirs
 
 
+def _log2_level(row: Row) -> float | None:
+    return row["log2_level"]
+
+
 def _condition_order(condition: Condition) -> tuple:
     try:
         amount = float(condition.value)
@@ -271,17 +277,18 @@ def verdicts(results: Results) -> Rows:
             without_link = problem != ALL and problem not in results.linked
             if not results.rows(key, problem) or (without_link and name in OF_LINK):
                 continue
-            if hypothesis.rival:
-                found = results.differences(key, hypothesis.rival, "pearson", problem)
-            else:
-                found = results.values(lambda row: row["log2_level"], key, problem)
-            numbers = {name: [*map(hypothesis.number, v)] for name, v in found.items()}
-            over = over_seeds(numbers, problem)
-            rows.append({
-                "problem": problem, **condition._asdict(), "region": region, "hypothesis": name,
-                "bound": hypothesis.bound, **_columns(over),
-                "verdict": verdict(over.interval, hypothesis),
-            })  # fmt: skip
+            for statistic in STATISTICS if hypothesis.rival else (LEVEL,):
+                if hypothesis.rival:
+                    found = results.differences(key, hypothesis.rival, statistic, problem)
+                else:
+                    found = results.values(_log2_level, key, problem)
+                numbers = {cell: [*map(hypothesis.number, v)] for cell, v in found.items()}
+                over = over_seeds(numbers, problem)
+                rows.append({
+                    "problem": problem, **condition._asdict(), "region": region,
+                    "hypothesis": name, "statistic": statistic, "bound": hypothesis.bound,
+                    **_columns(over), "verdict": verdict(over.interval, hypothesis),
+                })  # fmt: skip
     return rows
 
 

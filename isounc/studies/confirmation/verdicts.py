@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from isounc.statistics import Interval
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""All verdicts, in the order in which they are counted."""
 MARGIN = 0.05
 """Loss of Pearson's r against an ensemble up to which "at least as well" holds."""
 

@@ -46,8 +46,8 @@ def short(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """Two decimals with a sign."""
-    return f"{round(value, 2) + 0.0:+.2f}"
+    """Two decimals with a sign, which also a number that is all but zero keeps: verdicts ask it."""
+    return f"{value:+.2f}"
 
 
 def interval(row: Row, prefix: str = "") -> str:

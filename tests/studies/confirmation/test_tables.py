@@ -171,6 +171,7 @@ def test_planted_data_confirm_refute_and_stay_undecided():
         where = {"problem": problem, **PLACE}
         names = [n for n in HYPOTHESES if any(
             r["hypothesis"] == n and r["problem"] == problem for r in found)]  # fmt: skip
+        found = [row for row in found if row["statistic"] != "spearman"]
         return {name: of(found, hypothesis=name, **where)["verdict"] for name in names}
 
     expected = {
@@ -191,6 +192,17 @@ def test_planted_data_confirm_refute_and_stay_undecided():
     levels = said(made_up(change=off))
     # Right on the geometric mean, and within a factor of two nowhere.
     assert (levels["H4"], levels["H4, unit"]) == ("refuted", "undecided")
+
+    def linear_not_ordered(row):
+        return {"spearman": 0.3} if row["estimate"] == "logit_scaled" else {}
+
+    tables = tables_of(made_up(change=linear_not_ordered))
+    by = {
+        rank: tables.verdict(problem=ALL, hypothesis="H1", by_rank=rank, **PLACE)["verdict"]
+        for rank in (False, True)
+    }
+    assert by == {False: "confirmed", True: "refuted"}
+    assert "By rank (Spearman's): refuted in test" in reading(tables)[1]
     # Without a link the first two say nothing.
     assert set(said(made_up(), "line")) == {"H3, 4", "H3, 16", "H4", "H4, unit"}
     assert set(said(made_up(seeds=1)).values()) == {"undecided"}
@@ -213,9 +225,10 @@ def test_the_reading_says_what_the_tables_say():
     tables = tables_of(made_up(change=change))
     said = "\n".join(reading(tables))
     assert "1 of them failed their gate or a check and are in no number: 1 at n = 30." in said
-    row = of(tables.verdicts, problem=ALL, hypothesis="H2", **PLACE)
+    row = of(tables.verdicts, problem=ALL, hypothesis="H2", statistic="pearson", **PLACE)
     assert (
-        "H2, logit-scaled orders inputs better than p(1−p). At the base: confirmed in test "
+        "H2, logit-scaled orders inputs better than p(1−p). By Pearson's r, at the base: confirmed "
+        "in test "
         f"({row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]; of 2 problems "
     ) in said
     assert "beyond doubt behind on rings in far against isotropic ‖∇p‖² (-0.2" in said
