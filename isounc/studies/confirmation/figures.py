@@ -51,9 +51,7 @@ def by_condition(differences: Sequence[Row], statistic: str = "pearson") -> Figu
     def at(i: int, region: str, rival: str) -> _Interval:
         return _found(rows, region, rival=rival, **places[i]._asdict())
 
-    title = (
-        "One pass at one trained network: r of logit-scaled less that of each rival, by condition"
-    )
+    title = f"{NAMES[statistic]} {_TITLE}, by condition"
     return _order_figure(title, labels, [p.factor for p in places], rows, at)
 
 
@@ -77,9 +75,7 @@ def by_problem(
         return _found(rows, region, rival=rival, problem=places[i])
 
     labels = ["mean of the problems" if p == ALL else p.replace("_", " ") for p in places]
-    title = (
-        "One pass at one trained network: r of logit-scaled less that of each rival, at the base"
-    )
+    title = f"{NAMES[statistic]} {_TITLE}, at the base"
     return _order_figure(title, labels, [str(p == ALL) for p in places], rows, at)
 
 
