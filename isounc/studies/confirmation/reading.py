@@ -217,23 +217,22 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def _ensembles(tables: Tables) -> str:
-    """Say what the ensembles have at the base, by their size."""
-    parts = []
-    for region in tables.results.regions:
-        where = {"problem": ALL, "factor": BASE, "value": "", "region": region}
-        mine = tables.line(estimate="logit_scaled", **where)
-        found = [
-            f"{name.removeprefix('ensemble_')}: {short(line['pearson_mean'])}"
-            for name in tables.results.estimates
-            if name.startswith("ensemble_") and (line := tables.line(estimate=name, **where))
-        ]
-        if mine is not None and found:
-            parts.append(
-                f"{short(mine['pearson_mean'])} in {region}, against networks {', '.join(found)}"
-            )
-    if not parts:
-        return ""
-    return f"Mean r of logit-scaled at one network at the base: {'; '.join(parts)}."
+    """Say what each estimate has at the base, by both correlations."""
+    sentences = []
+    for statistic, called in (("pearson", "Pearson's r"), ("spearman", "Spearman's")):
+        parts = []
+        for region in tables.results.regions:
+            where = {"problem": ALL, "factor": BASE, "value": "", "region": region}
+            found = [
+                f"{estimate_name(name)} {short(line[f'{statistic}_mean'])}"
+                for name in tables.results.estimates
+                if (line := tables.line(estimate=name, **where)) is not None
+            ]
+            if found:
+                parts.append(f"in {region} {', '.join(found)}")
+        if parts:
+            sentences.append(f"Mean over the problems at the base, {called}: {'; '.join(parts)}.")
+    return " ".join(sentences)
 
 
 def _regressions(tables: Tables) -> str:
