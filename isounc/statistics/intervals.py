@@ -109,7 +109,7 @@ def interval_over_seeds(
 
 
 def interval_over_strata(
-    values: Iterable[Sequence[float] | Float[np.ndarray, " S"]], *, level: float = 0.95
+    values: Iterable[Sequence[float] | Float[np.ndarray, " _"]], *, level: float = 0.95
 ) -> Interval:
     r"""Mean of the means of several strata (problems, say) with an interval over their seeds.
 
