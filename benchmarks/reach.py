@@ -8,13 +8,15 @@ Each posterior (all combinations of the options) is sampled by `sample_posterior
 until its gate passes with a standard error of 3% of the variance, or the seconds are spent. A row
 has what it was worth by then: R-hat, effective draws of p and of (p - mean)^2, the standard error
 of the variance (median over the locations) and the reasons of a gate that fails. A table that
-exists already is continued: only the rows that it lacks are measured.
+exists already is continued: only the rows that it lacks are measured. `reach.md` beside it says in
+words what each row is worth.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,10 @@ from tqdm import tqdm
 
 from isounc.models import make_model
 from isounc.problems import make_problem
+from isounc.sampling.gate import RARE_DRAWS, TOO_COARSE
 from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.sampling.smc_driver import UNTEMPERED
 
 PROBLEMS = (
     "linear", "moons", "xor", "rings", "clusters3", "spirals3", "linear_regression",
@@ -35,6 +40,10 @@ PROBLEMS = (
 )  # fmt: skip
 MOST_DRAWS = 100_000
 """More than the seconds allow."""
+GATE = GateSettings()
+TARGET = SamplerSettings().target_var_se
+APART = 1.1
+"""R-hat above which nothing is extrapolated: chains are in different places."""
 
 
 @dataclass
@@ -100,10 +109,86 @@ def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
     }
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """What a row is worth, in words."""
+    least = min(row["ess_mean"] or 0.0, row["ess_var"] or 0.0)
+    error, rhat = row["var_se"], row["rhat_max"]
+    if row["gate"] == "pass":
+        if error is None or error <= TARGET:
+            return "passes, and the variance is known to the target"
+        minutes = row["seconds"] * (error / TARGET) ** 2 / 60
+        return f"passes; the variance to {TARGET:.0%} would take {_about(minutes)} in all"
+    if UNTEMPERED in str(row["reasons"]):
+        return "not yet: its particles are on the way from the prior to the posterior"
+    if rhat is None or rhat > APART:
+        return "out of reach: chains are in different places"
+    if TOO_COARSE in str(row["reasons"]):
+        return "fails: single precision is not enough"
+    short = max(GATE.ess_min / max(least, 1.0), 1.0)
+    # R-hat - 1 falls about as the effective draws grow.
+    longer = max(short, (rhat - 1) / (GATE.rhat_max - 1))
+    if longer > 1:
+        return f"not yet: at this pace the gate takes {_about(row['seconds'] * longer / 60)} in all"
+    if str(row["reasons"]).startswith(RARE_DRAWS):
+        return f"converged, but {RARE_DRAWS} at more than a third of the locations"
+    return f"fails: {row['reasons']}"
+
+
+def _about(minutes: float) -> str:
+    return f"about {minutes:.0f} minutes" if minutes >= 1.5 else f"about {60 * minutes:.0f} seconds"
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, in the order in which a reader looks for them."""
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            row["parameterisation"], row["prior_sd"], row["n"], row["activation"], row["width"],
+            row["problem"], row["sampler"],
+        )  # fmt: skip
+
+    def shown(number: float | None, form: str) -> str:
+        return "undefined" if number is None else format(number, form)
+
+    words = [verdict(row) for row in rows]
+    counts = "; ".join(
+        f"{said}: {sum(word.startswith(start) for word in words)}"
+        for start, said in (
+            ("passes", "pass the gate"),
+            ("converged", "converge, but rare draws decide"),
+            ("not yet", "on the way"),
+            ("out of reach", "out of reach"),
+            ("fails", "fail otherwise"),
+        )
+    )
+    lines = [
+        f"What {len(rows)} posteriors are worth ({counts}).",
+        "",
+        "| prior | n | network | problem | sampler | seconds, cores | R-hat | effective draws of p, of"
+        " (p - mean)² | error of the variance | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=place):
+        ess = f"{shown(row['ess_mean'], '.0f')}, {shown(row['ess_var'], '.0f')}"
+        cells = (
+            f"{row['parameterisation']}, sd {row['prior_sd']:g}", row["n"],
+            f"{row['activation']}, width {row['width']}", row["problem"], row["sampler"],
+            f"{row['seconds']:.0f}, {row['cores']}", shown(row["rhat_max"], ".3f"), ess,
+            shown(row["var_se"], ".1%"), verdict(row),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(options: Options) -> None:
     """Measure all posteriors, print the rows and write the table."""
     device = jax.devices()[0].device_kind
-    print(f"{device}, JAX {jax.__version__}, float32, at most {options.seconds:g} s each")
+    # Those that this process may use, where the system can say so.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    print(
+        f"{device}, {cores} cores, JAX {jax.__version__}, float32, at most {options.seconds:g} s each"
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "reach.csv"
     rows = stored(table, {"seed": options.seed})
@@ -116,10 +201,12 @@ def main(options: Options) -> None:
     for values in tqdm([cell for cell in cells if cell not in done], unit="posterior"):
         cell: dict[str, Any] = dict(zip(names, values, strict=True))
         row = cell | {"seed": options.seed, "budget": options.seconds} | measure(cell, options)
-        rows.append(row | {"device": device, "jax": jax.__version__})
+        rows.append(row | {"device": device, "cores": cores, "jax": jax.__version__})
         tqdm.write(", ".join(f"{name} {row[name]}" for name in list(row) if row[name] != ""))
         write(rows, table)
         jax.clear_caches()
+    if rows:
+        (options.out / "reach.md").write_text(page(rows))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class PointEstimate(NamedTuple):
     """A point theta* with the checks that it passed or failed."""
 
     kind: str
-    """map, trained or draw."""
+    """map, trained, stopped (trained until a validation loss rose) or chain_mean."""
     theta: Float[np.ndarray, " P"]
     """The parameters."""
     log_density: float

@@ -27,8 +27,9 @@ from isounc.estimates.scale_rules import effective_var, unit_var
 from isounc.likelihoods import LIKELIHOODS, Likelihood, NoiseSd
 from isounc.models import Model
 
-POINTS = ("map", "trained", "draw", "posterior")
-"""Points theta*: the MAP, a trained network, single posterior draws; and none, but an average."""
+POINTS = ("map", "trained", "stopped", "chain_mean", "draw", "posterior")
+"""Points theta*: the MAP, a trained network, one whose training stopped early, the mean of the draws of
+a chain, single posterior draws; and none, but an average."""
 VIEWS = ("curves", "levels", "maps", "bands")
 """Where reports show an estimator: as curves against width, in the table of levels, as maps over
 two inputs (the first three have room), as bands over one input."""
@@ -251,7 +252,7 @@ def _oracle_diagonal(model, theta, evidence, num_chains):
     return cov.diagonal_from_draws(evidence.draws)
 
 
-_EVERYWHERE = ("map", "trained", "draw")
+_EVERYWHERE = ("map", "trained", "stopped", "chain_mean", "draw")
 ESTIMATORS: dict[str, Estimator] = {
     "isotropic": Linearised(
         isotropic_rule, label="isotropic ‖∇p‖²", order=0, points=_EVERYWHERE, by_group=True,

@@ -1,7 +1,8 @@
 """Reference posteriors, sampled and exact: the bank of isounc, and z-scores against it."""
 
 from isounc.references.bank import Entry, FailedReferenceWarning, list, load, save
-from isounc.references.exact import linear_gaussian, logistic_by_quadrature
+from isounc.references.exact import linear_gaussian
+from isounc.references.quadrature import logistic_by_quadrature
 from isounc.references.reference import Reference, Thinning, from_exact, from_posterior, from_record
 from isounc.references.zscores import Agreement, compare
 

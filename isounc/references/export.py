@@ -19,8 +19,8 @@ from isounc.sampling.settings import GateSettings
 
 METHODS = {
     "quadrature": "the trapezoid rule over all parameters, in float64 "
-    "(`isounc.references.exact.logistic_by_quadrature`)",
-    "closed form": "linear algebra in float64 (`isounc.references.exact.linear_gaussian`)",
+    "(`isounc.references.logistic_by_quadrature`)",
+    "closed form": "linear algebra in float64 (`isounc.references.linear_gaussian`)",
 }
 
 

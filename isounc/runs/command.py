@@ -35,6 +35,7 @@ def settings_of(
     preset.add_argument("--preset")
     chosen = preset.parse_known_args(arguments)[0].preset
     default = study.presets.get(chosen, next(iter(study.presets.values())))
+    default = study.defaults(default, arguments)
     return tyro.cli(
         type(default), default=default, description=study.description, args=arguments, prog=program
     )

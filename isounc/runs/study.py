@@ -79,6 +79,16 @@ def _no_preparation(settings: Any, folder: RunFolder) -> None:
     """Most studies need nothing but their settings."""
 
 
+def _preset_itself(preset: Any, arguments: Sequence[str] | None) -> Any:
+    """In most studies a preset says all."""
+    return preset
+
+
+def _no_remarks(settings: Any) -> Sequence[str]:
+    """Most studies leave nothing out."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Study(Generic[S]):
     """An experiment: settings, cells, a function from cells to records, and their views."""
@@ -110,6 +120,10 @@ class Study(Generic[S]):
     Where numbers depend on what is computed together, they may not."""
     growing: tuple[str, ...] = ()
     """Settings that add records to a run and change none, so that they may differ on resumption."""
+    defaults: Callable[[S, Sequence[str] | None], S] = _preset_itself
+    """Defaults of the options of a command line, from its preset and its arguments."""
+    remarks: Callable[[S], Sequence[str]] = _no_remarks
+    """Lines about the plan, such as what it leaves out, which are said before it is computed."""
 
 
 def run_study(study: Study[S], settings: S) -> bool:
@@ -135,6 +149,8 @@ def run_study(study: Study[S], settings: S) -> bool:
     use_device(settings.device)
     groups = study.plan(settings)
     executor, workers = executor_and_workers(settings, study.executor, len(groups))
+    if remarks := study.remarks(settings):
+        print("\n".join(remarks), flush=True)
     if settings.dry_run:
         print(forecast(groups, study.unit, workers))
         return True
@@ -201,9 +217,10 @@ def settings_of_run(study: Study[S], folder: RunFolder) -> S:
 def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
     """The cells of a plan with a forecast of time and memory, as text."""
     batches = [batch for group in groups for batch in group]
-    lines = [f"{'batch':<40}{unit:>14}{'seconds':>9}{'MiB':>7}"]
+    longest = max([39, *(len(batch.label) for batch in batches)]) + 1
+    lines = [f"{'batch':<{longest}}{unit:>14}{'seconds':>9}{'MiB':>7}"]
     lines += [
-        f"{batch.label:<40}{len(batch.cells):>14}{batch.seconds:>9.1f}{batch.mebibytes:>7.0f}"
+        f"{batch.label:<{longest}}{len(batch.cells):>14}{batch.seconds:>9.1f}{batch.mebibytes:>7.0f}"
         for batch in batches
     ]
     compiling = COMPILE_SECONDS * len(groups)

@@ -1,8 +1,9 @@
-"""Blocks of draws on several cores of a CPU.
+"""Chains and runs of particles on several cores of a CPU.
 
 XLA runs the loops of a program one after the other, but programs that several threads have begun at
-the same time. So each group of chains of each problem is a call of one compiled program, and the
-calls are shared out among threads; no bit depends on the number of threads.
+the same time. So each group of chains of each problem, and each run of particles, is a call of one
+compiled program, and the calls are shared out among threads; no bit depends on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +39,26 @@ def num_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def share_out(call: Callable[[int], Any], count: int) -> tuple[Any, ...]:
+    """`call(0)`, ..., `call(count - 1)`, begun by as many threads as there are cores."""
+    # The first call may compile, which several threads would do several times.
+    done = {0: call(0)}
+    threads = min(num_threads(), count)
+    shares = [range(count)[t::threads] for t in range(threads)]
+
+    def work(share: range) -> None:
+        done.update((i, call(i)) for i in share if i not in done)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        if pool.submit(_jax_settings).result() != _jax_settings():
+            shares = [range(count)]
+        others = [pool.submit(work, share) for share in shares[1:]]
+        work(shares[0])
+    for other in others:
+        other.result()
+    return tuple(done[i] for i in range(count))
 
 
 class BlockProgram:
@@ -96,22 +118,7 @@ class BlockProgram:
                 keys[b : b + 1], u, g, **self._static,
             )  # fmt: skip
 
-        # The first call may compile, which several threads would do several times.
-        drawn = {0: one(0)}
-        threads = min(num_threads(), len(begun))
-        shares = [range(len(begun))[t::threads] for t in range(threads)]
-
-        def work(share: range) -> None:
-            drawn.update((i, one(i)) for i in share if i not in drawn)
-
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            if pool.submit(_jax_settings).result() != _jax_settings():
-                shares = [range(len(begun))]
-            others = [pool.submit(work, share) for share in shares[1:]]
-            work(shares[0])
-        for other in others:
-            other.result()
-        return tuple(drawn[i] for i in range(len(begun)))
+        return share_out(one, len(begun))
 
     def end(
         self, begun: tuple[Begun, ...], state: chains.RunState

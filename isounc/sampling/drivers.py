@@ -6,7 +6,7 @@ from isounc.checks import check_name
 from isounc.sampling.chain_driver import ChainDriver
 from isounc.sampling.kernels import SAMPLERS, Sampler
 from isounc.sampling.run import Driver
-from isounc.sampling.settings import SAMPLER_NAMES
+from isounc.sampling.settings import AUTO, SAMPLER_NAMES, SamplerSettings
 from isounc.sampling.smc_driver import SMCDriver
 
 DRIVERS: dict[str, Driver] = {
@@ -14,6 +14,11 @@ DRIVERS: dict[str, Driver] = {
     "tempered_smc": SMCDriver(),
 }
 """Drivers by the sampler's name."""
+
+
+def driver_of(settings: SamplerSettings) -> Driver:
+    """The driver of the sampler; of hmc where pilots choose it, from which others differ little."""
+    return DRIVERS["hmc" if settings.sampler == AUTO else settings.sampler]
 
 
 def register_sampler(name: str, sampler: Sampler) -> None:

@@ -23,6 +23,8 @@ from isounc.sampling.tails import khat_bound
 
 TOO_COARSE = "single precision is not enough here: standardise the inputs or use float64"
 """What to do where the sampler's numbers differ from those in float64."""
+RARE_DRAWS = "rare draws decide about the variance"
+"""What heavy tails of (p - mean)^2 mean."""
 
 
 class BatchMoments(NamedTuple):
@@ -279,7 +281,7 @@ def gate(
         ),
         (
             heavy > bounds.heavy_tails_max * size,
-            f"rare draws decide about the variance at {heavy} {of_all}, where neither it nor its "
+            f"{RARE_DRAWS} at {heavy} {of_all}, where neither it nor its "
             f"standard error can be trusted (Pareto k of (p - mean)^2 up to {khat:.3g}, at location "
             f"{khat_at}; at most {bounds.heavy_tails_max:.0%} may be above {khat_most:.3g}): draw "
             "more",

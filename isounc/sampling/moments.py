@@ -63,10 +63,14 @@ class TwoValued(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """The pilot of chains in some coordinates."""
+    """The pilot of chains in some coordinates, by some sampler."""
 
     coordinates: str
     """Name of the coordinates."""
+    sampler: str
+    """Name of the sampler."""
+    metric: str
+    """The metric of the run; none is adapted in a pilot."""
     step_size: float
     """Mean over the problems, as adapted."""
     num_gradients: float
@@ -110,11 +114,13 @@ class Posterior:
     """Mean acceptance probability after warm-up."""
     coordinates: str
     """Coordinates of the sampling: prior, curvature or readout."""
+    sampler: str
+    """Its sampler."""
     stopped: str
     """Why sampling ended: the target was met, or the budget of draws or seconds was spent, or an
     interrupt came; with the numbers."""
     trials: tuple[Trial, ...] = ()
-    """Pilots in several coordinates, if there were any."""
+    """Pilots in several coordinates, or by several samplers, if there were any."""
 
 
 class Block(NamedTuple):

@@ -1,4 +1,4 @@
-"""Short pilots of chains, which choose coordinates where that matters.
+"""Short pilots of chains, which choose coordinates, and the sampler if asked, where that matters.
 
 Which coordinates are best depends on the data, the prior and the width together, and no rule that
 was tried holds everywhere. So chains of each candidate make a few transitions. With p_t the
@@ -11,16 +11,17 @@ is worth (1 - rho) / (1 + rho) independent draws. The candidate with the most of
 wins. Seconds come from counts of gradients and from what a gradient costs by the shapes of the
 problem, not from a clock: the choice is determined by the key.
 
-A pilot makes as many gradients as 18 transitions of the run. If those of prior coordinates forecast
-no more than `TRIAL_PAYS` seconds for the whole run, nothing else is tried, since its programs would
-have to be compiled.
+Candidates come in a fixed order: the kinds of coordinates, prior ones first, by the sampler of the
+run (hmc if that is to be found); then, if it is, the other samplers in the best coordinates so far.
+One is left out if with it all pilots are forecast to take more than `SHARE` of the run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,55 +34,92 @@ from isounc.sampling.chain_driver import WARM_WINDOWS, ChainDriver
 from isounc.sampling.clock import TimeIsUp
 from isounc.sampling.coordinates import Coordinates
 from isounc.sampling.cores import BlockProgram
-from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.drivers import driver_of
+from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.moments import Trial
 from isounc.sampling.parts import Parts
 from isounc.sampling.readout import NarrowReadout, Readout
 from isounc.sampling.run import Run, randomness
+from isounc.sampling.settings import AUTO
 
 PILOT = 20261128
 """Folded into a key for the pilots."""
-NUM_WARMUP, NUM_DRAWS = 48, 12
-"""Transitions of a pilot: short ones while its step size adapts, and those that are judged.
+NUM_WARMUP, NUM_DRAWS = (24, 48), (8, 12)
+"""Least and most transitions of a pilot: short ones while its step size adapts, and those that are
+judged. Those of a run of hundreds of transitions are a fortieth of it.
 
 Trajectory lengths are not tried: so few draws do not show how slow the slowest direction is, and
 say that short ones are better than they are.
 """
+OWN_LENGTHS = ("nuts", "chees")
+"""Samplers that are not tried, since they choose lengths themselves."""
 SHORT = 0.125
 """Trajectory length of the former over that of the run."""
-TRIAL_PAYS = 20.0
-"""Forecast of the whole run, in seconds of one core, from which on candidates are tried."""
+SHARE = 0.1
+"""Most that all pilots may take of the run, by forecast."""
+COMPILATION = 2.0
+"""Forecast, in seconds, for the programs of a pilot; those of the first are the run's if it wins."""
+
+
+class _Pilot(NamedTuple):
+    """A pilot that was made."""
+
+    run: Run
+    """The run with its coordinates and sampler."""
+    trial: Trial
+    """What it was worth; that is NaN until all are judged."""
+    values: Float[np.ndarray, "B K S Q"]
+    """Its draws of the predictions at the fixed locations."""
 
 
 def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Trial, ...]]:
-    """The run in the best coordinates, and all trials.
+    """The run in the best coordinates, by the best sampler if that is to be found, and all trials.
 
-    There are none if there is one candidate, or nothing much to save: then it is the first.
-    Particles take the last: they make no more than a few steps, which have to be long.
+    There are none if there is one candidate, or no time for a second: then it is the first.
+    Particles take the last coordinates: they make no more than a few steps, which have to be long.
     """
-    driver = DRIVERS[run.settings.sampler]
-    if not isinstance(driver, ChainDriver):
+    if not isinstance(driver_of(run.settings), ChainDriver):
         return run._replace(coordinates=candidates[-1]), ()
-    run = run._replace(coordinates=candidates[0])
-    if len(candidates) == 1:
-        return run, ()
-    trials, values = list[Trial](), list[np.ndarray]()
+    samplers = [run.settings.sampler]
+    if run.settings.sampler == AUTO:
+        samplers = [name for name in SAMPLERS if name not in OWN_LENGTHS]
+    first = _by(run, samplers[0], candidates[0])
+    if len(candidates) == len(samplers) == 1:
+        return first, ()
+    pilots, best, spent = list[_Pilot](), 0, 0.0
+
+    def order() -> Iterator[Run]:
+        yield from (_by(run, samplers[0], coordinates) for coordinates in candidates)
+        yield from (_by(run, name, pilots[best].run.coordinates) for name in samplers[1:])
+
+    whole = run.settings.num_warmup + run.settings.num_draws
     try:
-        for coordinates in candidates:
-            trial, drawn = _pilot(run, coordinates, driver)
-            trials.append(trial)
-            values.append(drawn)
-            if len(trials) == 1 and _forecast(run, trial) <= TRIAL_PAYS:
-                return run, ()
+        for way in order():
+            if pilots:
+                # About as long as the first.
+                expected = spent + COMPILATION + _pilot_seconds(run, pilots[0].trial)
+                if expected > SHARE * _seconds(way, pilots[best].trial, whole):
+                    continue
+                spent += COMPILATION
+            pilots.append(_pilot(way))
+            spent += _pilot_seconds(way, pilots[-1].trial)
+            worths = draws_per_transition([pilot.values for pilot in pilots])
+            pilots = [
+                pilot._replace(trial=pilot.trial._replace(draws_per_transition=worth))
+                for pilot, worth in zip(pilots, worths, strict=True)
+            ]
+            best = max(range(len(pilots)), key=lambda i: pilots[i].trial.draws_per_second)
     except TimeIsUp:
-        return run, ()
-    worths = draws_per_transition(values)
-    trials = [
-        trial._replace(draws_per_transition=worth)
-        for trial, worth in zip(trials, worths, strict=True)
-    ]
-    best = max(range(len(trials)), key=lambda i: trials[i].draws_per_second)
-    return run._replace(coordinates=candidates[best]), tuple(trials)
+        return first, ()
+    if len(pilots) == 1:
+        return first, ()
+    return pilots[best].run, tuple(pilot.trial for pilot in pilots)
+
+
+def _by(run: Run, sampler: str, coordinates: Coordinates) -> Run:
+    """The run by this sampler in these coordinates."""
+    settings = dataclasses.replace(run.settings, sampler=sampler)
+    return run._replace(coordinates=coordinates, settings=settings)
 
 
 def draws_per_transition(values: Sequence[Float[np.ndarray, "B K _ Q"]]) -> list[float]:
@@ -122,25 +160,38 @@ def gradient_seconds(coordinates: Coordinates, model: Model, num_examples: int) 
     return seconds + outputs * (15e-6 + 1e-10 * products)
 
 
-def _forecast(run: Run, trial: Trial) -> float:
-    """Seconds of the whole run on one core."""
+def _seconds(run: Run, trial: Trial, num_transitions: float) -> float:
+    """Seconds of so many transitions of all chains on one core, by the gradients of a trial."""
+    gradients = num_transitions * run.settings.chains * len(run.run_keys) * trial.num_gradients
+    return gradients * trial.gradient_seconds
+
+
+def _lengths(run: Run) -> tuple[int, int, int]:
+    """Transitions of a pilot: those of its warm-up and its draws; and of a window of the run."""
     settings = run.settings
-    transitions = (settings.num_warmup + settings.num_draws) * settings.chains * len(run.run_keys)
-    return transitions * trial.num_gradients * trial.gradient_seconds
+    whole = settings.num_warmup + settings.num_draws
+    # Arrays have the lengths of the run's, which spares a compilation.
+    window = math.ceil(settings.num_warmup / WARM_WINDOWS)
+    num_warmup = min(window, int(np.clip(whole // 25, *NUM_WARMUP)))
+    return num_warmup, min(settings.block, int(np.clip(whole // 100, *NUM_DRAWS))), window
 
 
-def _pilot(
-    run: Run, coordinates: Coordinates, driver: ChainDriver
-) -> tuple[Trial, Float[np.ndarray, "B K S Q"]]:
-    """The trial of coordinates, not judged yet, and its draws."""
+def _pilot_seconds(run: Run, trial: Trial) -> float:
+    """Those of the pilot itself, without compilation."""
+    num_warmup, num_draws, _ = _lengths(run)
+    return _seconds(run, trial, num_warmup * SHORT + num_draws)
+
+
+def _pilot(run: Run) -> _Pilot:
+    """The pilot of a run, not judged yet."""
     settings, data, X, model = run.settings, run.data, run.X, run.model
-    static: dict[str, Any] = {"model": model, "settings": settings, "sampler": driver.sampler}
+    sampler, coordinates = SAMPLERS[settings.sampler], run.coordinates
+    static: dict[str, Any] = {"model": model, "settings": settings, "sampler": sampler}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, PILOT))(run.run_keys)
     state = chains.start(coordinates, data, X, run.start_keys, **static)
     static["serial"] = chains.is_serial(model, data)
     parts = Parts(run._replace(checkpoint=None))
-    # Arrays have the lengths of the run's, which spares a compilation.
-    length = math.ceil(settings.num_warmup / WARM_WINDOWS)
+    num_warmup, num_draws, length = _lengths(run)
 
     def work(make: Any, begun: Any, step: int, count: int, length: int) -> Any:
         step_keys, u = randomness(keys, step, length, X.dtype)
@@ -148,7 +199,8 @@ def _pilot(
         return parts.work(
             lambda begun, first, count: make(begun, first, count, step_keys, u), count,
             tell=lambda _: run.report(
-                f"pilot in {coordinates.name} coordinates", 0, settings.max_draws
+                f"pilot of {settings.sampler} in {coordinates.name} coordinates", 0,
+                settings.max_draws,
             ),
             until=run.clock.max_seconds,
         )  # fmt: skip
@@ -164,19 +216,20 @@ def _pilot(
         return state._replace(tuning=state.tuning._replace(trajectory_length=lengths))
 
     window = chains.begin_window(of_length(state, SHORT), settings, length)
-    window = work(warm_up, window, 0, min(length, NUM_WARMUP), length)
+    window = work(warm_up, window, 0, num_warmup, length)
     state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
     state = of_length(state, 1.0)
-    program = BlockProgram(run, driver.sampler)
+    program = BlockProgram(run, sampler)
     begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))
-    count = min(NUM_DRAWS, settings.block)
-    state, block = program.end(work(draw, begun, 1, count, settings.block), state)
-    block = chains.end_block(state, block, count, settings)
+    state, block = program.end(work(draw, begun, 1, num_draws, settings.block), state)
+    block = chains.end_block(state, block, num_draws, settings)
     trial = Trial(
         coordinates=coordinates.name,
+        sampler=settings.sampler,
+        metric=settings.metric,
         step_size=float(np.mean(state.tuning.step_size)),
-        num_gradients=float(np.mean(block.num_gradients)) / count,
+        num_gradients=float(np.mean(block.num_gradients)) / num_draws,
         gradient_seconds=gradient_seconds(coordinates, model, data.X.shape[1]),
         draws_per_transition=math.nan,
     )
-    return trial, np.asarray(block.values)
+    return _Pilot(run, trial, np.asarray(block.values))

@@ -358,6 +358,7 @@ def _posterior(
         step_size=sampled.step_size[i],
         acceptance=float(np.mean([block.acceptance.mean() for block in blocks])),
         coordinates=run.coordinates.name,
+        sampler=run.settings.sampler,
         stopped=stopping.why_stopped(gate, num_draws, run.settings, sampled.ended),
         trials=trials,
     )

@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int
+
+from isounc.sampling.run import on_one_cpu
 
 LARGE_ERROR = 3.0
 """Energy error, in nats, above which a trajectory is tried again; where steps suit it is rare."""
@@ -113,7 +116,48 @@ def try_trajectories(
     ]
     if plan:
         finer, is_back = (jnp.array(column) for column in zip(*plan, strict=True))
-        tried = jax.lax.cond(
-            is_open.any(), lambda: jax.lax.scan(attempt, tried, (finer, is_back))[0], lambda: tried
-        )
+        tried = _where_open(lambda tried: jax.lax.scan(attempt, tried, (finer, is_back))[0], tried)
     return first, tried
+
+
+def _where_open(retry: Callable[[Attempts], Attempts], tried: Attempts) -> Attempts:
+    """`retry(tried)` if the trajectory of any chain is open.
+
+    Of a batch of problems those with such a chain are retried one after the other: all of them
+    together would go wherever one of them needs it, with every step of the finest trajectory.
+    """
+    if not on_one_cpu():
+        return jax.lax.cond(tried.is_open.any(), retry, lambda tried: tried, tried)
+    # The rule sees as arguments what the function closes over: data, say.
+    closed = jax.make_jaxpr(retry)(tried)
+
+    @jax.custom_batching.custom_vmap
+    def retried(consts: list[Any], tried: Attempts) -> Attempts:
+        leaves, tree = jax.tree.flatten(tried)
+        return jax.lax.cond(
+            tried.is_open.any(),
+            lambda: tree.unflatten(jaxpr_as_fun(closed.replace(consts=consts))(*leaves)),
+            lambda: tried,
+        )
+
+    @retried.def_vmap
+    def one_by_one(
+        size: int, is_batched: Any, consts: list[Any], tried: Attempts
+    ) -> tuple[Attempts, Attempts]:
+        given = jax.tree.map(
+            lambda a, batched: a if batched else jnp.broadcast_to(a, (size, *a.shape)),
+            (consts, tried), tuple(is_batched),
+        )  # fmt: skip
+        is_open = given[1].is_open.any(1)
+        order = jnp.argsort(~is_open)
+
+        def one(k: Int[Array, ""], all_tried: Attempts) -> Attempts:
+            its_consts, its_tried = jax.tree.map(lambda a: a[order[k]], (given[0], all_tried))
+            return jax.tree.map(
+                lambda a, new: a.at[order[k]].set(new), all_tried, retried(its_consts, its_tried)
+            )
+
+        done = jax.lax.fori_loop(0, is_open.sum(), one, given[1])
+        return done, jax.tree.map(lambda _: True, done)
+
+    return retried(closed.consts, tried)

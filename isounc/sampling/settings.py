@@ -15,6 +15,8 @@ COORDINATE_NAMES = ("auto", "prior", "curvature", "readout")
 """Coordinates (`isounc.sampling.coordinates`); `auto` chooses prior or readout."""
 METRIC_NAMES = ("identity", "diagonal", "low_rank")
 """Metrics that warm-up adapts."""
+AUTO = "auto"
+"""As a sampler: hmc, unless short pilots find another one faster."""
 UNSUITED = {"tempered_smc": {"metric": "low_rank", "coordinates": "curvature"}}
 """By sampler, the value of other settings that it cannot work with."""
 
@@ -71,7 +73,8 @@ class SamplerSettings:
     """hmc (trajectories of jittered length, tried again in finer steps where their energy error is
     large), nuts, chees (adapts that length over many chains: 16 or more), adjusted_mclmc, or
     tempered_smc for modes that do not mix (a chain is a run of num_draws particles, without
-    warm-up)."""
+    warm-up). auto: hmc, unless short pilots find adjusted_mclmc or a registered sampler faster,
+    which are made where the run is so long that they take less than a tenth of it."""
     coordinates: str = "auto"
     """prior, curvature (Laplace at the MAP), readout (last layer whitened given the hidden layers),
     or auto: prior, unless short pilots find readout faster, which are made where the data determine
@@ -128,7 +131,7 @@ class SamplerSettings:
     """Bounds of the convergence checks."""
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        check_choice("sampler", self.sampler, [*SAMPLER_NAMES, AUTO])
         check_choice("coordinates", self.coordinates, COORDINATE_NAMES)
         check_choice("metric", self.metric, METRIC_NAMES)
         for name, least, most in (

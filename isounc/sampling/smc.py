@@ -148,23 +148,28 @@ def reweigh(
     return jax.vmap(jax.vmap(reweigh_run))(particles, run_keys)
 
 
-def num_moves(
-    particles: Particles, settings: SamplerSettings, *, serial: bool, together: int
-) -> int:
+def num_moves(settings: SamplerSettings, *, together: int) -> int:
     """Moves at a temperature: all mutations of all particles, `together` of a run at a time."""
-    runs = particles.temperature.size if serial else 1
-    return runs * settings.num_mutations * (num_particles(settings) // together)
+    return settings.num_mutations * (num_particles(settings) // together)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "serial", "together"))
+def mutation_keys(keys: Key[Array, " B"], settings: SamplerSettings) -> Key[Array, "B K"]:
+    """Keys of the runs at a temperature for their transitions; those of `reweigh` are others."""
+    return jax.vmap(
+        lambda key: jax.random.split(jax.random.fold_in(key, MUTATION), settings.chains)
+    )(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "together"))
 def mutate(
     particles: Particles, first: int | Int[Array, ""], count: int | Int[Array, ""],
-    coordinates: Coordinates, data: Data, keys: Key[Array, " B"], u: Float[Array, " T"],
-    *, model: Model, settings: SamplerSettings, serial: bool, together: int,
+    coordinates: Coordinates, data: Data, keys: Key[Array, "*B_K"], u: Float[Array, " T"],
+    *, model: Model, settings: SamplerSettings, together: int,
 ) -> Particles:  # fmt: skip
-    """Moves `first` to `first + count` at a temperature, run after run if `serial`.
+    """Moves `first` to `first + count` at a temperature, of one run or of all.
 
-    The particles of runs that are at lambda = 1 are moved again.
+    One run has one key, and no axes before those of `Particles`. Runs that are at lambda = 1 are
+    moved again.
     """
     # Retries would move all particles wherever one of them needs it.
     hmc, num_parts = HMC(retries=0), num_particles(settings) // together
@@ -210,29 +215,13 @@ def mutate(
             num_gradients=particles.num_gradients + jnp.where(part == 0, num_gradients, 0),
         )
 
-    def one_move(i: Int[Array, ""], particles: Particles) -> Particles:
-        run, within = i // (num_parts * len(u)), i % (num_parts * len(u))
-        t, part = within // num_parts, within % num_parts
-        if serial:
-            at = run // settings.chains, run % settings.chains
-            its, its_data = jax.tree.map(lambda a: a[at[0]], (coordinates, data))
-            its_particles = jax.tree.map(lambda a: a[at], particles)
-            moved = move(its_particles, run_keys[at], its, its_data, t, part)
-            return jax.tree.map(
-                lambda a, new: jax.lax.dynamic_update_slice(
-                    a, new[None, None], (*at, *[0] * new.ndim)
-                ),
-                particles,
-                moved,
-            )
+    if keys.ndim:
         over_runs = jax.vmap(move, (0, 0, None, None, None, None))
-        over_problems = jax.vmap(over_runs, (0, 0, 0, 0, None, None))
-        return over_problems(particles, run_keys, coordinates, data, t, part)
+        move = jax.vmap(over_runs, (0, 0, 0, 0, None, None))
 
-    # Those of `reweigh` are others.
-    run_keys = jax.vmap(
-        lambda key: jax.random.split(jax.random.fold_in(key, MUTATION), settings.chains)
-    )(keys)
+    def one_move(i: Int[Array, ""], particles: Particles) -> Particles:
+        return move(particles, keys, coordinates, data, i // num_parts, i % num_parts)
+
     return jax.lax.fori_loop(first, first + count, one_move, particles)
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Key
 
+from isounc.densities import Data
 from isounc.sampling import smc
 from isounc.sampling.clock import TimeIsUp
+from isounc.sampling.coordinates import Coordinates
+from isounc.sampling.cores import share_out
 from isounc.sampling.moments import Block
 from isounc.sampling.parts import Parts, Stage, wait
 from isounc.sampling.run import (
@@ -137,7 +140,7 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
     tell(0)
     particles = spread(smc.start(run.coordinates, run.data, start_keys[:, 0], **static))
     wait(particles, lambda: tell(0))
-    num_moves = smc.num_moves(particles, settings, serial=serial, together=static["together"])
+    num_moves = smc.num_moves(settings, together=static["together"])
     # The step is the number of temperatures that the particles have begun.
     (particles, step), moves = parts.begin(number, (particles, jnp.zeros((), jnp.int32)))
     reached = float(fetch(particles.temperature).min())
@@ -165,10 +168,8 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
             parts.stage = Stage((particles, step), 0)
 
         def more(state: Any, first: int, count: int, keys: Any = step_keys, u: Any = u) -> Any:
-            moved = smc.mutate(
-                state[0], first, count, run.coordinates, run.data, keys, u, **static, serial=serial
-            )
-            return moved, state[1]
+            given = (state[0], run.coordinates, run.data, smc.mutation_keys(keys, settings))
+            return mutate_all(given, first, count, u, serial=serial, **static), state[1]
 
         try:
             particles, step = parts.work(more, num_moves, tell=tell, until=run.clock.max_seconds)
@@ -178,3 +179,25 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
         moves = num_moves
         tell(moves)
     return particles
+
+
+def mutate_all(
+    given: tuple[smc.Particles, Coordinates, Data, Key[Array, "B K"]], first: int, count: int,
+    u: Float[Array, " T"], *, serial: bool, **static: Any,
+) -> smc.Particles:  # fmt: skip
+    """`smc.mutate` of all runs at once, or, if `serial`, of each by itself, on all cores."""
+    particles, coordinates, data, keys = given
+    if not serial:
+        return smc.mutate(particles, first, count, coordinates, data, keys, u, **static)
+    particles, coordinates, data = fetch((particles, coordinates, data))
+
+    def one(i: int) -> smc.Particles:
+        b, k = divmod(i, keys.shape[1])
+        its, *of_problem = (
+            jax.tree.map(lambda a, at=at: a[at], tree)
+            for tree, at in ((particles, (b, k)), (coordinates, b), (data, b))
+        )
+        return smc.mutate(its, first, count, *of_problem, keys[b, k], u, **static)
+
+    moved = share_out(one, keys.size)
+    return jax.tree.map(lambda *runs: jnp.stack(runs).reshape(*keys.shape, *runs[0].shape), *moved)

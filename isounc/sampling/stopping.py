@@ -7,11 +7,14 @@ import time
 
 import numpy as np
 
-from isounc.sampling.gate import TOO_COARSE, Gate
+from isounc.sampling.gate import RARE_DRAWS, TOO_COARSE, Gate
 from isounc.sampling.settings import SamplerSettings
 
 REPORT_EVERY = 5.0
 """Least number of seconds between reports of R-hat and ESS."""
+
+PATIENCE = 10.0
+"""Times the least ESS at which no more is drawn for the sake of rare draws alone."""
 
 
 class Pace:
@@ -53,10 +56,24 @@ def is_too_coarse(gate: Gate) -> bool:
     return any(TOO_COARSE in reason for reason in gate.reasons)
 
 
+def is_stuck_on_rare_draws(gate: Gate, settings: SamplerSettings) -> bool:
+    """Whether rare draws alone fail the gate, and still do with many times the draws it asks for.
+
+    The tail of a saturated p is nearly that of a log-normal variable: its Pareto k falls so slowly
+    with the number of draws that waiting for it has no end.
+    """
+    if len(gate.reasons) != 1 or RARE_DRAWS not in gate.reasons[0]:
+        return False
+    least = min(gate.ess_bulk_min or 0.0, gate.ess_var_min or 0.0)
+    return least >= PATIENCE * settings.gate.ess_min
+
+
 def growth(gate: Gate, settings: SamplerSettings) -> float:
     """By how much to multiply the draws: 1 where the targets are met, else between 1.2 and 2."""
     precise = gate.var_mcse_median is not None and gate.var_mcse_median <= settings.target_var_se
-    if (gate.passed and precise) or is_too_coarse(gate):
+    if (gate.passed or is_stuck_on_rare_draws(gate, settings)) and precise:
+        return 1.0
+    if is_too_coarse(gate):
         return 1.0
     least = min(gate.ess_bulk_min or 1.0, gate.ess_var_min or 1.0)
     short = max(
@@ -91,6 +108,8 @@ def why_stopped(gate: Gate, num_draws: int, settings: SamplerSettings, ended: st
     if gate.modes_p_value is not None and gate.modes_p_value < settings.gate.modes_p_min:
         return "target met, but the chains disagree with a tempered run"
     if growth(gate, settings) <= 1:
+        if not gate.passed:
+            return f"more draws would hardly help: {RARE_DRAWS}, {precision}"
         return f"target met: gate passed, {precision}"
     verdict = "gate passed" if gate.passed else "gate failed"
     spent = ended or f"budget of {num_draws} draws a chain spent"

@@ -21,7 +21,8 @@ from isounc import references
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
-from isounc.references.exact import linear_gaussian, logistic_by_quadrature
+from isounc.references.exact import linear_gaussian
+from isounc.references.quadrature import logistic_by_quadrature
 from isounc.runs import files
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study

@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from isounc.runs.executors import EXECUTORS, Batch, Event, run_groups
+from isounc.runs.executors import (
+    EXECUTORS,
+    LARGE_WORK,
+    Batch,
+    Event,
+    _quick_compilation,
+    run_groups,
+)
 
 GROUPS = [(Batch("one", ("a", "b"), 2.0),), (Batch("two", ("c",)), Batch("three", ("d",)))]
 
@@ -35,6 +42,22 @@ def test_every_group_is_computed_once(executor):
 def test_an_error_in_a_worker_is_raised_here(executor):
     with pytest.raises(ValueError, match="c cannot be computed"):
         run_groups(GROUPS, fail_at_c, executor=executor, workers=1)
+
+
+def flags(group, tell):
+    return group[0].label, os.environ["XLA_FLAGS"], os.getpid()
+
+
+def test_groups_of_large_work_are_compiled_with_all_optimizations(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    works = {"tiny": 0, "small": LARGE_WORK - 1, "large": LARGE_WORK, "huge": 10**9}
+    groups = [(Batch("nothing", ()), Batch(name, (), work=work)) for name, work in works.items()]
+    seen = run_groups([group[::-1] for group in groups], flags, executor="processes", workers=1)
+    assert [label for label, *_ in seen] == ["large", "huge", "tiny", "small"]
+    assert {text for _, text, _ in seen[:2]} == {"--xla_cpu_multi_thread_eigen=false"}
+    assert len({text for _, text, _ in seen[2:]}) == 1
+    assert all(flag in seen[2][1] for flag in _quick_compilation())
+    assert [len({process for *_, process in seen[i : i + 2]}) for i in (0, 1, 2)] == [1, 2, 1]
 
 
 def test_an_executor_that_is_not_known_is_refused():

@@ -1,7 +1,8 @@
-"""Pilots: what a transition is worth, which coordinates are taken, and when none are tried."""
+"""Pilots: what a transition is worth, what is taken, and when nothing is tried."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -29,8 +30,8 @@ def sharp():
 
 
 def sampled(sharp, **changes):
-    problem, model = sharp
-    return sample_posterior(problem, model, prior_sd=2.0, key=KEY, settings=SETTINGS, **changes)
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return sample_posterior(*sharp, prior_sd=2.0, key=KEY, settings=settings)
 
 
 def test_what_a_transition_is_worth_is_that_of_an_autoregression():
@@ -62,7 +63,7 @@ def test_locations_without_variance_say_nothing():
 
 @pytest.mark.parametrize("cheap", ["prior", "readout"])
 def test_the_candidate_with_most_draws_per_second_is_taken(cheap, sharp, monkeypatch):
-    monkeypatch.setattr(pilot, "TRIAL_PAYS", 0.0)
+    monkeypatch.setattr(pilot, "SHARE", math.inf)
     monkeypatch.setattr(pilot, "gradient_seconds", lambda c, *_: 1.0 if c.name == cheap else 1e6)
     posterior = sampled(sharp)
     assert [trial.coordinates for trial in posterior.trials] == ["prior", "readout"]
@@ -73,20 +74,43 @@ def test_the_candidate_with_most_draws_per_second_is_taken(cheap, sharp, monkeyp
         seconds = 1.0 if trial.coordinates == cheap else 1e6
         assert trial.draws_per_second == pytest.approx(worth / seconds)
     assert sampled(sharp).trials == posterior.trials, "the key decides"
-    chosen = sample_posterior(
-        *sharp, prior_sd=2.0, key=KEY, coordinates=cheap, num_warmup=80, num_draws=40, max_draws=40,
-        block=20,
-    )  # fmt: skip
+    chosen = sampled(sharp, coordinates=cheap)
     np.testing.assert_array_equal(posterior.draws, chosen.draws, "a pilot leaves no trace")
 
 
 def test_nothing_is_tried_where_the_run_is_short_or_there_is_no_choice(sharp, monkeypatch):
     short = sampled(sharp)
     assert (short.coordinates, short.trials) == ("prior", ())
-    monkeypatch.setattr(pilot, "TRIAL_PAYS", 0.0)
+    monkeypatch.setattr(pilot, "SHARE", math.inf)
     monkeypatch.setattr(coordinates, "SHARP", math.inf)
     blunt = sampled(sharp)
     assert (blunt.coordinates, blunt.trials) == ("prior", ())
+
+
+def test_the_sampler_is_tried_too_and_leaves_no_trace(sharp, monkeypatch):
+    monkeypatch.setattr(pilot, "SHARE", math.inf)
+    judge = pilot.draws_per_transition
+    monkeypatch.setattr(
+        pilot, "draws_per_transition", lambda values: [*judge(values)[:-1], 1e6][: len(values)]
+    )
+    posterior = sampled(sharp, sampler="auto", coordinates="prior")
+    tried = [(trial.sampler, trial.coordinates, trial.metric) for trial in posterior.trials]
+    assert tried == [("hmc", "prior", "diagonal"), ("adjusted_mclmc", "prior", "diagonal")]
+    assert posterior.sampler == "adjusted_mclmc"
+    chosen = sampled(sharp, sampler="adjusted_mclmc", coordinates="prior")
+    np.testing.assert_array_equal(posterior.draws, chosen.draws)
+
+
+def test_pilots_take_no_more_than_their_share(sharp, monkeypatch):
+    monkeypatch.setattr(pilot, "gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(pilot, "SHARE", math.inf)
+    gradients = 4 * sampled(sharp).trials[0].num_gradients
+    # Of all 120 transitions of the run: a window of 20 short ones and 8 draws, twice.
+    pilots, run = 2 * (20 * pilot.SHORT + 8) * gradients, 120 * gradients
+    monkeypatch.setattr(pilot, "COMPILATION", 0.4 * run - pilots)
+    for share, count in ((0.401, 2), (0.399, 0)):
+        monkeypatch.setattr(pilot, "SHARE", share)
+        assert len(sampled(sharp).trials) == count
 
 
 def test_the_forecast_of_a_gradient_grows_with_what_is_factored():

@@ -68,3 +68,35 @@ def test_an_attempt_uses_no_more_gradients_than_its_chain_wants():
     # First; finer and back; finer still and back twice.
     assert set(np.unique(tries)) <= {1, 1 + 3 + 1, 1 + 3 + 9, 1 + 3 + 9 + 1 + 3}
     assert (info.acceptance[tries == 1] > 0.04).all()
+
+
+def test_a_problem_of_a_batch_is_retried_alone():
+    narrow = np.array([1.0, NARROW, 1.0, 1.0, 2 * NARROW, 1.0])
+    begin = np.random.default_rng(1).standard_normal((6, 1, 2)) * narrow[:, None, None]
+    counts = []
+
+    def transition(x, narrow, is_heard):
+        def remainder(x):
+            if is_heard:
+                jax.debug.callback(counts.append, x)
+            return 0.5 * x @ x - 0.5 * x @ x / narrow**2
+
+        tuning = start_tuning(2, x.dtype, SETTINGS)
+        size = jnp.asarray(0.25, x.dtype)
+        tuning = tuning._replace(step_size=size, retries=jnp.ones((), bool))
+        start = start_chains(x, remainder)
+        return HMC().transition(jax.random.key(0), start, tuning, 0.5, remainder, SETTINGS)[:2]
+
+    x, narrow = (jnp.asarray(a, jnp.result_type(float)) for a in (begin, narrow))
+    together = jax.jit(jax.vmap(lambda *args: transition(*args, is_heard=True)))
+    chains, info = jax.block_until_ready(together(x, narrow))
+    jax.effects_barrier()
+    gradients = np.asarray(info.num_gradients).ravel()
+    first = gradients.min()
+    assert (gradients > 2 * first).tolist() == [False, True, False, False, True, False]
+    assert len(counts) == 6 + gradients.sum(), "one for each start; none that nobody wants"
+    one = jax.jit(lambda *args: transition(*args, is_heard=False))
+    for i in range(6):
+        alone, its_info = one(x[i], narrow[i])
+        np.testing.assert_allclose(chains.x[i], alone.x, atol=1e-5)
+        assert its_info.num_gradients == gradients[i]

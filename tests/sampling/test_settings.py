@@ -55,7 +55,7 @@ def test_a_registered_sampler_is_taken():
     [
         (
             {"sampler": "nutz"},
-            "adjusted_mclmc, tempered_smc, got 'nutz'; did you mean 'nuts'",
+            "adjusted_mclmc, tempered_smc, auto, got 'nutz'; did you mean 'nuts'",
         ),
         (
             {"num_draws": 2000, "max_draws": 500},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import threading
 import types
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ import pytest
 from isounc.densities import stack_data
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
-from isounc.sampling import clock, parts, smc
+from isounc.sampling import clock, cores, parts, smc
 from isounc.sampling.coordinates import COORDINATES, Prior
 from isounc.sampling.posterior import sample_posterior, sample_posteriors
 from isounc.sampling.settings import GateSettings, SamplerSettings
+from isounc.sampling.smc_driver import mutate_all
 
 KEY = jax.random.key(3)
 PRIOR_SD, NOISE_SD = 2.0, 0.25
@@ -121,11 +123,12 @@ def particles(bump):
     def temper(particles, serial=True, together=400):
         settings = dataclasses.replace(SETTINGS, num_mutations=2)
         particles = smc.reweigh(particles, keys, settings=settings)
-        count = smc.num_moves(particles, settings, serial=serial, together=together)
-        assert count == 2 * (400 // together) * (8 if serial else 1)
-        return smc.mutate(
-            particles, 0, count, Prior(), data, keys, jnp.array([0.3, 0.9]), model=model,
-            settings=settings, serial=serial, together=together,
+        count = smc.num_moves(settings, together=together)
+        assert count == 2 * (400 // together)
+        given = (particles, Prior(), data, smc.mutation_keys(keys, settings))
+        return mutate_all(
+            given, 0, count, jnp.array([0.3, 0.9]), model=model, settings=settings, serial=serial,
+            together=together,
         )  # fmt: skip
 
     return begun, temper
@@ -291,7 +294,7 @@ class Killed(Exception):
 
 SEVERAL = dataclasses.replace(
     # No precision will do: three rounds of two blocks, of which the last exceeds the budget.
-    SETTINGS, num_draws=80, max_draws=250, num_mutations=2, target_var_se=1e-6
+    SETTINGS, num_draws=80, max_draws=250, num_mutations=3, target_var_se=1e-6
 )  # fmt: skip
 
 
@@ -325,8 +328,8 @@ def test_a_killed_round_goes_on_within_a_temperature_to_the_same_bits(
         monkeypatch.setattr(parts, name, 0.0)
 
     def die(what, done, total):
-        # 4 runs, one after the other, with 2 mutations each: 8 moves, of which 3 are 37.5%.
-        if done == 100 and "(38%" in what and "lambda 1" not in what:
+        # After the second of 3 mutations, when the first is stored.
+        if done == 100 and "(67%" in what and "lambda 1" not in what:
             raise Killed
 
     with pytest.raises(Killed):
@@ -347,7 +350,7 @@ def test_rounds_without_time_or_after_an_interrupt(tmp_path, several, monkeypatc
     monkeypatch.setattr(parts, "TELL_EVERY", 0.0)
 
     def stop(what, done, total):
-        if done == 100 and "(38%" in what:
+        if done == 100 and "(67%" in what:
             raise KeyboardInterrupt
 
     first = sampled(SEVERAL, tmp_path / "run", stop)
@@ -373,6 +376,21 @@ def test_rounds_without_time_or_after_an_interrupt(tmp_path, several, monkeypatc
         )
         for reason in cut.gate.reasons
     )
+
+
+def test_no_bit_depends_on_the_number_of_threads(several, monkeypatch):
+    threads, mutate = set(), smc.mutate
+
+    def seen(*args, **kwargs):
+        threads.add(threading.get_ident())
+        return mutate(*args, **kwargs)
+
+    monkeypatch.setattr(smc, "mutate", seen)
+    for count in (1, 3):
+        monkeypatch.setattr(cores, "num_threads", lambda count=count: count)
+        threads.clear()
+        assert_same_bits(sampled(SEVERAL), several[0])
+        assert (len(threads) > 1) == (count > 1)
 
 
 def test_streamed_moments_are_those_of_the_kept_values():

@@ -60,6 +60,28 @@ def test_growth(passed, numbers, factor):
     assert stopping.growth(with_numbers(passed, **numbers), SETTINGS) == pytest.approx(factor)
 
 
+def test_rare_draws_are_not_waited_for(passed):
+    """They alone must fail the gate, with ten times the effective draws and the precision met."""
+    rng = np.random.default_rng(1)
+    draws = rng.normal(size=(4, 2000, 2))
+    draws[..., 0] = np.exp(2.5 * draws[..., 0])
+    verdict = gate(
+        draws, energy=None, num_divergent=0, num_saturated=0, num_transitions=8000,
+        settings=SETTINGS.gate,
+    )  # fmt: skip
+    assert len(verdict.reasons) == 1, verdict.reasons
+    assert "rare draws decide" in verdict.reasons[0]
+    stuck = with_numbers(verdict, passed=False, bulk=4000, var=4000, error=0.01)
+    assert stopping.growth(stuck, SETTINGS) == 1
+    said = stopping.why_stopped(stuck, 2000, SETTINGS)
+    assert said.startswith("more draws would hardly help: rare draws decide about the variance")
+    for numbers in ({"ess_var_min": 3990.0}, {"ess_bulk_min": None}, {"var_mcse_median": 0.05}):
+        assert stopping.growth(stuck._replace(**numbers), SETTINGS) > 1
+    others = stuck._replace(reasons=(*stuck.reasons, "R-hat is 1.02"))
+    assert stopping.growth(others, SETTINGS) > 1
+    assert stopping.growth(stuck._replace(reasons=("R-hat is 1.02",)), SETTINGS) > 1
+
+
 def test_words(passed):
     good = with_numbers(passed, passed=True, bulk=912.4, var=850.2, error=0.0312)
     assert stopping.describe(good) == "R-hat 1.004, ESS 850"

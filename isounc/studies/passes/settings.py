@@ -11,7 +11,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
-from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.drivers import driver_of
 from isounc.sampling.settings import SamplerSettings
 from isounc.training import TrainSettings
 
@@ -154,7 +154,8 @@ def plan(settings: Settings) -> list[Group]:
         problem = cell_problem(cells[0], settings)
         model = cell_model(problem, settings)
         seconds, mebibytes = _forecast(problem, model, settings)
-        batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes)
+        work = len(problem.X) * model.num_params
+        batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes, work)
         groups.setdefault((problem.shape_key, model), []).append(batch)
     return [tuple(group) for group in groups.values()]
 
@@ -162,7 +163,7 @@ def plan(settings: Settings) -> list[Group]:
 def _forecast(problem: Problem, model: Model, settings: Settings) -> tuple[float, float]:
     """Seconds and mebibytes of a batch on one core, roughly; nothing depends on them but the ETA."""
     sampler = settings.sampling
-    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
     chains = settings.num_seeds * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     # Measured: 20 steps a transition, and 1.5 s a cell for its networks and comparisons.

@@ -31,6 +31,8 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Moments, Posterior
 from isounc.studies.scaling.comparisons import compare_classes, predictive_row, quantities
+from isounc.studies.scaling.points import chain_mean, with_grid
+from isounc.studies.scaling.protocols import num_examples, settings_of_cells
 from isounc.studies.scaling.references import Reference, sample_references
 from isounc.studies.scaling.settings import Cell, Settings
 from isounc.training import fit_trained_many
@@ -39,7 +41,9 @@ from isounc.training import fit_trained_many
 def cell_problem(cell: Cell, settings: Settings) -> Problem:
     """Return the problem of a cell, whose data depend on the seed."""
     noise = settings.label_noise if make_problem(cell.problem).p_true else 1.0
-    return make_problem(cell.problem, n=settings.n, seed=cell.seed, label_noise=noise)
+    n = num_examples(cell, settings)
+    problem = make_problem(cell.problem, n=n, seed=cell.seed, label_noise=noise)
+    return with_grid(problem, cell.grid_margin) if cell.grid_margin else problem
 
 
 def cell_model(cell: Cell, problem: Problem) -> Model:
@@ -76,26 +80,32 @@ def evaluate_seeds(
     )
     clock.lap("map")
     report("training")
-    trained = fit_trained_many(
-        problems, model, prior_sd=prior_sd, keys=[k[1] for k in keys], settings=settings.train
-    )
+    fitted = {"map": maps}
+    # From the same start, if training stops early.
+    ways = {"trained": settings.train} | ({"stopped": settings.stop} if settings.protocol else {})
+    for kind, how in ways.items():
+        fitted[kind] = fit_trained_many(
+            problems, model, prior_sd=prior_sd, keys=[k[1] for k in keys], settings=how
+        )
     clock.lap("trained")
     references = sample_references(
-        problems, model, prior_sd=prior_sd, keys=[k[2] for k in keys], settings=settings,
-        report=report,
+        problems, model, prior_sd=prior_sd, keys=[k[2] for k in keys],
+        settings=settings_of_cells(cells, settings), report=report,
     )  # fmt: skip
     posteriors = [reference.posterior for reference in references]
     clock.lap("posterior")
     report("estimates")
-    estimates = []
+    points, estimates = [], []
     for i, problem in enumerate(problems):
-        points = {"map": maps[i], "trained": trained[i]}
-        estimates.append(_estimate(problem, model, prior_sd, points, posteriors[i], settings))
+        points.append({kind: fits[i] for kind, fits in fitted.items()})
+        if settings.protocol:
+            points[i]["chain_mean"] = chain_mean(posteriors[i], problem, prior_sd=prior_sd)
+        estimates.append(_estimate(problem, model, prior_sd, points[i], posteriors[i], settings))
     clock.lap("estimates")
     seconds = {name: value / len(cells) for name, value in clock.seconds.items()}
     seconds["total"] = sum(seconds.values())
     return [
-        _record(cell, problems[i], model, maps[i], trained[i], references[i], estimates[i], seconds)
+        _record(cell, problems[i], model, points[i], references[i], estimates[i], seconds, settings)
         for i, cell in enumerate(cells)
     ]
 
@@ -130,7 +140,7 @@ def _estimate(
     estimates: Estimates = {}
 
     def estimate_at(point: str, theta: Float[Array, " P"], evidence: Evidence) -> None:
-        for names, fields in _programs(point):
+        for names, fields in _programs(point, without):
             results = estimate_all(
                 names, model, X, theta,
                 evidence=Evidence(**{field: getattr(evidence, field) for field in fields}),
@@ -141,10 +151,13 @@ def _estimate(
                 estimates.setdefault(point, {}).setdefault(name, []).append(parts)
 
     all_draws = jnp.asarray(draws)
+    # Seconds may be spent after one draw a chain, which has no covariance; the gate fails as well.
+    without = () if len(draws) > posterior.num_chains else ("draws",)
     for kind, point in points.items():
         theta = jnp.asarray(point.theta, dtype)
         # A trained network has no prior: its layers are scaled by their own weights.
-        layer_sd = layer_rms(model, theta) if kind == "trained" else data.prior_sd
+        is_trained = kind in ("trained", "stopped")
+        layer_sd = layer_rms(model, theta) if is_trained else data.prior_sd
         hessian = None if point.hessian is None else jnp.asarray(point.hessian, dtype)
         estimate_at(kind, theta, Evidence(data, data.prior_sd, layer_sd, all_draws, hessian))
     for theta in draws[_evenly_spaced(len(draws), settings.num_point_draws)]:
@@ -158,15 +171,18 @@ def _estimate(
     return estimates
 
 
-def _programs(point: str) -> list[tuple[list[str], list[str]]]:
+def _programs(point: str, without: Sequence[str] = ()) -> list[tuple[list[str], list[str]]]:
     """Group the estimators at a point by compiled program, with the `Evidence` that each reads.
 
     Those that form no gradient are one program, which serves every point. The others share their
-    gradients with those that need the same evidence.
+    gradients with those that need the same evidence. Those that need evidence in `without` are left
+    out.
     """
     groups: dict[object, list[str]] = {}
     for name in estimator_names(point):
         estimator = ESTIMATORS[name]
+        if set(without) & set(estimator.needs):
+            continue
         groups.setdefault(estimator.by_group or estimator.needs, []).append(name)
     reads = [
         {f for name in names for f in (*ESTIMATORS[name].needs, *ESTIMATORS[name].uses)}
@@ -183,21 +199,20 @@ def _record(
     cell: Cell,
     problem: Problem,
     model: Model,
-    map_fit: PointEstimate,
-    trained: PointEstimate,
+    points: Mapping[str, PointEstimate],
     reference: Reference,
     estimates: Estimates,
     seconds: dict[str, float],
+    settings: Settings,
 ) -> Record:
     arrays: dict[str, Array | np.ndarray] = {"X": problem.X, "y": problem.y}
     rows: list[dict[str, Any]] = []
-    checks = {
-        "map": (map_fit.passed, map_fit.reasons),
-        "trained": (trained.passed, trained.reasons),
-    }
+    checks = {kind: (point.passed, point.reasons) for kind, point in points.items()}
     posterior = reference.posterior
     gate = posterior.gate
-    key = dataclasses.asdict(cell) | {
+    described = dataclasses.asdict(cell) | {"n": len(problem.X)}
+    key = described | {
+        "num_params": model.num_params,
         "rhat_max": gate.rhat_max,
         "ess_min": _least(gate.ess_bulk_min, gate.ess_var_min),
         "sampler": reference.sampler,
@@ -223,7 +238,7 @@ def _record(
                     arrays[f"{region}/{point}/aleatoric"] = first.aleatoric
                     arrays[f"{region}/{point}/aleatoric_corrected"] = first.aleatoric_corrected
                 per_class = ESTIMATORS[estimator].per_class
-                for quantity in quantities(point, estimator):
+                for quantity in quantities(point, estimator, with_sd=bool(settings.protocol)):
                     comparisons = compare_classes(
                         problem.likelihood, regional, moments, quantity, per_class=per_class
                     )
@@ -242,7 +257,7 @@ def _record(
         for name, a in arrays.items()
     }
     meta = {
-        "cell": dataclasses.asdict(cell),
+        "cell": described,
         "likelihood": problem.likelihood,
         "num_params": model.num_params,
         "gate": gate._asdict(),
@@ -257,7 +272,7 @@ def _record(
             "coordinates": posterior.coordinates,
             "stopped": posterior.stopped,
         },
-        "points": {"map": _point_meta(map_fit), "trained": _point_meta(trained)},
+        "points": {kind: _point_meta(point) for kind, point in points.items()},
         "rows": rows,
         "seconds": seconds,
     }
@@ -273,7 +288,8 @@ def _point_meta(point: PointEstimate) -> dict[str, Any]:
     meta = point._asdict()
     curvature = "dense Hessian" if meta.pop("hessian") is not None else "GGN (Woodbury)"
     del meta["theta"]
-    return meta | {"laplace": curvature}
+    has_laplace = point.kind in ESTIMATORS["laplace"].points
+    return meta | ({"laplace": curvature} if has_laplace else {})
 
 
 def _reference_arrays(problem: Problem, region: str, moments: Moments) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ RESULT_COLUMNS = (
     *("pearson_sd", "two_valued_share", "two_valued_undecided"),
     *("pearson_from_two_valued", "spearman_from_two_valued"),
     *(f"{name}_not_two_valued" for name in (*Comparison._fields[:-1], "pearson_sd")),
+    *("n", "grid_margin", "num_params"),
 )
 """Columns of `results.csv`, in order."""
 TEXT_COLUMNS = (
@@ -35,15 +36,22 @@ TEXT_COLUMNS = (
 """Columns that hold text: class "1" is a label, not a number."""
 
 
-def quantities(point: str, estimator: str) -> tuple[str, ...]:
+SD = "epistemic_sd"
+"""The quantity of a comparison on the scale of the standard deviation: ||grad p|| against sd(p)."""
+WITH_SD = ("isotropic", "null_aleatoric", "logit_scaled")
+"""Estimators that are also compared as standard deviations, where that is asked for."""
+
+
+def quantities(point: str, estimator: str, *, with_sd: bool = False) -> tuple[str, ...]:
     """Return the fields of an estimate that are compared with the reference."""
     fields = ESTIMATORS[estimator].quantities
     # At single draws only the estimator that stands for the point has its aleatoric part compared.
-    return fields if point != "draw" or "aleatoric" in fields else ("epistemic",)
+    fields = fields if point != "draw" or "aleatoric" in fields else ("epistemic",)
+    return (*fields, SD) if with_sd and estimator in WITH_SD else fields
 
 
 def _reference(moments: Moments, quantity: str) -> np.ndarray:
-    if quantity == "epistemic":
+    if quantity in ("epistemic", SD):
         return moments.var
     if quantity == "total":
         # This is exactly p(1-p) of the averaged prediction; for regression it is the predictive
@@ -64,7 +72,8 @@ def compare_classes(
 
     Numbers are averaged over alternative points (draws), whose spread is given as `pearson_sd`.
     Unless `per_class`, classes that have a trace are compared by it and by the predicted class.
-    Partial correlations of epistemic parts are given p (1 - p) at the point, of the same class.
+    Partial correlations of epistemic parts are given p (1 - p) at the point, of the same class. For
+    the quantity `epistemic_sd` square roots of all of them are compared, after sums over classes.
     Of class probabilities, `two_valued_share` is the share of the locations at which the posterior
     is nearly two-valued (`isounc.two_valued`), `two_valued_undecided` the share at which Monte
     Carlo error could decide otherwise, `_not_two_valued` marks the comparison over the other
@@ -75,11 +84,18 @@ def compare_classes(
     by_class: dict[str, list[Comparison]] = {}
     places: dict[str, list[TwoValued]] = {}
     for estimate in alternatives:
-        estimates = class_views(estimate.prob, getattr(estimate, quantity), likelihood)
+        field = "epistemic" if quantity == SD else quantity
+        estimates = class_views(estimate.prob, getattr(estimate, field), likelihood)
         references = class_views(estimate.prob, reference, likelihood)
         nulls = class_views(estimate.prob, estimate.aleatoric, likelihood)
         # Errors of classes are correlated; the sum's error is bounded by adding them up.
         ses = class_views(estimate.prob, moments.var_se, likelihood)
+        if quantity == SD:
+            # A variance that is a sum of squares of differences may be a hair below zero.
+            estimates, references, nulls = (
+                {name: np.sqrt(np.maximum(v, 0)) for name, v in views.items()}
+                for views in (estimates, references, nulls)
+            )
         two_valued_at = two_valued(moments, likelihood, p=estimate.prob)
         for name in estimates:
             if not per_class and "trace" in estimates and name not in ("trace", "predicted"):
@@ -92,7 +108,7 @@ def compare_classes(
                 estimates[name],
                 references[name],
                 reference_se=se,
-                given=nulls[name] if quantity == "epistemic" else None,
+                given=nulls[name] if quantity in ("epistemic", SD) else None,
                 two_valued=None if leaves_none_out else mask,
             )
             if leaves_none_out:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from isounc.runs.executors import Batch, Group
-from isounc.sampling.drivers import DRIVERS
+from isounc.sampling.drivers import driver_of
 from isounc.studies.scaling.cell import cell_model, cell_problem
-from isounc.studies.scaling.settings import Cell, Settings, seed_batches
+from isounc.studies.scaling.protocols import seed_batches, settings_of_cells
+from isounc.studies.scaling.settings import Cell, Settings
 
 # Measured on one core of a 2-core server with `isounc scaling`. The forecasts order the work and
 # feed the ETA; nothing depends on their accuracy.
@@ -36,7 +37,9 @@ def plan(settings: Settings) -> list[Group]:
         problem = cell_problem(cells[0], settings)
         model = cell_model(cells[0], problem)
         seconds, mebibytes = estimate_cost(cells, settings)
-        batch = Batch(f"{cells[0].problem} width {cells[0].width}", cells, seconds, mebibytes)
+        label = f"{cells[0].problem} width {cells[0].width}"
+        label = cells[0].label if settings.protocol else label
+        batch = Batch(label, cells, seconds, mebibytes, len(problem.X) * model.num_params)
         groups.setdefault((problem.shape_key, model, len(cells)), []).append(batch)
     seconds = {key: sum(batch.seconds for batch in group) for key, group in groups.items()}
     return [tuple(groups[key]) for key in sorted(groups, key=lambda key: -seconds[key])]
@@ -46,21 +49,24 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     """Forecast time and memory for the cells of a batch."""
     problem = cell_problem(cells[0], settings)
     model = cell_model(cells[0], problem)
-    sampler = settings.sampling
+    limited = settings_of_cells(cells, settings)
+    sampler = limited.sampling
     # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
     # for the others, where narrow networks need more of them, and more draws.
     steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
-    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
     sampling = calls * (SECONDS_PER_CALL + SECONDS_PER_TERM * terms)
+    if limited is not settings or sampling > sampler.max_seconds:
+        sampling = sampler.max_seconds  # protocols limit cells of far more steps than these
     estimating = len(cells) * (1.0 + 1e-7 * locations * problem.num_columns * model.num_params)
     values = sampler.max_draws * chains * len(problem.regions) * sampler.locations_per_region
     floats = (
         4 * values * problem.num_columns
-        + 4 * model.num_params * settings.n * chains
+        + 4 * model.num_params * len(problem.X) * chains
         + 6 * model.num_params**2
         + len(cells) * forecast.num_floats
     )

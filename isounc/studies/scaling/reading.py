@@ -88,7 +88,7 @@ def reading(results: Results) -> tuple[str, ...]:
     return tuple(
         sentence
         for sentence in (
-            _gate(results),
+            gate_sentence(results),
             *(_region(results, region) for region in regions),
             _points(results, regions[0]),
         )
@@ -221,7 +221,7 @@ def _points(results: Results, region: str) -> str:
     return f"{place}, {_listed(parts)}." if parts else ""
 
 
-def _gate(results: Results) -> str:
+def gate_sentence(results: Results) -> str:
     """How many cells passed the gate of their reference, and which did not."""
     cells = references(results)
     if cells.empty:

@@ -63,7 +63,7 @@ def sample_references(
     sampling = settings_of_retry(settings)
     references = []
     for problem, key, posterior in zip(problems, keys, first, strict=True):
-        reference = Reference(posterior, settings.sampling.sampler, [])
+        reference = Reference(posterior, posterior.sampler, [])
         reference.tries.append(_verdict(reference.sampler, posterior))
         # No sampler mends what single precision has lost.
         if sampling and not posterior.gate.passed and not is_too_coarse(posterior.gate):

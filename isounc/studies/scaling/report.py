@@ -14,9 +14,10 @@ from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.null import null_section
 from isounc.studies.scaling.paper import SOURCE
+from isounc.studies.scaling.protocols import seed_batches
 from isounc.studies.scaling.reading import reading, references
 from isounc.studies.scaling.results import Results
-from isounc.studies.scaling.settings import Settings, seed_batches
+from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.stored import rows_of
 from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 from isounc.studies.scaling.tables import (

@@ -45,6 +45,10 @@ class Setup(NamedTuple):
     """`ntk`, `fan_in` or `standard`."""
     prior_sd: float
     """Prior standard deviation of a weight, before the parameterisation's scaling."""
+    n: float = 0
+    """Training examples; 0 in runs of earlier versions, which do not say."""
+    grid_margin: float = 0
+    """The grid reaches this far beyond the training inputs; 0 is the grid of the problem."""
 
 
 class CellRecord(NamedTuple):
@@ -280,4 +284,4 @@ def _orders() -> dict[str, Iterable[str]]:
 
 
 def _setup(row: Mapping[str, Any]) -> Setup:
-    return Setup(*(row[field] for field in Setup._fields))
+    return Setup(**{field: row[field] for field in Setup._fields if field in row})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -22,6 +21,12 @@ from isounc.training import TrainSettings
 class Settings(RunSettings):
     """Settings of the scaling study."""
 
+    protocol: tuple[str, ...] = ()
+    """Named protocols, or all: near wide depth params thesis early chain_mean examples prior
+    parameterisation. Each brings problems, sizes and what is compared; what is given beside it holds
+    for every one of them."""
+    try_unreachable: bool = False
+    """With protocols, also sample posteriors that are known to be out of reach."""
     problems: tuple[str, ...] = ("xor", "moons", "rings")
     """Problems, by name: linear xor rings moons clusters3 spirals3 rings3 linear_regression
     nonlinear_regression breast_cancer wine digits_3v8."""
@@ -40,7 +45,7 @@ class Settings(RunSettings):
     """Number of seeds 0, 1, ...; each draws new data and new starting points. Intervals are over
     seeds."""
     n: int = 100
-    """Training examples."""
+    """Training examples; with protocols 0 is what each of them asks for."""
     label_noise: float = 1.0
     """Factor on the label noise of the synthetic classification problems; 0 is noise-free."""
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
@@ -52,6 +57,8 @@ class Settings(RunSettings):
     """Settings of the fit of the point estimate `map`."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """Settings of the fit of the point estimate `trained`."""
+    stop: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=1000, patience=20))
+    """Settings of the fit of the point estimate `stopped`, which protocols have."""
     num_point_draws: int = 8
     """Single posterior draws that are taken as theta*; their comparisons are averaged."""
     num_averaged_draws: int = 64
@@ -86,7 +93,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A problem, a model and a seed."""
+    """A problem, a model and a seed; and what a protocol changes of the problem."""
 
     problem: str
     width: int
@@ -95,13 +102,24 @@ class Cell:
     parameterisation: str
     prior_sd: float
     seed: int
+    n: int | None = None
+    """Training examples; None is what the run says."""
+    grid_margin: float = 0.0
+    """The grid reaches this far beyond the training inputs; 0 is the grid of the problem."""
 
     @property
     def name(self) -> str:
         """Name of the record of the cell."""
+        return f"{self.label}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """The cell without its seed."""
         return (
             f"{self.problem}-w{self.width}-d{self.depth}-{self.activation}"
-            f"-{self.parameterisation}-sd{self.prior_sd:g}-seed{self.seed}"
+            f"-{self.parameterisation}-sd{self.prior_sd:g}"
+            + ("" if self.n is None else f"-n{self.n}")
+            + (f"-grid{self.grid_margin:g}" if self.grid_margin else "")
         )
 
 
@@ -115,7 +133,7 @@ def check(settings: Settings) -> None:
     """
     lists = ("problems", "widths", "depths", "activations", "parameterisations", "prior_sds")
     for argument in lists:
-        if not getattr(settings, argument):
+        if not (getattr(settings, argument) or settings.protocol):
             raise ValueError(f"{argument} must have at least one value, got none")
     for argument, choices in (
         ("problems", PROBLEMS),
@@ -135,14 +153,15 @@ def check(settings: Settings) -> None:
         ("num_point_draws", 1, 10**5),
         ("num_averaged_draws", 1, 10**5),
     ):
-        check_count(argument, getattr(settings, argument), least, most)
+        if not (settings.protocol and argument == "n" and settings.n == 0):
+            check_count(argument, getattr(settings, argument), least, most)
     check_real("label_noise", settings.label_noise)
     count = settings.num_seeds * math.prod(len(getattr(settings, argument)) for argument in lists)
     check_cells(count, "num_seeds and the lists of settings")
 
 
-def seed_batches(settings: Settings) -> list[tuple[Cell, ...]]:
-    """Return the cells of every combination of the settings, one tuple of seeds each.
+def cells_of_lists(settings: Settings) -> list[Cell]:
+    """The cells of every combination of the lists of the settings, each of seed 0.
 
     The width has no effect at depth 0 and is 1 there.
     """
@@ -154,8 +173,8 @@ def seed_batches(settings: Settings) -> list[tuple[Cell, ...]]:
         settings.parameterisations,
         settings.prior_sds,
     )
-    firsts = dict.fromkeys(
-        Cell(p, w if d else 1, d, a, q, sd, seed=0) for p, w, d, a, q, sd in combinations
+    return list(
+        dict.fromkeys(
+            Cell(p, w if d else 1, d, a, q, sd, seed=0) for p, w, d, a, q, sd in combinations
+        )
     )
-    seeds = range(settings.num_seeds)
-    return [tuple(dataclasses.replace(cell, seed=seed) for seed in seeds) for cell in firsts]

@@ -56,6 +56,8 @@ _CELL = {
     "parameterisation": _NAME,
     "prior_sd": number(above=0),
     "seed": integer(0, 2**63 - 1),
+    "n": integer(0, 10**9, 0),
+    "grid_margin": number(0, default=0.0),
 }
 _META = {
     "cell": section(_CELL, None),
@@ -64,8 +66,11 @@ _META = {
     "seconds": entries(_REAL, 100, None),
 }
 _WHOLE = ("width", "depth", "seed")
+_LATER = ("n", "grid_margin", "num_params")
+"""Columns of numbers that tables of earlier versions do not have; 0 is unknown, or as usual."""
 TYPES: dict[str, Any] = {
     **{"width": int, "depth": int, "prior_sd": float, "seed": int},
+    **dict.fromkeys(_LATER, float),
     **dict.fromkeys(TEXT_COLUMNS, object),
     **dict.fromkeys([*STATISTICS, "attenuation"], float),
 }
@@ -110,6 +115,7 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
     import pandas as pd
 
     rows = rows.reindex(columns=list(TYPES)).reset_index(drop=True)
+    rows = rows.fillna(dict.fromkeys(_LATER, 0))
     for column, kind in TYPES.items():
         values = rows[column].astype(object)
         if kind is object:

@@ -22,6 +22,8 @@ KEY_COLUMNS = (
     *("point", "region", "estimator", "quantity", "class"),
 )
 """The key of a row of `summary.csv`: that of a result row without its seed."""
+LATER_KEYS = ("n", "grid_margin")
+"""The rest of the key, which tables of earlier versions do not have: it was the same for all rows."""
 STATISTICS: dict[str, IntervalKind] = {
     "pearson": "correlation",
     "spearman": "correlation",
@@ -48,6 +50,7 @@ _KINDS = tuple(STATISTICS.items())
 _PARTS = ("mean", "low", "high")
 SUMMARY_COLUMNS = (
     *KEY_COLUMNS,
+    *LATER_KEYS,
     *("num_seeds", "num_failed_gate", "num_undefined"),
     *(f"{statistic}_{part}" for statistic in STATISTICS for part in _PARTS),
 )
@@ -57,7 +60,7 @@ SUMMARY_COLUMNS = (
 def summarise(
     rows: pandas.DataFrame | Iterable[dict[str, Any]], *, level: float = 0.95
 ) -> pandas.DataFrame:
-    """Summarise result rows over seeds: means and intervals for each value of `KEY_COLUMNS`.
+    """Summarise result rows over seeds: means and intervals for each value of the key columns.
 
     Rows whose `gate` is `fail` are counted in `num_failed_gate` and used for nothing else. The main
     statistic (Pearson; NLL if `quantity` is `predictive`) is defined in `num_seeds` of the others
@@ -68,7 +71,7 @@ def summarise(
     Parameters
     ----------
     rows
-        A table with the key columns, `seed`, `gate` and statistics, or dicts with those keys.
+        A table with `KEY_COLUMNS`, maybe `LATER_KEYS`, `seed`, `gate` and statistics, or dicts.
         An undefined statistic is NA, None or absent.
     level
         Confidence level of the intervals.
@@ -93,17 +96,19 @@ def summarise(
     missing = [] if rows.empty else [column for column in needed if column not in rows]
     if missing:
         raise ValueError(f"rows must have the columns {', '.join(needed)}, got none of {missing}")
-    rows = rows.reindex(columns=[*needed, *STATISTICS]).reset_index(drop=True)
+    rows = rows.reindex(columns=[*needed, *LATER_KEYS, *STATISTICS]).reset_index(drop=True)
+    rows = rows.fillna(dict.fromkeys(LATER_KEYS, 0))
+    keys = [*KEY_COLUMNS, *LATER_KEYS]
     verdicts = set(rows["gate"])
     if not verdicts <= {"pass", "fail"}:
         raise ValueError(f"gate must be 'pass' or 'fail', got {verdicts - {'pass', 'fail'}}")
-    repeated = rows.duplicated([*KEY_COLUMNS, "seed"])
+    repeated = rows.duplicated([*keys, "seed"])
     if repeated.any():
         *key, seed, _ = rows.loc[repeated, needed].iloc[0]
         raise ValueError(f"rows must not repeat a seed, got seed {seed} again of {_describe(key)}")
     passed = (rows["gate"] == "pass").to_numpy(bool)
     values = rows[list(STATISTICS)].to_numpy(float, na_value=np.nan)
-    groups: Any = rows.groupby(list(KEY_COLUMNS), sort=False, dropna=False).indices
+    groups: Any = rows.groupby(keys, sort=False, dropna=False).indices
     summary = [_summary_row(key, passed[i], values[i], level) for key, i in groups.items()]
     frame = pd.DataFrame(summary, columns=list(SUMMARY_COLUMNS))
     return frame.astype({f"{s}_{part}": float for s in STATISTICS for part in _PARTS})
@@ -114,7 +119,7 @@ def _summary_row(
     level: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Make a row of the summary from one key's values of `STATISTICS`, in that order."""
-    summary: dict[str, Any] = dict(zip(KEY_COLUMNS, key, strict=True))
+    summary: dict[str, Any] = dict(zip([*KEY_COLUMNS, *LATER_KEYS], key, strict=True))
     intervals = dict.fromkeys(STATISTICS, Interval(None, None, None, 0))
     values = values[passed]
     # Most rows have most statistics undefined: a prediction has no correlation, and so on.
@@ -135,4 +140,4 @@ def _summary_row(
 
 
 def _describe(key: Iterable[Any]) -> str:
-    return ", ".join(f"{column}={value}" for column, value in zip(KEY_COLUMNS, key, strict=True))
+    return ", ".join(f"{column}={value}" for column, value in zip(KEY_COLUMNS, key, strict=False))

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
         problems=("moons",), widths=(2,), num_seeds=1, n=24, sampling=sampling, retry="none",
         prior_sds=(10.0,),  # far from the data every unit is saturated
         map=MapSettings(num_restarts=1), train=TrainSettings(epochs=2), num_point_draws=2,
-        num_averaged_draws=4, executor="serial", out=str(tmp_path_factory.mktemp("run")), cache="",
+        num_averaged_draws=4, executor="serial", out=str(tmp_path_factory.mktemp("run")),
     )  # fmt: skip
     run_study(STUDY, settings)
     folder = RunFolder.load(settings.out)
@@ -175,4 +175,6 @@ def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones
         ["laplace", "laplace_diagonal"],
         ["oracle", "oracle_within_chain", "oracle_diagonal"],
     ]
+    # After one draw a chain there is no covariance of the draws.
+    assert _programs("map", without=("draws",)) == _programs("map")[:2]
     assert _programs("draw") == [(no_gradient, ["data", "layer_sd", "prior_sd"])]

@@ -45,6 +45,8 @@ CORRELATIONS = {
 POINT_WORDS = {
     "map": "at the MAP",
     "trained": "at a trained network",
+    "stopped": "at a network whose training stopped early",
+    "chain_mean": "at the mean of a chain's draws",
     "draw": "at a posterior draw",
     "posterior": "over the posterior",
 }
