@@ -147,6 +147,28 @@ def fit_trained_many(
     return results
 
 
+def fit_ensemble(
+    problem: Problem,
+    model: Model,
+    num: int,
+    *,
+    key: PRNGKeyArray,
+    prior_sd: float = 1.0,
+    settings: TrainSettings = TrainSettings(),
+) -> list[PointEstimate]:
+    """Train `num` networks on the same data from different starting points, in one program.
+
+    Each is what `fit_trained` returns for one of the keys that `key` is split into.
+    """
+    keys = list(jax.random.split(key, num))
+    return fit_trained_many([problem] * num, model, keys=keys, prior_sd=prior_sd, settings=settings)
+
+
+def disjoint_groups(count: int, total: int, most: int) -> list[slice]:
+    """At most `most` disjoint groups of `count` of `total` networks."""
+    return [slice(i * count, (i + 1) * count) for i in range(min(most, total // count))]
+
+
 def _orders(
     key: PRNGKeyArray, num_examples: int, settings: TrainSettings
 ) -> Int[np.ndarray, "steps minibatch"]:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from isounc.metrics import class_views, expected_calibration_error, negative_log_likelihood
-from isounc.statistics import compare, holm
+from isounc.statistics import compare, holm, interval_over_strata
 
 
 def lognormal_pair(n=200, seed=0):
@@ -477,3 +477,26 @@ def test_locations_that_are_not_two_valued_have_a_partial_correlation_of_their_o
     rest = compare(a, b, given=z, two_valued=mask).not_two_valued
     assert rest == compare(a[~mask], b[~mask], given=z[~mask])
     assert rest.partial_pearson is not None
+
+
+def test_an_interval_over_strata_weighs_them_alike_and_agrees_with_welch():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 5), rng.normal(3, 0.1, 3)
+    got = interval_over_strata([a, b])
+    direct = stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
+    assert got.mean == pytest.approx((a.mean() + b.mean()) / 2, rel=1e-12)
+    assert (2 * got.low, 2 * got.high) == pytest.approx((direct.low, direct.high), rel=1e-9)
+    assert got.num_seeds == 8
+    # One stratum is Student's t; tiny units change nothing but the unit.
+    alone = stats.ttest_1samp(a, 0).confidence_interval(0.9)
+    one = interval_over_strata([a], level=0.9)
+    assert (one.low, one.high) == pytest.approx((alone.low, alone.high), rel=1e-9)
+    tiny = interval_over_strata([1e-150 * a, 1e-150 * b])
+    assert np.array(tiny[:3]) == pytest.approx(1e-150 * np.array(got[:3]), rel=1e-9)
+    assert interval_over_strata([[1, 1], [2, 2, 2]]) == (1.5, 1.5, 1.5, 5)
+    assert interval_over_strata([]) == (None, None, None, 0)
+    for bad in ([[1.0]], [[1.0, np.nan]], [[1, 2], []]):
+        with pytest.raises(ValueError, match="values must be two finite numbers or more, got"):
+            interval_over_strata(bad)
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        interval_over_strata([[1, 2]], level=95)

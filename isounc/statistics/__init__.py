@@ -18,6 +18,7 @@ from isounc.statistics.intervals import (
     Trend,
     holm,
     interval_over_seeds,
+    interval_over_strata,
     trend,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "compare",
     "holm",
     "interval_over_seeds",
+    "interval_over_strata",
     "trend",
 ]

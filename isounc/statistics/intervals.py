@@ -108,6 +108,63 @@ def interval_over_seeds(
     return Interval(mean, min(low, mean), max(high, mean), n)
 
 
+def interval_over_strata(
+    values: Iterable[Sequence[float] | Float[np.ndarray, " _"]], *, level: float = 0.95
+) -> Interval:
+    r"""Mean of the means of several strata (problems, say) with an interval over their seeds.
+
+        mean = sum_p m_p / P,   se^2 = sum_p v_p,   v_p = s_p^2 / (P^2 n_p)
+        mean +- t[nu, (1 + level) / 2] se,   nu = se^4 / sum_p (v_p^2 / (n_p - 1))
+
+    Every stratum weighs the same, whatever its number of seeds, and has a variance of its own. The
+    interval is about new seeds of the same strata, not about other strata.
+
+    Parameters
+    ----------
+    values
+        For each stratum the values of its seeds, at least two.
+    level
+        Confidence level.
+
+    Returns
+    -------
+    Interval
+        `num_seeds` counts the values of all strata; without any stratum all else is None.
+
+    Raises
+    ------
+    ValueError
+        If a stratum has fewer than two values, a value is not finite, or the level outside (0, 1).
+
+    Source: Welch 1947, The generalization of "Student's" problem when several different population
+    variances are involved.
+    """
+    _check_level(level)
+    strata: list[list[float]] = [real_vector("values", list(v)).tolist() for v in values]
+    for stratum in strata:
+        if len(stratum) < 2 or not all(math.isfinite(value) for value in stratum):
+            raise ValueError(f"values must be two finite numbers or more, got {stratum}")
+    if not strata:
+        return Interval(None, None, None, 0)
+    count = sum(map(len, strata))
+    means = [math.fsum(stratum) / len(stratum) for stratum in strata]
+    mean = math.fsum(means) / len(strata)
+    shares = [
+        math.fsum((value - m) ** 2 for value in stratum)
+        / ((len(stratum) - 1) * len(stratum) * len(strata) ** 2)
+        for stratum, m in zip(strata, means, strict=True)
+    ]
+    largest = max(shares)
+    if largest == 0:
+        return Interval(mean, mean, mean, count)
+    # Relative to the largest, as squares of tiny variances would underflow.
+    parts = [share / largest for share in shares]
+    squares = math.fsum(p**2 / (len(s) - 1) for p, s in zip(parts, strata, strict=True))
+    freedom = math.fsum(parts) ** 2 / squares
+    half_width = _t_quantile(freedom, level) * math.sqrt(math.fsum(shares))
+    return Interval(mean, mean - half_width, mean + half_width, count)
+
+
 def trend(
     widths: Sequence[int],
     values_by_seed: Mapping[Any, Sequence[float | None]] | Sequence[Sequence[float | None]],
@@ -214,5 +271,5 @@ def _exp(value: float) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _t_quantile(degrees_of_freedom: int, level: float) -> float:
+def _t_quantile(degrees_of_freedom: float, level: float) -> float:
     return float(stdtrit(degrees_of_freedom, (1 + level) / 2))

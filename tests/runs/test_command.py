@@ -177,6 +177,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
     for name in (
         "scaling",
         "passes",
+        "confirmation",
         "agreement",
         "calibration",
         "bank",

@@ -19,7 +19,7 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Posterior
 from isounc.sampling.posterior import sample_posteriors
-from isounc.studies.passes.estimates import ESTIMATES, groups_of, quality
+from isounc.studies.passes.estimates import ESTIMATES, quality
 from isounc.studies.passes.networks import (
     Networks,
     last_layer_samples,
@@ -29,6 +29,7 @@ from isounc.studies.passes.networks import (
     trained_ensemble,
 )
 from isounc.studies.passes.settings import Cell, Settings, cell_model, cell_problem
+from isounc.training import disjoint_groups
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
@@ -109,7 +110,7 @@ def _record(
                     predictions,
                     locations=where,
                     training=training,
-                    groups=groups_of(count, len(made.thetas), settings.num_groups),
+                    groups=disjoint_groups(count, len(made.thetas), settings.num_groups),
                     reference=posterior.regions[region].var.sum(axis=1),
                     noise_sd=problem.noise_sd,
                 )

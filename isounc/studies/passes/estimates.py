@@ -75,11 +75,6 @@ def estimates_of(
     return {name: found[name] for name in ESTIMATES if name in found}
 
 
-def groups_of(count: int, total: int, most: int) -> list[slice]:
-    """At most `most` disjoint groups of `count` of `total` networks."""
-    return [slice(i * count, (i + 1) * count) for i in range(min(most, total // count))]
-
-
 def quality(
     predictions: Predictions,
     *,

@@ -19,7 +19,7 @@ from isounc.estimates.estimate import estimate_all
 from isounc.fit import PointEstimate
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.training import TrainSettings, fit_trained_many
+from isounc.training import TrainSettings, fit_ensemble
 
 T = TypeVar("T")
 
@@ -72,12 +72,9 @@ def trained_ensemble(
 
     They fail if one of them does.
     """
-    keys = list(jax.random.split(key, num))
 
     def train() -> list[PointEstimate]:
-        return fit_trained_many(
-            [problem] * num, model, keys=keys, prior_sd=prior_sd, settings=settings
-        )
+        return fit_ensemble(problem, model, num, key=key, prior_sd=prior_sd, settings=settings)
 
     fits, seconds = _timed_again(train)
     failed = tuple("; ".join(fit.reasons) for fit in fits)

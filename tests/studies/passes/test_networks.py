@@ -13,7 +13,7 @@ from isounc import densities
 from isounc.models import make_model
 from isounc.problems import make_problem
 from isounc.studies.passes import estimates
-from isounc.studies.passes.estimates import estimates_of, groups_of, quality
+from isounc.studies.passes.estimates import estimates_of, quality
 from isounc.studies.passes.networks import (
     PROGRAMS,
     Networks,
@@ -24,7 +24,7 @@ from isounc.studies.passes.networks import (
     seconds_of_passes,
     trained_ensemble,
 )
-from isounc.training import TrainSettings, fit_trained
+from isounc.training import TrainSettings, disjoint_groups, fit_trained
 
 SMALL = {"n": 14, "num_test": 5, "num_far": 4, "grid_size": 2}
 TRAIN = TrainSettings(epochs=20, minibatch=8)
@@ -126,7 +126,7 @@ def compared(at, reference, counts, truth):
     n = at.p.shape[1]
     return quality(
         everywhere, locations=slice(0, n), training=slice(n, None),
-        groups=groups_of(counts, len(at.p), 8), reference=truth, noise_sd=None,
+        groups=disjoint_groups(counts, len(at.p), 8), reference=truth, noise_sd=None,
     )  # fmt: skip
 
 
@@ -142,8 +142,8 @@ def test_correlations_are_averaged_over_disjoint_groups():
         assert found[name]["pearson"] == pytest.approx(np.mean(direct), rel=1e-9)
         assert found[name]["num_groups"] == 2 and found[name]["reason"] == ""
     assert found["label_variance"]["partial_pearson"] is None, "nothing is left of the null"
-    assert groups_of(3, 5, 8) == [slice(0, 3)]
-    assert groups_of(1, 5, 2) == [slice(0, 1), slice(1, 2)]
+    assert disjoint_groups(3, 5, 8) == [slice(0, 3)]
+    assert disjoint_groups(1, 5, 2) == [slice(0, 1), slice(1, 2)]
 
 
 def test_what_is_undefined_has_a_reason():
