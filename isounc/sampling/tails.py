@@ -50,6 +50,7 @@ def _fit(tail: Float[np.ndarray, "q n"]) -> Float[np.ndarray, " q"]:
     count = 30 + int(math.sqrt(n))
     spread = 1 - np.sqrt(count / (np.arange(1, count + 1) - 0.5))
     b = 1 + spread / (3 * tail[:, int(n / 4 + 0.5) - 1, None])
+    b[b == 0] = 1e-12  # where k / b is 0 / 0; its limit is minus the mean
     k = np.log1p(-b[:, :, None] * tail[:, None, :]).mean(axis=2)
     log_likelihood = n * (np.log(-b / k) - k - 1)
     weights = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))

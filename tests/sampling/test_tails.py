@@ -59,6 +59,14 @@ def test_ties_at_the_cutoff_are_not_in_the_tail():
     assert pareto_khat(two) == np.inf
 
 
+def test_equal_draws_beyond_the_cutoff_have_the_k_of_nearly_equal_ones():
+    """Between 100 and 120 of them a node of the fit is at 0, where its formula is 0 / 0."""
+    equal = np.repeat([0.0, 1.0], [1230, 110])
+    nearly = equal + 1e-6 * np.random.default_rng(0).random(1340)
+    k, of_others = pareto_khat(np.stack([equal, nearly]))
+    assert k == pytest.approx(of_others, abs=1e-2)
+
+
 def test_the_bound_is_that_of_the_source():
     assert [khat_bound(n, 0.7) for n in (100, 1000, 10_000)] == pytest.approx([0.5, 2 / 3, 0.7])
     assert khat_bound(10**6, 0.5) == 0.5

@@ -30,12 +30,13 @@ def stand_ins_have_no_draws(unchecked):
     """Of a posterior only the gate matters here."""
 
 
-def sampled(passed, reason="R-hat is 1.4"):
+def sampled(passed, reason="R-hat is 1.4", *, sampler="hmc"):
     values = np.random.default_rng(0).normal(size=(4, 500, 3))
     verdict = gate(values, energy=None, num_divergent=0, num_saturated=0, num_transitions=2000)
     assert verdict.passed
     fields: dict = dict.fromkeys(field.name for field in dataclasses.fields(Posterior))
-    return Posterior(**fields | {"gate": verdict if passed else fail(verdict, reason)})
+    judged = verdict if passed else fail(verdict, reason)
+    return Posterior(**fields | {"gate": judged, "sampler": sampler})
 
 
 def sample(problems, monkeypatch, *, first, again, **settings):
