@@ -285,7 +285,8 @@ def plan(settings: Settings) -> list[Group]:
         model = cell_model(cells[0], problem, settings)
         seconds, mebibytes = _forecast(cells, problem, model, settings)
         value = f" {cells[0].factor} {cells[0].value}" if cells[0].value else f" {BASE}"
-        batch = Batch(f"{cells[0].problem}{value}", cells, seconds, mebibytes)
+        work = len(problem.X) * model.num_params
+        batch = Batch(f"{cells[0].problem}{value}", cells, seconds, mebibytes, work)
         groups.setdefault((problem.shape_key, model), []).append(batch)
     return [tuple(group) for group in groups.values()]
 
