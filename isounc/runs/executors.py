@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -253,20 +254,33 @@ def run_groups(
 def _signals_held_back() -> Iterator[None]:
     """Let children be born deaf to signals that a whole group of processes gets, as by Ctrl-C.
 
-    Their parent hears them, says so once, and ends its children.
+    Their parent hears them, says so once, and ends its children. It hears them after the block:
+    another thread may take a signal that this one blocks, and Python would interrupt this one
+    between the birth of a child and what the child reads first.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    heard = list[int]()
+    handlers = {}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         # It outlives the others, to clean up after them; it ignores two of the signals by itself,
         # and forgets that they were held back when it starts.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, lambda number, _: heard.append(number))
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in dict.fromkeys(heard):
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

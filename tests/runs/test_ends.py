@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from isounc import doorway
+from isounc.runs import executors
 from isounc.runs.folder import RunFolder
 
 REST = "Finished cells are kept: the same command goes on from here."
@@ -147,6 +149,21 @@ def test_ctrl_c_while_everything_starts_prints_one_message(tmp_path, when):
     status, _, errors = command.end()
     assert status == 1
     assert errors.count("Interrupted. Finished") == 1 and "Traceback" not in errors, errors
+
+
+def test_a_signal_that_another_thread_takes_waits_until_children_are_born():
+    end, reached = threading.Event(), []
+    other = threading.Thread(target=end.wait)
+    other.start()  # which the signals that are held back later do not spare
+    try:
+        with pytest.raises(KeyboardInterrupt), executors._signals_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            reached.append("the end of the block")
+    finally:
+        end.set()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def maps(pid, library):
