@@ -110,7 +110,7 @@ def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What a row is worth, in words."""
+    """Say in words whether the gate of a row passed or, if not, how far it is from passing."""
     least = min(row["ess_mean"] or 0.0, row["ess_var"] or 0.0)
     error, rhat = row["var_se"], row["rhat_max"]
     if row["gate"] == "pass":

@@ -1,11 +1,12 @@
-"""Tables that every report has: the settings of the run and what computed it."""
+"""Rows of records, and tables that every report has: the settings of the run and its machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from isounc.runs.folder import RunFolder
+from isounc.fields import Field, Unreadable, declared, shortened
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 
 
@@ -18,6 +19,24 @@ def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Secti
         *([settings_table({"not drawn": skipped}, "Figures")] if skipped else []),
     )
     return Section("settings", "Settings and environment", (), (), tables)
+
+
+def declared_rows(records: Iterable[Record], table: Mapping[str, Field]) -> list[dict[str, Any]]:
+    """The `rows` of all records, each with the fields of the table.
+
+    Raises
+    ------
+    Unreadable
+        If a record has none, or a value in one is not what the table declares.
+    """
+    found = []
+    for record in records:
+        rows = record.meta.get("rows")
+        where = f"record {record.name!r}"
+        if not isinstance(rows, list) or not rows:
+            raise Unreadable(f"rows of {where} must be a list of mappings, got {shortened(rows)}")
+        found += [declared(row, table, f"row {i} of {where}") for i, row in enumerate(rows)]
+    return found
 
 
 def table_of_rows(

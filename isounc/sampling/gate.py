@@ -24,7 +24,7 @@ from isounc.sampling.tails import khat_bound
 TOO_COARSE = "single precision is not enough here: standardise the inputs or use float64"
 """What to do where the sampler's numbers differ from those in float64."""
 RARE_DRAWS = "rare draws decide about the variance"
-"""What heavy tails of (p - mean)^2 mean."""
+"""How a gate says that the tail of (p - mean)^2 is heavy."""
 
 
 class BatchMoments(NamedTuple):

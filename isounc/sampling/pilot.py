@@ -67,7 +67,7 @@ class _Pilot(NamedTuple):
     run: Run
     """The run with its coordinates and sampler."""
     trial: Trial
-    """What it was worth; that is NaN until all are judged."""
+    """Its result; `draws_per_transition` is NaN until all pilots are judged together."""
     values: Float[np.ndarray, "B K S Q"]
     """Its draws of the predictions at the fixed locations."""
 
@@ -177,7 +177,7 @@ def _lengths(run: Run) -> tuple[int, int, int]:
 
 
 def _pilot_seconds(run: Run, trial: Trial) -> float:
-    """Those of the pilot itself, without compilation."""
+    """Forecast of the seconds that a pilot takes on one core, without compilation."""
     num_warmup, num_draws, _ = _lengths(run)
     return _seconds(run, trial, num_warmup * SHORT + num_draws)
 

@@ -42,7 +42,7 @@ SCALED = ("logit_scaled", "logit_scaled_level")
 ONE_PASS = (*SCALED, "isotropic", "null_aleatoric", "null_squared", "link_aware")
 """Estimates at any point, by name in `isounc.estimates.ESTIMATORS`."""
 CURVED = ("laplace",)
-"""Those that need a maximum or a trained network, and are not made at draws."""
+"""Estimators that need a MAP or a trained network; they are not computed at posterior draws."""
 
 Values = Float[np.ndarray, " N"]
 """A variance at N locations, summed over classes."""

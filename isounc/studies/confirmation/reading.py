@@ -1,4 +1,4 @@
-"""What a confirmation run shows, in sentences that are made from its tables."""
+"""Sentences, generated from the tables, that say what a run of the confirmation study shows."""
 
 from __future__ import annotations
 

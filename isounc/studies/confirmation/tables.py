@@ -10,9 +10,10 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isounc.fields import Unreadable, declared, integer, number, shortened, text
+from isounc.fields import declared, integer, number, text
 from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
+from isounc.runs.tables import declared_rows
 from isounc.statistics import Interval, interval_over_seeds, interval_over_strata
 from isounc.studies.confirmation.cell import CURVED, ONE_PASS, SCALED
 from isounc.studies.confirmation.settings import ALL, BASE, FACTORS, Condition
@@ -74,14 +75,7 @@ def rows_of(records: Iterable[Record]) -> Rows:
     Unreadable
         If a record has none, or a value in one is not what is read.
     """
-    found = []
-    for record in records:
-        rows = record.meta.get("rows")
-        where = f"record {record.name!r}"
-        if not isinstance(rows, list) or not rows:
-            raise Unreadable(f"rows of {where} must be a list of mappings, got {shortened(rows)}")
-        found += [declared(row, _ROW, f"row {i} of {where}") for i, row in enumerate(rows)]
-    return found
+    return declared_rows(records, _ROW)
 
 
 def rows_of_table(table: pandas.DataFrame, where: str) -> Rows:

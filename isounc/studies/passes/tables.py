@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isounc.fields import Unreadable, declared, integer, number, shortened, text
+from isounc.fields import integer, number, text
 from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
+from isounc.runs.tables import declared_rows
 from isounc.statistics import Interval, interval_over_seeds
 from isounc.studies.passes.estimates import COMPARED, ESTIMATES
 from isounc.studies.passes.settings import ALL, KINDS
@@ -105,14 +106,7 @@ def rows_of(records: Iterable[Record]) -> Rows:
     Unreadable
         If a record has none, or a value in one is not what is read.
     """
-    found = []
-    for record in records:
-        rows = record.meta.get("rows")
-        where = f"record {record.name!r}"
-        if not isinstance(rows, list) or not rows:
-            raise Unreadable(f"rows of {where} must be a list of mappings, got {shortened(rows)}")
-        found += [declared(row, _ROW, f"row {i} of {where}") for i, row in enumerate(rows)]
-    return found
+    return declared_rows(records, _ROW)
 
 
 class Quality:
