@@ -1,0 +1,1 @@
+"""Spectrum: is the posterior isotropic where it matters? Curvature, draws and coordinates."""
