@@ -1,10 +1,10 @@
 """Time and memory of exact squared gradient norms beside other ways to get them.
 
-    uv run --group benchmarks benchmarks/gradnorm.py     # everything: 20 minutes on two cores
+    uv run benchmarks/gradnorm.py     # everything: 20 minutes on two cores
     uv run benchmarks/gradnorm.py --models mlp --widths 1024 --batches 1024
     uv run benchmarks/gradnorm.py --models decoder --batches 1 8
     uv run benchmarks/gradnorm.py --models mlp cnn --ways backward norms
-    uv run --group benchmarks --with torch --with backpack-for-pytorch --with opacus \
+    uv run --with torch --with backpack-for-pytorch --with opacus \
         --with laplace-torch --with deltavar benchmarks/gradnorm.py --models mlp     # and PyTorch
 
 Times are ratios to the forward pass of the same model on the same batch in the same process (for
@@ -15,7 +15,7 @@ PyTorch, to its own forward pass):
     norms         `value_and_sq_grad_norm`
     vmap(grad)    the gradient of every example at once, then its sum of squares
     loop          the gradient of one example after the other
-    matfree       an unbiased estimate from 16 random directions (if matfree is installed)
+    matfree       an unbiased estimate from 16 random directions
     torch ...     PyTorch and its packages (if they are installed)
 
 Each time is the least of several runs, in which the ways take turns; compilation is left out.
@@ -101,7 +101,7 @@ def ways(task: Task, options: Options) -> dict[str, Callable[..., Any]]:
     num = len(task.batch)
     if num * size <= options.skip_work:
         candidates["loop"] = lambda p, b: jax.lax.map(lambda x: sq(jax.grad(f)(p, x)), b)
-        if importlib.util.find_spec("matfree") and 4 * size * MATFREE_PROBES <= 2**30:
+        if 4 * size * MATFREE_PROBES <= 2**30:
             candidates["matfree"] = matfree_norms(f, task.params)
     if 4 * size * num <= options.skip_above * 2**30:
         candidates["vmap(grad)"] = lambda p, b: jax.vmap(lambda x: sq(jax.grad(f)(p, x)))(b)

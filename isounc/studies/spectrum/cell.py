@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -152,9 +151,7 @@ def measure(
     return found
 
 
-def thinned(
-    kept: Float[np.ndarray, "T P"], num_chains: int, num: int
-) -> Float[np.ndarray, "S P"]:
+def thinned(kept: Float[np.ndarray, "T P"], num_chains: int, num: int) -> Float[np.ndarray, "S P"]:
     """At most `num` draws, evenly spaced, as many of each chain."""
     chains = kept.reshape(num_chains, -1, kept.shape[1])
     each = min(chains.shape[1], num // num_chains)
@@ -195,7 +192,7 @@ def _compared(values: Values, projected: Projected, truth: Values, form: str) ->
         "order": compare(values[there], norms).pearson,
         "pearson": with_reference.pearson,
         "spearman": with_reference.spearman,
-        "log2_level": None if level is None else curvature.log2(1 / level),
+        "log2_level": curvature.log2(1 / level) if level else None,
         "reason": with_reference.reason if with_reference.pearson is None else "",
     }
 
@@ -218,11 +215,6 @@ def _point_numbers(
     values = at.spectrum.values[at.spectrum.values > 0]
     for kind, shown in (("ggn", values), ("hessian", hessian.values)):
         found.eigenvalues.extend(_listed(identity | {"point": name, "kind": kind}, shown))
-    timed = at._replace(
-        theta=at.theta.astype(jnp.float32),
-        rows=jax.tree.map(lambda a: a.astype(jnp.float32), at.rows),
-        data=jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype.kind == "f" else a, at.data),
-    )  # fmt: skip
     num_params = at.model.num_params
     top = hessian.values[0] if len(hessian.values) else 0.0
     return {
@@ -232,7 +224,7 @@ def _point_numbers(
         ),
         "log2_hessian": curvature.log2(top / at.spectrum.values[0]) if len(values) else None,
         "hessian_lowest": hessian.lowest,
-        **curvature.seconds(timed, X, settings.rank, num_timings=settings.num_timings),
+        **curvature.seconds(at, X, settings.rank, num_timings=settings.num_timings),
     }  # fmt: skip
 
 
@@ -274,8 +266,7 @@ def _add_posterior(
             repriorised.sample_prior(prior_key, data, num),
         )
         numbers |= repriorised.divergences(
-            *(repriorised.ratios(thetas, observed, data, model=model) for thetas in sets),
-            num_params=model.num_params,
+            *(repriorised.ratios(thetas, observed, data, model=model) for thetas in sets)
         )
     here = {"point": POSTERIOR, "region": ALL, "form": DRAWS}
     reasons = posterior.gate.reasons_in(ALL)
@@ -310,7 +301,7 @@ def _record(
             for name in ("mean", "var", "var_se")
         }
     meta = {
-        "cell": dataclasses.asdict(cell),
+        "cell": {"problem": cell.problem, **cell.condition._asdict(), "seed": cell.seed},
         "gate": posterior.gate._asdict(),
         "stopped": posterior.stopped,
         "num_params": model.num_params,

@@ -66,7 +66,9 @@ def spectrum_of(kernel: Float[np.ndarray, "R R"]) -> Spectrum:
         For a kernel that is not finite, as of a network whose outputs overflow.
     """
     if not np.isfinite(kernel).all():
-        raise ValueError("kernel must be finite, got NaN or infinity: the network's outputs overflow")
+        raise ValueError(
+            "kernel must be finite, got NaN or infinity: the network's outputs overflow"
+        )
     values, vectors = scipy.linalg.eigh(kernel)
     values, vectors = values[::-1], vectors[:, ::-1]
     real = values > ZERO * max(values[0], 0.0)
@@ -142,7 +144,7 @@ def kl_to_prior(
 ) -> tuple[float, float]:
     """KL of N(mean, (I + GGN)^-1) from N(0, I), nats: the part of the covariance, and of the mean.
 
-        KL = 1/2 sum_i (log(1 + l_i) - l_i / (1 + l_i)) + 1/2 |mean|^2
+    KL = 1/2 sum_i (log(1 + l_i) - l_i / (1 + l_i)) + 1/2 |mean|^2
     """
     return (
         float(0.5 * (np.log1p(values) - values / (1 + values)).sum()),
@@ -191,7 +193,7 @@ def seconds(
 ) -> dict[str, float]:
     """Shortest of some measurements, in seconds: both estimates at 1000 locations, and the set-up.
 
-    Estimates are computed in the precision of the point, by the same code up to what one has on top.
+    Both go through the same code, in the precision of the point, up to what one has on top.
     """
     points = jnp.asarray(X, at.theta.dtype)
     coefficients = at.spectrum.coefficients[:, :rank]

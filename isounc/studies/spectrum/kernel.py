@@ -68,9 +68,7 @@ def prior_vars(model: Model, data: Data) -> Float[Array, " L"]:
     return data.prior_sd[jnp.asarray(starts)] ** 2
 
 
-def inner(
-    a: Factors, b: Factors, variances: Float[Array, " L"]
-) -> Float[Array, "N M K Q"]:
+def inner(a: Factors, b: Factors, variances: Float[Array, " L"]) -> Float[Array, "N M K Q"]:
     """<g, g'> in prior coordinates for N x M gradients g and K x Q gradients g'."""
     total = None
     with jax.default_matmul_precision("highest"):

@@ -148,10 +148,11 @@ def sample_prior(key: PRNGKeyArray, data: Data, num: int) -> Float[Array, "T P"]
     return data.prior_sd[None] * jax.random.normal(key, (num, len(data.prior_sd)), data.X.dtype)
 
 
-def divergences(
-    posterior: Ratios, readout: Ratios, prior: Ratios, *, num_params: int
-) -> dict[str, Any]:
+def divergences(posterior: Ratios, readout: Ratios, prior: Ratios) -> dict[str, Any]:
     """Divergences between the posterior and N(0, I) in both coordinates, in nats.
+
+    `jeffreys_` is KL(posterior, N) + KL(N, posterior); `kl_` the former alone, for which the
+    evidence is estimated from the draws of N(0, I) in x, and which is None where few of them count.
 
     Parameters
     ----------
@@ -176,5 +177,5 @@ def divergences(
     }
     if effective >= LEAST_EFFECTIVE:
         found["kl_readout"] = float(parts["readout"].mean() - log_evidence)
-        found["kl_weights"] = float(parts["weights"].mean() - log_evidence) / num_params
+        found["kl_weights"] = float(parts["weights"].mean() - log_evidence)
     return found

@@ -26,7 +26,7 @@ where isotropy is exact, and its correlation with |g|^2; the effective dimension
 the KL divergence of the Laplace approximation from the prior; correlations with the MCMC variance of
 five forms: isotropic (|g|^2), removed_k (|g|^2 less its part in the k strongest directions),
 low_rank_k (less l / (1 + l) of it), laplace (all directions), and draws (Sigma of the draws); the
-seconds of isotropic and removed_k. In several columns (classes) numbers are summed.
+seconds of isotropic and removed_k (double precision, as all else). In several columns (classes) numbers are summed.
 
 Coordinates after Hron et al. 2022: x has the hidden layers in prior coordinates and the read-out
 whitened given them, by Gaussian pseudo-observations of the outputs (exact for a regression, an
