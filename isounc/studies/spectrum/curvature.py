@@ -44,7 +44,7 @@ class Spectrum(NamedTuple):
 
     @property
     def shrink(self) -> Float[np.ndarray, " R"]:
-        """l / (1 + l): the share of the prior's variance that the data take in each direction."""
+        """The share l / (1 + l) of the prior's variance that the data take in each direction."""
         return self.values / (1 + self.values)
 
 
