@@ -33,13 +33,13 @@ class Settings(RunSettings):
 
     problems: tuple[str, ...] = ("moons", "nonlinear_regression")
     """Problems, by name (`isounc scaling --help` lists them)."""
-    width: int = 64
+    width: int = 16
     """Base: hidden units per layer."""
     depth: int = 1
     """Base: hidden layers."""
     n: int = 100
     """Base: training examples."""
-    widths: tuple[int, ...] = (8, 64)
+    widths: tuple[int, ...] = (16, 128)
     """Widths, under each parameterisation."""
     depths: tuple[int, ...] = (1, 3)
     """Depths, under each parameterisation."""
@@ -71,7 +71,7 @@ class Settings(RunSettings):
     sampling: SamplerSettings = field(
         default_factory=lambda: SamplerSettings(
             num_warmup=200, num_draws=500, max_draws=1000, block=125, target_var_se=0.06,
-            max_seconds=60.0,
+            max_seconds=120.0,
         )
     )  # fmt: skip
     """Settings of the sampler of the posterior; the seeds of a cell share max_seconds."""
@@ -87,14 +87,16 @@ PRESETS = {
     "standard": Settings(
         preset="standard",
         problems=_FIVE[:4],
-        widths=(4, 16, 64, 256),
+        width=32,
+        widths=(4, 32, 256),
         depths=(1, 2, 4),
         ns=(30, 100, 300),
         num_seeds=5,
-        sampling=SamplerSettings(max_draws=2000, target_var_se=0.06, max_seconds=60.0),
+        sampling=SamplerSettings(max_draws=2000, target_var_se=0.06, max_seconds=120.0),
     ),
     "paper": Settings(
         preset="paper",
+        width=64,
         problems=(*_FIVE, "linear_regression", "xor", "wine"),
         widths=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         depths=(1, 2, 3, 4),
