@@ -16,8 +16,9 @@ from isounc.densities import Data
 from isounc.fit import DENSE_HESSIAN_MAX
 from isounc.models import Model
 
-RESIDUAL = 0.01
-"""Largest residual of a Ritz pair that counts, as a share of the largest eigenvalue."""
+RESIDUAL = 1e-3
+"""Largest residual of a Ritz pair that counts, as a share of its value: values that are small beside
+the largest may have others between them that were not found."""
 
 
 class HessianSpectrum(NamedTuple):
@@ -62,7 +63,7 @@ def hessian_spectrum(
     values, vectors = np.linalg.eigh(tridiagonal)
     # |H u - l u| of a Ritz pair is the last entry of its vector times what the last product left.
     residuals = float(jnp.linalg.norm(rest)) * np.abs(vectors[-1])
-    good = residuals <= RESIDUAL * np.abs(values).max()
+    good = residuals <= RESIDUAL * np.abs(values)
     num_top = int(np.cumprod(good[::-1]).sum())
     lowest = float(values[0]) if good[0] else None
     return HessianSpectrum(values[::-1][:num_top], lowest, "lanczos")

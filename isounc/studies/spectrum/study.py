@@ -18,8 +18,8 @@ region, train, beside test, grid and far. What rests on draws or on the MCMC var
 where the gate passes in the region, what rests on a point only where that passes its check.
 
 Measured: eigenvalues of the GGN and of the Hessian of minus the log likelihood (dense up to 1100
-parameters, beyond that by matfree's Lanczos, of which only pairs with a residual below 1% of the
-largest count) and of the covariance of the draws within their chains, beside the Marchenko-Pastur law
+parameters, beyond that by matfree's Lanczos, from the top down to the first pair whose residual is
+above .1% of its value) and of the covariance of the draws within their chains, beside the Marchenko-Pastur law
 of as many independent draws of the prior; the share of |g|^2 in the k strongest directions; the mean
 and coefficient of variation over a region's locations of the ratio g^T Sigma g / |g|^2, which is 1
 where isotropy is exact, and its correlation with |g|^2; the effective dimension d = sum l / (1 + l);

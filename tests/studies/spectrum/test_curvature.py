@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +18,7 @@ from isounc.studies.spectrum import curvature, draws, repriorised
 from isounc.studies.spectrum.curvature import AtPoint, Projected, Spectrum
 from isounc.studies.spectrum.hessian import hessian_spectrum
 
-NETWORKS = {
-    "moons": ("moons", 2, "ntk"),
-    "clusters3": ("clusters3", 1, "fan_in"),
-    "nonlinear_regression": ("nonlinear_regression", 1, "standard"),
-}
+NETWORKS = {"moons": (1, "ntk"), "clusters3": (2, "fan_in")}
 
 
 class Dense:
@@ -34,22 +32,25 @@ class Dense:
         self.data = densities.make_data(self.problem, self.model, 1.5)
         self.theta = self.model.sample_prior(jax.random.key(0), 1.5)
         sd = np.asarray(self.data.prior_sd)
-        self.factor = np.asarray(covariance.gauss_newton_factor(self.model, self.theta, self.data))
-        self.factor = self.factor * sd
-        self.ggn = self.factor.T @ self.factor
+        factor = jax.jit(covariance.gauss_newton_factor, static_argnums=0)
+        white = np.asarray(factor(self.model, self.theta, self.data)) * sd
+        self.ggn = white.T @ white
         self.X = self.problem.regions["far"][:6]
-        jacobian = jax.vmap(
-            jax.jacobian(lambda t, x: self.model.predict(t, x[None])[0]), (None, 0)
-        )(self.theta, jnp.asarray(self.X))
+        jacobian = jax.jit(jax.jacrev(self.model.predict))(self.theta, jnp.asarray(self.X))
         self.gradients = np.asarray(jacobian) * sd
         self.at = AtPoint.of(self.theta, self.data, self.model)
         self.projected = self.at.project(self.X)
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
-def dense(request):
-    with jax.enable_x64(True):
-        yield Dense(*NETWORKS[request.param])
+@functools.cache
+def network(name):
+    """Networks that the tests share, as each costs a second or two."""
+    return Dense(name, *NETWORKS[name])
+
+
+@pytest.fixture(params=NETWORKS)
+def dense(request, x64):
+    return network(request.param)
 
 
 def test_the_kernel_has_the_eigenpairs_of_the_ggn(dense):
@@ -95,9 +96,10 @@ def test_dimension_and_divergence_are_those_of_the_dense_covariance(dense):
 
 
 def test_the_hessian_by_lanczos_is_the_dense_one(x64):
-    small = Dense("moons", 2, "ntk")
+    small = network("clusters3")
     sd = np.asarray(small.data.prior_sd)
-    matrix = np.asarray(covariance.hessian(small.model, small.theta, small.data))
+    hessian = jax.jit(covariance.hessian, static_argnums=0)
+    matrix = np.asarray(hessian(small.model, small.theta, small.data))
     values = np.linalg.eigvalsh(matrix * np.outer(sd, sd) - np.eye(len(sd)))[::-1]
     settings = {"model": small.model, "key": jax.random.key(1)}
     dense = hessian_spectrum(small.theta, small.data, **settings, steps=5)
@@ -105,9 +107,7 @@ def test_the_hessian_by_lanczos_is_the_dense_one(x64):
     lanczos = hessian_spectrum(small.theta, small.data, **settings, steps=20, dense_max=5)
     assert (dense.method, lanczos.method) == ("dense", "lanczos")
     assert len(lanczos.values) >= 2
-    np.testing.assert_allclose(
-        lanczos.values, values[: len(lanczos.values)], atol=0.01 * np.abs(values).max()
-    )
+    np.testing.assert_allclose(lanczos.values, values[: len(lanczos.values)], rtol=1e-3)
     assert lanczos.lowest == pytest.approx(values[-1], rel=1e-3)
 
 
@@ -187,23 +187,20 @@ def test_repeated_draws_are_fewer_effective_ones():
 
 
 def test_the_variance_along_gradients_is_that_of_the_draws_covariance(x64):
-    network = Dense("clusters3", 1, "ntk")
+    small = network("clusters3")
     rng = np.random.default_rng(0)
-    thetas = rng.standard_normal((40, network.model.num_params)) + np.repeat([[0.0], [5.0]], 20, 0)
+    thetas = rng.standard_normal((40, small.model.num_params)) + np.repeat([[0.0], [5.0]], 20, 0)
     factor = np.asarray(covariance.from_draws(thetas, num_chains=2).factor)
-    g = network.gradients / np.asarray(network.data.prior_sd)
+    g = small.gradients / np.asarray(small.data.prior_sd)
     truth = ((g @ factor) ** 2).sum((1, 2))
-    found = draws.variance_along(
-        np.asarray(network.theta), network.X, thetas, 2, model=network.model
-    )
+    found = draws.variance_along(np.asarray(small.theta), small.X, thetas, 2, model=small.model)
     np.testing.assert_allclose(found, truth, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["clusters3", "nonlinear_regression"])
-def test_the_density_ratio_is_the_remainder_of_readout_coordinates(x64, name):
-    network = Dense(*NETWORKS[name])
-    model, data = network.model, network.data
-    observed = repriorised.observe(network.problem, model, data, jax.random.key(3))
+def test_the_density_ratio_is_the_remainder_of_readout_coordinates(x64):
+    small = network("clusters3")
+    model, data = small.model, small.data
+    observed = repriorised.observe(small.problem, model, data, jax.random.key(3))
     coordinates = Readout(observed.directions, observed.target)
     x = jax.random.normal(jax.random.key(7), (model.num_params,))
     theta = coordinates.theta(x, model, data)
@@ -223,7 +220,7 @@ def test_a_linear_model_is_repriorised_exactly(x64):
     phi = 1.5 * np.column_stack([problem.X, np.ones(15)])
     noise = problem.noise_sd**2
     evidence = stats.multivariate_normal(None, phi @ phi.T + noise * np.eye(15)).logpdf(problem.y)
-    thetas = repriorised.sample_readout(jax.random.key(1), observed, data, model=model, num=4000)
+    thetas = repriorised.sample_readout(jax.random.key(1), observed, data, model=model, num=1000)
     readout = repriorised.ratios(thetas, observed, data, model=model)
     np.testing.assert_allclose(readout.readout, evidence, rtol=1e-8)
     # N(0, I) in x is the posterior here: draws of it have its moments.
@@ -231,20 +228,20 @@ def test_a_linear_model_is_repriorised_exactly(x64):
     sigma = np.linalg.inv(precision)
     mean = sigma @ phi.T @ problem.y / noise
     white = np.asarray(thetas) / 1.5
-    np.testing.assert_allclose(white.mean(0), mean, atol=5 * np.sqrt(np.diag(sigma).max() / 4000))
-    np.testing.assert_allclose(np.cov(white.T), sigma, atol=0.1 * np.diag(sigma).max())
-    prior_draws = repriorised.sample_prior(jax.random.key(2), data, 4000)
+    np.testing.assert_allclose(white.mean(0), mean, atol=5 * np.sqrt(np.diag(sigma).max() / 1000))
+    np.testing.assert_allclose(np.cov(white.T), sigma, atol=0.2 * np.diag(sigma).max())
+    prior_draws = repriorised.sample_prior(jax.random.key(2), data, 1000)
     prior = repriorised.ratios(prior_draws, observed, data, model=model)
     found = repriorised.divergences(readout, readout, prior)
     assert found["jeffreys_readout"] == pytest.approx(0, abs=1e-6)
     assert found["kl_readout"] == pytest.approx(0, abs=1e-6)
     assert found["sq_readout"] == pytest.approx(1, abs=0.1)
     kl = sum(curvature.kl_to_prior(np.linalg.eigvalsh(precision) - 1, mean))
-    assert found["kl_weights"] == pytest.approx(kl, rel=0.02)
+    assert found["kl_weights"] == pytest.approx(kl, rel=0.05)
     inverse = 0.5 * (
         np.trace(precision) + mean @ precision @ mean - 2 - np.log(np.linalg.det(precision))
     )
-    assert found["jeffreys_weights"] == pytest.approx(kl + inverse, rel=0.1)
+    assert found["jeffreys_weights"] == pytest.approx(kl + inverse, rel=0.2)
 
 
 def test_few_draws_that_count_leave_the_evidence_undefined():
