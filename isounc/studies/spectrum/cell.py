@@ -78,7 +78,7 @@ class Found(NamedTuple):
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
     """Evaluate a batch, whose cells differ in the seed alone; one record each."""
     cells: Sequence[Cell] = batch.cells
-    problems = [cell_problem(cell) for cell in cells]
+    problems = [cell_problem(cell, settings) for cell in cells]
     model = cell_model(problems[0], cells[0].condition, settings)
 
     def keys(purpose: str) -> list[jax.Array]:

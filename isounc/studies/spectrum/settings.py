@@ -47,6 +47,8 @@ class Settings(RunSettings):
     """Parameterisations: ntk, fan_in or standard; n varies under the first."""
     ns: tuple[int, ...] = (100, 300)
     """Numbers of training examples."""
+    regression_noise: float = 5.0
+    """Factor on the noise of a regression: sharp data take very long to sample."""
     num_seeds: int = 3
     """Number of seeds; each draws new data and new networks."""
     first_seed: int = 300
@@ -102,6 +104,7 @@ PRESETS = {
         depths=(1, 2, 3, 4),
         ns=(30, 100, 300, 1000),
         num_seeds=10,
+        regression_noise=1.0,
         sampling=SamplerSettings(num_draws=2000, max_draws=8000, num_kept=4000, check_modes=True),
     ),
 }
@@ -171,7 +174,8 @@ def check(settings: Settings) -> None:
             else:
                 check_choice(argument, value, choices)
     check_choice("activation", settings.activation, ACTIVATIONS)
-    check_real("prior_sd", settings.prior_sd, positive=True)
+    for argument in ("prior_sd", "regression_noise"):
+        check_real(argument, getattr(settings, argument), positive=True)
     for argument, least, most in (
         ("width", 1, 10**5),
         ("depth", 1, 1000),
@@ -211,9 +215,13 @@ def conditions(settings: Settings) -> list[Condition]:
     return list(found)
 
 
-def cell_problem(cell: Cell) -> Problem:
+def cell_problem(cell: Cell, settings: Settings) -> Problem:
     """Return the problem of a cell, of whose regions the training inputs are one."""
-    problem = make_problem(cell.problem, n=cell.condition.n, seed=cell.seed)
+    n = cell.condition.n
+    problem = make_problem(cell.problem, n=n, seed=cell.seed)
+    if problem.noise_sd is not None:
+        noise = settings.regression_noise
+        problem = make_problem(cell.problem, n=n, seed=cell.seed, label_noise=noise)
     return replace(problem, regions={TRAIN: problem.X, **problem.regions})
 
 
@@ -247,7 +255,7 @@ def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem and condition, and a group of those of equal shapes."""
     groups: dict[Any, list[Batch]] = {}
     for cells in batches(settings):
-        problem, condition = cell_problem(cells[0]), cells[0].condition
+        problem, condition = cell_problem(cells[0], settings), cells[0].condition
         model = cell_model(problem, condition, settings)
         seconds, mebibytes = _forecast(cells, problem, model, settings)
         work = len(problem.X) * model.num_params

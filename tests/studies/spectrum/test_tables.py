@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from isounc.fields import Unreadable
+from isounc.problems import make_problem
 from isounc.runs import publish
 from isounc.runs.command import main
 from isounc.runs.folder import Record, RunFolder
@@ -176,8 +177,10 @@ def test_one_factor_at_a_time_is_varied_about_the_base():
     paper = conditions(PRESETS["paper"])
     assert {2, 1024} <= {c.width for c in paper} and {1, 2, 3, 4} == {c.depth for c in paper}
     assert {30, 1000} <= {c.n for c in paper} and PRESETS["paper"].num_seeds == 10
-    problem = cell_problem(Cell("moons", paper[0]._replace(n=40), 3))
+    problem = cell_problem(Cell("moons", paper[0]._replace(n=40), 3), SMALL)
     np.testing.assert_array_equal(problem.regions[TRAIN], problem.X)
+    noisy = cell_problem(Cell("linear_regression", paper[0], 3), SMALL)
+    assert noisy.noise_sd == pytest.approx(5 * make_problem("linear_regression").noise_sd)
 
 
 def test_a_slope_is_over_the_sizes_that_have_a_value():
