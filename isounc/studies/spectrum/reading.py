@@ -172,12 +172,19 @@ def _coordinates(tables: Tables) -> str:
             place = {
                 "problem": problem, "width": width, "point": POSTERIOR, "region": ALL, "form": DRAWS,
             }  # fmt: skip
-            found = [tables.line(f"jeffreys_{name}", **place) for name in ("weights", "readout")]
-            numbers.append(f"width {width}: {number(found[0])} and {number(found[1])}")
+            found = [
+                number(tables.line(f"{statistic}_{name}", **place))
+                for statistic in ("jeffreys", "sq") for name in ("weights", "readout")
+            ]  # fmt: skip
+            numbers.append(
+                f"width {width}: {found[0]} and {found[1]} (mean square of the read-out {found[2]} and "
+                f"{found[3]})"
+            )
         parts.append(f"{problem} {'; '.join(numbers)}")
     return (
         "Jeffreys divergence of the posterior from N(0, I) in nats, in weights and with the read-out "
-        f"whitened: {'. '.join(parts)}."
+        f"whitened, beside the mean square of the read-out there, which is 1 under N(0, I): "
+        f"{'. '.join(parts)}."
     )
 
 
