@@ -7,19 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from isounc.runs.words import interval, listed, ratio, ratio_interval, short, signed
+from isounc.statistics import VERDICTS
 from isounc.studies.confirmation.settings import ALL, BASE, Condition
 from isounc.studies.confirmation.tables import LEVEL, STATISTICS, Key, Results, Row, failing
-from isounc.studies.confirmation.verdicts import HYPOTHESES, VERDICTS
-from isounc.studies.confirmation.words import (
-    condition_name,
-    estimate_name,
-    interval,
-    listed,
-    ratio,
-    ratio_interval,
-    short,
-    signed,
-)
+from isounc.studies.confirmation.verdicts import HYPOTHESES
+from isounc.studies.confirmation.words import condition_name, estimate_name
 
 FEW = 6
 """Places that a sentence names one by one; of more it gives the number."""

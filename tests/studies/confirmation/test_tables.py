@@ -17,7 +17,7 @@ from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
 from isounc.sampling.settings import GateSettings, SamplerSettings
-from isounc.statistics import Interval
+from isounc.statistics import Interval, verdict
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
 from isounc.studies.confirmation.settings import ALL, BASE, Settings
@@ -29,7 +29,7 @@ from isounc.studies.confirmation.tables import (
     summarise,
     verdicts,
 )
-from isounc.studies.confirmation.verdicts import HYPOTHESES, verdict
+from isounc.studies.confirmation.verdicts import HYPOTHESES
 from isounc.training import TrainSettings
 
 LEVELS = {
@@ -162,7 +162,8 @@ def test_failed_and_undefined_cells_are_left_out_and_counted():
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(name, low, high, expected):
-    assert verdict(Interval(0.0, low, high, 5), HYPOTHESES[name]) == expected
+    hypothesis, interval = HYPOTHESES[name], Interval(0.0, low, high, 5)
+    assert verdict(interval, hypothesis.bound, below=hypothesis.below) == expected
 
 
 def test_planted_data_confirm_refute_and_stay_undecided():
