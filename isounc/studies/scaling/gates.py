@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
+from isounc.runs.words import listed
 from isounc.studies.scaling.results import Results
 
 
@@ -70,9 +69,3 @@ def _verdict(regions: pd.DataFrame) -> tuple[str, str]:
     if len(failed) == len(regions):
         return "fail", ""
     return ("part", listed(failed)) if failed else ("pass", "")
-
-
-def listed(parts: Iterable[str]) -> str:
-    """Names in a sentence: a, b and c."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last

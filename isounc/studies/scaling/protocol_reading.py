@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from isounc.runs.words import listed
 from isounc.studies.scaling.figures.looks import POINT_WORDS
-from isounc.studies.scaling.gates import gate_sentence, listed
+from isounc.studies.scaling.gates import gate_sentence
 from isounc.studies.scaling.paper import TABLE1
 from isounc.studies.scaling.protocols import (
     PROTOCOLS,

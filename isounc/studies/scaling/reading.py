@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from isounc.runs.words import listed
 from isounc.statistics import MAX_ABS_CORRELATION, Trend
 from isounc.studies.scaling.figures.looks import POINT_WORDS
-from isounc.studies.scaling.gates import gate_sentence, listed
+from isounc.studies.scaling.gates import gate_sentence
 from isounc.studies.scaling.results import Results, Setup, point_of
 
 BESIDE = {
