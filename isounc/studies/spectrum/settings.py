@@ -43,7 +43,7 @@ class Settings(RunSettings):
     """Widths, under each parameterisation."""
     depths: tuple[int, ...] = (1, 3)
     """Depths, under each parameterisation."""
-    parameterisations: tuple[str, ...] = ("ntk", "standard")
+    parameterisations: tuple[str, ...] = ("ntk",)
     """Parameterisations: ntk, fan_in or standard; n varies under the first."""
     ns: tuple[int, ...] = (100, 300)
     """Numbers of training examples."""
@@ -92,6 +92,7 @@ PRESETS = {
         width=32,
         widths=(4, 32, 256),
         depths=(1, 2, 4),
+        parameterisations=("ntk", "standard"),
         ns=(30, 100, 300),
         num_seeds=5,
         sampling=SamplerSettings(max_draws=2000, target_var_se=0.06, max_seconds=120.0),
@@ -102,6 +103,7 @@ PRESETS = {
         problems=(*_FIVE, "linear_regression", "xor", "wine"),
         widths=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         depths=(1, 2, 3, 4),
+        parameterisations=("ntk", "standard"),
         ns=(30, 100, 300, 1000),
         num_seeds=10,
         regression_noise=1.0,
