@@ -70,7 +70,7 @@ def covariance_eigenvalues(
     white: Float[np.ndarray, "T P"], num_chains: int
 ) -> Float[np.ndarray, " Q"]:
     """Nonzero eigenvalues of the covariance of draws within their chains, largest first."""
-    factor = np.asarray(from_draws(white, num_chains=num_chains).factor, float)
+    factor = np.asarray(from_draws(jnp.asarray(white), num_chains=num_chains).factor, float)
     num = min(factor.shape[0], factor.shape[1] - num_chains)
     gram = factor.T @ factor if factor.shape[1] < factor.shape[0] else factor @ factor.T
     return np.maximum(np.linalg.eigvalsh(gram)[::-1][:num], 0.0)

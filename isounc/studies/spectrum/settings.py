@@ -224,7 +224,7 @@ def cell_problem(cell: Cell, settings: Settings) -> Problem:
     if problem.noise_sd is not None:
         noise = settings.regression_noise
         problem = make_problem(cell.problem, n=n, seed=cell.seed, label_noise=noise)
-    return replace(problem, regions={TRAIN: problem.X, **problem.regions})
+    return replace(problem, regions={**problem.regions, TRAIN: problem.X})
 
 
 def cell_model(problem: Problem, condition: Condition, settings: Settings) -> Model:

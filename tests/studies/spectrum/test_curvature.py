@@ -190,7 +190,7 @@ def test_the_variance_along_gradients_is_that_of_the_draws_covariance(x64):
     small = network("clusters3")
     rng = np.random.default_rng(0)
     thetas = rng.standard_normal((40, small.model.num_params)) + np.repeat([[0.0], [5.0]], 20, 0)
-    factor = np.asarray(covariance.from_draws(thetas, num_chains=2).factor)
+    factor = np.asarray(covariance.from_draws(jnp.asarray(thetas), num_chains=2).factor)
     g = small.gradients / np.asarray(small.data.prior_sd)
     truth = ((g @ factor) ** 2).sum((1, 2))
     found = draws.variance_along(np.asarray(small.theta), small.X, thetas, 2, model=small.model)
