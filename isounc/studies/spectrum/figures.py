@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -85,18 +86,22 @@ def spectra(eigenvalues: Sequence[Row], conditions: Sequence[Condition], problem
     return figure
 
 
-def _by_rank(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-    """Geometric means over the seeds of the eigenvalues of a rank that are positive in all."""
-    found: dict[int, list[float]] = {}
+def _by_rank(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Geometric means over the seeds, at ranks up to which all of them have positive eigenvalues.
+
+    Seeds with other numbers of eigenvalues have other ranks in the table, between which the
+    logarithms are interpolated.
+    """
+    by_seed: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
-        found.setdefault(row["rank"], []).append(row["value"])
-    most = max(map(len, found.values()), default=0)
-    kept = {
-        rank: float(np.exp(np.mean(np.log(values))))
-        for rank, values in sorted(found.items())
-        if len(values) == most and min(values) > 0
-    }
-    return list(kept), list(kept.values())
+        if row["value"] > 0:
+            by_seed.setdefault(row["seed"], []).append((np.log(row["rank"]), np.log(row["value"])))
+    if not by_seed:
+        return [], []
+    most = min(max(rank for rank, _ in pairs) for pairs in by_seed.values())
+    ranks = sorted({rank for pairs in by_seed.values() for rank, _ in pairs if rank <= most})
+    lines = [np.interp(ranks, *zip(*sorted(pairs), strict=True)) for pairs in by_seed.values()]
+    return np.exp(ranks).tolist(), np.exp(np.mean(lines, axis=0)).tolist()
 
 
 def _shade(i: int, count: int) -> str:
@@ -219,7 +224,7 @@ def trends(
             if statistic in ("dimension_share", "jeffreys_weights", "jeffreys_readout"):
                 ax.set_yscale("log")
             ax.set_xlabel("log2 of the width" if axis == "width" else "hidden layers")
-            ax.set_title(label.replace(", ", ",\n", 1), loc="left")
+            ax.set_title(textwrap.fill(label, 27), loc="left")
         entries = handles(POINT_LOOKS)
         entries |= {name: Line2D([], [], color="#444444", ls=ls) for name, ls in styles.items()}
         legend_below(figure, entries)
@@ -229,9 +234,8 @@ def trends(
 def correction(verdicts: Sequence[Row], hypothesis: str, title: str) -> Figure:
     """Draw the differences of correlations of a hypothesis, by problem and condition."""
     rows = _where(verdicts, hypothesis=hypothesis)
-    places = list(
-        dict.fromkeys((r["problem"], *(r[name] for name in Condition._fields)) for r in rows)
-    )
+    found = {(r["problem"], *(r[name] for name in Condition._fields)) for r in rows}
+    places = sorted(found, key=lambda place: (place[0] != ALL, place))
     labels = [f"{problem}: {Condition(*condition).label}" for problem, *condition in places]
     regions = list(dict.fromkeys(row["region"] for row in rows))
     looks = {p: look for p, look in POINT_LOOKS.items() if any(r["point"] == p for r in rows)}
@@ -244,7 +248,7 @@ def correction(verdicts: Sequence[Row], hypothesis: str, title: str) -> Figure:
     figure, axes = interval_panels(title, labels, [p[0] for p in places], regions, looks, at)
     for ax in axes:
         ax.axvline(0, color="#444444", linewidth=0.8)
-        ax.set_xlim(-1.05, 1.05)
+        ax.set_xlim(-1.6, 1.6)
         ax.set_xlabel("difference of Pearson's r")
     with styled():
         legend_below(figure, handles(looks))

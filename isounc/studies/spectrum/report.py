@@ -114,17 +114,16 @@ def _plots(tables: Tables, eigenvalues: Rows) -> list[Plot]:
                 functools.partial(figures.trends, tables.summary, groups, problem),
             ),
         ]  # fmt: skip
-    title = (
-        f"Pearson's r with the MCMC variance: ‖g‖² without its part in {rank} directions, less ‖g‖²"
-    )
-    return [
-        *plots,
-        Plot(
-            "cure", "cure",
-            f"What the correction gains: {title}. {intervals}",
-            functools.partial(figures.correction, tables.verdicts, "cure", title),
-        ),
-    ]  # fmt: skip
+    titles = {
+        "cure": f"‖g‖² without its part in {rank} directions, less ‖g‖²",
+        "cure, shrunk": f"‖g‖² without l/(1+l) of its part in {rank} directions, less ‖g‖²",
+    }
+    for name, words in titles.items():
+        title = f"Pearson's r with the MCMC variance: {words}"
+        stem = name.replace(", ", "-")
+        draw = functools.partial(figures.correction, tables.verdicts, name, title)
+        plots.append(Plot(stem, stem, f"What the correction gains. {title}. {intervals}", draw))
+    return plots
 
 
 def _sections(
@@ -139,7 +138,7 @@ def _sections(
         Section("spectra", "Eigenvalues", (), of_kind("spectra"), ()),
         Section("trends", "Trends in width and depth", (), of_kind("trends"), ()),
         Section("gradients", "Gradients in the spectrum", (), of_kind("gradients", "ratios"), ()),
-        Section("cure", "The correction", (), of_kind("cure"), ()),
+        Section("cure", "The correction", (), of_kind("cure", "cure-shrunk"), ()),
         Section(
             "problems", "Verdicts problem by problem", (), (),
             tuple(verdict_table(tables, problem) for problem in tables.results.problems),

@@ -59,6 +59,9 @@ r is Pearson's of log10. A hypothesis is *confirmed* where the 95% interval over
 of the bound, *refuted* where it lies on the other, else *undecided*: Student's t for a problem, and for
 `all` the mean of the problems' means (Welch). None is corrected for the number of them.
 
+(Added when the first numbers were there: "cure, shrunk", the cure with low_rank_k in place of
+removed_k, since all that is left without the k directions is little near the data.)
+
 The run folder holds results.csv (a row for each cell, point, region and form), eigenvalues.csv,
 summary.csv, verdicts.csv and the figures. The same command resumes a run that was killed.
 

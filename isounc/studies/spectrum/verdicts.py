@@ -83,6 +83,10 @@ HYPOTHESES = {
         "‖g‖² without its part in the k strongest directions orders inputs better than ‖g‖²",
         "pearson", "removed_{k}", 0.0, rival=ISOTROPIC,
     ),
+    "cure, shrunk": Hypothesis(
+        "‖g‖² without l / (1 + l) of its part in the k strongest directions orders inputs better "
+        "than ‖g‖²", "pearson", "low_rank_{k}", 0.0, rival=ISOTROPIC,
+    ),
     "k is enough": Hypothesis(
         "k directions order inputs as well as all of them", "pearson", "low_rank_{k}", -MARGIN,
         rival=LAPLACE,

@@ -147,7 +147,7 @@ def test_gradients_that_vanish_are_left_out():
 def test_a_rank_above_the_directions_and_an_infinite_kernel_are_refused():
     _, gradients = planted([3.0], [[0.0], [1.0]], [0.0, 2.0])
     for call in (curvature.removed, curvature.shares):
-        with pytest.raises(ValueError, match="rank must be an integer from 1 to 1, got 2"):
+        with pytest.raises(ValueError, match="rank must be 1, got 2"):
             call(gradients, 2)
     with pytest.raises(ValueError, match="kernel must be finite"):
         curvature.spectrum_of(np.array([[np.inf]]))
