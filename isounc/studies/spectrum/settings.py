@@ -83,12 +83,12 @@ class Settings(RunSettings):
     """Settings of the training of networks."""
 
 
-_FIVE = ("moons", "rings", "clusters3", "nonlinear_regression", "breast_cancer")
+_FOUR = ("moons", "rings", "clusters3", "nonlinear_regression")
 PRESETS = {
     "quick": Settings(figures="shown"),
     "standard": Settings(
         preset="standard",
-        problems=_FIVE[:4],
+        problems=_FOUR,
         width=32,
         widths=(4, 32, 256),
         depths=(1, 2, 4),
@@ -100,7 +100,7 @@ PRESETS = {
     "paper": Settings(
         preset="paper",
         width=64,
-        problems=(*_FIVE, "linear_regression", "xor", "wine"),
+        problems=(*_FOUR, "linear_regression", "xor", "spirals3", "rings3"),
         widths=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         depths=(1, 2, 3, 4),
         parameterisations=("ntk", "standard"),

@@ -110,12 +110,13 @@ def eigenvalues_of(folder: RunFolder) -> Rows:
         If a value is not what is read.
     """
     found: Rows = []
-    for record in folder.records():
-        where = f"record {record.name!r}"
+    records = list(folder.records())
+    for record in records:
         rows = record.meta.get("eigenvalues")
         for i, row in enumerate(rows if isinstance(rows, list) else []):
-            found.append(declared(row, _EIGENVALUE, f"eigenvalue {i} of {where}"))
-    if not found:
+            where = f"eigenvalue {i} of record {record.name!r}"
+            found.append(declared(row, _EIGENVALUE, where))
+    if not records:
         name = "eigenvalues.csv"
         found = rows_of_table(folder.read_table(name), _EIGENVALUE, f"{name} of {folder.path}")
     return found

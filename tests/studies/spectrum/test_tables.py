@@ -85,16 +85,13 @@ def planted(change=lambda row: {}, seeds=4):
     return [row | change(row) for row in rows]
 
 
-def found(rows, name, **where):
-    where = {"problem": ALL, **where}
-    return [
-        row for row in verdicts(Results(rows), 10)
-        if row["hypothesis"] == name and all(row[k] == v for k, v in where.items())
-    ]  # fmt: skip
+def found(said, name, **where):
+    where = {"problem": ALL, "hypothesis": name, **where}
+    return [row for row in said if all(row[k] == v for k, v in where.items())]
 
 
 def test_planted_rows_are_confirmed_but_for_the_weights():
-    rows = planted()
+    rows = verdicts(Results(planted()), 10)
     for name in HYPOTHESES:
         said = {row["verdict"] for row in found(rows, name)}
         assert said == ({"refuted"} if name == "repriorises, weights" else {"confirmed"}), name
@@ -127,7 +124,8 @@ def test_planted_rows_are_refuted(name, column, value):
         known = row[column] is not None
         return {column: value + 1e-3 * rng.standard_normal()} if known else {}
 
-    assert {row["verdict"] for row in found(planted(change), name)} == {"refuted"}
+    rows = verdicts(Results(planted(change, seeds=2)), 10)
+    assert {row["verdict"] for row in found(rows, name)} == {"refuted"}
 
 
 def test_what_fails_counts_where_nothing_rests_on_it():
@@ -137,11 +135,13 @@ def test_what_fails_counts_where_nothing_rests_on_it():
         return gate | check
 
     rows = planted(change)
-    number = {row["num_seeds"] for row in found(rows, "cure", problem="moons")}
-    assert number == {2}
-    assert {row["num_seeds"] for row in found(rows, "isotropic", problem="moons")} == {3}
+    results = Results(rows)
+    said = verdicts(results, 10)
+    assert {row["num_seeds"] for row in found(said, "cure", problem="moons")} == {2}
+    assert {row["num_seeds"] for row in found(said, "isotropic", problem="moons")} == {3}
+    summary = summarise(results)
     lines = [
-        row for row in summarise(Results(rows))
+        row for row in summary
         if row["problem"] == "moons" and row["statistic"] == "pearson"
     ]  # fmt: skip
     assert {(line["num_cells"], line["num_failed"], line["num_seeds"]) for line in lines} == {
@@ -151,9 +151,7 @@ def test_what_fails_counts_where_nothing_rests_on_it():
     assert whats == {
         (2, "map", ""), (2, "posterior", ""), (3, "reference", TRAIN), (3, "reference", "far")
     }  # fmt: skip
-    tables = Tables(
-        Results(rows), rows, summarise(Results(rows)), verdicts(Results(rows), 10), SMALL
-    )
+    tables = Tables(results, rows, summary, said, SMALL)
     assert "2 cells" not in reading(tables)[0] and "6 cells, and" in reading(tables)[0]
 
 
@@ -238,7 +236,7 @@ def test_the_command_in_small(tmp_path, capsys):
     assert run_study(STUDY, settings)
     said = capsys.readouterr().out
     assert "2 of 2 cells" in said and "Karakida" not in said  # a single width has no slope
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder.load(tmp_path / "run")
     rows = rows_of(folder)
     names = [ISOTROPIC, "removed_1", "low_rank_1", "removed_10", "low_rank_10", LAPLACE, DRAWS]
     at = {(r["seed"], r["point"], r["region"], r["form"]): r for r in rows}
@@ -259,14 +257,15 @@ def test_the_command_in_small(tmp_path, capsys):
         )
     drawn = {path.stem for path in (folder.path / "figures").glob("*.png")}
     assert {"spectra-moons", "shares-moons", "cure"} <= drawn
-    publish(STUDY, folder, tmp_path / "small")
-    published = RunFolder(tmp_path / "small")
-    assert report_run(STUDY, published)
-    assert len(rows_of(published)) == len(rows)
-    with pytest.raises(ValueError, match="has no record yet"):
-        STUDY.report(
-            RunFolder.open(tmp_path / "none", stored_settings(settings), study="spectrum"), settings
-        )
+    there = publish.publish(STUDY, folder, tmp_path / "small")
+    published = RunFolder.load(there)
+    assert rows_of(published) == rows  # six digits, in records and tables alike
+    said = (there / "reading.md").read_text()
+    assert said.startswith("# Reading of small") and "outliers, Hessian" in said
+    assert list(STUDY.report(published, settings).reading) == said.strip().split("\n\n")[1:-1]
+    with pytest.raises(ValueError, match=r"has no results\.csv"):
+        empty = RunFolder.open(tmp_path / "none", stored_settings(settings), study="spectrum")
+        report_run(STUDY, empty)
     with pytest.raises(SystemExit):
         main(STUDY, ["--parameterisations", "mup", "--out", str(tmp_path / "bad")])
     assert "parameterisations must be one of" in capsys.readouterr().err
