@@ -91,10 +91,10 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
     )  # fmt: skip
     say("points")
     fits: dict[str, list[PointEstimate]] = {}
-    for name, fit, how in (
-        ("map", fit_maps, settings.map),
-        ("trained", fit_trained_many, settings.train),
-    ):
+    ways: dict[str, tuple[Any, Any]] = {
+        "map": (fit_maps, settings.map), "trained": (fit_trained_many, settings.train),
+    }  # fmt: skip
+    for name, (fit, how) in ways.items():
         if name in settings.points:
             fits[name] = fit(
                 problems, model, prior_sd=settings.prior_sd, keys=keys(name), settings=how

@@ -100,7 +100,10 @@ def _by_rank(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
         return [], []
     most = min(max(rank for rank, _ in pairs) for pairs in by_seed.values())
     ranks = sorted({rank for pairs in by_seed.values() for rank, _ in pairs if rank <= most})
-    lines = [np.interp(ranks, *zip(*sorted(pairs), strict=True)) for pairs in by_seed.values()]
+    lines = []
+    for pairs in by_seed.values():
+        x, y = np.array(sorted(pairs)).T
+        lines.append(np.interp(ranks, x, y))
     return np.exp(ranks).tolist(), np.exp(np.mean(lines, axis=0)).tolist()
 
 

@@ -95,4 +95,4 @@ def _lanczos(
         return jax.jvp(gradient, (zero,), (v,))[1]
 
     found = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
-    return found.J_small, found.residual
+    return jnp.asarray(found.J_small), found.residual

@@ -158,8 +158,6 @@ def _gradients(tables: Tables) -> str:
 
 def _coordinates(tables: Tables) -> str:
     """Divergences from N(0, I) by problem, at the smallest and the largest width."""
-    where = {"depth": tables.base.depth, "n": tables.base.n}
-    where["parameterisation"] = tables.base.parameterisation
     widths = sorted(
         c.width
         for c in tables.results.conditions

@@ -218,7 +218,7 @@ def test_a_linear_model_is_repriorised_exactly(x64):
     data = densities.make_data(problem, model, 1.5)
     observed = repriorised.observe(problem, model, data, jax.random.key(0))
     phi = 1.5 * np.column_stack([problem.X, np.ones(15)])
-    noise = problem.noise_sd**2
+    noise = float(data.noise_sd) ** 2
     evidence = stats.multivariate_normal(None, phi @ phi.T + noise * np.eye(15)).logpdf(problem.y)
     thetas = repriorised.sample_readout(jax.random.key(1), observed, data, model=model, num=1000)
     readout = repriorised.ratios(thetas, observed, data, model=model)
