@@ -226,8 +226,8 @@ def align(
 ) -> None:
     """Write how each seed's errors on the grid agree with those of the other seeds that passed.
 
-    Both numbers are pseudo-values (`alignments`). `alignment` is about log2(estimate / reference), `alignment_change` about log2 of the estimate
-    over that from the training inputs.
+    `alignment` is about log2(estimate / reference), `alignment_change` about log2 of the estimate
+    over that from the training inputs. Both are pseudo-values (`alignments`).
     """
     if _ALIGNED not in problems[0].regions:
         return

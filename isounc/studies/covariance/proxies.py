@@ -115,7 +115,9 @@ def is_made_for(proxy: str, problem: str) -> bool:
     return not PROXIES[proxy].real_alone or isinstance(SOURCES.get(problem), RealSource)
 
 
-def proxy_inputs(proxy: str, problem: Problem, fresh: Inputs, rng: np.random.Generator) -> Inputs:
+def proxy_inputs(
+    proxy: str, problem: Problem, fresh: Float[np.ndarray, "m D"], rng: np.random.Generator
+) -> Float[np.ndarray, "n D"]:
     """Make the inputs of a proxy, as many as the problem has for training.
 
     Raises
