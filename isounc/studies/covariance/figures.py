@@ -261,7 +261,11 @@ def _curves(
                 if not known:
                     continue
                 at, mean, low, high = map(list, zip(*known, strict=True))
-                style = {"color": look.color, "marker": look.marker, "linestyle": look.linestyle}
+                style: dict[str, Any] = {
+                    "color": look.color,
+                    "marker": look.marker,
+                    "linestyle": look.linestyle,
+                }
                 ax.plot(at, mean, **style)
                 entries[look.label] = Line2D([], [], **style)
                 if None not in low:

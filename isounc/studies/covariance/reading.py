@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from isounc.runs.words import interval, listed, ratio, ratio_interval, short
+from isounc.runs.words import interval, listed, ratio, ratio_interval, short, signed
 from isounc.studies.covariance.cell import PRIOR
 from isounc.studies.covariance.settings import ALL, POINTS
 from isounc.studies.covariance.tables import OTHERS, Key, Place, Results, Row, failing
@@ -128,7 +128,7 @@ def _single_proxies(tables: Tables, point: str) -> str:
                     region=region, statistic=CORRELATIONS[0],
                 )  # fmt: skip
                 if row is not None and row["mean"] is not None:
-                    found.setdefault(row["verdict"], []).append(f"{proxy} ({interval(row)})")
+                    found.setdefault(row["verdict"], []).append(f"{proxy} ({signed(row['mean'])})")
             confirmed, refuted = found.get("confirmed", []), found.get("refuted", [])
             if not found:
                 continue

@@ -169,12 +169,12 @@ def alignments(
 
     Source: Efron, Stein 1981, The jackknife estimate of variance.
     """
-    known = [i for i, field in enumerate(fields) if field is not None]
+    known = {i: field for i, field in enumerate(fields) if field is not None}
     found: list[float | None] = [None] * len(fields)
     if (num := len(known)) < 3:
         return found
-    finite = np.isfinite([fields[i] for i in known]).all(axis=0)
-    cut = [np.asarray(fields[i])[finite] for i in known]
+    finite = np.isfinite(np.stack([*known.values()])).all(axis=0)
+    cut = [field[finite] for field in known.values()]
     pairs = np.full((num, num), np.nan)
     for i, j in itertools.combinations(range(num), 2):
         r = compare(cut[i], cut[j]).pearson

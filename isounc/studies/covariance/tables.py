@@ -180,10 +180,10 @@ class Results:
 
     def places(self) -> Iterable[tuple[str, Place]]:
         """Problems (`ALL` first) with widths, points and regions."""
-        for problem, *place in itertools.product(
+        for problem, width, point, region in itertools.product(
             [ALL, *self.problems], self.widths, self.points, self.regions
         ):
-            yield problem, Place(*place)
+            yield problem, Place(width, point, region)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
