@@ -190,7 +190,9 @@ def compared(
         made.values.items(), _places(problem).items()
     ):
         comparison = compare(values[where], truth[where])
-        reasons = (*posterior.gate.reasons, *points[key.point].reasons)
+        gate = posterior.gate
+        failed = gate.reasons if region == ALL else gate.reasons_in(region)
+        reasons = (*failed, *points[key.point].reasons)
         row: Row = {
             "problem": cell.problem, "width": cell.width, "seed": cell.seed, **key._asdict(),
             "region": region, "pearson": comparison.pearson, "spearman": comparison.spearman,

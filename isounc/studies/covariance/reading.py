@@ -66,10 +66,11 @@ def _scope(tables: Tables) -> str:
         return f"{words} Every one passed its gate and its checks."
     where: dict[tuple, dict[int, None]] = {}
     for row in failed:
-        where.setdefault((row["problem"], row["width"], row["point"]), {})[row["seed"]] = None
+        place = (row["problem"], row["width"], row["point"], row["region"])
+        where.setdefault(place, {})[row["seed"]] = None
     names = [
-        f"{problem} at width {width}, {point}: {len(of)}"
-        for (problem, width, point), of in where.items()
+        f"{problem} at width {width}, {point}, {region}: {len(of)}"
+        for (problem, width, point, region), of in where.items()
     ]
     return f"{words} Failed, and in no number: {'; '.join(names)}."
 

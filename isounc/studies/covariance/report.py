@@ -262,6 +262,8 @@ def _number(line: Row, name: str) -> str:
 
 def _failing_table(failures: Rows) -> Table:
     lines = [
-        (r["problem"], str(r["width"]), str(r["seed"]), r["point"], r["reasons"]) for r in failures
+        (r["problem"], str(r["width"]), str(r["seed"]), r["point"], r["region"], r["reasons"])
+        for r in failures
     ]
-    return Table("Failed checks", ("problem", "width", "seed", "point", "reasons"), lines, "")
+    headings = ("problem", "width", "seed", "point", "region", "reasons")
+    return Table("Failed checks", headings, lines, "")

@@ -43,8 +43,9 @@ width and problem and over the problems:
 r is Pearson's with the MCMC variance; Spearman's is tabulated beside it. A hypothesis is *confirmed*
 where the 95% interval over seeds lies on its side of the bound, *refuted* where it lies on the other,
 else *undecided*: Student's t over the seeds of a problem, and over the problems the mean of their
-means (Welch). None is corrected for the number of them. Cells whose reference, MAP or network fails
-its check are shown as failing and are in no number. Fresh data are the control of "distorts".
+means (Welch). None is corrected for the number of them. Where a reference fails its gate (in one
+region, or as a whole), or a MAP or network its check, the rows are shown as failing and are in no
+number. Fresh data are the control of "distorts".
 
 Beside the verdicts: the level (sum of the estimates over that of the variances), the slopes for every
 form, and how the k = 5 eigenvectors of Sigma of largest and of smallest variance lie to those of the

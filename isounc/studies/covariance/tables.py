@@ -243,11 +243,11 @@ def verdicts(results: Results) -> Rows:
 
 
 def failing(rows: Iterable[Row]) -> Rows:
-    """The cells that fail, by point, with the reasons."""
+    """The cells that fail, by point and region, with the reasons; `ALL` fails with any region."""
+    names = ("problem", "width", "seed", "point", "region")
     failed: dict[tuple, str] = {}
     for row in rows:
         if row["gate"] == "fail":
-            where = (row["problem"], row["width"], row["seed"], row["point"])
-            failed.setdefault(where, row["gate_reasons"])
-    names = ("problem", "width", "seed", "point", "reasons")
+            failed.setdefault(tuple(row[name] for name in names), row["gate_reasons"])
+    names = (*names, "reasons")
     return [dict(zip(names, (*where, why), strict=True)) for where, why in failed.items()]

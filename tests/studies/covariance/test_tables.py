@@ -146,7 +146,7 @@ def test_failed_and_undefined_rows_are_in_no_number_and_counted():
     assert line["pearson_mean"] == pytest.approx(np.mean(kept), rel=1e-12)
     row = of(tables.verdicts, hypothesis="distorts", problem=ALL, proxy=OTHERS, **ABOUT)
     assert row["num_seeds"] == 2 + 3  # seed 1 lacks one of the proxies
-    assert "Failed, and in no number: moons at width 8, map: 1." in reading(tables)[0]
+    assert "Failed, and in no number: moons at width 8, map, test: 1;" in reading(tables)[0]
     every = [dict(row, gate="fail") for row in rows if row["region"] == "test"]
     assert verdicts(Results(every)) == []
     with pytest.raises(NothingToDraw):
@@ -236,7 +236,7 @@ def test_edited_records_are_refused(tmp_path, change, message):
 
 
 def drawn(problems, model: Model, **_):
-    """Posteriors made from random draws in place of sampling; the last one fails."""
+    """Posteriors made from random draws in place of sampling; one fails, one in one region alone."""
     found = []
     for problem in problems:
         draws = np.random.default_rng(0).standard_normal((60, model.num_params))
@@ -259,6 +259,8 @@ def drawn(problems, model: Model, **_):
             )
         )  # fmt: skip
     found[-1] = dataclasses.replace(found[-1], gate=fail(found[-1].gate, "made to fail"))
+    alone = fail(found[0].gate, "far is poor")._replace(of_regions={"far": "far is poor"})
+    found[0] = dataclasses.replace(found[0], gate=alone)
     return found
 
 
@@ -277,6 +279,8 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     rows = folder.results
     assert len(rows) == 4 * 3 * (3 + 1) * (3 + 1)  # seeds, proxies, forms and lambda, regions
     assert set(rows.query("seed == 203")["gate"]) == {"fail"}
+    first = rows.query("seed == 200 and gate == 'fail'")
+    assert set(first["region"]) == {"far", "all"} and set(first["gate_reasons"]) == {"far is poor"}
     record = folder.require("moons-w3-seed200")
     # Rows are those of the arrays.
     estimate, truth = record.arrays["far/trained/tight/kfac"], record.arrays["far/mcmc_var"][:, 0]
