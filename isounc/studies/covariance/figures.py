@@ -171,8 +171,8 @@ def slopes(results: Results, width: int, point: str) -> Figure:
     return figure
 
 
-def maps(records: Sequence[Record], point: str, most_seeds: int = 2) -> Figure:
-    """Draw log2(gᵀΣg / MCMC variance) over the grid, for a few covariances and seeds of a cell.
+def maps(records: Sequence[Record], point: str) -> Figure:
+    """Draw log2(gᵀΣg / MCMC variance) over the grid, for a few covariances and each record (a seed).
 
     Each map is relative to its median, as the level is another question.
 
@@ -181,8 +181,8 @@ def maps(records: Sequence[Record], point: str, most_seeds: int = 2) -> Figure:
     NothingToDraw
         If the inputs are not two, or a record has none of these estimates.
     """
-    shown = [record for record in records if record.meta.get("grid_shape")][:most_seeds]
-    if not shown or len(shown[0].meta["grid_shape"]) != 2:
+    shown = [record for record in records if len(record.meta["grid_shape"] or ()) == 2]
+    if not shown:
         raise NothingToDraw("maps are drawn over two inputs")
     kinds = [pair for pair in _MAPS if f"grid/{point}/{pair[0]}/{pair[1]}" in shown[0].arrays]
     if not kinds:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
+
+from matplotlib.figure import Figure
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
@@ -14,7 +17,7 @@ from isounc.studies.covariance import figures
 from isounc.studies.covariance.cell import PRIOR
 from isounc.studies.covariance.figures import proxy_name
 from isounc.studies.covariance.reading import Tables, reading
-from isounc.studies.covariance.settings import ALL, POINTS, Settings, batches
+from isounc.studies.covariance.settings import ALL, POINTS, Cell, Settings, batches
 from isounc.studies.covariance.tables import (
     OTHERS,
     RESULT_COLUMNS,
@@ -29,6 +32,9 @@ from isounc.studies.covariance.tables import (
     verdicts,
 )
 from isounc.studies.covariance.verdicts import CORRELATIONS, EVERY_PROXY, HYPOTHESES
+
+NUM_MAPS = 2
+"""Seeds of a cell of which maps are drawn."""
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
@@ -54,7 +60,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "summary.csv": TableFile(SUMMARY_COLUMNS, tables.summary),
             "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
         },
-        plots=_plots(folder, results),
+        plots=_plots(folder, results, sorted({row["seed"] for row in rows})),
         sections=functools.partial(_sections, tables, state, failures),
         text=state,
         checks={
@@ -77,7 +83,7 @@ def _state(rows: Sequence[Row], settings: Settings) -> str:
     return f"The run has {len(done)} of {planned} cells."
 
 
-def _plots(folder: RunFolder, results: Results) -> list[Plot]:
+def _plots(folder: RunFolder, results: Results, seeds: Sequence[int]) -> list[Plot]:
     bars = "Mean over the problems; bars and bands are 95% intervals over seeds."
     plots = []
     for point in results.points:
@@ -118,18 +124,16 @@ def _plots(folder: RunFolder, results: Results) -> list[Plot]:
                         f"maps-{point}-{problem}-w{width}", f"maps-{point}",
                         f"Where gᵀΣg errs on {problem}, {where}: two seeds, each map less its "
                         "median. Dots are training inputs, crosses proxy inputs.",
-                        functools.partial(_maps, folder, problem, width, point),
+                        functools.partial(_maps, folder, problem, width, point, seeds),
                     )
                 )  # fmt: skip
     return plots
 
 
-def _maps(folder: RunFolder, problem: str, width: int, point: str):
-    found = [
-        record for record in folder.records()
-        if (record.meta["cell"]["problem"], record.meta["cell"]["width"]) == (problem, width)
-    ]  # fmt: skip
-    return figures.maps(found, point)
+def _maps(folder: RunFolder, problem: str, width: int, point: str, seeds: Sequence[int]) -> Figure:
+    cells = (Cell(problem, width, seed).name for seed in seeds)
+    records = (record for record in map(folder.read, cells) if record is not None)
+    return figures.maps(list(itertools.islice(records, NUM_MAPS)), point)
 
 
 def _sections(
