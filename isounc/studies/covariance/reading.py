@@ -133,9 +133,7 @@ def _single_proxies(tables: Tables, point: str) -> str:
             confirmed, refuted = found.get("confirmed", []), found.get("refuted", [])
             if not found:
                 continue
-            words = (
-                f"worse with {listed(confirmed)}" if confirmed else "worse beyond doubt with none"
-            )
+            words = f"worse with {listed(confirmed)}" if confirmed else "worse with none"
             if refuted:
                 words += f", better with {listed(refuted)}"
             parts.append(f"width {width}, {region}: {words}")
