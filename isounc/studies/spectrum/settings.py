@@ -83,24 +83,26 @@ class Settings(RunSettings):
     """Settings of the training of networks."""
 
 
-_FOUR = ("moons", "rings", "clusters3", "nonlinear_regression")
 PRESETS = {
     "quick": Settings(figures="shown"),
     "standard": Settings(
         preset="standard",
-        problems=_FOUR,
+        problems=("moons", "clusters3", "nonlinear_regression"),
         width=32,
         widths=(4, 32, 256),
-        depths=(1, 2, 4),
+        depths=(1, 3),
         parameterisations=("ntk", "standard"),
         ns=(30, 100, 300),
         num_seeds=5,
-        sampling=SamplerSettings(max_draws=2000, target_var_se=0.06, max_seconds=120.0),
+        sampling=SamplerSettings(max_draws=2000, target_var_se=0.06, max_seconds=60.0),
     ),
     "paper": Settings(
         preset="paper",
         width=64,
-        problems=(*_FOUR, "linear_regression", "xor", "spirals3", "rings3"),
+        problems=(
+            *("moons", "rings", "xor", "clusters3", "spirals3", "rings3"),
+            *("nonlinear_regression", "linear_regression"),
+        ),
         widths=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         depths=(1, 2, 3, 4),
         parameterisations=("ntk", "standard"),

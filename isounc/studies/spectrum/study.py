@@ -66,7 +66,7 @@ The run folder holds results.csv (a row for each cell, point, region and form), 
 summary.csv, verdicts.csv and the figures. The same command resumes a run that was killed.
 
     isounc spectrum                       two problems, a few widths and depths, three seeds
-    isounc spectrum --preset standard     four problems, widths 4 to 256, depths 1 to 4, n 30 to 300
+    isounc spectrum --preset standard     three problems, widths 4 to 256, n 30 to 300, five seeds
     isounc spectrum --problems moons --widths 16 512 --depths 1 --ns 100 --out runs/mine
 """
 
