@@ -304,7 +304,9 @@ def failing(rows: Iterable[Row]) -> Rows:
     failed: dict[tuple, str] = {}
     for row in rows:
         where = (row["problem"], Condition(*(row[name] for name in _CONDITION)).label, row["seed"])
-        if row["check"] == "fail" and row["form"] in (LAPLACE, DRAWS):
+        # The form of the draws rests on the gate, too, wherever it is made.
+        of_itself = row["form"] == LAPLACE or row["point"] == POSTERIOR
+        if row["check"] == "fail" and of_itself:
             failed.setdefault((*where, row["point"], ""), row["check_reasons"])
         if row["gate"] == "fail" and row["region"] != ALL:
             failed.setdefault((*where, "reference", row["region"]), row["gate_reasons"])

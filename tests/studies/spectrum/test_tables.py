@@ -150,6 +150,8 @@ def test_what_fails_counts_where_nothing_rests_on_it():
     assert whats == {
         (2, "map", ""), (2, "posterior", ""), (3, "reference", TRAIN), (3, "reference", "far")
     }  # fmt: skip
+    by_gate = {"form": DRAWS, "check": "fail", "check_reasons": "R-hat is 2"}
+    assert failing([{**rows[0], **by_gate, "region": "far"}]) == []
     tables = Tables(results, rows, summary, said, SMALL)
     assert "2 cells" not in reading(tables)[0] and "6 cells, and" in reading(tables)[0]
 
