@@ -6,7 +6,6 @@ seeds that count, each with the same weight.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -165,7 +164,9 @@ class Results:
     def value(self, place: Place, column: str, cell: tuple[str, int]) -> float | None:
         """A number of a (problem, seed) that counts: what it rests on has passed."""
         row = self._rows.get(place, {}).get(cell)
-        return row[column] if row is not None and _counts(row, column) else None
+        if row is None or row["check"] == "fail":
+            return None
+        return None if column in OF_REFERENCE and row["gate"] == "fail" else row[column]
 
     def over(
         self, value: Callable[[tuple[str, int]], float | None], places: Iterable[Place],
@@ -178,10 +179,6 @@ class Results:
             if problem in (ALL, cell[0]) and (found := value(cell)) is not None:
                 values.setdefault(cell[0], []).append(found)
         return over_seeds(values, None if problem == ALL else problem)
-
-    def mean(self, place: Place, column: str, problem: str) -> Over:
-        """The interval over the seeds of a column."""
-        return self.over(functools.partial(self.value, place, column), [place], problem)
 
     def tested(
         self, hypothesis: Hypothesis, places: Sequence[Place], rank: int, problem: str
@@ -207,11 +204,6 @@ class Results:
             return None if other is None else value - other
 
         return self.over(number, places, problem)
-
-
-def _counts(row: Row, column: str) -> bool:
-    """Whether what a column of a row rests on has passed."""
-    return row["check"] == "pass" and (column not in OF_REFERENCE or row["gate"] == "pass")
 
 
 def size_of(condition: Condition, axis: str) -> float:
@@ -241,9 +233,11 @@ def summarise(results: Results) -> Rows:
     """Means and intervals over seeds of every number, by problem and over the problems."""
     summary = []
     for place in results.places():
-        columns = (*OF_REFERENCE, *OF_REGION)
         if place.region == ALL:
             columns = OF_POSTERIOR if place.point == POSTERIOR else OF_POINT
+        else:  # ratios are those of the two covariances that are whole, shares those of k directions
+            columns = (*OF_REFERENCE, *OF_REGION[:1])
+            columns = (*OF_REFERENCE, *OF_REGION[1:]) if place.form in (LAPLACE, DRAWS) else columns
         for problem in [ALL, *results.problems]:
             rows = results.rows(place, problem)
             if not rows:
@@ -251,12 +245,18 @@ def summarise(results: Results) -> Rows:
             for column in columns:
                 if all(row[column] is None for row in rows):
                     continue
-                over = results.mean(place, column, problem)
-                failed = [row for row in rows if not _counts(row, column)]
+                values: dict[str, list[float]] = {}
+                num_failed = 0
+                for row in rows:
+                    if row["check"] == "fail" or (column in OF_REFERENCE and row["gate"] == "fail"):
+                        num_failed += 1
+                    elif row[column] is not None:
+                        values.setdefault(row["problem"], []).append(row[column])
+                over = over_seeds(values, None if problem == ALL else problem)
                 summary.append({
                     "problem": problem, **place.condition._asdict(), "point": place.point,
                     "region": place.region, "form": place.form, "statistic": column,
-                    "num_cells": len(rows), "num_failed": len(failed), **over.columns(),
+                    "num_cells": len(rows), "num_failed": num_failed, **over.columns(),
                 })  # fmt: skip
     return summary
 
