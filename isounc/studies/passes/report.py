@@ -37,7 +37,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no record yet, or one that cannot be read.
     """
-    rows = rows_of(folder.records())
+    rows = rows_of(folder.records(with_arrays=False))
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     if not rows:
