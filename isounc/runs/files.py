@@ -253,20 +253,18 @@ def table_bytes(
     if unknown:
         raise ValueError(f"the columns of {name} must be {', '.join(columns)}, got also {unknown}")
     # As objects, because a count beside an empty cell would turn into a float.
-    frame = frame.astype(object).reindex(columns=list(columns))
-    values = {c: frame[c].where(frame[c].notna(), None).tolist() for c in columns}
-    # A call for each cell would take half of the time.
+    frame = frame.reindex(columns=list(columns)).astype(object)
+    frame = frame.where(frame.notna(), None)
+    # Most cells are empty, floats or texts; a call for each would take half of the time.
     cells = {
         c: [
-            "" if v is None
-            else f"{v:.6g}" if type(v) is float
-            else v if type(v) is str
-            else _cell_text(v, f"{name}, column {c!r},")
-            for v in column
+            "" if v is None else f"{v:.6g}" if type(v) is float
+            else v if type(v) is str else _cell_text(v, f"{name}, column {c!r},")
+            for v in frame[c]
         ]
-        for c, column in values.items()
+        for c in columns
     }  # fmt: skip
-    text_columns = [c for c, column in values.items() if any(isinstance(v, str) for v in column)]
+    text_columns = [c for c in columns if any(isinstance(value, str) for value in frame[c])]
     csv_text = pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
     return csv_text.encode(), text_columns
 

@@ -229,7 +229,10 @@ class RunFolder:
         return self.read_table("summary.csv")
 
     def write_table(
-        self, name: str, rows: pandas.DataFrame | Iterable[Mapping[str, Any]], columns: Sequence[str]
+        self,
+        name: str,
+        rows: pandas.DataFrame | Iterable[Mapping[str, Any]],
+        columns: Sequence[str],
     ) -> None:
         """Write a table as CSV, and into `info.json` which of its columns hold text.
 

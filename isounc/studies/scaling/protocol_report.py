@@ -59,11 +59,12 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     if records:
         found = [r for record in records for r in rows_of(record.meta, f"record {record.name!r}")]
         rows = typed_rows(pd.DataFrame(found), f"the records of {folder.path}")
-        summary, metas = summarise(found), {record.name: record.meta for record in records}
-        results = Results(folder, pd.DataFrame(found), metas, f"{len(records)} records", summary)
+        metas = {record.name: record.meta for record in records}
+        results = Results(folder, pd.DataFrame(found), metas, f"{len(records)} records")
+        results.summary = summarise(found)
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, found),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summary.to_dict("records")),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:
         table = folder.read_table("results.csv", text_columns=TEXT_COLUMNS)

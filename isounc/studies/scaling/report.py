@@ -56,11 +56,13 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         source = f"{len(records)} records"
         if not place.keys() <= {record.name for record in records}:
             source += f" of {len(place)}, since the run did not finish"
-        summary, metas = summarise(rows), {record.name: record.meta for record in records}
-        results = Results(folder, pd.DataFrame(rows), metas, source, summary)
+        results = Results(
+            folder, pd.DataFrame(rows), {record.name: record.meta for record in records}, source
+        )
+        results.summary = summarise(rows)
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summary.to_dict("records")),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:
         results, tables = Results.of(folder), {}

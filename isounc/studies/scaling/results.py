@@ -93,10 +93,11 @@ class Results:
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
         Origin of the rows, in words.
+    summary
+        Summary by `summarise` of the rows of every class, from which `curves` are taken; None until
+        a report sets it, which needs it as a table.
     setups
         All setups: known problems in the order of the paper, then others as they appear.
-
-    Where the rows of all classes have been summarised already, `curves` are taken from that.
 
     The columns `setup`, `region`, `point` and `estimator` are ordered categories: built-in names in
     their own order, then others as they appear. A table in that order is one sorted by them.
@@ -108,7 +109,6 @@ class Results:
         rows: pandas.DataFrame,
         metas: Mapping[str, Mapping[str, Any]],
         source: str,
-        summary: pandas.DataFrame | None = None,
     ):
         self.run = run
         self.source = source
@@ -137,12 +137,12 @@ class Results:
             label: "trace" if "trace" in names else min(names) for label, names in classes.items()
         }
         self.rows = self._in_main_class(rows)
-        self._summary = summary
+        self.summary: pandas.DataFrame | None = None
 
     @functools.cached_property
     def curves(self) -> pandas.DataFrame:
         """Summary of `rows` by `summarise`, with a column `setup`; sorted by setup and width."""
-        summary = summarise(self.rows) if self._summary is None else self._summary
+        summary = summarise(self.rows) if self.summary is None else self.summary
         curves = self._in_main_class(self._arranged(summary))
         return curves.sort_values(["setup", "width"], kind="stable")
 
@@ -258,7 +258,9 @@ class Results:
             if gate == "pass":
                 of_seed = by_seed.setdefault(seed, {})
                 if width in of_seed:
-                    raise ValueError(f"rows must not repeat a seed, got seed {seed} again of {which}")
+                    raise ValueError(
+                        f"rows must not repeat a seed, got seed {seed} again of {which}"
+                    )
                 of_seed[width] = None if math.isnan(value) else value
         return trend(widths, [[by_seed[s].get(w) for w in widths] for s in sorted(by_seed)])
 
