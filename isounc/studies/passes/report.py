@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
-from isounc.studies.passes.estimates import ESTIMATES
+from isounc.studies.passes.estimates import ESTIMATES, VIEWS
 from isounc.studies.passes.figures import quality_figure
 from isounc.studies.passes.reading import reading
 from isounc.studies.passes.settings import ALL, KINDS, Settings
@@ -42,26 +43,53 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     if not rows:
         raise ValueError(f"{folder.path} has no record yet; run the command again")
-    quality = Quality(rows)
-    summary, differing = summarise(quality), differences(quality)
-    crossing = crossings(differing)
+    views = {view: _Tables.of([row for row in rows if row["class"] == view]) for view in VIEWS}
+    quality, summary, differing, crossing = views["trace"]
     sentences = reading(summary, differing, crossing)
+    _, *predicted = views["predicted"]
+    if predicted[0]:
+        words = reading(*predicted)[:-1]  # seconds are the same
+        sentences += [
+            f"Of the class that is predicted, where there are several: {w}" for w in words
+        ]
     failures = failing(rows)
     words = _state(rows, failures, settings)
     return Report(
         tables={
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summary),
-            "differences.csv": TableFile(DIFFERENCE_COLUMNS, differing),
-            "crossings.csv": TableFile(CROSSING_COLUMNS, crossing),
+            "summary.csv": _both(SUMMARY_COLUMNS, {v: t.summary for v, t in views.items()}),
+            "differences.csv": _both(
+                DIFFERENCE_COLUMNS, {v: t.differences for v, t in views.items()}
+            ),
+            "crossings.csv": _both(CROSSING_COLUMNS, {v: t.crossings for v, t in views.items()}),
         },
         plots=_plots(quality, summary, crossing),
         sections=functools.partial(
-            _sections, quality, summary, crossing, [*sentences, words], failures
+            _sections, quality, summary, crossing, predicted[0], [*sentences, words], failures
         ),
         text="\n\n".join([*sentences, words]),
         checks={"reading": sentences, "failing": failures},
     )
+
+
+class _Tables(NamedTuple):
+    """The tables of one view of the classes."""
+
+    quality: Quality
+    summary: Rows
+    differences: Rows
+    crossings: Rows
+
+    @classmethod
+    def of(cls, rows: Rows) -> _Tables:
+        quality = Quality(rows)
+        differing = differences(quality)
+        return cls(quality, summarise(quality), differing, crossings(differing))
+
+
+def _both(columns: Sequence[str], tables: Mapping[str, Rows]) -> TableFile:
+    """One table of those of all views."""
+    return TableFile(columns, [{"class": v} | row for v, rows in tables.items() for row in rows])
 
 
 def failing(rows: Sequence[Row]) -> Rows:
@@ -103,8 +131,8 @@ def _plots(quality: Quality, summary: Rows, crossing: Rows) -> list[Plot]:
 
 
 def _sections(
-    quality: Quality, summary: Rows, crossing: Rows, sentences: list[str], failures: Rows,
-    drawn: Sequence[FigureFile],
+    quality: Quality, summary: Rows, crossing: Rows, predicted: Rows, sentences: list[str],
+    failures: Rows, drawn: Sequence[FigureFile],
 ) -> list[Section]:  # fmt: skip
     shown = [figure for figure in drawn if figure.paths]
     main = tuple(figure for figure in shown if figure.name.endswith(f"-{ALL}"))
@@ -115,7 +143,11 @@ def _sections(
             f"K {KINDS[kind]}",
             (),
             (),
-            tuple(quality_table(summary, kind, region) for region in quality.regions),
+            tuple(
+                quality_table(of_view, kind, region, words)
+                for of_view, words in ((summary, ""), (predicted, ", of the predicted class"))
+                for region in (quality.regions if of_view else ())
+            ),
         )
         for kind in quality.kinds
     ]
@@ -128,8 +160,11 @@ def _sections(
     ]
 
 
-def quality_table(summary: Sequence[Row], kind: str, region: str) -> Table:
-    """Tabulate the correlations of each estimate by K, over all problems."""
+def quality_table(summary: Sequence[Row], kind: str, region: str, words: str = "") -> Table:
+    """Tabulate the correlations of each estimate by K, over all problems.
+
+    The title ends with `words`.
+    """
     rows = [
         row for row in summary
         if (row["problem"], row["kind"], row["region"]) == (ALL, kind, region)
@@ -145,7 +180,7 @@ def quality_table(summary: Sequence[Row], kind: str, region: str) -> Table:
             ]
             lines.append((estimate.label, statistic.replace("_", " "), *cells))
     return Table(
-        f"Correlation with the MCMC variance, region {region}",
+        f"Correlation with the MCMC variance{words}, region {region}",
         ("estimate", "correlation", *(f"K = {count}" for count in counts)),
         lines,
         "Mean over the problems [95% interval over seeds]. Partial: given p̄(1−p̄) of the same "

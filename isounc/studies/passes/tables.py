@@ -18,7 +18,7 @@ from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
 from isounc.runs.tables import declared_rows
 from isounc.statistics import Interval, interval_over_seeds
-from isounc.studies.passes.estimates import COMPARED, ESTIMATES
+from isounc.studies.passes.estimates import COMPARED, ESTIMATES, VIEWS
 from isounc.studies.passes.settings import ALL, KINDS
 
 Row = Mapping[str, Any]
@@ -65,20 +65,20 @@ PAIRS = (
 _COST = ("passes", "forward", "backward", "seconds", "seconds_to_make")
 _TEXTS = ("gate_reasons", "reason")
 RESULT_COLUMNS = (
-    *("problem", "seed", "kind", "region", "count", "estimate", *_COST),
+    *("problem", "seed", "kind", "region", "class", "count", "estimate", *_COST),
     *(*COMPARED, "num_groups", "num_groups_undefined", "gate", *_TEXTS),
 )
 """Columns of `results.csv`."""
 SUMMARY_COLUMNS = (
-    *("problem", "kind", "region", "estimate", "count", *_COST),
+    *("class", "problem", "kind", "region", "estimate", "count", *_COST),
     *("num_seeds", "num_failed_gate", "num_undefined"),
     *(f"{name}_{part}" for name in COMPARED for part in ("mean", "low", "high")),
 )
 """Columns of `summary.csv`."""
 _WHERE = ("problem", "kind", "region", "statistic", "estimate", "rival", "terms")
-DIFFERENCE_COLUMNS = (*_WHERE, "count", "num_seeds", "mean", "low", "high")
+DIFFERENCE_COLUMNS = ("class", *_WHERE, "count", "num_seeds", "mean", "low", "high")
 """Columns of `differences.csv`."""
-CROSSING_COLUMNS = (*_WHERE, "crossing", "beyond_doubt", "largest")
+CROSSING_COLUMNS = ("class", *_WHERE, "crossing", "beyond_doubt", "largest")
 """Columns of `crossings.csv`."""
 
 _REAL = number(default=None)
@@ -87,6 +87,7 @@ _ROW = {
     "seed": integer(0, 2**63 - 1),
     "kind": text(KINDS),
     "region": text(longest=1000),
+    "class": text(VIEWS, VIEWS[0]),
     "count": integer(1, 10**9),
     "estimate": text(ESTIMATES),
     "gate": text(("pass", "fail")),
@@ -110,7 +111,10 @@ def rows_of(records: Iterable[Record]) -> Rows:
 
 
 class Quality:
-    """Correlations by what they are of, for the means and differences over seeds."""
+    """Correlations by what they are of, for the means and differences over seeds.
+
+    The rows are those of one view of the classes.
+    """
 
     def __init__(self, rows: Sequence[Row]):
         self._rows: dict[tuple, dict[tuple[str, int], Row]] = {}
