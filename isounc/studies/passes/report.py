@@ -26,6 +26,7 @@ from isounc.studies.passes.tables import (
     crossings,
     differences,
     rows_of,
+    rows_of_csv,
     summarise,
 )
 
@@ -33,27 +34,32 @@ from isounc.studies.passes.tables import (
 def make_report(folder: RunFolder, settings: Settings) -> Report:
     """Make the tables, figures and sections of a run of the passes study.
 
+    Rows come from the records or, in a folder without records (such as a committed one), from its
+    `results.csv`.
+
     Raises
     ------
     ValueError
-        If the run has no record yet, or one that cannot be read.
+        If the run has no results yet, or some that cannot be read.
     """
     rows = rows_of(folder.records(with_arrays=False))
+    if not rows:
+        rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     if not rows:
         raise ValueError(f"{folder.path} has no record yet; run the command again")
     views = {view: _Tables.of([row for row in rows if row["class"] == view]) for view in VIEWS}
     quality, summary, differing, crossing = views["trace"]
-    sentences = reading(summary, differing, crossing)
-    _, *predicted = views["predicted"]
-    if predicted[0]:
-        words = reading(*predicted)[:-1]  # seconds are the same
-        sentences += [
-            f"Of the class that is predicted, where there are several: {w}" for w in words
-        ]
     failures = failing(rows)
-    words = _state(rows, failures, settings)
+    sentences = [_state(rows, failures, settings), *reading(summary, differing, crossing)]
+    of_predicted = views["predicted"]
+    if of_predicted.summary:
+        sentences += [
+            f"Of the class that is predicted, where there are several: {sentence}"
+            for sentence in reading(*of_predicted[1:])[:-1]  # seconds are the same
+        ]
+    failed = len({(row["problem"], row["seed"]) for row in failures})
     return Report(
         tables={
             "results.csv": TableFile(RESULT_COLUMNS, rows),
@@ -65,10 +71,11 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         },
         plots=_plots(quality, summary, crossing),
         sections=functools.partial(
-            _sections, quality, summary, crossing, predicted[0], [*sentences, words], failures
+            _sections, quality, summary, crossing, of_predicted.summary, failures
         ),
-        text="\n\n".join([*sentences, words]),
-        checks={"reading": sentences, "failing": failures},
+        text=f"{failed} cells failed a check." if failed else "All cells passed their checks.",
+        checks={"failing": failures},
+        reading=sentences,
     )
 
 
@@ -76,9 +83,13 @@ class _Tables(NamedTuple):
     """The tables of one view of the classes."""
 
     quality: Quality
+    """The rows that they are made from."""
     summary: Rows
+    """See `summarise`."""
     differences: Rows
+    """See `differences`."""
     crossings: Rows
+    """See `crossings`."""
 
     @classmethod
     def of(cls, rows: Rows) -> _Tables:
@@ -131,8 +142,8 @@ def _plots(quality: Quality, summary: Rows, crossing: Rows) -> list[Plot]:
 
 
 def _sections(
-    quality: Quality, summary: Rows, crossing: Rows, predicted: Rows, sentences: list[str],
-    failures: Rows, drawn: Sequence[FigureFile],
+    quality: Quality, summary: Rows, crossing: Rows, predicted: Rows, failures: Rows,
+    drawn: Sequence[FigureFile],
 ) -> list[Section]:  # fmt: skip
     shown = [figure for figure in drawn if figure.paths]
     main = tuple(figure for figure in shown if figure.name.endswith(f"-{ALL}"))
@@ -152,7 +163,7 @@ def _sections(
         for kind in quality.kinds
     ]
     return [
-        Section("summary", "Summary", tuple(sentences), main, (crossing_table(crossing),)),
+        Section("summary", "Summary", (), main, (crossing_table(crossing),)),
         *kinds,
         Section("problems", "Problem by problem", (), rest, ()),
         Section("cost", "Cost", (), (), (cost_table(summary),)),

@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from isounc.fields import integer, number, text
 from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows
+from isounc.runs.tables import declared_rows, rows_of_table
 from isounc.statistics import Interval, interval_over_seeds
 from isounc.studies.passes.estimates import COMPARED, ESTIMATES, VIEWS
 from isounc.studies.passes.settings import ALL, KINDS
+
+if TYPE_CHECKING:
+    import pandas
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -94,7 +97,7 @@ _ROW = {
     **dict.fromkeys(_COST, number(0)),
     **dict.fromkeys(COMPARED, number(-1 - 1e-6, 1 + 1e-6, None)),
     **dict.fromkeys(("num_groups", "num_groups_undefined"), integer(0, 10**9)),
-    **dict.fromkeys(_TEXTS, text(longest=100_000)),
+    **dict.fromkeys(_TEXTS, text(longest=100_000, default="")),
 }
 """What a row of a record must hold, which anybody may have edited."""
 
@@ -108,6 +111,17 @@ def rows_of(records: Iterable[Record]) -> Rows:
         If a record has none, or a value in one is not what is read.
     """
     return declared_rows(records, _ROW)
+
+
+def rows_of_csv(table: pandas.DataFrame, where: str) -> Rows:
+    """The rows of a `results.csv`.
+
+    Raises
+    ------
+    Unreadable
+        If a value is not what is read.
+    """
+    return rows_of_table(table, _ROW, where)
 
 
 class Quality:
