@@ -5,7 +5,8 @@ NTK parameterisation, prior sd 2, n = 100; its posterior is sampled as in `isoun
 pass the same gate. Three kinds of networks stand for what a person may have: `draws` of that
 posterior (an oracle: 32 of its kept draws), an `ensemble` of networks trained from different
 starting points, and `last_layer` samples around one trained network, from the Laplace
-approximation of its last layer under the prior. For K = 1, 2, 4, 8, 16 and 32 networks, at every
+approximation of its last layer under the prior (rather than SWAG: they take a network however it
+was trained, where SWAG takes the iterates of a training of its own). For K = 1, 2, 4, 8, 16 and 32 networks, at every
 location,
 
     mean_norm           mean over k of ||grad p_k||^2                     K forward, K backward
