@@ -104,15 +104,15 @@ def _both(columns: Sequence[str], tables: Mapping[str, Rows]) -> TableFile:
 
 
 def failing(rows: Sequence[Row]) -> Rows:
-    """The cells that fail, by kind of networks, with the reasons."""
+    """The cells that fail, by region and kind of networks, with the reasons."""
     failed = {
-        (row["problem"], row["seed"], row["kind"]): row["gate_reasons"]
+        (row["problem"], row["seed"], row["region"], row["kind"]): row["gate_reasons"]
         for row in rows
         if row["gate"] == "fail"
     }
     return [
-        {"problem": problem, "seed": seed, "kind": kind, "reasons": reasons}
-        for (problem, seed, kind), reasons in failed.items()
+        {"problem": problem, "seed": seed, "region": region, "kind": kind, "reasons": reasons}
+        for (problem, seed, region, kind), reasons in failed.items()
     ]
 
 
@@ -120,8 +120,15 @@ def _state(rows: Sequence[Row], failures: Rows, settings: Settings) -> str:
     """Say which cells failed, and whether there are all of them."""
     words = "Every cell passed its gate and every trained network its check."
     if failures:
-        cells = dict.fromkeys(f"{row['problem']} seed {row['seed']}" for row in failures)
-        words = f"Failed, and in no mean: {', '.join(cells)}."
+        cells: dict[tuple[str, int], dict[str, None]] = {}
+        for row in failures:
+            cells.setdefault((row["problem"], row["seed"]), {})[row["region"]] = None
+        total = len({row["region"] for row in rows})
+        parts = [
+            f"{problem} seed {seed}" + (f" in {' and '.join(regions)}" * (len(regions) < total))
+            for (problem, seed), regions in cells.items()
+        ]
+        words = f"Failed, and in no mean: {', '.join(parts)}."
     done = len({(row["problem"], row["seed"]) for row in rows})
     planned = len(settings.problems) * settings.num_seeds
     return words if done >= planned else f"{words} The run has {done} of {planned} cells so far."
@@ -246,8 +253,11 @@ def cost_table(summary: Sequence[Row]) -> Table:
 
 
 def _failing_table(failures: Rows) -> Table:
-    lines = [(r["problem"], str(r["seed"]), KINDS[r["kind"]], r["reasons"]) for r in failures]
-    return Table("Failed checks", ("problem", "seed", "networks", "reasons"), lines, "")
+    lines = [
+        (r["problem"], str(r["seed"]), r["region"], KINDS[r["kind"]], r["reasons"])
+        for r in failures
+    ]
+    return Table("Failed checks", ("problem", "seed", "region", "networks", "reasons"), lines, "")
 
 
 def _interval(row: Row, prefix: str) -> str:

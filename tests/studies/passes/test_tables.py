@@ -244,13 +244,19 @@ def test_a_run_shows_what_failed_and_what_is_missing(tmp_path, capsys, one_figur
     settings = Settings(problems=("xor", "moons"), num_seeds=3, counts=COUNTS)
     folder = RunFolder.open(tmp_path / "run", stored_settings(settings), study="passes")
     fails = {"gate": "fail", "gate_reasons": "R-hat is 1.2"}
-    rows = made_up(change=lambda r: fails if (r["problem"], r["seed"]) == ("moons", 1) else {})
+    failing = {("moons", 1, "test"), ("moons", 1, "far"), ("xor", 0, "far")}
+    rows = made_up(
+        change=lambda r: fails if (r["problem"], r["seed"], r["region"]) in failing else {}
+    )
     for problem, seed in itertools.product(("xor", "moons"), range(2)):
         mine = [r for r in rows if (r["problem"], r["seed"]) == (problem, seed)]
         folder.write(Record(f"{problem}-seed{seed}", {"rows": mine}, {}))
     assert report_run(STUDY, folder)
     said = capsys.readouterr().out
-    assert "Failed, and in no mean: moons seed 1. The run has 4 of 6 cells so far." in said
+    words = (
+        "Failed, and in no mean: xor seed 0 in far, moons seed 1. The run has 4 of 6 cells so far."
+    )
+    assert words in said
     page = (tmp_path / "run" / "report.html").read_text()
     assert "R-hat is 1.2" in page and "3 cells failed" not in page
     assert len(folder.results) == len([r for r in rows if r["seed"] < 2])
@@ -259,7 +265,7 @@ def test_a_run_shows_what_failed_and_what_is_missing(tmp_path, capsys, one_figur
     assert set(crossing["class"]) == {"trace"}
     # What is published has no records, and says the same.
     there = publish.publish(STUDY, folder, tmp_path / "published")
-    assert "Failed, and in no mean: moons seed 1." in (there / "reading.md").read_text()
+    assert words in (there / "reading.md").read_text()
     stored = RunFolder.load(there)
     assert not stored.names()
     assert STUDY.report(stored, settings).reading == STUDY.report(folder, settings).reading
