@@ -125,7 +125,9 @@ def _counted(rows: Sequence[Row], *, named: bool = False) -> str:
         if named and verdict in ("improves", "gets worse"):
             text += f" ({', '.join(_named(row) for row in rows if row['verdict'] == verdict)})"
         elif named and verdict in ("undefined", "not run"):
-            whys = dict.fromkeys(row["why"] for row in rows if row["verdict"] == verdict)
+            reasons = [row["why"].split("; ") for row in rows if row["verdict"] == verdict]
+            # The same reason with other numbers, in brackets, is the same.
+            whys = dict.fromkeys(why.split(" (")[0] for of_row in reasons for why in of_row)
             text += f" ({'; '.join(whys)})"
         texts.append(text)
     return f"{listed(texts)} of {len(rows)}"
