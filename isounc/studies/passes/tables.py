@@ -140,6 +140,7 @@ class Quality:
         self.regions = sorted(found, key=lambda name: (*REGION_LOOKS, name).index(name))
         self.kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
         self.counts = sorted({row["count"] for row in rows})
+        self.seeds = sorted({row["seed"] for row in rows})
         self._passing: dict[tuple[str, str], dict[str, None]] = {}
         for row in rows:
             if row["gate"] == "pass":
@@ -163,9 +164,8 @@ class Quality:
         These are the problems that have the region, and of which any seed passed.
         """
         among = self._passing.get((kind, region), {}) if problem == ALL else [problem]
-        seeds = sorted({seed for cells in self._rows.values() for _, seed in cells})
         values = []
-        for seed in seeds:
+        for seed in self.seeds:
             found = [number((name, seed)) for name in among]
             known = [value for value in found if value is not None]
             if known and len(known) == len(found):
