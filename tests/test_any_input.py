@@ -26,7 +26,7 @@ import isounc
 from isounc import covariance, densities, gradnorm, metrics, references
 from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
 from isounc.runs.settings import restored_settings
-from isounc.sampling import convergence, gate
+from isounc.sampling import batch_means, convergence, gate
 from isounc.statistics import holm
 from isounc.studies.scaling.settings import PRESETS
 
@@ -196,7 +196,7 @@ CALLS: dict[str, Any] = {
     "diagonal_from_draws": _of(covariance.diagonal_from_draws, draws=np.stack([THETA, THETA])),
     "ebfmi": _of(gate.ebfmi, energy=X),
     "diagnose": _of(convergence.diagnose, values=X.reshape(2, 6, 1)),
-    "batch_means_se": _of(gate.batch_means_se, batch_means=X, batch_square_means=X, shift=0.0),
+    "batch_means_se": _of(batch_means.batch_means_se, batch_means=X, batch_square_means=X, shift=0.0),
     "gate": _of(
         gate.gate, values=X.reshape(2, 6, 1), energy=X.reshape(2, 6), num_divergent=0,
         num_saturated=0, num_transitions=12, settings=None,

@@ -20,8 +20,9 @@ from isounc.fit import fit_maps
 from isounc.llm.answers.measure import MeasureSettings
 from isounc.runs.settings import RunSettings, check_run_settings, use_device
 from isounc.sampling.adaptation import end_window, start_tuning
+from isounc.sampling.batch_means import batch_means_se
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import batch_means_se, ebfmi
+from isounc.sampling.gate import ebfmi
 from isounc.statistics import holm
 from isounc.studies.agreement.sides import NutsSettings
 from isounc.studies.calibration.geweke import GewekeSettings

@@ -264,9 +264,7 @@ def _from_record(
     )
     gate = None
     if meta["gate"] is not None:
-        # Checks come and go with versions; an entry outlives them.
-        known: dict[str, Any] = {name: meta["gate"].get(name) for name in Gate._fields}
-        gate = Gate(**known)._replace(reasons=tuple(meta["gate"]["reasons"]))
+        gate = Gate.of(meta["gate"] | {"reasons": tuple(meta["gate"]["reasons"])})
     return Reference(
         name=name,
         method=meta["method"],

@@ -36,9 +36,9 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     path = check_path("path", path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, but a run needs a folder; choose another --out")
-    # A folder that is not ours must be left as it was found.
+    # A folder that is not ours must be left as it was found; a page about the run may lie there first.
     others = [p for p in path.iterdir() if not files.is_housekeeping(p)] if path.exists() else []
-    names = sorted(p.name for p in others)
+    names = sorted(p.name for p in others if p.name != "README.md")
     if names and "settings.json" not in names:
         raise ValueError(
             f"{path} is not empty and holds no settings.json, so it is no run folder "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isounc.fields import Field, Unreadable, declared, shortened
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def environment_section(folder: RunFolder, drawn: Sequence[FigureFile]) -> Section:
@@ -37,6 +40,25 @@ def declared_rows(records: Iterable[Record], table: Mapping[str, Field]) -> list
             raise Unreadable(f"rows of {where} must be a list of mappings, got {shortened(rows)}")
         found += [declared(row, table, f"row {i} of {where}") for i, row in enumerate(rows)]
     return found
+
+
+def rows_of_table(
+    table: pandas.DataFrame, fields: Mapping[str, Field], where: str
+) -> list[dict[str, Any]]:
+    """The rows of a CSV table, each with the fields declared.
+
+    Raises
+    ------
+    Unreadable
+        If a value is not what the fields declare.
+    """
+    cells = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [
+        declared(
+            {str(k): v for k, v in row.items() if v is not None}, fields, f"row {i} of {where}"
+        )
+        for i, row in enumerate(cells)
+    ]
 
 
 def table_of_rows(

@@ -4,17 +4,17 @@ Everything is judged in function space: a draw is a value of the predictive quan
 never a weight, for weight space has symmetries that make a sound sampler look bad. R-hat and
 effective sample sizes are computed in `isounc.sampling.convergence`.
 
-Axes: K chains, S draws per chain, Q locations (of any shape), B batches per chain.
+Axes: K chains, S draws per chain, Q locations (of any shape).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from isounc.checks import check_count, check_kind, real_array
 from isounc.sampling.convergence import Diagnostics, diagnose
@@ -25,19 +25,6 @@ TOO_COARSE = "single precision is not enough here: standardise the inputs or use
 """What to do where the sampler's numbers differ from those in float64."""
 RARE_DRAWS = "rare draws decide about the variance"
 """How a gate says that the tail of (p - mean)^2 is heavy."""
-
-
-class BatchMoments(NamedTuple):
-    """Moments per location from streamed batch means."""
-
-    mean: Float[np.ndarray, "*N"]
-    """Mean over all draws."""
-    mean_se: Float[np.ndarray, "*N"]
-    """Monte Carlo standard error of `mean`."""
-    var: Float[np.ndarray, "*N"]
-    """Variance over all draws, divisor K S."""
-    var_se: Float[np.ndarray, "*N"]
-    """Monte Carlo standard error of `var`."""
 
 
 class Gate(NamedTuple):
@@ -84,11 +71,36 @@ class Gate(NamedTuple):
     """Largest finite Pareto k of (p - mean)^2."""
     num_heavy_tails: int | None = None
     """Locations where k is too large for the variance and its standard error to be trusted."""
+    of_regions: Mapping[str, str] | None = None
+    """By region, the one of `reasons` that holds in this region alone, where there is one; None if
+    the gate was not told of regions."""
     num_equal_chains: int | None = None
     """Chains that have their draws in common with another."""
     modes_p_value: float | None = None
     """p-value of the agreement with a tempered run (`isounc.sampling.modes`); None if there was
     none."""
+
+    def reasons_in(self, region: str) -> tuple[str, ...]:
+        """The reasons to distrust the moments in a region: all but those of other regions alone."""
+        elsewhere = {why for name, why in (self.of_regions or {}).items() if name != region}
+        return tuple(reason for reason in self.reasons if reason not in elsewhere)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every bound is kept that is not that of a region alone."""
+        of_regions = set((self.of_regions or {}).values())
+        return self.passed or (bool(self.reasons) and of_regions.issuperset(self.reasons))
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Gate:
+        """The gate whose `_asdict()` was stored, maybe by a version with other checks."""
+        known: dict[str, Any] = {name: stored.get(name) for name in cls._fields}
+        regions = known["of_regions"]
+        return cls(**known)._replace(
+            passed=known["passed"] is True,
+            reasons=tuple(known["reasons"] or ()),
+            of_regions=None if regions is None else dict(regions),
+        )
 
 
 def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
@@ -115,67 +127,6 @@ def ebfmi(energy: Float[ArrayLike, "K S"]) -> Float[np.ndarray, " K"]:
     return result
 
 
-def batch_means_se(
-    batch_means: Float[ArrayLike, "K B *N"],
-    batch_square_means: Float[ArrayLike, "K B *N"],
-    *,
-    shift: Float[ArrayLike, "*N"] | float = 0.0,
-    lengths: Int[ArrayLike, " B"] | None = None,
-) -> BatchMoments:
-    """Moments and their Monte Carlo errors where only batch means were kept.
-
-    With a and b the batch means of p - c and (p - c)^2, m = mean a and n = K B batches:
-    mean = c + m, var = mean b - m^2, se(mean) = sd(a) / sqrt(n) and, by the delta method,
-    se(var) = sd(b - 2 m a) / sqrt(n). sd runs over the batches of all chains, so that chains that
-    disagree widen both. Batches count by their lengths L, in sd^2(a) = sum w (a - m)^2 / (n - 1),
-    w = L / mean L, too: the variance of a batch mean goes with 1 / L.
-
-    Parameters
-    ----------
-    batch_means, batch_square_means
-        From consecutive batches. Batches that are not much longer than the autocorrelation time
-        give errors that are too small.
-    shift
-        c, the same for both. In float32 a c near the mean saves the variance from cancellation;
-        with 0 the two are batch means of p and of p^2.
-    lengths
-        Draws of a chain in each batch, which may differ; None means equally many.
-
-    Raises
-    ------
-    ValueError
-        For arrays of different shapes, or fewer than 2 batches.
-    """
-    a = real_array("batch_means", batch_means).astype(np.float64)
-    b = real_array("batch_square_means", batch_square_means).astype(np.float64)
-    if a.shape != b.shape or a.ndim < 2 or a.shape[0] * a.shape[1] < 2:
-        raise ValueError(
-            "batch_means and batch_square_means must both be (chains, batches, locations...) with "
-            f"2 batches or more, got shapes {a.shape} and {b.shape}"
-        )
-    if lengths is not None and np.shape(lengths) != a.shape[1:2]:
-        raise ValueError(
-            f"lengths must be one for each of the {a.shape[1]} batches, got shape "
-            f"{np.shape(lengths)}"
-        )
-    m, mean_se = weighted_mean_and_se(a, lengths)
-    var, var_se = weighted_mean_and_se(b - 2 * m * a + m**2, lengths)
-    mean = real_array("shift", shift).astype(np.float64) + m
-    return BatchMoments(mean, mean_se, np.maximum(var, 0.0), var_se)
-
-
-def weighted_mean_and_se(
-    batches: Float[np.ndarray, "K B *N"], lengths: Int[ArrayLike, " B"] | None = None
-) -> tuple[Float[np.ndarray, "*N"], Float[np.ndarray, "*N"]]:
-    """Mean over the draws of all batches, and its standard error from the spread of these."""
-    count = batches.shape[0] * batches.shape[1]
-    weight = np.ones(batches.shape[1]) if lengths is None else np.asarray(lengths, float)
-    weight = (weight / weight.mean()).reshape(1, -1, *[1] * (batches.ndim - 2))
-    mean = (weight * batches).mean((0, 1))
-    var = (weight * (batches - mean) ** 2).sum((0, 1)) / (count - 1)
-    return np.asarray(mean), np.asarray(np.sqrt(var / count))
-
-
 def gate(
     values: Float[ArrayLike, "K S *Q"] | Diagnostics,
     *,
@@ -184,11 +135,14 @@ def gate(
     num_saturated: int,
     num_transitions: int,
     precision: tuple[float, float] | None = None,
+    regions: Mapping[str, int] | None = None,
     settings: GateSettings | None = None,
 ) -> Gate:
     """Hold a sampled posterior against every bound, and say in words which it breaks.
 
     Draws that are not finite, constant locations and stuck chains fail the gate; they do not raise.
+    Chains that have not converged at one location are trusted at none. That rare draws decide about
+    variances is a matter of the place: it is judged region by region (`Gate.reasons_in`).
 
     Parameters
     ----------
@@ -202,14 +156,16 @@ def gate(
     precision
         `log_density_error` and `prediction_error`, infinite where they are undefined; None if they
         were not checked, and then neither has a bound.
+    regions
+        How many of the locations, in their flat order, belong to each region; None: they are one.
     settings
         The bounds; None is the defaults of `GateSettings`.
 
     Raises
     ------
     ValueError
-        For counts that cannot be, energies of other chains, or arrays that `diagnose` or `ebfmi`
-        refuses.
+        For counts that cannot be, regions of another number of locations, energies of other chains,
+        or arrays that `diagnose` or `ebfmi` refuses.
     """
     bounds = GateSettings() if settings is None else settings
     check_kind("settings", bounds, GateSettings)
@@ -243,9 +199,8 @@ def gate(
     bfmi_bound = f"it must be above {bounds.ebfmi_min:g}"
     density_error, prediction_error = (np.nan, np.nan) if precision is None else precision
     equal = ", ".join(f"{i} and {j}" for i, j in np.argwhere(np.triu(diagnostics.equal)))
-    khat, khat_at = _extreme(np.argmax, diagnostics.khat)
     khat_most = khat_bound(num_transitions, bounds.khat_max)
-    heavy = int((diagnostics.khat > khat_most).sum())
+    heavy = _heavy_tails(diagnostics.khat, regions, khat_most, bounds.heavy_tails_max)
     # A comparison with NaN, for a number that no location has, is false: what left it undefined has
     # a line of its own.
     checks = (
@@ -279,13 +234,7 @@ def gate(
             square < bounds.ess_min,
             f"the bulk ESS of (p - mean)^2 is {square:.5g} at location {square_at}; {ess_bound}",
         ),
-        (
-            heavy > bounds.heavy_tails_max * size,
-            f"{RARE_DRAWS} at {heavy} {of_all}, where neither it nor its "
-            f"standard error can be trusted (Pareto k of (p - mean)^2 up to {khat:.3g}, at location "
-            f"{khat_at}; at most {bounds.heavy_tails_max:.0%} may be above {khat_most:.3g}): draw "
-            "more",
-        ),
+        *((True, reason) for reason in heavy.values()),
         (
             no_bfmi > 0,
             f"E-BFMI is undefined in {no_bfmi} of {len(bfmi)} chains, whose energies are "
@@ -338,7 +287,8 @@ def gate(
         log_density_error=_finite(np.max, np.array([density_error])),
         prediction_error=_finite(np.max, np.array([prediction_error])),
         khat_max=_finite(np.max, diagnostics.khat),
-        num_heavy_tails=heavy,
+        num_heavy_tails=int((diagnostics.khat > khat_most).sum()),
+        of_regions=None if regions is None else heavy,
         num_equal_chains=int(diagnostics.equal.any(axis=1).sum()),
     )
 
@@ -359,6 +309,35 @@ def add_modes(verdict: Gate, p_value: float, settings: GateSettings) -> Gate:
 def fail(verdict: Gate, reason: str) -> Gate:
     """The verdict with a reason to fail that no number of it shows."""
     return verdict._replace(passed=False, reasons=(*verdict.reasons, reason))
+
+
+def _heavy_tails(
+    khat: Float[np.ndarray, "*Q"], regions: Mapping[str, int] | None, most: float, share: float
+) -> dict[str, str]:
+    """Why a region's variances are not to be trusted, for each where rare draws decide too often.
+
+    Without regions all locations are one, whose name is empty.
+    """
+    sizes = {"": khat.size} if regions is None else regions
+    if sum(sizes.values()) != khat.size:
+        raise ValueError(
+            f"regions must have {khat.size} locations in all, as values has, got {dict(sizes)}"
+        )
+    found: dict[str, str] = {}
+    start = 0
+    for name, size in sizes.items():
+        k = khat.reshape(-1)[start : start + size]
+        heavy = int((k > most).sum())
+        if heavy > share * size:
+            worst, at = _extreme(np.argmax, k)
+            where = f" of region {name}" if name else ""
+            found[name] = (
+                f"{RARE_DRAWS} at {heavy} of {size} locations{where}, where neither it nor its "
+                f"standard error can be trusted (Pareto k of (p - mean)^2 up to {worst:.3g}, at "
+                f"location {start + (at or 0)}; at most {share:.0%} may be above {most:.3g}): draw more"
+            )
+        start += size
+    return found
 
 
 def _finite(reduce: Callable[..., Any], numbers: np.ndarray) -> float | None:

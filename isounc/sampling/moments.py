@@ -19,7 +19,8 @@ from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views
 from isounc.models import Model
 from isounc.problems import Problem
-from isounc.sampling.gate import Gate, batch_means_se, gate, weighted_mean_and_se
+from isounc.sampling.batch_means import batch_means_se, weighted_mean_and_se
+from isounc.sampling.gate import Gate, gate
 from isounc.sampling.settings import GateSettings
 
 
@@ -187,6 +188,7 @@ def judge(
     *,
     has_energy: bool = True,
     precision: tuple[float, float] | None = None,
+    regions: Mapping[str, int] | None = None,
 ) -> Gate:
     """The gate over all draws of a problem so far."""
     energy = np.concatenate([b.energy for b in blocks], axis=1)
@@ -197,6 +199,7 @@ def judge(
         num_saturated=int(sum(b.saturated.sum() for b in blocks)),
         num_transitions=energy.size,
         precision=precision,
+        regions=regions,
         settings=bounds,
     )
 

@@ -155,8 +155,11 @@ def sample_posteriors(
             folder=checkpoint, report=progress or (lambda *_: None), clock=clock,
         )  # fmt: skip
         check = functools.partial(check_precision, run, problems, frame, prior_sd)
-        sampled = _sample(run, check, is_heard=progress is not None, interruptible=interruptible)
-        if settings.check_modes and any(gate.passed for gate in sampled.gates):
+        sizes = {name: rows.size * problems[0].num_columns for name, rows in locations.items()}
+        sampled = _sample(
+            run, check, sizes, is_heard=progress is not None, interruptible=interruptible
+        )
+        if settings.check_modes and any(gate.converged for gate in sampled.gates):
 
             def report(what: str, done: int, total: int) -> None:
                 run.report(f"tempered run for the modes: {what}", done, total)
@@ -185,14 +188,14 @@ def sample_posteriors(
 def _check_modes(
     sampled: _Sampled, tempered: Sequence[Posterior] | None, bounds: GateSettings
 ) -> list[Gate]:
-    """The verdicts, those of passed gates with the agreement with a tempered run.
+    """The verdicts, those of chains that converged with the agreement with a tempered run.
 
     They fail if it was interrupted (None), or the time was spent before its end.
     """
     gates = []
     for i, gate in enumerate(sampled.gates):
         other = tempered[i] if tempered else None
-        if not gate.passed:
+        if not gate.converged:
             pass
         elif not other or any(UNTEMPERED in reason for reason in other.gate.reasons):
             gate = fail(gate, "the tempered run that check_modes asks for was cut short")
@@ -263,10 +266,13 @@ Check = Callable[[Sequence[Block]], list[Precision | None]]
 """Works out the precision of each problem from blocks."""
 
 
-def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _Sampled:
+def _sample(
+    run: Run, check: Check, sizes: Mapping[str, int], *, is_heard: bool, interruptible: bool
+) -> _Sampled:
     """Draw rounds of blocks until all problems meet their targets or the budget is spent.
 
-    `is_heard` says whether reports in between are worth what it costs to work out R-hat.
+    `sizes` has the number of fixed values of each region; `is_heard` says whether reports in between
+    are worth what it costs to work out R-hat.
     """
     settings, driver, pace = run.settings, DRIVERS[run.settings.sampler], stopping.Pace()
     per_round = settings.block * driver.blocks_per_round(settings)
@@ -290,6 +296,7 @@ def _sample(run: Run, check: Check, *, is_heard: bool, interruptible: bool) -> _
                 settings.gate,
                 has_energy=driver.has_energy,
                 precision=None if precision is None else precision[i],
+                regions=sizes,
             )
             for i in range(len(run.run_keys))
         ]

@@ -39,7 +39,8 @@ class GateSettings:
     """Pareto k of (p - mean)^2 above which rare draws decide about a location's variance; with few
     draws it is 1 - 1 / log10(draws) where that is less (Vehtari et al. 2024)."""
     heavy_tails_max: float = 1 / 3
-    """Largest share of the locations at which they may; `Gate.num_heavy_tails` counts them."""
+    """Largest share of a region's locations at which they may; `Gate.num_heavy_tails` counts those of
+    all regions."""
     log_density_error_max: float = 0.1
     """Most nats by which differences of the sampler's log posterior may err from float64."""
     prediction_error_max: float = 0.1

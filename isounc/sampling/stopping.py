@@ -62,7 +62,7 @@ def is_stuck_on_rare_draws(gate: Gate, settings: SamplerSettings) -> bool:
     The tail of a saturated p is nearly that of a log-normal variable: its Pareto k falls so slowly
     with the number of draws that waiting for it has no end.
     """
-    if len(gate.reasons) != 1 or RARE_DRAWS not in gate.reasons[0]:
+    if gate.passed or not gate.converged:
         return False
     least = min(gate.ess_bulk_min or 0.0, gate.ess_var_min or 0.0)
     return least >= PATIENCE * settings.gate.ess_min

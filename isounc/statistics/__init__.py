@@ -21,19 +21,25 @@ from isounc.statistics.intervals import (
     interval_over_strata,
     trend,
 )
+from isounc.statistics.verdicts import VERDICTS, Over, Verdict, over_seeds, verdict
 
 __all__ = [
     "CONSTANT_RTOL",
     "MAX_ABS_CORRELATION",
     "MIN_POINTS",
     "MIN_REST",
+    "VERDICTS",
     "Comparison",
     "Interval",
     "IntervalKind",
+    "Over",
     "Trend",
+    "Verdict",
     "compare",
     "holm",
     "interval_over_seeds",
     "interval_over_strata",
+    "over_seeds",
     "trend",
+    "verdict",
 ]

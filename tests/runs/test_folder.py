@@ -372,6 +372,13 @@ def test_nan_in_settings_equals_itself(tmp_path):
     assert math.isnan(run.settings["x"])
 
 
+def test_a_page_about_a_run_may_be_there_before_it(tmp_path):
+    (tmp_path / "README.md").write_text("# What this run asks")
+    RunFolder.open(tmp_path, {})
+    assert files_below(tmp_path)[-1] == "settings.json"
+    assert (tmp_path / "README.md").read_text() == "# What this run asks"
+
+
 def test_what_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is a file"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
+from isounc.sampling.batch_means import batch_means_se
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import batch_means_se, ebfmi, gate
+from isounc.sampling.gate import ebfmi, gate
 from isounc.sampling.settings import GateSettings
 
 K, S, Q = 4, 1000, 12

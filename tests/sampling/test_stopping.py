@@ -67,7 +67,7 @@ def test_rare_draws_are_not_waited_for(passed):
     draws[..., 0] = np.exp(2.5 * draws[..., 0])
     verdict = gate(
         draws, energy=None, num_divergent=0, num_saturated=0, num_transitions=8000,
-        settings=SETTINGS.gate,
+        regions={"far": 1, "test": 1}, settings=SETTINGS.gate,
     )  # fmt: skip
     assert len(verdict.reasons) == 1, verdict.reasons
     assert "rare draws decide" in verdict.reasons[0]

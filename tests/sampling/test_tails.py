@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import arviz
 import jax
@@ -15,7 +16,7 @@ from isounc.problems import Problem
 from isounc.references import logistic_by_quadrature
 from isounc.sampling import GateSettings, sample_posterior
 from isounc.sampling.convergence import diagnose
-from isounc.sampling.gate import gate
+from isounc.sampling.gate import Gate, gate
 from isounc.sampling.tails import khat_bound, pareto_khat
 
 
@@ -107,6 +108,46 @@ def test_few_heavy_tails_are_counted_and_pass():
     strict = gate(p, energy=None, settings=GateSettings(heavy_tails_max=0.2), **counts)
     assert not strict.passed and "at 3 of 12 locations" in strict.reasons[0]
     assert gate(p, energy=None, settings=GateSettings(heavy_tails_max=0.25), **counts).passed
+
+
+def test_rare_draws_are_a_matter_of_the_region():
+    rng = np.random.default_rng(4)
+    mean, sd = np.repeat([[3.0, -12.0], [1.0, 3.0]], [8, 4], axis=1)
+    p = expit(mean + sd * rng.standard_normal((4, 2000, 12)))
+    counts = {"num_divergent": 0, "num_saturated": 0, "num_transitions": 8000}
+    # A third of all locations, but all of the last region's.
+    assert gate(p, energy=None, **counts).passed
+    sizes = {"test": 4, "grid": 4, "far": 4}
+    verdict = gate(p, energy=None, regions=sizes, **counts)
+    assert not verdict.passed and verdict.converged
+    (reason,) = verdict.reasons
+    assert "at 4 of 4 locations of region far" in reason
+    worst = int(diagnose(p).khat.argmax())
+    assert f"at location {worst};" in reason and worst >= 8
+    assert verdict.reasons_in("far") == verdict.reasons
+    assert verdict.reasons_in("test") == verdict.reasons_in("grid") == ()
+    # Chains that have not converged at one location are trusted at none.
+    p[0, :, 11] = p[0, ::-1, 0]
+    failed = gate(p, energy=None, regions=sizes, **counts)
+    assert not failed.converged
+    assert any(reason.startswith("R-hat") for reason in failed.reasons_in("test"))
+    with pytest.raises(ValueError, match=r"regions must have 12 locations in all, .*'far': 3"):
+        gate(p, energy=None, regions=sizes | {"far": 3}, **counts)
+
+
+def test_a_gate_survives_json():
+    p = np.random.default_rng(1).random((4, 500, 2))
+    counts = {"num_divergent": 0, "num_saturated": 0, "num_transitions": 2000}
+    p[..., 1] **= 200
+    verdict = gate(p, energy=None, regions={"test": 1, "far": 1}, **counts)
+    assert verdict.of_regions and not verdict.passed
+    stored = json.loads(json.dumps(verdict._asdict(), allow_nan=False))
+    assert Gate.of(stored) == verdict
+    # A version that knew neither regions nor tails.
+    older = {"passed": False, "reasons": ["R-hat is 1.2"], "rhat_max": 1.2, "gone": 3}
+    read = Gate.of(older)
+    assert read.reasons_in("test") == ("R-hat is 1.2",) and not read.converged
+    assert not Gate.of({}).passed and not Gate.of({}).converged
 
 
 def test_a_variance_that_few_different_draws_decide_is_not_trusted():

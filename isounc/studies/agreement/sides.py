@@ -167,15 +167,12 @@ class Side(NamedTuple):
         if missing := [name for name in names if name not in record.arrays]:
             raise Unreadable(f"{where} must have the array {missing[0]!r:.80}, got none")
         totals = {region: Totals(**numbers) for region, numbers in meta.pop("totals").items()}
-        meta.pop("gate")
-        checks: dict[str, Any] = {name: record.meta["gate"].get(name) for name in Gate._fields}
+        meta["gate"] = Gate.of(record.meta["gate"])
         regions = {
             region: Moments(*(record.arrays[f"{region}/{field}"] for field in Moments._fields))
             for region in totals
         }
-        return cls(
-            regions, totals, Gate(**checks)._replace(reasons=tuple(checks["reasons"])), **meta
-        )
+        return cls(regions, totals, **meta)
 
 
 def network(X: Float[Array, "N D"], prior_sd: Any, *, model: Model) -> Any:
@@ -299,6 +296,7 @@ def numpyro_side(
         checks = gate(
             p, energy=energy, num_divergent=int(diverging.sum()),
             num_saturated=int((steps >= 2**10 - 1).sum()), num_transitions=steps.size,
+            regions={name: x[0, 0].size for name, x in split(p, problem).items()},
             settings=bounds,
         )  # fmt: skip
         error = checks.var_mcse_median

@@ -24,6 +24,7 @@ from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
+from isounc.sampling.gate import Gate
 from isounc.sampling.moments import Posterior
 from isounc.sampling.posterior import sample_posteriors
 from isounc.statistics import Comparison, compare
@@ -90,7 +91,7 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
         draws = np.asarray(posterior.draws)
         made = estimates(cell, problem, model, networks, map_fit, draws, settings)
         variances = {name: moments.var for name, moments in posterior.regions.items()}
-        rows = compared(cell, problem, made, variances, posterior.gate.reasons)
+        rows = compared(cell, problem, made, variances, posterior.gate)
         yield _record(cell, problem, model, posterior, rows)
 
 
@@ -214,7 +215,7 @@ def compared(
     problem: Problem,
     made: Iterator[Made],
     variances: Mapping[str, Float[np.ndarray, "N M"]],
-    failed: Sequence[str],
+    gate: Gate,
 ) -> list[dict[str, Any]]:
     """A row for each estimate and region: how it compares with the variance of p.
 
@@ -222,8 +223,8 @@ def compared(
     ----------
     variances
         The reference by region, in the order of the problem's.
-    failed
-        Why the reference fails its gate, if it does.
+    gate
+        The verdict on the reference.
     """
     ends = np.cumsum([len(x) for x in problem.regions.values()]).tolist()
     where = {
@@ -232,8 +233,8 @@ def compared(
     }
     rows: list[dict[str, Any]] = []
     for one in made:
-        reasons = (*failed, *one.reasons)
         for region, variance in variances.items():
+            reasons = (*gate.reasons_in(region), *one.reasons)
             truth = variance.sum(axis=1)
             values = [compare(v[where[region]], truth) for v in one.alternatives]
             rows.append({

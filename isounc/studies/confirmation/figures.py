@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from isounc.runs.style import Look, NothingToDraw, legend_below, styled
+from isounc.runs.panels import IntervalEnds, handles, interval_panels
+from isounc.runs.style import Look, legend_below, styled
 from isounc.studies.confirmation.settings import ALL, BASE, Condition
 from isounc.studies.confirmation.tables import Row
 from isounc.studies.confirmation.words import condition_name
@@ -31,9 +30,6 @@ SCALES = {
 NAMES = {"pearson": "Pearson's r", "spearman": "Spearman's rank correlation"}
 """Correlations as titles and captions call them."""
 _TITLE = "with the MCMC variance: logit-scaled, one pass at one trained network, less each rival"
-_Interval = tuple[float | None, float | None, float | None]
-_HEIGHT = 0.36
-"""Inches of a row."""
 
 
 def by_condition(differences: Sequence[Row], statistic: str = "pearson") -> Figure:
@@ -48,7 +44,7 @@ def by_condition(differences: Sequence[Row], statistic: str = "pearson") -> Figu
     places = list(dict.fromkeys(Condition(row["factor"], row["value"]) for row in rows))
     labels = [f"{condition_name(place)}{_counts(rows, place)}" for place in places]
 
-    def at(i: int, region: str, rival: str) -> _Interval:
+    def at(i: int, region: str, rival: str) -> IntervalEnds:
         return _found(rows, region, rival=rival, **places[i]._asdict())
 
     title = f"{NAMES[statistic]} {_TITLE}, by condition"
@@ -71,7 +67,7 @@ def by_problem(
     ]  # fmt: skip
     places = list(dict.fromkeys(row["problem"] for row in rows))
 
-    def at(i: int, region: str, rival: str) -> _Interval:
+    def at(i: int, region: str, rival: str) -> IntervalEnds:
         return _found(rows, region, rival=rival, problem=places[i])
 
     labels = ["mean of the problems" if p == ALL else p.replace("_", " ") for p in places]
@@ -90,7 +86,7 @@ def levels(summary: Sequence[Row]) -> Figure:
     rows = [row for row in summary if row["problem"] == ALL and row["estimate"] in SCALES]
     places = list(dict.fromkeys(Condition(row["factor"], row["value"]) for row in rows))
 
-    def at(i: int, region: str, estimate: str) -> _Interval:
+    def at(i: int, region: str, estimate: str) -> IntervalEnds:
         where = {"estimate": estimate, **places[i]._asdict()}
         found = _found(rows, region, prefix="log2_level_", **where)
         mean, low, high = (None if value is None else 2.0**value for value in found)
@@ -99,7 +95,7 @@ def levels(summary: Sequence[Row]) -> Figure:
     regions = list(dict.fromkeys(row["region"] for row in rows))
     labels = [condition_name(place) for place in places]
     title = "Sum of the estimated variances over that of the MCMC variances (1 is right)"
-    figure, axes = _panels(title, labels, [p.factor for p in places], regions, SCALES, at)
+    figure, axes = interval_panels(title, labels, [p.factor for p in places], regions, SCALES, at)
     for ax in axes:
         ax.set_xscale("log", base=2)
         ax.axvspan(0.5, 2, color="#009E73", alpha=0.10, linewidth=0)
@@ -107,7 +103,7 @@ def levels(summary: Sequence[Row]) -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _ratio(x)))
         ax.set_xlabel("estimated / MCMC")
     with styled():
-        entries = _handles(SCALES)
+        entries = handles(SCALES)
         entries["within a factor of 2"] = Line2D([], [], color="#009E73", alpha=0.25, linewidth=8)
         legend_below(figure, entries)
     return figure
@@ -121,7 +117,7 @@ def _of_logit_scaled(differences: Sequence[Row], statistic: str) -> list[Row]:
     ]  # fmt: skip
 
 
-def _found(rows: Sequence[Row], region: str, prefix: str = "", **where: str) -> _Interval:
+def _found(rows: Sequence[Row], region: str, prefix: str = "", **where: str) -> IntervalEnds:
     """The interval of the row that has these values."""
     for row in rows:
         if row["region"] == region and all(row[name] == value for name, value in where.items()):
@@ -141,70 +137,16 @@ def _order_figure(
     labels: Sequence[str],
     groups: Sequence[str],
     rows: Sequence[Row],
-    at: Callable[[int, str, str], _Interval],
+    at: Callable[[int, str, str], IntervalEnds],
 ) -> Figure:
     regions = list(dict.fromkeys(row["region"] for row in rows))
-    figure, axes = _panels(title, labels, groups, regions, RIVALS, at)
+    figure, axes = interval_panels(title, labels, groups, regions, RIVALS, at)
     for ax in axes:
         ax.axvline(0, color="#444444", linewidth=0.8)
         ax.set_xlabel("← rival ahead     logit-scaled ahead →")
     with styled():
-        legend_below(figure, _handles(RIVALS))
+        legend_below(figure, handles(RIVALS))
     return figure
-
-
-def _panels(
-    title: str,
-    labels: Sequence[str],
-    groups: Sequence[str],
-    regions: Sequence[str],
-    looks: Mapping[str, Look],
-    at: Callable[[int, str, str], _Interval],
-) -> tuple[Figure, list[Axes]]:
-    """Panels of intervals, with a line between rows of different groups."""
-    known = [at(i, r, name)[0] for i in range(len(labels)) for r in regions for name in looks]
-    if all(mean is None for mean in known):
-        raise NothingToDraw("no place has two seeds that passed")
-    with styled():
-        height = 1.4 + _HEIGHT * len(labels)
-        figure = Figure(figsize=(3.0 + 2.7 * len(regions), height), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left")
-        axes = figure.subplots(1, len(regions), sharex=True, sharey=True, squeeze=False)[0]
-        offsets = np.linspace(-0.3, 0.3, len(looks))
-        for ax, region in zip(axes, regions, strict=True):
-            ax.set_title(region, loc="left")
-            for (name, look), offset in zip(looks.items(), offsets, strict=True):
-                for i in range(len(labels)):
-                    _draw(ax, at(i, region, name), i + offset, look)
-            for i in range(1, len(labels)):
-                if groups[i] != groups[i - 1]:
-                    ax.axhline(i - 0.5, color="#BBBBBB", linewidth=0.6)
-            ax.grid(axis="x", color="#DDDDDD", linewidth=0.5)
-            ax.set_axisbelow(True)
-        axes[0].set_yticks(range(len(labels)), labels)
-        axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    return figure, list(axes)
-
-
-def _draw(ax: Axes, interval: _Interval, y: float, look: Look) -> None:
-    mean, low, high = interval
-    if mean is None:
-        return
-    face = "white"
-    if low is not None and high is not None:
-        ax.plot([low, high], [y, y], color=look.color, linewidth=1.2)
-        face = look.color
-    ax.plot(
-        [mean], [y], marker=look.marker, color=look.color, markerfacecolor=face, markersize=4.5,
-        linestyle="none",
-    )  # fmt: skip
-
-
-def _handles(looks: Mapping[str, Look]) -> dict[str, Line2D]:
-    return {
-        look.label: Line2D([], [], color=look.color, marker=look.marker, linewidth=1.2)
-        for look in looks.values()
-    }
 
 
 def _ratio(value: float) -> str:

@@ -9,6 +9,7 @@ from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
+from isounc.runs.words import interval, ratio_interval, short
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
 from isounc.studies.confirmation.settings import ALL, BASE, Condition, Settings, batches
@@ -24,18 +25,12 @@ from isounc.studies.confirmation.tables import (
     differences,
     failing,
     rows_of,
-    rows_of_table,
+    rows_of_csv,
     summarise,
     verdicts,
 )
 from isounc.studies.confirmation.verdicts import HYPOTHESES
-from isounc.studies.confirmation.words import (
-    condition_name,
-    estimate_name,
-    interval,
-    ratio_interval,
-    short,
-)
+from isounc.studies.confirmation.words import condition_name, estimate_name
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
@@ -51,7 +46,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     """
     rows = rows_of(folder.records())
     if not rows:
-        rows = rows_of_table(folder.results, f"results.csv of {folder.path}")
+        rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
     if not rows:
         raise ValueError(f"{folder.path} has no record yet; run the command again")
     place = {name: i for i, name in enumerate(settings.problems)}

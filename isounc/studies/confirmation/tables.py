@@ -10,14 +10,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isounc.fields import declared, integer, number, text
+from isounc.fields import integer, number, text
 from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows
-from isounc.statistics import Interval, interval_over_seeds, interval_over_strata
+from isounc.runs.tables import declared_rows, rows_of_table
+from isounc.statistics import over_seeds, verdict
 from isounc.studies.confirmation.cell import CURVED, ONE_PASS, SCALED
 from isounc.studies.confirmation.settings import ALL, BASE, FACTORS, Condition
-from isounc.studies.confirmation.verdicts import HYPOTHESES, OF_LINK, verdict
+from isounc.studies.confirmation.verdicts import HYPOTHESES, OF_LINK
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +78,7 @@ def rows_of(records: Iterable[Record]) -> Rows:
     return declared_rows(records, _ROW)
 
 
-def rows_of_table(table: pandas.DataFrame, where: str) -> Rows:
+def rows_of_csv(table: pandas.DataFrame, where: str) -> Rows:
     """The rows of a `results.csv`.
 
     Raises
@@ -86,12 +86,7 @@ def rows_of_table(table: pandas.DataFrame, where: str) -> Rows:
     Unreadable
         If a value is not what is read.
     """
-    found = []
-    cells = table.astype(object).where(table.notna(), None).to_dict("records")
-    for i, row in enumerate(cells):
-        given = {str(name): value for name, value in row.items() if value is not None}
-        found.append(declared(given, _ROW, f"row {i} of {where}"))
-    return found
+    return rows_of_table(table, _ROW, where)
 
 
 class Key(NamedTuple):
@@ -177,6 +172,10 @@ def _less(row: Row, others: Mapping[tuple[str, int], Row], statistic: str) -> fl
     return None if mine is None or theirs is None else mine - theirs
 
 
+def _which(problem: str) -> str | None:
+    return None if problem == ALL else problem
+
+
 def _log2_level(row: Row) -> float | None:
     return row["log2_level"]
 
@@ -187,28 +186,6 @@ def _condition_order(condition: Condition) -> tuple:
     except ValueError:
         amount = float("inf")
     return FACTORS.index(condition.factor), amount, condition.value
-
-
-class Over(NamedTuple):
-    """An interval over the seeds of one problem, or of several."""
-
-    interval: Interval
-    """The interval, and the number of seeds in it."""
-    num_problems: int
-    """The number of problems in it."""
-
-
-def over_seeds(values: Mapping[str, Sequence[float]], problem: str) -> Over:
-    """The interval of a problem, or for `ALL` of those that have two seeds or more."""
-    if problem != ALL:
-        found = values.get(problem, [])
-        return Over(interval_over_seeds(found, kind="mean"), int(bool(found)))
-    strata = [v for v in values.values() if len(v) >= 2]
-    return Over(interval_over_strata(strata), len(strata))
-
-
-def _columns(over: Over) -> dict[str, Any]:
-    return {**over.interval._asdict(), "num_problems": over.num_problems}
 
 
 def summarise(results: Results) -> Rows:
@@ -229,7 +206,7 @@ def summarise(results: Results) -> Rows:
             }  # fmt: skip
             for name in (*STATISTICS, "log2_level"):
                 values = results.values(lambda row, name=name: row[name], key, problem)
-                over = over_seeds(values, problem)
+                over = over_seeds(values, _which(problem))
                 line |= {f"{name}_{p}": getattr(over.interval, p) for p in ("mean", "low", "high")}
                 if name == "pearson":
                     line |= {
@@ -257,7 +234,7 @@ def differences(results: Results) -> Rows:
                     rows.append({
                         "problem": problem, **condition._asdict(), "region": region,
                         "statistic": statistic, "estimate": estimate, "rival": rival,
-                        **_columns(over_seeds(found, problem)),
+                        **over_seeds(found, _which(problem)).columns(),
                     })  # fmt: skip
     return rows
 
@@ -277,11 +254,14 @@ def verdicts(results: Results) -> Rows:
                 else:
                     found = results.values(_log2_level, key, problem)
                 numbers = {cell: [*map(hypothesis.number, v)] for cell, v in found.items()}
-                over = over_seeds(numbers, problem)
+                over = over_seeds(numbers, _which(problem))
                 rows.append({
                     "problem": problem, **condition._asdict(), "region": region,
                     "hypothesis": name, "statistic": statistic, "bound": hypothesis.bound,
-                    **_columns(over), "verdict": verdict(over.interval, hypothesis),
+                    **over.columns(),
+                    "verdict": verdict(
+                        over.interval, hypothesis.bound, below=hypothesis.below
+                    ),
                 })  # fmt: skip
     return rows
 

@@ -1,14 +1,9 @@
-"""The hypotheses, as bounds on a number of each seed, and what an interval says about them."""
+"""The hypotheses, as bounds on a number of each seed."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-from isounc.statistics import Interval
-
-Verdict = Literal["confirmed", "refuted", "undecided"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-"""All verdicts, in the order in which they are counted."""
 MARGIN = 0.05
 """Loss of Pearson's r against an ensemble up to which "at least as well" holds."""
 
@@ -56,17 +51,3 @@ HYPOTHESES = {
 """Hypotheses by name; the study's docstring states them."""
 OF_LINK = ("H1", "H2")
 """Those that say nothing without a link, where logit_scaled and isotropic are one."""
-
-
-def verdict(interval: Interval, hypothesis: Hypothesis) -> Verdict:
-    """What an interval of the hypothesis's number says.
-
-    Confirmed if all of it lies on the claimed side of the bound, refuted if all of it lies on the
-    other, and undecided otherwise, also where there is none.
-    """
-    if interval.low is None or interval.high is None:
-        return "undecided"
-    above, under = interval.low > hypothesis.bound, interval.high < hypothesis.bound
-    if hypothesis.below:
-        above, under = under, above
-    return "confirmed" if above else "refuted" if under else "undecided"

@@ -103,9 +103,9 @@ def _record(
     rows: list[dict[str, Any]] = []
     for kind, made in networks.items():
         predictions = predict(model, made.thetas, X, data)
-        reasons = dict.fromkeys((*posterior.gate.reasons, *made.reasons))
         for i, count in enumerate(counts):
             for region, where in regions.items():
+                reasons = dict.fromkeys((*posterior.gate.reasons_in(region), *made.reasons))
                 found = quality(
                     predictions,
                     locations=where,

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from isounc.runs.words import listed
 from isounc.studies.scaling.figures.looks import POINT_WORDS
+from isounc.studies.scaling.gates import gate_sentence
 from isounc.studies.scaling.paper import TABLE1
 from isounc.studies.scaling.protocols import (
     PROTOCOLS,
@@ -19,7 +21,6 @@ from isounc.studies.scaling.protocols import (
     num_examples,
     protocol_names,
 )
-from isounc.studies.scaling.reading import gate_sentence
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.verdicts import VERDICTS, Row, compared
@@ -55,7 +56,7 @@ def _protocol(name: str, settings: Settings) -> str:
 
     def values(found: Iterable[Any], word: str) -> str:
         texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in dict.fromkeys(found)]
-        return f"{word} {_listed(texts)}".strip()
+        return f"{word} {listed(texts)}".strip()
 
     parts = [
         values((cell.problem for cell in cells), ""),
@@ -66,8 +67,8 @@ def _protocol(name: str, settings: Settings) -> str:
         values((cell.prior_sd for cell in cells), "prior sd"),
         values((num_examples(cell, settings) for cell in cells), "n ="),
         f"{settings.num_seeds} seed{'s' if settings.num_seeds > 1 else ''}",
-        f"{_listed(POINT_WORDS.get(p, p) for p in protocol.points)}",
-        f"region {_listed(protocol.regions)}",
+        f"{listed(POINT_WORDS.get(p, p) for p in protocol.points)}",
+        f"region {listed(protocol.regions)}",
         compared(protocol),
     ]
     if protocol.grid_margin:
@@ -104,7 +105,7 @@ def _verdicts(name: str, verdicts: Sequence[Row]) -> str:
             for estimator, words in _BESIDE.items()
         ]
         parts.append(f"{text} ({'; '.join(beside)})")
-    place = f"region {_listed(protocol.regions)}, with {_SIZES[protocol.axis]}"
+    place = f"region {listed(protocol.regions)}, with {_SIZES[protocol.axis]}"
     return (
         f"Under {name} ({place}; slope per doubling, and Pearson's r at the largest size) the "
         f"isotropic estimate: {'; '.join(parts)}."
@@ -124,10 +125,12 @@ def _counted(rows: Sequence[Row], *, named: bool = False) -> str:
         if named and verdict in ("improves", "gets worse"):
             text += f" ({', '.join(_named(row) for row in rows if row['verdict'] == verdict)})"
         elif named and verdict in ("undefined", "not run"):
-            whys = dict.fromkeys(row["why"] for row in rows if row["verdict"] == verdict)
+            reasons = [row["why"].split("; ") for row in rows if row["verdict"] == verdict]
+            # The same reason with other numbers, in brackets, is the same.
+            whys = dict.fromkeys(why.split(" (")[0] for of_row in reasons for why in of_row)
             text += f" ({'; '.join(whys)})"
         texts.append(text)
-    return f"{_listed(texts)} of {len(rows)}"
+    return f"{listed(texts)} of {len(rows)}"
 
 
 def _named(row: Row) -> str:
@@ -200,8 +203,3 @@ def _chain_means(results: Results) -> str:
         f"likelihood on test is above that of the posterior's predictions in {int((more > 0).sum())} "
         f"of {len(rows)} means over seeds, from {told(best)} to {told(worst)} nats."
     )
-
-
-def _listed(parts: Iterable[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last

@@ -15,10 +15,10 @@ from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS, TEXT_COLUMNS
 from isounc.studies.scaling.figures.looks import POINT_WORDS
 from isounc.studies.scaling.figures.sizes import size_figure, verdict_figure
+from isounc.studies.scaling.gates import references
 from isounc.studies.scaling.paper import SOURCE, UNKNOWN
 from isounc.studies.scaling.protocol_reading import reading
 from isounc.studies.scaling.protocols import PROTOCOLS, cells_of, protocol_names, seed_batches
-from isounc.studies.scaling.reading import references
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.stored import rows_of, typed_rows
@@ -73,7 +73,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     tables["verdicts.csv"] = TableFile(VERDICT_COLUMNS, verdicts)
     tables["closest.csv"] = TableFile(CLOSEST_COLUMNS, closest)
     cells = references(results)
-    passed = int((cells["gate"] == "pass").sum())
+    passed, partly = (int((cells["gate"] == verdict).sum()) for verdict in ("pass", "part"))
     plots = [
         Plot(
             "verdicts", "verdicts",
@@ -97,8 +97,14 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         tables=tables,
         plots=plots,
         sections=functools.partial(_sections, results, verdicts, closest, missing, settings),
-        text=f"{len(verdicts)} verdicts.\n{passed} of {len(cells)} cells passed the gate.",
-        checks={"cells": len(cells), "passed_gate": passed, "not_run": len(missing)},
+        text=f"{len(verdicts)} verdicts.\n{passed} of {len(cells)} cells passed the gate"
+        + (f", {partly} in some regions." if partly else "."),
+        checks={
+            "cells": len(cells),
+            "passed_gate": passed,
+            "passed_in_part": partly,
+            "not_run": len(missing),
+        },
         reading=sentences,
     )
 

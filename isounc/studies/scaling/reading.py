@@ -14,15 +14,17 @@ is the interval of the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from isounc.runs.words import listed
 from isounc.statistics import MAX_ABS_CORRELATION, Trend
 from isounc.studies.scaling.figures.looks import POINT_WORDS
+from isounc.studies.scaling.gates import gate_sentence
 from isounc.studies.scaling.results import Results, Setup, point_of
 
 BESIDE = {
@@ -194,7 +196,7 @@ def _region(results: Results, region: str) -> str:
         if (other := _values(results, region, point_of(name, point), name)) is not None
     ]
     if beside:
-        text += f", beside {_listed(beside)}"
+        text += f", beside {listed(beside)}"
     return text + _left_out(results, setups, values) + "."
 
 
@@ -218,44 +220,7 @@ def _points(results: Results, region: str) -> str:
             slope, value = trends.mean.text("+.3f"), values.mean.text(".2f")
             parts.append(f"{name} {verb} ({slope} per doubling, to {value})")
     place = _PLACES.get(region, f"In region {region}")
-    return f"{place}, {_listed(parts)}." if parts else ""
-
-
-def gate_sentence(results: Results) -> str:
-    """How many cells passed the gate of their reference, and which did not."""
-    cells = references(results)
-    if cells.empty:
-        return ""
-    failed = cells[cells["gate"] == "fail"]
-    text = f"{len(cells) - len(failed)} of {len(cells)} cells passed the gate of their reference"
-    first = (results.run.settings.get("sampling") or {}).get("sampler")
-    again = cells[
-        (cells["gate"] == "pass") & cells["sampler"].notna() & (cells["sampler"] != first)
-    ]
-    if first and len(again):
-        samplers = _listed(sorted(again["sampler"].unique()))
-        verb = "was" if len(again) == 1 else "were"
-        text += f" ({len(again)} of these failed at first and {verb} sampled again by {samplers})"
-    if failed.empty:
-        return text + "."
-    counts = failed.groupby(["setup", "width"], observed=True).size()
-    places = _listed(
-        f"{setup} at width {width} ({count} {'seed' if count == 1 else 'seeds'})"
-        for (setup, width), count in counts.items()  # type: ignore[misc]
-    )
-    verb = "is" if len(failed) == 1 else "are"
-    return f"{text}; {len(failed)} failed and {verb} in no number below: {places}."
-
-
-def references(results: Results) -> pd.DataFrame:
-    """The cells of the result rows, with the verdict on the reference and who sampled it.
-
-    The rows over the posterior, and those at its draws, depend on no fitted point, so that the gate
-    of the reference is the only one that they have.
-    """
-    rows = results.rows[results.rows["point"].isin(["posterior", "draw"])]
-    cells = rows.drop_duplicates(["setup", "width", "seed"])
-    return cells[["setup", "width", "seed", "gate", "sampler"]].sort_values(["setup", "width"])
+    return f"{place}, {listed(parts)}." if parts else ""
 
 
 def _epistemic(results: Results, setup: Setup, region: str, point: str) -> pd.DataFrame:
@@ -294,19 +259,14 @@ def _range(values: Several) -> str:
 
 def _fewer(other: Several, values: Several) -> str:
     """Say so where a mean is over other problems than the one that it stands beside."""
-    return "" if other.of.keys() == values.of.keys() else f" (of {_listed(other.of)} alone)"
+    return "" if other.of.keys() == values.of.keys() else f" (of {listed(other.of)} alone)"
 
 
 def _left_out(results: Results, setups: Sequence[Setup], values: Several) -> str:
     without = [label for s in setups if (label := results.label(s)) not in values.of]
     verb = "has" if len(without) == 1 else "have"
-    return f"; {_listed(without)} {verb} no value there" if without else ""
+    return f"; {listed(without)} {verb} no value there" if without else ""
 
 
 def _lower(text: str) -> str:
     return text[0].lower() + text[1:].rstrip(",")
-
-
-def _listed(parts: Iterable[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last

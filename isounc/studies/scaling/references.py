@@ -35,7 +35,7 @@ class Reference(NamedTuple):
     """The posterior that a cell is compared with, and how it came about."""
 
     posterior: Posterior
-    """The first posterior that passed its gate; the first of all if none did."""
+    """The first posterior that converged (`Gate.converged`); the first of all if none did."""
     sampler: str
     """Its sampler."""
     tries: list[dict[str, Any]]
@@ -65,8 +65,8 @@ def sample_references(
     for problem, key, posterior in zip(problems, keys, first, strict=True):
         reference = Reference(posterior, posterior.sampler, [])
         reference.tries.append(_verdict(reference.sampler, posterior))
-        # No sampler mends what single precision has lost.
-        if sampling and not posterior.gate.passed and not is_too_coarse(posterior.gate):
+        # No sampler mends what single precision has lost, or draws rare ones in passing.
+        if sampling and not posterior.gate.converged and not is_too_coarse(posterior.gate):
             try:
                 (again,) = sample_posteriors(
                     [problem], model, prior_sd=prior_sd, keys=[jax.random.fold_in(key, AGAIN)],
@@ -79,7 +79,7 @@ def sample_references(
                 reference = reference._replace(posterior=failed)
             else:
                 reference.tries.append(_verdict(sampling.sampler, again))
-                if again.gate.passed:
+                if again.gate.converged:
                     reference = reference._replace(posterior=again, sampler=sampling.sampler)
         references.append(reference)
     return references

@@ -12,10 +12,11 @@ from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
+from isounc.studies.scaling.gates import gate_sentence, references
 from isounc.studies.scaling.null import null_section
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.protocols import seed_batches
-from isounc.studies.scaling.reading import reading, references
+from isounc.studies.scaling.reading import reading
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.stored import rows_of
@@ -63,17 +64,15 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         }
     else:
         results, tables = Results.of(folder), {}
-    # Without records the rows say which references passed.
-    verdicts = [cell.passed for cell in results.cells] or [
-        gate == "pass" for gate in references(results)["gate"]
-    ]
-    passed = sum(verdicts)
+    verdicts = references(results)["gate"]
+    passed, partly = (int((verdicts == verdict).sum()) for verdict in ("pass", "part"))
     return Report(
         tables=tables,
         plots=plots(results),
         sections=functools.partial(_sections, results),
-        text=f"{summary_table(results)}\n{passed} of {len(verdicts)} cells passed the gate.",
-        checks={"cells": len(verdicts), "passed_gate": passed},
+        text=f"{summary_table(results)}\n{passed} of {len(verdicts)} cells passed the gate"
+        + (f", {partly} in some regions." if partly else "."),
+        checks={"cells": len(verdicts), "passed_gate": passed, "passed_in_part": partly},
         reading=reading(results),
     )
 
@@ -126,13 +125,8 @@ def _overview(results: Results) -> tuple[str, ...]:
         f"problem settings; rows from {results.source}."
     ]
     if results.cells:
-        passed = sum(cell.passed for cell in results.cells)
-        failed = len(results.cells) - passed
-        lines.append(
-            f"{passed} of {len(results.cells)} cells passed the gate of their reference"
-            + (f"; {failed} failed, are drawn hollow and are in no mean." if failed else ".")
-        )
-        if passed == 0:
+        lines.append(f"{gate_sentence(results)} What failed is drawn hollow.")
+        if (references(results)["gate"] == "fail").all():
             lines.append("No reference can be trusted, so there is no correlation to report.")
         lines += two_valued_words(results)
     else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from isounc.estimates.estimators import ESTIMATORS, POINTS, Estimator, estimator_names
 from isounc.runs import files
 from isounc.runs.folder import RunFolder
+from isounc.sampling.gate import Gate
 from isounc.statistics import Trend, trend
 from isounc.studies.scaling.comparisons import TEXT_COLUMNS
 from isounc.studies.scaling.stored import check_meta, rows_of, typed_rows
@@ -68,8 +69,13 @@ class CellRecord(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the reference passed its gate (a record without a gate did not)."""
+        """Whether the reference passed its gate in all regions (without a gate it did not)."""
         return (self.meta.get("gate") or {}).get("passed") is True
+
+    def passed_in(self, region: str) -> bool:
+        """Whether it passed, but for what is the matter with other regions alone."""
+        gate = Gate.of(self.meta.get("gate") or {})
+        return gate.passed or (bool(gate.reasons) and not gate.reasons_in(region))
 
 
 class Results:

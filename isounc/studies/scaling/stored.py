@@ -37,7 +37,11 @@ _REAL = Field(  # also one that is not finite, as of a fit that diverged
     lambda v, _: v if isinstance(v, int | float) and not isinstance(v, bool) else NotImplemented,
     None,
 )
-_GATE = {"passed": truth(None), "reasons": _REASONS} | dict.fromkeys(
+_GATE = {
+    "passed": truth(None),
+    "reasons": _REASONS,
+    "of_regions": entries(text(longest=10_000), 100, None),
+} | dict.fromkeys(
     ("rhat_max", "ess_bulk_min", "ess_var_min", "ess_tail_min", "ebfmi_min", "divergences",
      "var_mcse_median"), _REAL,
 )  # fmt: skip

@@ -139,9 +139,11 @@ def gate_table(results: Results) -> Table:
         "Each number is the worst of the seeds over the monitored locations. error of variance: "
         "Monte Carlo standard error of the predictive variance over the variance. Pareto k: of the "
         "tail of (p - mean)²; where it is too large (0.7), rare draws decide about the variance, "
-        "and that error is not to be trusted. error of log posterior: of its differences, against "
-        "float64, nats. p of tempered run: of the agreement with tempered SMC. attenuation: "
-        "factor by which that error can lower a Pearson correlation, least over regions and seeds.",
+        "and that error is not to be trusted. Where that is so at more than a third of a region, "
+        "its rows fail, and those of the others do not. passed: in all regions. error of log "
+        "posterior: of its differences, against float64, nats. p of tempered run: of the agreement "
+        "with tempered SMC. attenuation: factor by which that error can lower a Pearson "
+        "correlation, least over regions and seeds.",
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 import isounc
 from isounc.estimates.estimate import estimate
 from isounc.problems import make_problem
+from isounc.sampling.gate import Gate
 from isounc.statistics import compare
 from isounc.studies.confirmation.cell import (
     Made,
@@ -215,7 +216,7 @@ def test_a_wrong_estimate_is_caught(estimate, expected):
         values |= dict.fromkeys(("isotropic", "null_aleatoric", "ensemble_4", "ensemble_16"), noisy)
         variances = dict(zip(problem.regions, np.split(truth[:, None], (30, 34)), strict=True))
         made = (Made(Condition(BASE, ""), name, [v], ()) for name, v in values.items())
-        rows += compared(cell, problem, made, variances, ())
+        rows += compared(cell, problem, made, variances, Gate.of({"passed": True}))
     found = verdicts(Results(rows))
     where = ("xor", BASE, "test")
     said = {
@@ -225,6 +226,19 @@ def test_a_wrong_estimate_is_caught(estimate, expected):
         and row["statistic"] != "spearman"
     }
     assert said | expected == said and len(said) == 6
+
+
+def test_a_region_is_used_that_the_gate_trusts():
+    problem = make_problem("xor", n=20, num_test=30, num_far=9, grid_size=2)
+    cell, rng = Cell("xor", BASE, "", 20, 2.0, 1, "tanh", 100), np.random.default_rng(0)
+    truth = rng.uniform(0.01, 0.2, (43, 1))
+    variances = dict(zip(problem.regions, np.split(truth, (30, 34)), strict=True))
+    rare = "rare draws decide in region far"
+    gate = Gate.of({"passed": False, "reasons": [rare], "of_regions": {"far": rare}})
+    made = Made(Condition(BASE, ""), "isotropic", [truth[:, 0]], ())
+    rows = compared(cell, problem, iter([made]), variances, gate)
+    said = {row["region"]: (row["gate"], row["gate_reasons"]) for row in rows}
+    assert said == {"test": ("pass", ""), "grid": ("pass", ""), "far": ("fail", rare)}
 
 
 def test_networks_do_not_depend_on_the_prior():

@@ -17,7 +17,7 @@ from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
 from isounc.sampling.settings import GateSettings, SamplerSettings
-from isounc.statistics import Interval
+from isounc.statistics import Interval, verdict
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
 from isounc.studies.confirmation.settings import ALL, BASE, Settings
@@ -29,7 +29,7 @@ from isounc.studies.confirmation.tables import (
     summarise,
     verdicts,
 )
-from isounc.studies.confirmation.verdicts import HYPOTHESES, verdict
+from isounc.studies.confirmation.verdicts import HYPOTHESES
 from isounc.training import TrainSettings
 
 LEVELS = {
@@ -162,7 +162,8 @@ def test_failed_and_undefined_cells_are_left_out_and_counted():
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(name, low, high, expected):
-    assert verdict(Interval(0.0, low, high, 5), HYPOTHESES[name]) == expected
+    hypothesis, interval = HYPOTHESES[name], Interval(0.0, low, high, 5)
+    assert verdict(interval, hypothesis.bound, below=hypothesis.below) == expected
 
 
 def test_planted_data_confirm_refute_and_stay_undecided():
@@ -298,6 +299,14 @@ def test_a_run_is_reported_and_published_with_the_same_reading(tmp_path, capsys,
     assert first.startswith("H1, logit-scaled orders") and first.split(" (")[0] in page
     stored = RunFolder.load(there)
     assert reading(tables_of(rows))[1] == STUDY.report(stored, settings).reading[1]
+    # The table by Pearson's r has the verdicts of the base as marks on their numbers.
+    base = next(line for line in said.split("\n") if line.startswith("| base (2, 8) | "))
+    table = stored.read_table("verdicts.csv").query(
+        "problem == 'all' and factor == 'base' and hypothesis == 'H1' and statistic == 'pearson'"
+    )
+    marks = {"confirmed": "**{:+.2f}**", "refuted": "~~{:+.2f}~~", "undecided": "{:+.2f}"}
+    pairs = zip(table["verdict"], table["mean"], strict=True)
+    assert base.split(" | ")[1] == " ".join(marks[word].format(mean) for word, mean in pairs)
     assert set(stored.read_table("verdicts.csv")["verdict"]) <= {
         "confirmed", "refuted", "undecided",
     }  # fmt: skip

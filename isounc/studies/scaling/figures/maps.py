@@ -75,7 +75,10 @@ def cell_record(run: RunFolder | Results, cell_name: str) -> tuple[Results, Reco
 def cell_heading(results: Results, record: Record, point: str) -> str:
     """Return the title of a figure of one cell, with the checks that it failed."""
     cell = next(cell for cell in results.cells if cell.name == record.name)
-    failed = "" if cell.passed else " (MCMC failed its gate)"
+    regions = [name.split("/")[0] for name in record.arrays if name.endswith("/mcmc_var")]
+    failing = [name for name in regions if not cell.passed_in(name)]
+    where = "" if failing == regions else f" in region {', '.join(failing)}"
+    failed = f" (MCMC failed its gate{where})" if failing else ""
     if ((cell.meta.get("points") or {}).get(point) or {}).get("passed") is False:
         failed += f" ({point} failed its check)"
     name = f"{results.label(cell.setup)}, width {cell.width}, seed {cell.seed}"
