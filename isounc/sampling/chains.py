@@ -199,8 +199,10 @@ def warm_up(
 
         carry = (window.state.chains, window.state.tuning, window.draws, window.gradients)
         chains, tuning, *kept = jax.lax.fori_loop(first, first + count, transition, carry)
+        draws, gradients = kept
         shift = _mean_prediction(chains, coordinates, data, X, model)
-        return Window(RunState(coordinates, chains, tuning, shift), *kept, window.log_first)
+        state = RunState(coordinates, chains, tuning, shift)
+        return Window(state, draws, gradients, window.log_first)
 
     return over(warm_up_problem)(window, data, X, keys)
 

@@ -44,6 +44,7 @@ def test_annealed_chains_sample_the_posterior():
         problem, model, prior_sd=PRIOR_SD, key=jax.random.key(0), settings=settings
     )
     moments, (mean, var) = posterior.regions["q"], exact(problem)
+    assert posterior.gate.rhat_max is not None
     assert posterior.gate.rhat_max < 1.01 and posterior.gate.divergences == 0
     assert np.abs((moments.mean[:, 0] - mean) / moments.mean_se[:, 0]).max() < 4
     assert np.abs((moments.var[:, 0] - var) / moments.var_se[:, 0]).max() < 4
