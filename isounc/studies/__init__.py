@@ -17,6 +17,7 @@ STUDIES = {
     "scaling": "How well do the estimates track MCMC variance as the network grows?",
     "passes": "What do the estimates gain from K networks in place of one, and at what cost?",
     "confirmation": "Does the logit-scaled estimate hold on what was not used to find it?",
+    "covariance": "What does a covariance of the parameters from other data than the training data do?",
     "agreement": "Does the sampler find the same posteriors as NumPyro's NUTS?",
     "calibration": "Is the sampler right? Simulation-based calibration and Geweke's test.",
     "bank": "Make, check and install the bank of reference posteriors.",

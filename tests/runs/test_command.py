@@ -178,6 +178,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         "scaling",
         "passes",
         "confirmation",
+        "covariance",
         "agreement",
         "calibration",
         "bank",

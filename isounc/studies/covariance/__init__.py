@@ -1,0 +1,1 @@
+"""Covariance: what a covariance of the parameters from other data does."""
