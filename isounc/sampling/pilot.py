@@ -39,7 +39,7 @@ from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.moments import Trial
 from isounc.sampling.parts import Parts
 from isounc.sampling.readout import NarrowReadout, Readout
-from isounc.sampling.run import Run, randomness
+from isounc.sampling.run import Run, fetch, randomness
 from isounc.sampling.settings import AUTO
 
 PILOT = 20261128
@@ -215,8 +215,12 @@ def _pilot(run: Run) -> _Pilot:
         lengths = jnp.full_like(state.tuning.trajectory_length, share * settings.trajectory_length)
         return state._replace(tuning=state.tuning._replace(trajectory_length=lengths))
 
-    window = chains.begin_window(of_length(state, SHORT), settings, length)
-    window = work(warm_up, window, 0, num_warmup, length)
+    state = of_length(state, SHORT)
+    window = chains.begin_window(state, settings, length, anneal=True)
+    if np.asarray(fetch(window.log_first)).any():
+        window = work(warm_up, window, 2, length, length)
+        state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
+    window = work(warm_up, chains.begin_window(state, settings, length), 0, num_warmup, length)
     state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
     state = of_length(state, 1.0)
     program = BlockProgram(run, sampler)
