@@ -115,8 +115,12 @@ def verdict(row: dict[str, Any]) -> str:
     """Say in words whether the gate of a row passed or, if not, how far it is from passing."""
     least = min(row["ess_mean"] or 0.0, row["ess_var"] or 0.0)
     error, rhat = row["var_se"], row["rhat_max"]
-    if row["regions"]:
-        where = "" if row["gate"] == "pass" else f" in {' and '.join(row['regions'].split())}"
+    if row["gate"] == "pass" or row["regions"]:
+        where = ""
+        if row["gate"] != "pass":
+            where = f" in {' and '.join(row['regions'].split())}"
+        elif not row["regions"]:  # of a table from before regions were judged
+            where = ", all regions taken together"
         if error is None or error <= TARGET:
             return f"passes{where}, and the variance is known to the target"
         minutes = row["seconds"] * (error / TARGET) ** 2 / 60
@@ -133,7 +137,7 @@ def verdict(row: dict[str, Any]) -> str:
     if longer > 1:
         return f"not yet: at this pace the gate takes {_about(row['seconds'] * longer / 60)} in all"
     if str(row["reasons"]).startswith(RARE_DRAWS):
-        return f"converged, but {RARE_DRAWS} in every region"
+        return f"converged, but {RARE_DRAWS}"
     return f"fails: {row['reasons']}"
 
 
@@ -162,7 +166,7 @@ def page(rows: list[dict[str, Any]]) -> str:
                 "passes in",
                 "and of these in some regions alone, since rare draws decide in the others",
             ),
-            ("converged", "converge, but rare draws decide everywhere"),
+            ("converged", "converge, but rare draws decide"),
             ("not yet", "on the way"),
             ("out of reach", "out of reach"),
             ("fails", "fail otherwise"),

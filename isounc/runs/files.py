@@ -199,9 +199,9 @@ def record_bytes(
 
 
 def record_parts(
-    name: str, npz: bytes | None, described: bytes | None, what: str, run: str
+    name: str, npz: bytes | None, described: bytes | None, what: str, run: str, with_arrays: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Verify and decode what `record_bytes` wrote: the meta and the arrays.
+    """Verify and decode what `record_bytes` wrote: the meta and, `with_arrays`, the arrays.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def record_parts(
         raise Damaged(f"the checksum of {name}.npz does not match")
     if payload.get("meta_sha256") != json_digest(meta):
         raise Damaged(f"the checksum of the meta in {name}.json does not match")
-    return decode(meta), unpack(npz)
+    return decode(meta), unpack(npz) if with_arrays else {}
 
 
 def table_bytes(
@@ -253,11 +253,17 @@ def table_bytes(
     if unknown:
         raise ValueError(f"the columns of {name} must be {', '.join(columns)}, got also {unknown}")
     # As objects, because a count beside an empty cell would turn into a float.
-    frame = frame.astype(object).reindex(columns=list(columns))
+    frame = frame.reindex(columns=list(columns)).astype(object)
     frame = frame.where(frame.notna(), None)
+    # Most cells are empty, floats or texts; a call for each would take half of the time.
     cells = {
-        c: [_cell_text(value, f"{name}, column {c!r},") for value in frame[c]] for c in columns
-    }
+        c: [
+            "" if v is None else f"{v:.6g}" if type(v) is float
+            else v if type(v) is str else _cell_text(v, f"{name}, column {c!r},")
+            for v in frame[c]
+        ]
+        for c in columns
+    }  # fmt: skip
     text_columns = [c for c in columns if any(isinstance(value, str) for value in frame[c])]
     csv_text = pd.DataFrame(cells, dtype=object).to_csv(index=False, lineterminator="\n")
     return csv_text.encode(), text_columns

@@ -83,11 +83,7 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls,
-        path: str | os.PathLike[str],
-        settings: Mapping[str, Any],
-        *,
-        study: str = "",
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any], *, study: str = ""
     ) -> RunFolder:
         """Create a run folder, or resume an existing one.
 
@@ -162,9 +158,8 @@ class RunFolder:
         self._require_writable()
         check_kind("record", record, Record)
         _check_name(record.name)
-        contents = dict(
-            zip(self._halves(record.name), files.record_bytes(*record, self._digest), strict=True)
-        )
+        halves = files.record_bytes(*record, self._digest)
+        contents = dict(zip(self._halves(record.name), halves, strict=True))
         self._refuse_newer(record.name)
         with locked(self.path, create=True):
             files.write_atomic(contents, f"record {record.name!r}")
@@ -182,19 +177,22 @@ class RunFolder:
             If the name is not valid, or the record is of a newer format (it is left in place).
         """
         _check_name(name)
+        return self._read(name, with_arrays=True)
+
+    def _read(self, name: str, *, with_arrays: bool) -> Record | None:
         with contextlib.suppress(Damaged):
-            return self._read_verified(name)
+            return self._read_verified(name, with_arrays)
         # Another worker may have been between the two halves; under the lock nobody is.
         with locked(self.path, create=self.writable):
             try:
-                return self._read_verified(name)
+                return self._read_verified(name, with_arrays)
             except Damaged as error:
                 reason = str(error)
                 outcome = "left in place"
                 if self.writable:
                     outcome = f"set aside as {self._set_aside(name)}; it will be computed again"
         message = f"record {name!r} of {self.path} is damaged ({reason}); {outcome}"
-        warnings.warn(message, DamagedRecordWarning, stacklevel=2)
+        warnings.warn(message, DamagedRecordWarning, stacklevel=3)
         return None
 
     def require(self, name: str) -> Record:
@@ -211,10 +209,13 @@ class RunFolder:
         """Sorted names of the records with both halves present, which are not verified."""
         return [n for n in self._stems() if all(half.exists() for half in self._halves(n))]
 
-    def records(self) -> Iterator[Record]:
-        """Every record that verifies, in the order of names; see `read` for damaged ones."""
+    def records(self, *, with_arrays: bool = True) -> Iterator[Record]:
+        """Every record that verifies, in the order of names; see `read` for damaged ones.
+
+        Arrays that are not asked for are verified all the same, and not unpacked: there are none.
+        """
         for name in self._stems():
-            if (record := self.read(name)) is not None:
+            if (record := self._read(name, with_arrays=with_arrays)) is not None:
                 yield record
 
     @property
@@ -347,12 +348,13 @@ class RunFolder:
             if (described := files.bytes_or_none(self._halves(name)[1])) is not None:
                 files.parse_json(described, f"record {name!r} of {self.path}")
 
-    def _read_verified(self, name: str) -> Record | None:
+    def _read_verified(self, name: str, with_arrays: bool) -> Record | None:
         npz, described = (files.bytes_or_none(half) for half in self._halves(name))
         if npz is None and described is None:
             return None
         what = f"record {name!r} of {self.path}"
-        return Record(name, *files.record_parts(name, npz, described, what, self._digest))
+        halves = npz, described, what, self._digest
+        return Record(name, *files.record_parts(name, *halves, with_arrays))
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"

@@ -14,7 +14,7 @@ from isounc.runs.files import Damaged
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import Study, settings_of_run
 
-MOST_PLAIN = 2**20
+MOST_PLAIN = 2**18
 """Bytes above which a table is compressed."""
 
 

@@ -29,7 +29,8 @@ from isounc.sampling.settings import SamplerSettings
 WARM_WINDOWS = 4
 """Windows of equal length: step size; step size and metric, twice; step size again.
 
-From the last on trajectories of large energy error are tried again.
+The first anneals chains that start far from the posterior. From the last on trajectories of large
+energy error are tried again.
 """
 
 
@@ -144,7 +145,8 @@ class ChainDriver:
                 words = f"{before + done} of {total} transitions, {clock.seconds():.0f} s"
                 run.report(f"warm-up ({words})", 0, settings.max_draws)
 
-            tell(parts.begin(step, chains.begin_window(state, settings, length)).done)
+            window = chains.begin_window(state, settings, length, anneal=step == 0)
+            tell(parts.begin(step, window).done)
             try:
                 window = parts.work(more, length, tell=tell, until=until)
             except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
@@ -24,6 +25,7 @@ from isounc.sampling.coordinates import Coordinates
 from isounc.sampling.integrator import Remainder
 from isounc.sampling.kernels import ChainState, Sampler, StepInfo, start_chains
 from isounc.sampling.moments import Block
+from isounc.sampling.retries import chain_by_chain
 from isounc.sampling.run import (
     MomentSums,
     fetch,
@@ -115,6 +117,8 @@ class Window(NamedTuple):
     """Thinned positions, with T = 0 unless the metric needs them (the others need pooled moments)."""
     gradients: Float[Array, "B K T P"]
     """Gradients of the remainder there."""
+    log_first: Float[Array, " B"]
+    """log lambda_1 of each problem, with which the window begins; 0 where it does not anneal."""
 
 
 def _kept_for_metric(settings: SamplerSettings, length: int) -> tuple[int, int]:
@@ -123,11 +127,26 @@ def _kept_for_metric(settings: SamplerSettings, length: int) -> tuple[int, int]:
     return thin, math.ceil(length / thin) if settings.metric == "low_rank" else 0
 
 
-def begin_window(state: RunState, settings: SamplerSettings, length: int) -> Window:
-    """A window before its first transition."""
+def begin_window(
+    state: RunState, settings: SamplerSettings, length: int, *, anneal: bool = False
+) -> Window:
+    """A window before its first transition; `anneal` those problems that are far away."""
     x = state.chains.x
     kept = jnp.zeros((*x.shape[:2], _kept_for_metric(settings, length)[1], x.shape[2]), x.dtype)
-    return Window(state, spread(kept), spread(kept))
+    log_first = np.zeros(len(x))
+    if anneal:
+        depth = mean_depth(np.asarray(fetch(state.chains.remainder), float))
+        is_far = depth > settings.anneal_above
+        log_first = np.where(is_far, -np.log(np.maximum(depth, 1)), 0.0)
+    return Window(state, spread(kept), spread(kept), jnp.asarray(log_first, x.dtype))
+
+
+def mean_depth(r: Float[np.ndarray, "B K"]) -> Float[np.ndarray, " B"]:
+    """Mean distance of the finite r of chains from that of the best; 0 where there are no two."""
+    finite = np.isfinite(r)
+    best = np.where(finite, r, -np.inf).max(1, keepdims=True)
+    below = np.where(finite, np.where(np.isfinite(best), best, 0.0) - np.where(finite, r, 0.0), 0.0)
+    return below.sum(1) / np.maximum(finite.sum(1) - 1, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "sampler", "serial"))
@@ -136,7 +155,17 @@ def warm_up(
     X: Float[Array, "B N D"], keys: Key[Array, "B S"], u: Float[Array, " S"],
     *, model: Model, settings: SamplerSettings, sampler: Sampler, serial: bool,
 ) -> Window:  # fmt: skip
-    """Transitions `first` to `first + count` of a window of warm-up; the step size adapts."""
+    """Transitions `first` to `first + count` of a window of warm-up; the step size adapts.
+
+    A chain that begins at a draw of the prior falls into whatever is near: by thousands of tiny
+    steps, and sometimes for good into a place without mass. So transitions t = 1, ..., T of a
+    window that anneals take it from the prior to the posterior along (Neal 1996)
+
+        N(x; 0, I) exp(lambda_t r(x)),    lambda_t = lambda_1^((T - t) / (T - 1)).
+
+    Temperatures are geometric, for which a posterior that is about Gaussian changes at an even
+    pace.
+    """
     thin, num_kept = _kept_for_metric(settings, len(u))
     put = jax.lax.dynamic_update_index_in_dim
     over = one_by_one if serial else jax.vmap
@@ -147,13 +176,22 @@ def warm_up(
     ) -> Window:
         coordinates = window.state.coordinates
 
-        def remainder(x: Float[Array, " P"]) -> Float[Array, ""]:
-            return coordinates.remainder(x, model, data)
-
         def transition(i: Int[Array, ""], carry: tuple[ChainState, Tuning, Array, Array]):
             chains, tuning, *kept = carry
-            moved, info, proposal = move(keys[i], chains, tuning, u[i], remainder)
-            tuning = sampler.adapt(tuning, chains, proposal, info, u[i], settings)
+            temperature = jnp.exp(window.log_first * ((len(u) - 1 - i) / max(len(u) - 1, 1)))
+
+            def remainder(x: Float[Array, " P"]) -> Float[Array, ""]:
+                return temperature * coordinates.remainder(x, model, data)
+
+            before = ChainState(
+                chains.x, temperature * chains.remainder, temperature * chains.gradient
+            )
+            moved, info, proposal = move(keys[i], before, tuning, u[i], remainder)
+            tuning = sampler.adapt(tuning, before, proposal, info, u[i], settings)
+            # Where a chain stays r stays as it is, so that rounding does not add up.
+            stays = (moved.x == before.x).all(1)
+            warm = ChainState(moved.x, moved.remainder / temperature, moved.gradient / temperature)
+            moved = chain_by_chain(stays, chains, warm)
             if num_kept:
                 seen = (moved.x, moved.gradient)
                 kept = [put(a, b, i // thin, 1) for a, b in zip(kept, seen, strict=True)]
@@ -161,8 +199,10 @@ def warm_up(
 
         carry = (window.state.chains, window.state.tuning, window.draws, window.gradients)
         chains, tuning, *kept = jax.lax.fori_loop(first, first + count, transition, carry)
+        draws, gradients = kept
         shift = _mean_prediction(chains, coordinates, data, X, model)
-        return Window(RunState(coordinates, chains, tuning, shift), *kept)
+        state = RunState(coordinates, chains, tuning, shift)
+        return Window(state, draws, gradients, window.log_first)
 
     return over(warm_up_problem)(window, data, X, keys)
 

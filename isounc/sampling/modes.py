@@ -21,7 +21,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.settings import SamplerSettings
@@ -76,5 +75,7 @@ def modes_p_value(
     total = chains_var + runs_var
     t = np.abs(drawn.mean((0, 1)) - means.mean(0)) / np.sqrt(total)
     freedom = (len(means) - 1) * (total / runs_var) ** 2
+    from scipy import stats  # half a second to import, which most runs do without
+
     p = float(np.nanmin(2 * stats.t.sf(t, freedom)))
     return min(1.0, p * t.size) if math.isfinite(p) else 1.0

@@ -13,7 +13,8 @@ problem, not from a clock: the choice is determined by the key.
 
 Candidates come in a fixed order: the kinds of coordinates, prior ones first, by the sampler of the
 run (hmc if that is to be found); then, if it is, the other samplers in the best coordinates so far.
-One is left out if with it all pilots are forecast to take more than `SHARE` of the run.
+One is left out if with it all pilots are forecast to take more than `SHARE` of the run. Where
+seconds limit the run, they limit the pilots too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from isounc.sampling.kernels import SAMPLERS
 from isounc.sampling.moments import Trial
 from isounc.sampling.parts import Parts
 from isounc.sampling.readout import NarrowReadout, Readout
-from isounc.sampling.run import Run, randomness
+from isounc.sampling.run import Run, fetch, randomness
 from isounc.sampling.settings import AUTO
 
 PILOT = 20261128
@@ -57,6 +58,9 @@ SHORT = 0.125
 """Trajectory length of the former over that of the run."""
 SHARE = 0.1
 """Most that all pilots may take of the run, by forecast."""
+LEAST_SECONDS = 20.0
+"""Seconds by the clock that all pilots may take at least, with their compilation, where `max_seconds`
+limit the run; else it is `SHARE` of these. What has not ended by then decides nothing."""
 COMPILATION = 2.0
 """Forecast, in seconds, for the programs of a pilot; those of the first are the run's if it wins."""
 
@@ -75,7 +79,8 @@ class _Pilot(NamedTuple):
 def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Trial, ...]]:
     """The run in the best coordinates, by the best sampler if that is to be found, and all trials.
 
-    There are none if there is one candidate, or no time for a second: then it is the first.
+    There are none if there is one candidate, or no time for a second: then it is the first. Of
+    pilots that seconds cut short those that ended decide.
     Particles take the last coordinates: they make no more than a few steps, which have to be long.
     """
     if not isinstance(driver_of(run.settings), ChainDriver):
@@ -93,6 +98,8 @@ def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Tria
         yield from (_by(run, name, pilots[best].run.coordinates) for name in samplers[1:])
 
     whole = run.settings.num_warmup + run.settings.num_draws
+    allowed = max(SHARE * run.clock.max_seconds, LEAST_SECONDS)
+    until = min(run.clock.seconds() + allowed, run.clock.max_seconds)
     try:
         for way in order():
             if pilots:
@@ -101,7 +108,7 @@ def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Tria
                 if expected > SHARE * _seconds(way, pilots[best].trial, whole):
                     continue
                 spent += COMPILATION
-            pilots.append(_pilot(way))
+            pilots.append(_pilot(way, until))
             spent += _pilot_seconds(way, pilots[-1].trial)
             worths = draws_per_transition([pilot.values for pilot in pilots])
             pilots = [
@@ -110,8 +117,8 @@ def choose(run: Run, candidates: Sequence[Coordinates]) -> tuple[Run, tuple[Tria
             ]
             best = max(range(len(pilots)), key=lambda i: pilots[i].trial.draws_per_second)
     except TimeIsUp:
-        return first, ()
-    if len(pilots) == 1:
+        pass
+    if len(pilots) <= 1:
         return first, ()
     return pilots[best].run, tuple(pilot.trial for pilot in pilots)
 
@@ -182,8 +189,8 @@ def _pilot_seconds(run: Run, trial: Trial) -> float:
     return _seconds(run, trial, num_warmup * SHORT + num_draws)
 
 
-def _pilot(run: Run) -> _Pilot:
-    """The pilot of a run, not judged yet."""
+def _pilot(run: Run, until: float) -> _Pilot:
+    """The pilot of a run, not judged yet; `TimeIsUp` if it takes longer."""
     settings, data, X, model = run.settings, run.data, run.X, run.model
     sampler, coordinates = SAMPLERS[settings.sampler], run.coordinates
     static: dict[str, Any] = {"model": model, "settings": settings, "sampler": sampler}
@@ -202,7 +209,7 @@ def _pilot(run: Run) -> _Pilot:
                 f"pilot of {settings.sampler} in {coordinates.name} coordinates", 0,
                 settings.max_draws,
             ),
-            until=run.clock.max_seconds,
+            until=until,
         )  # fmt: skip
 
     def warm_up(begun: Any, first: int, count: int, keys: Any, u: Any) -> chains.Window:
@@ -215,8 +222,12 @@ def _pilot(run: Run) -> _Pilot:
         lengths = jnp.full_like(state.tuning.trajectory_length, share * settings.trajectory_length)
         return state._replace(tuning=state.tuning._replace(trajectory_length=lengths))
 
-    window = chains.begin_window(of_length(state, SHORT), settings, length)
-    window = work(warm_up, window, 0, num_warmup, length)
+    state = of_length(state, SHORT)
+    window = chains.begin_window(state, settings, length, anneal=True)
+    if np.asarray(fetch(window.log_first)).any():
+        window = work(warm_up, window, 2, length, length)
+        state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
+    window = work(warm_up, chains.begin_window(state, settings, length), 0, num_warmup, length)
     state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
     state = of_length(state, 1.0)
     program = BlockProgram(run, sampler)

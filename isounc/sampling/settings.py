@@ -90,6 +90,10 @@ class SamplerSettings:
     """If not 0, K is this many for each device, whatever num_chains says."""
     num_warmup: int = 300
     """Warm-up transitions of a chain; rounded up to four equal windows."""
+    anneal_above: float = 3000.0
+    """The first window of warm-up anneals chains from the prior to the posterior (the log
+    likelihood counts more from transition to transition) where those of their starts lie so many
+    nats below the best of them, on average; inf: nowhere. With less, chains find their way."""
     num_draws: int = 1000
     """S, transitions of a chain after warm-up before the gate is first tried; rounded up to whole
     blocks."""
@@ -152,8 +156,11 @@ class SamplerSettings:
             check_count(name, getattr(self, name), least, most)
         for name in ("trajectory_length", "target_var_se"):
             check_real(name, getattr(self, name), positive=True)
-        if not (isinstance(self.max_seconds, float) and self.max_seconds == math.inf):
-            check_real("max_seconds (finite, or inf for no limit)", self.max_seconds, positive=True)
+        for name, limit in (("max_seconds", "for no limit"), ("anneal_above", "for nowhere")):
+            value = getattr(self, name)
+            if not (isinstance(value, float) and value == math.inf):
+                is_positive = name == "max_seconds"
+                check_real(f"{name} (finite, or inf {limit})", value, positive=is_positive)
         if not 0 < check_real("target_acceptance", self.target_acceptance) < 1:
             raise ValueError(
                 f"target_acceptance must be between 0 and 1, got {self.target_acceptance}"

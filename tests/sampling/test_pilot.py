@@ -12,6 +12,7 @@ import pytest
 from isounc.models import Model, make_model
 from isounc.problems import Problem
 from isounc.sampling import SamplerSettings, coordinates, pilot, readout, sample_posterior
+from isounc.sampling.clock import TimeIsUp
 
 SETTINGS = SamplerSettings(num_warmup=80, num_draws=40, max_draws=40, block=20)
 KEY = jax.random.key(3)
@@ -111,6 +112,27 @@ def test_pilots_take_no_more_than_their_share(sharp, monkeypatch):
     for share, count in ((0.401, 2), (0.399, 0)):
         monkeypatch.setattr(pilot, "SHARE", share)
         assert len(sampled(sharp).trials) == count
+
+
+def test_seconds_limit_pilots_and_those_that_ended_decide(sharp, monkeypatch):
+    limits, real = [], pilot._pilot
+
+    def stand_in(way, until):
+        limits.append(until)
+        if len(limits) == 2:
+            raise TimeIsUp
+        return real(way, math.inf)
+
+    monkeypatch.setattr(pilot, "_pilot", stand_in)
+    monkeypatch.setattr(pilot, "COMPILATION", 0.0)
+    monkeypatch.setattr(pilot, "gradient_seconds", lambda *_: 1.0)
+    posterior = sampled(sharp, max_seconds=900.0, num_warmup=300)
+    assert (posterior.coordinates, posterior.trials) == ("prior", ())
+    first, second = limits
+    assert first == second and 90 <= first < 180, "a tenth of the seconds, and those before"
+    del limits[:]
+    sampled(sharp, max_seconds=70.0, coordinates="auto")
+    assert 20 <= limits[0] <= 70
 
 
 def test_the_forecast_of_a_gradient_grows_with_what_is_factored():

@@ -77,6 +77,13 @@ def test_a_registered_sampler_is_taken():
             )
             for value in (0, -1.0, float("nan"), -float("inf"), "60")
         ),
+        *(
+            (
+                {"anneal_above": value},
+                r"anneal_above \(finite, or inf for nowhere\) must be a non-negative",
+            )
+            for value in (-1.0, float("nan"), "3000")
+        ),
         ({"tempering_ess": 1.0}, "tempering_ess must be above 0 and at most 0.99, got 1.0"),
         ({"num_mutations": 0}, "num_mutations must be an integer from 1"),
         (

@@ -44,7 +44,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no results yet, or some that cannot be read.
     """
-    rows = rows_of(folder.records())
+    rows = rows_of(folder.records(with_arrays=False))
     if not rows:
         rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
     if not rows:

@@ -111,15 +111,15 @@ def _record(
                     locations=where,
                     training=training,
                     groups=disjoint_groups(count, len(made.thetas), settings.num_groups),
-                    reference=posterior.regions[region].var.sum(axis=1),
+                    reference=np.asarray(posterior.regions[region].var),
                     noise_sd=problem.noise_sd,
                 )
-                for name, numbers in found.items():
+                for (view, name), numbers in found.items():
                     estimate = ESTIMATES[name]
                     backward = count * model.out_features if estimate.backward else 0
                     rows.append({
                         "problem": cell.problem, "seed": cell.seed, "kind": kind,
-                        "region": region, "count": count, "estimate": name,
+                        "region": region, "class": view, "count": count, "estimate": name,
                         "gate": "fail" if reasons else "pass",
                         "gate_reasons": "; ".join(reasons),
                         "passes": count + backward, "forward": count, "backward": backward,

@@ -13,6 +13,9 @@ from isounc.studies.passes.networks import Predictions
 
 DEGREES_OF_FREEDOM = 8
 """Degrees of freedom that `combined` gives the gradients; the variance over K networks has K - 1."""
+VIEWS = ("trace", "predicted")
+"""What is compared of several classes: the sum over them, and the class that the mean of p over the
+networks predicts. Of a single column there is the sum alone, which is the column."""
 COMPARED = ("pearson", "spearman", "partial_pearson", "partial_spearman")
 """Fields of `Comparison` that are averaged over groups of networks."""
 
@@ -81,10 +84,12 @@ def quality(
     locations: slice,
     training: slice,
     groups: Sequence[slice],
-    reference: Float[np.ndarray, " N"],
+    reference: Float[np.ndarray, "N M"],
     noise_sd: float | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[tuple[str, str], dict[str, Any]]:
     """Correlations of each estimate with the reference, averaged over groups of networks.
+
+    They have the view, one of `VIEWS`, and the name of the estimate for a key.
 
     Parameters
     ----------
@@ -93,18 +98,30 @@ def quality(
     locations, training
         Where the locations of a region and the training inputs are among them.
     reference
-        The MCMC variance at the region's locations, summed over classes.
+        The MCMC variance at the region's locations.
     """
-    found: dict[str, list[Comparison]] = {}
+    found: dict[tuple[str, str], list[Comparison]] = {}
     for group in groups:
-        values = estimates_of(
-            predictions.at(group, locations), predictions.at(group, training), noise_sd=noise_sd
-        )
-        given = values["label_variance"].sum(axis=1)
+        at = predictions.at(group, locations)
+        values = estimates_of(at, predictions.at(group, training), noise_sd=noise_sd)
+        mean = at.p.mean(axis=0)
+        target, given = (_views(mean, v) for v in (reference, values["label_variance"]))
         for name, value in values.items():
-            comparison = compare(value.sum(axis=1), reference, given=given)
-            found.setdefault(name, []).append(comparison)
-    return {name: _averaged(comparisons) for name, comparisons in found.items()}
+            for view, estimate in _views(mean, value).items():
+                comparison = compare(estimate, target[view], given=given[view])
+                found.setdefault((view, name), []).append(comparison)
+    return {key: _averaged(comparisons) for key, comparisons in found.items()}
+
+
+def _views(
+    p: Float[np.ndarray, "N M"], values: Float[np.ndarray, "N M"]
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """Values by `VIEWS`, given the prediction p that chooses the class."""
+    views = {"trace": values.sum(axis=1)}
+    if values.shape[1] > 1:
+        predicted = np.take_along_axis(values, p.argmax(axis=1, keepdims=True), axis=1)
+        views["predicted"] = predicted[:, 0]
+    return views
 
 
 def _averaged(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -129,6 +129,10 @@ def _draw(ax: Axes, rows: Sequence[Row], cost: str) -> None:
             [row[cost] for row in known], [row["pearson_low"] for row in known],
             [row["pearson_high"] for row in known], color=look.color, alpha=0.10, linewidth=0,
         )  # fmt: skip
+    if not ticks:  # a log axis needs a value
+        ax.text(0.5, 0.5, "no seed passed", ha="center", transform=ax.transAxes)
+        ax.set_xticks([])
+        return
     ax.set_xscale("log", base=2 if cost == "passes" else 10)
     if cost == "passes":
         shown = sorted(ticks)

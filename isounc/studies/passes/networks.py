@@ -104,8 +104,9 @@ def last_layer_samples(
 
     theta* is the first of the trained networks, whose check and seconds count here as well.
 
-    Source: Daxberger et al. 2021, "Laplace Redux" (arXiv 2106.14806), section 2; its library is
-    written for PyTorch.
+    Source: Daxberger et al. 2021, "Laplace Redux" (arXiv 2106.14806), section 2. Its library is
+    written for PyTorch, and laplax, for JAX, stands at 0.0.2 of June 2025; the Gauss-Newton factor
+    and the draws of a prior plus low rank are here already.
     """
     data = densities.make_data(problem, model, prior_sd)
     theta = jnp.asarray(trained.thetas[0], data.X.dtype)

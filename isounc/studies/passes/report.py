@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
-from isounc.studies.passes.estimates import ESTIMATES
+from isounc.studies.passes.estimates import ESTIMATES, VIEWS
 from isounc.studies.passes.figures import quality_figure
 from isounc.studies.passes.reading import reading
 from isounc.studies.passes.settings import ALL, KINDS, Settings
@@ -25,6 +26,7 @@ from isounc.studies.passes.tables import (
     crossings,
     differences,
     rows_of,
+    rows_of_csv,
     summarise,
 )
 
@@ -32,48 +34,85 @@ from isounc.studies.passes.tables import (
 def make_report(folder: RunFolder, settings: Settings) -> Report:
     """Make the tables, figures and sections of a run of the passes study.
 
+    Rows come from the records or, in a folder without records (such as a committed one), from its
+    `results.csv`.
+
     Raises
     ------
     ValueError
-        If the run has no record yet, or one that cannot be read.
+        If the run has no results yet, or some that cannot be read.
     """
-    rows = rows_of(folder.records())
+    rows = rows_of(folder.records(with_arrays=False))
+    if not rows:
+        rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     if not rows:
         raise ValueError(f"{folder.path} has no record yet; run the command again")
-    quality = Quality(rows)
-    summary, differing = summarise(quality), differences(quality)
-    crossing = crossings(differing)
-    sentences = reading(summary, differing, crossing)
+    views = {view: _Tables.of([row for row in rows if row["class"] == view]) for view in VIEWS}
+    quality, summary, differing, crossing = views["trace"]
     failures = failing(rows)
-    words = _state(rows, failures, settings)
+    sentences = [_state(rows, failures, settings), *reading(summary, differing, crossing)]
+    of_predicted = views["predicted"]
+    if of_predicted.summary:
+        sentences += [
+            f"Of the class that is predicted, where there are several: {sentence}"
+            for sentence in reading(*of_predicted[1:])[:-1]  # seconds are the same
+        ]
+    failed = len({(row["problem"], row["seed"]) for row in failures})
     return Report(
         tables={
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summary),
-            "differences.csv": TableFile(DIFFERENCE_COLUMNS, differing),
-            "crossings.csv": TableFile(CROSSING_COLUMNS, crossing),
+            "summary.csv": _both(SUMMARY_COLUMNS, {v: t.summary for v, t in views.items()}),
+            "differences.csv": _both(
+                DIFFERENCE_COLUMNS, {v: t.differences for v, t in views.items()}
+            ),
+            "crossings.csv": _both(CROSSING_COLUMNS, {v: t.crossings for v, t in views.items()}),
         },
         plots=_plots(quality, summary, crossing),
         sections=functools.partial(
-            _sections, quality, summary, crossing, [*sentences, words], failures
+            _sections, quality, summary, crossing, of_predicted.summary, failures
         ),
-        text="\n\n".join([*sentences, words]),
-        checks={"reading": sentences, "failing": failures},
+        text=f"{failed} cells failed a check." if failed else "All cells passed their checks.",
+        checks={"failing": failures},
+        reading=sentences,
     )
 
 
+class _Tables(NamedTuple):
+    """The tables of one view of the classes."""
+
+    quality: Quality
+    """The rows that they are made from."""
+    summary: Rows
+    """See `summarise`."""
+    differences: Rows
+    """See `differences`."""
+    crossings: Rows
+    """See `crossings`."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> _Tables:
+        quality = Quality(rows)
+        differing = differences(quality)
+        return cls(quality, summarise(quality), differing, crossings(differing))
+
+
+def _both(columns: Sequence[str], tables: Mapping[str, Rows]) -> TableFile:
+    """One table of those of all views."""
+    return TableFile(columns, [{"class": v} | row for v, rows in tables.items() for row in rows])
+
+
 def failing(rows: Sequence[Row]) -> Rows:
-    """The cells that fail, by kind of networks, with the reasons."""
+    """The cells that fail, by region and kind of networks, with the reasons."""
     failed = {
-        (row["problem"], row["seed"], row["kind"]): row["gate_reasons"]
+        (row["problem"], row["seed"], row["region"], row["kind"]): row["gate_reasons"]
         for row in rows
         if row["gate"] == "fail"
     }
     return [
-        {"problem": problem, "seed": seed, "kind": kind, "reasons": reasons}
-        for (problem, seed, kind), reasons in failed.items()
+        {"problem": problem, "seed": seed, "region": region, "kind": kind, "reasons": reasons}
+        for (problem, seed, region, kind), reasons in failed.items()
     ]
 
 
@@ -81,8 +120,15 @@ def _state(rows: Sequence[Row], failures: Rows, settings: Settings) -> str:
     """Say which cells failed, and whether there are all of them."""
     words = "Every cell passed its gate and every trained network its check."
     if failures:
-        cells = dict.fromkeys(f"{row['problem']} seed {row['seed']}" for row in failures)
-        words = f"Failed, and in no mean: {', '.join(cells)}."
+        cells: dict[tuple[str, int], dict[str, None]] = {}
+        for row in failures:
+            cells.setdefault((row["problem"], row["seed"]), {})[row["region"]] = None
+        total = len({row["region"] for row in rows})
+        parts = [
+            f"{problem} seed {seed}" + (f" in {' and '.join(regions)}" * (len(regions) < total))
+            for (problem, seed), regions in cells.items()
+        ]
+        words = f"Failed, and in no mean: {', '.join(parts)}."
     done = len({(row["problem"], row["seed"]) for row in rows})
     planned = len(settings.problems) * settings.num_seeds
     return words if done >= planned else f"{words} The run has {done} of {planned} cells so far."
@@ -103,7 +149,7 @@ def _plots(quality: Quality, summary: Rows, crossing: Rows) -> list[Plot]:
 
 
 def _sections(
-    quality: Quality, summary: Rows, crossing: Rows, sentences: list[str], failures: Rows,
+    quality: Quality, summary: Rows, crossing: Rows, predicted: Rows, failures: Rows,
     drawn: Sequence[FigureFile],
 ) -> list[Section]:  # fmt: skip
     shown = [figure for figure in drawn if figure.paths]
@@ -115,12 +161,16 @@ def _sections(
             f"K {KINDS[kind]}",
             (),
             (),
-            tuple(quality_table(summary, kind, region) for region in quality.regions),
+            tuple(
+                quality_table(of_view, kind, region, words)
+                for of_view, words in ((summary, ""), (predicted, ", of the predicted class"))
+                for region in (quality.regions if of_view else ())
+            ),
         )
         for kind in quality.kinds
     ]
     return [
-        Section("summary", "Summary", tuple(sentences), main, (crossing_table(crossing),)),
+        Section("summary", "Summary", (), main, (crossing_table(crossing),)),
         *kinds,
         Section("problems", "Problem by problem", (), rest, ()),
         Section("cost", "Cost", (), (), (cost_table(summary),)),
@@ -128,8 +178,11 @@ def _sections(
     ]
 
 
-def quality_table(summary: Sequence[Row], kind: str, region: str) -> Table:
-    """Tabulate the correlations of each estimate by K, over all problems."""
+def quality_table(summary: Sequence[Row], kind: str, region: str, words: str = "") -> Table:
+    """Tabulate the correlations of each estimate by K, over all problems.
+
+    The title ends with `words`.
+    """
     rows = [
         row for row in summary
         if (row["problem"], row["kind"], row["region"]) == (ALL, kind, region)
@@ -145,7 +198,7 @@ def quality_table(summary: Sequence[Row], kind: str, region: str) -> Table:
             ]
             lines.append((estimate.label, statistic.replace("_", " "), *cells))
     return Table(
-        f"Correlation with the MCMC variance, region {region}",
+        f"Correlation with the MCMC variance{words}, region {region}",
         ("estimate", "correlation", *(f"K = {count}" for count in counts)),
         lines,
         "Mean over the problems [95% interval over seeds]. Partial: given p̄(1−p̄) of the same "
@@ -200,8 +253,11 @@ def cost_table(summary: Sequence[Row]) -> Table:
 
 
 def _failing_table(failures: Rows) -> Table:
-    lines = [(r["problem"], str(r["seed"]), KINDS[r["kind"]], r["reasons"]) for r in failures]
-    return Table("Failed checks", ("problem", "seed", "networks", "reasons"), lines, "")
+    lines = [
+        (r["problem"], str(r["seed"]), r["region"], KINDS[r["kind"]], r["reasons"])
+        for r in failures
+    ]
+    return Table("Failed checks", ("problem", "seed", "region", "networks", "reasons"), lines, "")
 
 
 def _interval(row: Row, prefix: str) -> str:

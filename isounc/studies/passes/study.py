@@ -5,7 +5,8 @@ NTK parameterisation, prior sd 2, n = 100; its posterior is sampled as in `isoun
 pass the same gate. Three kinds of networks stand for what a person may have: `draws` of that
 posterior (an oracle: 32 of its kept draws), an `ensemble` of networks trained from different
 starting points, and `last_layer` samples around one trained network, from the Laplace
-approximation of its last layer under the prior. For K = 1, 2, 4, 8, 16 and 32 networks, at every
+approximation of its last layer under the prior (rather than SWAG: they take a network however it
+was trained, where SWAG takes the iterates of a training of its own). For K = 1, 2, 4, 8, 16 and 32 networks, at every
 location,
 
     mean_norm           mean over k of ||grad p_k||^2                     K forward, K backward
@@ -17,8 +18,9 @@ location,
 The last has a = mean_logit_scaled and v = variance, with c = sum v / sum a over the training inputs.
 It is a moderated variance: v has K - 1 degrees of freedom and the gradients count as 8 more, since
 at about that number of draws the two were level where this was scouted. It is a at K = 1 and tends
-to v as K grows. For several classes variances are summed over the classes, and a backward pass
-counts once for each class.
+to v as K grows. Of several classes two things are compared, as in `isounc scaling`: the sums over
+the classes (`trace`), and the class that the mean of p_k predicts (`predicted`). A backward pass
+counts once for each class. Figures and crossings are of the sums.
 
 Quality is the correlation (Pearson and Spearman) with the MCMC variance in each region; that of K
 networks is averaged over up to 8 disjoint groups of K of the same 32. Intervals are over seeds; `all`
@@ -34,6 +36,7 @@ differences.csv, crossings.csv and the figures. The same command resumes a run t
 
     isounc passes                                   minutes: three problems
     isounc passes --preset standard                 six binary problems
+    isounc passes --problems clusters3 spirals3 rings3 --out runs/three
     isounc passes --problems moons --width 64 --counts 1 4 16 --out runs/mine
 """
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from isounc.fields import integer, number, text
 from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows
+from isounc.runs.tables import declared_rows, rows_of_table
 from isounc.statistics import Interval, interval_over_seeds
-from isounc.studies.passes.estimates import COMPARED, ESTIMATES
+from isounc.studies.passes.estimates import COMPARED, ESTIMATES, VIEWS
 from isounc.studies.passes.settings import ALL, KINDS
+
+if TYPE_CHECKING:
+    import pandas
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -65,20 +68,20 @@ PAIRS = (
 _COST = ("passes", "forward", "backward", "seconds", "seconds_to_make")
 _TEXTS = ("gate_reasons", "reason")
 RESULT_COLUMNS = (
-    *("problem", "seed", "kind", "region", "count", "estimate", *_COST),
+    *("problem", "seed", "kind", "region", "class", "count", "estimate", *_COST),
     *(*COMPARED, "num_groups", "num_groups_undefined", "gate", *_TEXTS),
 )
 """Columns of `results.csv`."""
 SUMMARY_COLUMNS = (
-    *("problem", "kind", "region", "estimate", "count", *_COST),
+    *("class", "problem", "kind", "region", "estimate", "count", *_COST),
     *("num_seeds", "num_failed_gate", "num_undefined"),
     *(f"{name}_{part}" for name in COMPARED for part in ("mean", "low", "high")),
 )
 """Columns of `summary.csv`."""
 _WHERE = ("problem", "kind", "region", "statistic", "estimate", "rival", "terms")
-DIFFERENCE_COLUMNS = (*_WHERE, "count", "num_seeds", "mean", "low", "high")
+DIFFERENCE_COLUMNS = ("class", *_WHERE, "count", "num_seeds", "mean", "low", "high")
 """Columns of `differences.csv`."""
-CROSSING_COLUMNS = (*_WHERE, "crossing", "beyond_doubt", "largest")
+CROSSING_COLUMNS = ("class", *_WHERE, "crossing", "beyond_doubt", "largest")
 """Columns of `crossings.csv`."""
 
 _REAL = number(default=None)
@@ -87,13 +90,14 @@ _ROW = {
     "seed": integer(0, 2**63 - 1),
     "kind": text(KINDS),
     "region": text(longest=1000),
+    "class": text(VIEWS, VIEWS[0]),
     "count": integer(1, 10**9),
     "estimate": text(ESTIMATES),
     "gate": text(("pass", "fail")),
     **dict.fromkeys(_COST, number(0)),
     **dict.fromkeys(COMPARED, number(-1 - 1e-6, 1 + 1e-6, None)),
     **dict.fromkeys(("num_groups", "num_groups_undefined"), integer(0, 10**9)),
-    **dict.fromkeys(_TEXTS, text(longest=100_000)),
+    **dict.fromkeys(_TEXTS, text(longest=100_000, default="")),
 }
 """What a row of a record must hold, which anybody may have edited."""
 
@@ -109,8 +113,22 @@ def rows_of(records: Iterable[Record]) -> Rows:
     return declared_rows(records, _ROW)
 
 
+def rows_of_csv(table: pandas.DataFrame, where: str) -> Rows:
+    """The rows of a `results.csv`.
+
+    Raises
+    ------
+    Unreadable
+        If a value is not what is read.
+    """
+    return rows_of_table(table, _ROW, where)
+
+
 class Quality:
-    """Correlations by what they are of, for the means and differences over seeds."""
+    """Correlations by what they are of, for the means and differences over seeds.
+
+    The rows are those of one view of the classes.
+    """
 
     def __init__(self, rows: Sequence[Row]):
         self._rows: dict[tuple, dict[tuple[str, int], Row]] = {}
@@ -122,6 +140,7 @@ class Quality:
         self.regions = sorted(found, key=lambda name: (*REGION_LOOKS, name).index(name))
         self.kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
         self.counts = sorted({row["count"] for row in rows})
+        self.seeds = sorted({row["seed"] for row in rows})
         self._passing: dict[tuple[str, str], dict[str, None]] = {}
         for row in rows:
             if row["gate"] == "pass":
@@ -145,9 +164,8 @@ class Quality:
         These are the problems that have the region, and of which any seed passed.
         """
         among = self._passing.get((kind, region), {}) if problem == ALL else [problem]
-        seeds = sorted({seed for cells in self._rows.values() for _, seed in cells})
         values = []
-        for seed in seeds:
+        for seed in self.seeds:
             found = [number((name, seed)) for name in among]
             known = [value for value in found if value is not None]
             if known and len(known) == len(found):

@@ -53,16 +53,18 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         If the run's results cannot be read.
     """
     place = {cell.name: i for i, cells in enumerate(seed_batches(settings)) for cell in cells}
-    records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
+    records = list(folder.records(with_arrays=False))
+    records.sort(key=lambda record: place.get(record.name, len(place)))
     tables: dict[str, TableFile] = {}
     if records:
         found = [r for record in records for r in rows_of(record.meta, f"record {record.name!r}")]
         rows = typed_rows(pd.DataFrame(found), f"the records of {folder.path}")
         metas = {record.name: record.meta for record in records}
         results = Results(folder, pd.DataFrame(found), metas, f"{len(records)} records")
+        results.summary = summarise(found)
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, found),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(found).to_dict("records")),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:
         table = folder.read_table("results.csv", text_columns=TEXT_COLUMNS)

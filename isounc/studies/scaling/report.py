@@ -49,7 +49,8 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     """
     names = [cell.name for cells in seed_batches(settings) for cell in cells]
     place = {name: i for i, name in enumerate(names)}
-    records = sorted(folder.records(), key=lambda record: place.get(record.name, len(place)))
+    records = list(folder.records(with_arrays=False))
+    records.sort(key=lambda record: place.get(record.name, len(place)))
     if records:
         rows = [r for record in records for r in rows_of(record.meta, f"record {record.name!r}")]
         source = f"{len(records)} records"
@@ -58,9 +59,10 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         results = Results(
             folder, pd.DataFrame(rows), {record.name: record.meta for record in records}, source
         )
+        results.summary = summarise(rows)
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, rows),
-            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(rows).to_dict("records")),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:
         results, tables = Results.of(folder), {}

@@ -8,6 +8,7 @@ everything that a scaling curve holds fixed: the problem, and the model without 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,6 +93,9 @@ class Results:
         Cells with a record that verifies, in the order of `setups`, widths and seeds.
     source
         Origin of the rows, in words.
+    summary
+        Summary by `summarise` of the rows of every class, from which `curves` are taken; None until
+        a report sets it, which needs it as a table.
     setups
         All setups: known problems in the order of the paper, then others as they appear.
 
@@ -132,13 +136,14 @@ class Results:
         self._main_class = {
             label: "trace" if "trace" in names else min(names) for label, names in classes.items()
         }
-        is_main = rows["class"] == rows["setup"].astype(object).map(self._main_class)
-        self.rows = rows[is_main | predictive]
+        self.rows = self._in_main_class(rows)
+        self.summary: pandas.DataFrame | None = None
 
     @functools.cached_property
     def curves(self) -> pandas.DataFrame:
         """Summary of `rows` by `summarise`, with a column `setup`; sorted by setup and width."""
-        curves = self._arranged(summarise(self.rows))
+        summary = summarise(self.rows) if self.summary is None else self.summary
+        curves = self._in_main_class(self._arranged(summary))
         return curves.sort_values(["setup", "width"], kind="stable")
 
     @functools.cached_property
@@ -162,7 +167,7 @@ class Results:
 
         if isinstance(run, Results):
             return run
-        metas = {record.name: record.meta for record in run.records()}
+        metas = {record.name: record.meta for record in run.records(with_arrays=False)}
         if files.table_path(run.path, "results.csv"):
             source = "results.csv"
             rows = run.read_table(source, text_columns=TEXT_COLUMNS)
@@ -247,10 +252,17 @@ class Results:
         widths = sorted(rows["width"].unique().tolist())
         if len(widths) < 2:
             return None
-        passed = rows[rows["gate"] == "pass"]
-        by_seed = passed.pivot(index="seed", columns="width", values=statistic)
-        by_seed = by_seed.reindex(columns=widths).astype(object)
-        return trend(widths, by_seed.where(by_seed.notna(), None).to_numpy().tolist())
+        columns = (rows[name].tolist() for name in ("gate", "seed", "width", statistic))
+        by_seed: dict[int, dict[int, float | None]] = {}
+        for gate, seed, width, value in zip(*columns, strict=True):
+            if gate == "pass":
+                of_seed = by_seed.setdefault(seed, {})
+                if width in of_seed:
+                    raise ValueError(
+                        f"rows must not repeat a seed, got seed {seed} again of {which}"
+                    )
+                of_seed[width] = None if math.isnan(value) else value
+        return trend(widths, [[by_seed[s].get(w) for w in widths] for s in sorted(by_seed)])
 
     def shown_cell(self, setup: Setup) -> CellRecord | None:
         """Return the cell of largest width and of the first seed that passed (else the first)."""
@@ -266,6 +278,11 @@ class Results:
             for field, value in setup._asdict().items()
             if len({getattr(other, field) for other in others}) > 1
         ]
+
+    def _in_main_class(self, frame: pandas.DataFrame) -> pandas.DataFrame:
+        """Rows in the main class of their setup, and those about predictions, of all classes."""
+        is_main = frame["class"] == frame["setup"].astype(object).map(self._main_class)
+        return frame[is_main | (frame["quantity"] == "predictive")]
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Add a column `setup`, and make categories in house order of what sorts the rows."""

@@ -121,6 +121,8 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
     rows = rows.reindex(columns=list(TYPES)).reset_index(drop=True)
     rows = rows.fillna(dict.fromkeys(_LATER, 0))
     for column, kind in TYPES.items():
+        if kind is float and rows[column].dtype == np.float64:
+            continue  # whatever it holds is a number
         values = rows[column].astype(object)
         if kind is object:
             good, right = values.map(lambda v: isinstance(v, str)) | values.isna(), "text"

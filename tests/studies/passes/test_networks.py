@@ -132,32 +132,49 @@ def compared(at, reference, counts, truth):
 
 def test_correlations_are_averaged_over_disjoint_groups():
     at, reference = made_up(5, columns=2), made_up(5, seed=1, columns=2)
-    truth = np.random.default_rng(2).uniform(size=40)
+    truth = np.random.default_rng(2).uniform(size=(40, 2))
     found = compared(at, reference, 2, truth)
     for name, estimate in {
-        "variance": lambda p: p.var(axis=0, ddof=1).sum(1),
-        "label_variance": lambda p: (p.mean(0) * (1 - p.mean(0))).sum(1),
+        "variance": lambda p: p.var(axis=0, ddof=1),
+        "label_variance": lambda p: p.mean(0) * (1 - p.mean(0)),
     }.items():
-        direct = [np.corrcoef(estimate(at.p[i : i + 2]), truth)[0, 1] for i in (0, 2)]
-        assert found[name]["pearson"] == pytest.approx(np.mean(direct), rel=1e-9)
-        assert found[name]["num_groups"] == 2 and found[name]["reason"] == ""
-    assert found["label_variance"]["partial_pearson"] is None, "nothing is left of the null"
+        pairs = [(at.p[i : i + 2].mean(0), estimate(at.p[i : i + 2])) for i in (0, 2)]
+        direct = {
+            "trace": [np.corrcoef(e.sum(1), truth.sum(1))[0, 1] for _, e in pairs],
+            # The class that the mean of the group predicts, location by location.
+            "predicted": [
+                np.corrcoef([(e[n, c], truth[n, c]) for n, c in enumerate(chosen)], rowvar=False)[
+                    0, 1
+                ]
+                for mean, e in pairs
+                for chosen in [[0 if a >= b else 1 for a, b in mean]]
+            ],
+        }
+        for view, values in direct.items():
+            numbers = found[view, name]
+            assert numbers["pearson"] == pytest.approx(np.mean(values), rel=1e-9)
+            assert numbers["num_groups"] == 2 and numbers["reason"] == ""
+    assert found["trace", "label_variance"]["partial_pearson"] is None, (
+        "nothing is left of the null"
+    )
     assert disjoint_groups(3, 5, 8) == [slice(0, 3)]
     assert disjoint_groups(1, 5, 2) == [slice(0, 1), slice(1, 2)]
 
 
 def test_what_is_undefined_has_a_reason():
     at, reference = made_up(4), made_up(4, seed=1)
-    truth = np.random.default_rng(2).uniform(size=40)
+    truth = np.random.default_rng(2).uniform(size=(40, 1))
     # Two networks that agree have no variance; the other group has.
     agreeing = at._replace(p=np.stack([at.p[0], at.p[0], at.p[2], at.p[3]]))
-    found = compared(agreeing, reference, 2, truth)["variance"]
+    found = compared(agreeing, reference, 2, truth)["trace", "variance"]
     assert found["num_groups_undefined"] == 1
     assert found["reason"] == "in 1 of 2 groups: " + found["reason"].partition(": ")[2]
     assert "estimate is zero everywhere" in found["reason"] and found["pearson"] is not None
     # No gradient at any training input: there is no level.
     flat = reference._replace(logit_scaled=np.zeros_like(reference.logit_scaled))
-    found = compared(at, flat, 4, truth)["combined"]
+    found = compared(at, flat, 4, truth)
+    assert found.keys() == {("trace", name) for name in estimates.ESTIMATES}, "a single column"
+    found = found["trace", "combined"]
     assert found["pearson"] is None and "not finite" in found["reason"]
 
 

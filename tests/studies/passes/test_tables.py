@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from isounc.fields import Unreadable
+from isounc.runs import publish
 from isounc.runs.command import main
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
@@ -243,18 +244,65 @@ def test_a_run_shows_what_failed_and_what_is_missing(tmp_path, capsys, one_figur
     settings = Settings(problems=("xor", "moons"), num_seeds=3, counts=COUNTS)
     folder = RunFolder.open(tmp_path / "run", stored_settings(settings), study="passes")
     fails = {"gate": "fail", "gate_reasons": "R-hat is 1.2"}
-    rows = made_up(change=lambda r: fails if (r["problem"], r["seed"]) == ("moons", 1) else {})
+    failing = {("moons", 1, "test"), ("moons", 1, "far"), ("xor", 0, "far")}
+    rows = made_up(
+        change=lambda r: fails if (r["problem"], r["seed"], r["region"]) in failing else {}
+    )
     for problem, seed in itertools.product(("xor", "moons"), range(2)):
         mine = [r for r in rows if (r["problem"], r["seed"]) == (problem, seed)]
         folder.write(Record(f"{problem}-seed{seed}", {"rows": mine}, {}))
     assert report_run(STUDY, folder)
     said = capsys.readouterr().out
-    assert "Failed, and in no mean: moons seed 1. The run has 4 of 6 cells so far." in said
+    words = (
+        "Failed, and in no mean: xor seed 0 in far, moons seed 1. The run has 4 of 6 cells so far."
+    )
+    assert words in said
     page = (tmp_path / "run" / "report.html").read_text()
     assert "R-hat is 1.2" in page and "3 cells failed" not in page
     assert len(folder.results) == len([r for r in rows if r["seed"] < 2])
     crossing = folder.read_table("crossings.csv")
     assert set(crossing["terms"]) == set(tables.TERMS)
+    assert set(crossing["class"]) == {"trace"}
+    # What is published has no records, and says the same.
+    there = publish.publish(STUDY, folder, tmp_path / "published")
+    assert words in (there / "reading.md").read_text()
+    stored = RunFolder.load(there)
+    assert not stored.names()
+    assert STUDY.report(stored, settings).reading == STUDY.report(folder, settings).reading
+
+
+def test_the_predicted_class_has_tables_and_sentences_of_its_own(tmp_path, capsys, one_figure):
+    settings = Settings(problems=("xor", "wine"), num_seeds=2, counts=COUNTS)
+    folder = RunFolder.open(tmp_path / "run", stored_settings(settings), study="passes")
+    trace = made_up(("xor", "wine"), 2)
+    predicted = made_up(("wine",), 2, levels=LEVELS | {"variance": (None, 0.9, 0.9, 0.9)})
+    for problem, seed in itertools.product(("xor", "wine"), range(2)):
+        mine = [
+            row | {"class": view}
+            for view, rows in (("trace", trace), ("predicted", predicted))
+            for row in rows
+            if (row["problem"], row["seed"]) == (problem, seed)
+        ]
+        folder.write(Record(f"{problem}-seed{seed}", {"rows": mine}, {}))
+    assert report_run(STUDY, folder)
+    said = " ".join(capsys.readouterr().out.split())
+    words = "the variance of p overtakes the mean of ‖∇p‖² at K = "
+    assert f"Posterior draws. In test, {words}4" in said
+    several = "Of the class that is predicted, where there are several: "
+    assert f"{several}Posterior draws. In test, {words}2" in said
+    assert said.count("a forward pass through one network takes") == 1
+    table = folder.summary.query("estimate == 'variance' and count == 2 and region == 'test'")
+    means = {(r["class"], r["problem"]): r["pearson_mean"] for r in table.to_dict("records")}
+    assert means == {
+        ("trace", "all"): pytest.approx(0.4, abs=1e-4),
+        ("trace", "xor"): pytest.approx(0.4, abs=1e-4),
+        ("trace", "wine"): pytest.approx(0.4, abs=1e-4),
+        ("predicted", "all"): pytest.approx(0.9, abs=1e-4),
+        ("predicted", "wine"): pytest.approx(0.9, abs=1e-4),
+    }
+    assert (
+        "variance, of the predicted class, region test" in (folder.path / "report.md").read_text()
+    )
 
 
 TINY = Settings(

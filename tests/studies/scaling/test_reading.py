@@ -186,7 +186,7 @@ def test_cells_that_were_sampled_again_are_counted(run, rows):
     assert untold == "27 of 27 cells passed the gate of their reference."
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/reading.md")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("reading.md")), ids=lambda p: p.parent.name)
 def test_a_published_reading_is_that_of_its_tables(path):
     run = RunFolder.load(path.parent)
     study = load(run.study or "scaling")  # a run from before version 0.1 does not say
