@@ -42,6 +42,24 @@ def declared_rows(records: Iterable[Record], table: Mapping[str, Field]) -> list
     return found
 
 
+def rows_of_run(folder: RunFolder, fields: Mapping[str, Field]) -> list[dict[str, Any]]:
+    """The `rows` of all records of a run or, without records, those of its `results.csv`.
+
+    Raises
+    ------
+    ValueError
+        If the run has no results yet.
+    Unreadable
+        If a value is not what the fields declare.
+    """
+    rows = declared_rows(folder.records(with_arrays=False), fields)
+    if not rows:
+        rows = rows_of_table(folder.results, fields, f"results.csv of {folder.path}")
+    if not rows:
+        raise ValueError(f"{folder.path} has no record yet; run the command again")
+    return rows
+
+
 def rows_of_table(
     table: pandas.DataFrame, fields: Mapping[str, Field], where: str
 ) -> list[dict[str, Any]]:

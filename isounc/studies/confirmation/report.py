@@ -9,6 +9,7 @@ from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import rows_of_run
 from isounc.runs.words import interval, ratio_interval, short
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
@@ -16,6 +17,7 @@ from isounc.studies.confirmation.settings import ALL, BASE, Condition, Settings,
 from isounc.studies.confirmation.tables import (
     DIFFERENCE_COLUMNS,
     RESULT_COLUMNS,
+    ROW,
     STATISTICS,
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
@@ -24,8 +26,6 @@ from isounc.studies.confirmation.tables import (
     Rows,
     differences,
     failing,
-    rows_of,
-    rows_of_csv,
     summarise,
     verdicts,
 )
@@ -44,11 +44,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no results yet, or some that cannot be read.
     """
-    rows = rows_of(folder.records(with_arrays=False))
-    if not rows:
-        rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
-    if not rows:
-        raise ValueError(f"{folder.path} has no record yet; run the command again")
+    rows = rows_of_run(folder, ROW)
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     results = Results(rows)

@@ -7,20 +7,18 @@ seeds that passed and are defined, each problem with the same weight.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isounc.fields import integer, number, text
-from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows, rows_of_table
 from isounc.statistics import over_seeds, verdict
 from isounc.studies.confirmation.cell import CURVED, ONE_PASS, SCALED
 from isounc.studies.confirmation.settings import ALL, BASE, FACTORS, Condition
 from isounc.studies.confirmation.verdicts import HYPOTHESES, OF_LINK
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -48,7 +46,7 @@ VERDICT_COLUMNS = (*_PLACE, "hypothesis", "statistic", "bound", *_OVER, "verdict
 
 _TEXTS = ("gate_reasons", "reason")
 _CORRELATION = number(-1 - 1e-6, 1 + 1e-6, None)
-_ROW = {
+ROW = {
     "problem": text(longest=1000),
     "seed": integer(0, 2**63 - 1),
     "link": text(longest=1000),
@@ -65,28 +63,6 @@ _ROW = {
 """What a row must hold, which anybody may have edited."""
 NO_LINK = "identity"
 """Link of the problems that are in no mean over problems."""
-
-
-def rows_of(records: Iterable[Record]) -> Rows:
-    """The rows of all records.
-
-    Raises
-    ------
-    Unreadable
-        If a record has none, or a value in one is not what is read.
-    """
-    return declared_rows(records, _ROW)
-
-
-def rows_of_csv(table: pandas.DataFrame, where: str) -> Rows:
-    """The rows of a `results.csv`.
-
-    Raises
-    ------
-    Unreadable
-        If a value is not what is read.
-    """
-    return rows_of_table(table, _ROW, where)
 
 
 class Key(NamedTuple):

@@ -12,6 +12,7 @@ from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import rows_of_run
 from isounc.runs.words import interval, ratio_interval, short
 from isounc.studies.covariance import figures
 from isounc.studies.covariance.cell import PRIOR
@@ -21,13 +22,13 @@ from isounc.studies.covariance.settings import ALL, POINTS, Cell, Settings, batc
 from isounc.studies.covariance.tables import (
     OTHERS,
     RESULT_COLUMNS,
+    ROW,
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Results,
     Row,
     Rows,
     failing,
-    rows_of,
     summarise,
     verdicts,
 )
@@ -48,7 +49,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no results yet, or some that cannot be read.
     """
-    rows = rows_of(folder)
+    rows = rows_of_run(folder, ROW)
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: (row["width"], place.get(row["problem"], len(place))))
     results = Results(rows)

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isounc.fields import integer, number, text
-from isounc.runs.folder import RunFolder
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows, rows_of_table
 from isounc.statistics import Over, over_seeds, verdict
 from isounc.studies.covariance.cell import PRIOR, STRUCTURE, Key
 from isounc.studies.covariance.forms import FORMS
@@ -52,7 +50,7 @@ VERDICT_COLUMNS = (
 """Columns of `verdicts.csv`."""
 
 _CORRELATION = number(-1 - 1e-6, 1 + 1e-6, None)
-_ROW = {
+ROW = {
     "problem": text(longest=1000),
     "width": integer(1, 10**9),
     "seed": integer(0, 2**63 - 1),
@@ -67,24 +65,6 @@ _ROW = {
     **dict.fromkeys(("gate_reasons", "reason"), text(longest=100_000, default="")),
 }
 """What a row must hold, which anybody may have edited."""
-
-
-def rows_of(folder: RunFolder) -> Rows:
-    """The rows of all records, or of `results.csv` in a folder without records.
-
-    Raises
-    ------
-    ValueError
-        If the run has no results yet.
-    Unreadable
-        If a value is not what is read.
-    """
-    rows = declared_rows(folder.records(), _ROW)
-    if not rows:
-        rows = rows_of_table(folder.results, _ROW, f"results.csv of {folder.path}")
-    if not rows:
-        raise ValueError(f"{folder.path} has no record yet; run the command again")
-    return rows
 
 
 class Place(NamedTuple):

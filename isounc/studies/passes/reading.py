@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isounc.runs.words import listed
 from isounc.studies.passes.settings import ALL, KINDS
 from isounc.studies.passes.tables import Row, Rows
 
@@ -116,7 +117,7 @@ class _Table:
         if not parts:
             return ""
         return f"{largest} networks in place of one change r of the mean of ‖∇p‖² by " + (
-            f"{_listed(parts)}."
+            f"{listed(parts)}."
         )
 
     def best(self, kind: str) -> str:
@@ -186,16 +187,12 @@ def _times(ratio: float) -> str:
     return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
 def _by_value(by_region: Mapping[str, str]) -> str:
     """Name each value once, with its regions: "K = 8 in test, and K = 4 in grid and far"."""
     regions: dict[str, list[str]] = {}
     for region, value in by_region.items():
         regions.setdefault(value, []).append(region)
-    parts = [f"{value} in {_listed(names)}" for value, names in regions.items()]
+    parts = [f"{value} in {listed(names)}" for value, names in regions.items()]
     return ", and ".join(parts)
 
 

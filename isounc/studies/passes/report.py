@@ -10,6 +10,7 @@ from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import rows_of_run
 from isounc.studies.passes.estimates import ESTIMATES, VIEWS
 from isounc.studies.passes.figures import quality_figure
 from isounc.studies.passes.reading import reading
@@ -18,6 +19,7 @@ from isounc.studies.passes.tables import (
     CROSSING_COLUMNS,
     DIFFERENCE_COLUMNS,
     RESULT_COLUMNS,
+    ROW,
     SUMMARY_COLUMNS,
     TERMS,
     Quality,
@@ -25,8 +27,6 @@ from isounc.studies.passes.tables import (
     Rows,
     crossings,
     differences,
-    rows_of,
-    rows_of_csv,
     summarise,
 )
 
@@ -42,13 +42,9 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no results yet, or some that cannot be read.
     """
-    rows = rows_of(folder.records(with_arrays=False))
-    if not rows:
-        rows = rows_of_csv(folder.results, f"results.csv of {folder.path}")
+    rows = rows_of_run(folder, ROW)
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
-    if not rows:
-        raise ValueError(f"{folder.path} has no record yet; run the command again")
     views = {view: _Tables.of([row for row in rows if row["class"] == view]) for view in VIEWS}
     quality, summary, differing, crossing = views["trace"]
     failures = failing(rows)

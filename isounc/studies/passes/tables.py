@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from isounc.fields import integer, number, text
-from isounc.runs.folder import Record
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows, rows_of_table
 from isounc.statistics import Interval, interval_over_seeds
 from isounc.studies.passes.estimates import COMPARED, ESTIMATES, VIEWS
 from isounc.studies.passes.settings import ALL, KINDS
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -85,7 +83,7 @@ CROSSING_COLUMNS = ("class", *_WHERE, "crossing", "beyond_doubt", "largest")
 """Columns of `crossings.csv`."""
 
 _REAL = number(default=None)
-_ROW = {
+ROW = {
     "problem": text(longest=1000),
     "seed": integer(0, 2**63 - 1),
     "kind": text(KINDS),
@@ -100,28 +98,6 @@ _ROW = {
     **dict.fromkeys(_TEXTS, text(longest=100_000, default="")),
 }
 """What a row of a record must hold, which anybody may have edited."""
-
-
-def rows_of(records: Iterable[Record]) -> Rows:
-    """The rows of all records.
-
-    Raises
-    ------
-    Unreadable
-        If a record has none, or a value in one is not what is read.
-    """
-    return declared_rows(records, _ROW)
-
-
-def rows_of_csv(table: pandas.DataFrame, where: str) -> Rows:
-    """The rows of a `results.csv`.
-
-    Raises
-    ------
-    Unreadable
-        If a value is not what is read.
-    """
-    return rows_of_table(table, _ROW, where)
 
 
 class Quality:

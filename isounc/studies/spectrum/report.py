@@ -9,13 +9,14 @@ from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
-from isounc.runs.tables import table_of_rows
+from isounc.runs.tables import rows_of_run, table_of_rows
 from isounc.studies.spectrum import figures
 from isounc.studies.spectrum.reading import Tables, condition_of, number, reading
 from isounc.studies.spectrum.settings import ALL, Condition, Settings, batches
 from isounc.studies.spectrum.tables import (
     EIGENVALUE_COLUMNS,
     RESULT_COLUMNS,
+    ROW,
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Results,
@@ -23,7 +24,6 @@ from isounc.studies.spectrum.tables import (
     axes_of,
     eigenvalues_of,
     failing,
-    rows_of,
     summarise,
     verdicts,
 )
@@ -41,7 +41,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     ValueError
         If the run has no results yet, or some that cannot be read.
     """
-    rows, eigenvalues = rows_of(folder), eigenvalues_of(folder)
+    rows, eigenvalues = rows_of_run(folder, ROW), eigenvalues_of(folder)
     place = {name: i for i, name in enumerate(settings.problems)}
     rows.sort(key=lambda row: place.get(row["problem"], len(place)))
     results = Results(rows)

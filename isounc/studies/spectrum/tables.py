@@ -15,7 +15,7 @@ from isounc.fields import declared, integer, number, text
 from isounc.models import PARAMETERISATIONS
 from isounc.runs.folder import RunFolder
 from isounc.runs.style import REGION_LOOKS
-from isounc.runs.tables import declared_rows, rows_of_table
+from isounc.runs.tables import rows_of_table
 from isounc.statistics import Over, over_seeds, verdict
 from isounc.studies.spectrum.cell import (
     DRAWS,
@@ -61,7 +61,7 @@ _IDENTITY = {
     "point": text((*POINTS, POSTERIOR)),
 }
 _CORRELATION = number(-1 - 1e-6, 1 + 1e-6, None)
-_ROW = {
+ROW = {
     **_IDENTITY,
     "region": text(longest=1000),
     "form": text(longest=1000),
@@ -80,24 +80,6 @@ _EIGENVALUE = {
     "rank": integer(1, 10**9),
     "value": number(),
 }
-
-
-def rows_of(folder: RunFolder) -> Rows:
-    """The rows of all records, or of `results.csv` in a folder without records.
-
-    Raises
-    ------
-    ValueError
-        If the run has no results yet.
-    Unreadable
-        If a value is not what is read.
-    """
-    rows = declared_rows(folder.records(), _ROW)
-    if not rows:
-        rows = rows_of_table(folder.results, _ROW, f"results.csv of {folder.path}")
-    if not rows:
-        raise ValueError(f"{folder.path} has no record yet; run the command again")
-    return rows
 
 
 def eigenvalues_of(folder: RunFolder) -> Rows:

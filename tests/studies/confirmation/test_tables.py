@@ -16,6 +16,7 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
+from isounc.runs.tables import declared_rows
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.statistics import Interval, verdict
 from isounc.studies.confirmation import figures
@@ -23,9 +24,9 @@ from isounc.studies.confirmation.reading import Tables, reading
 from isounc.studies.confirmation.settings import ALL, BASE, Settings
 from isounc.studies.confirmation.study import STUDY
 from isounc.studies.confirmation.tables import (
+    ROW,
     Results,
     differences,
-    rows_of,
     summarise,
     verdicts,
 )
@@ -275,9 +276,9 @@ def test_figures_show_the_tables_and_say_why_not():
 def test_edited_records_are_refused(change, message):
     row = made_up()[0] | change
     with pytest.raises(Unreadable, match=message):
-        rows_of([Record("xor", {"rows": [row]}, {})])
+        declared_rows([Record("xor", {"rows": [row]}, {})], ROW)
     with pytest.raises(Unreadable, match="rows of record 'xor' must be a list"):
-        rows_of([Record("xor", {}, {})])
+        declared_rows([Record("xor", {}, {})], ROW)
 
 
 def test_a_run_is_reported_and_published_with_the_same_reading(tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
 from isounc.runs.study import run_study
 from isounc.runs.style import NothingToDraw
+from isounc.runs.tables import rows_of_run
 from isounc.sampling.gate import fail, gate
 from isounc.sampling.moments import Moments, Posterior
 from isounc.statistics import compare
@@ -29,9 +30,9 @@ from isounc.studies.covariance.settings import ALL, PRESETS, Settings, batches
 from isounc.studies.covariance.study import STUDY
 from isounc.studies.covariance.tables import (
     OTHERS,
+    ROW,
     Place,
     Results,
-    rows_of,
     summarise,
     verdicts,
 )
@@ -229,10 +230,10 @@ def test_presets_can_be_run_and_have_names_of_their_own():
 def test_edited_records_are_refused(tmp_path, change, message):
     folder = RunFolder.open(tmp_path / "run", stored_settings(Settings()), study="covariance")
     with pytest.raises(ValueError, match=r"no results.csv"):
-        rows_of(folder)
+        rows_of_run(folder, ROW)
     folder.write(Record("a", {"rows": [made_up()[0] | change]}, {}))
     with pytest.raises(Unreadable, match=message):
-        rows_of(folder)
+        rows_of_run(folder, ROW)
 
 
 def drawn(problems, model: Model, **_):

@@ -15,6 +15,7 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
+from isounc.runs.tables import declared_rows
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.passes import report, tables
 from isounc.studies.passes.estimates import ESTIMATES
@@ -22,7 +23,7 @@ from isounc.studies.passes.figures import quality_figure
 from isounc.studies.passes.reading import reading
 from isounc.studies.passes.settings import ALL, KINDS, Settings
 from isounc.studies.passes.study import STUDY
-from isounc.studies.passes.tables import Quality, crossings, differences, rows_of, summarise
+from isounc.studies.passes.tables import ROW, Quality, crossings, differences, summarise
 from isounc.training import TrainSettings
 
 COUNTS = (1, 2, 4, 8)
@@ -228,9 +229,9 @@ def test_figures_are_drawn_and_say_why_not():
 def test_edited_records_are_refused(change, message):
     rows = made_up()
     with pytest.raises(Unreadable, match=message):
-        rows_of([Record("xor-seed0", {"rows": [rows[0] | change]}, {})])
+        declared_rows([Record("xor-seed0", {"rows": [rows[0] | change]}, {})], ROW)
     with pytest.raises(Unreadable, match="rows of record 'xor-seed0' must be a list"):
-        rows_of([Record("xor-seed0", {}, {})])
+        declared_rows([Record("xor-seed0", {}, {})], ROW)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
 from isounc.runs.study import report_run, run_study
 from isounc.runs.style import NothingToDraw
+from isounc.runs.tables import rows_of_run
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.spectrum import figures, report
 from isounc.studies.spectrum.cell import DRAWS, ISOTROPIC, LAPLACE, OF_POINT, OF_POSTERIOR
@@ -34,10 +35,10 @@ from isounc.studies.spectrum.settings import (
 from isounc.studies.spectrum.study import STUDY
 from isounc.studies.spectrum.tables import (
     NUMBERS,
+    ROW,
     Results,
     axes_of,
     failing,
-    rows_of,
     slope,
     summarise,
     verdicts,
@@ -251,7 +252,7 @@ def test_the_command_in_small(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "2 of 2 cells" in said and "Karakida" not in said  # a single width has no slope
     folder = RunFolder.load(tmp_path / "run")
-    rows = rows_of(folder)
+    rows = rows_of_run(folder, ROW)
     names = [ISOTROPIC, "removed_1", "low_rank_1", "removed_10", "low_rank_10", LAPLACE, DRAWS]
     at = {(r["seed"], r["point"], r["region"], r["form"]): r for r in rows}
     regions = ("train", "test", "grid", "far")
@@ -273,7 +274,7 @@ def test_the_command_in_small(tmp_path, capsys, monkeypatch):
     assert drawn == {"spectra-moons"}
     there = publish.publish(STUDY, folder, tmp_path / "small")
     published = RunFolder.load(there)
-    assert rows_of(published) == rows  # six digits, in records and tables alike
+    assert rows_of_run(published, ROW) == rows  # six digits, in records and tables alike
     said = (there / "reading.md").read_text()
     assert said.startswith("# Reading of small") and "outliers, Hessian" in said
     assert list(STUDY.report(published, settings).reading) == said.strip().split("\n\n")[1:-1]
@@ -290,4 +291,4 @@ def test_rows_that_somebody_edited_are_refused(tmp_path):
     rows = planted(lambda row: {"pearson": 3.0})
     folder.write(Record("moons", {"rows": rows}, {}))
     with pytest.raises(Unreadable, match=r"pearson of row .* must be"):
-        rows_of(folder)
+        rows_of_run(folder, ROW)
