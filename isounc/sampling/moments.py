@@ -240,6 +240,21 @@ def predictive_moments(
     return regions
 
 
+def moment_arrays(problem: Problem, posterior: Posterior) -> dict[str, np.ndarray]:
+    """The locations and the moments of every region, as a record of a run stores them.
+
+    `test/X`, and in single precision `test/mcmc_mean`, `test/mcmc_var` and `test/mcmc_var_se`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for region, moments in posterior.regions.items():
+        arrays[f"{region}/X"] = problem.regions[region]
+        arrays |= {
+            f"{region}/mcmc_{name}": np.asarray(getattr(moments, name), np.float32)
+            for name in ("mean", "var", "var_se")
+        }
+    return arrays
+
+
 def two_valued(
     moments: Moments, likelihood: str, *, p: Float[ArrayLike, "N M"] | None = None
 ) -> dict[str, TwoValued]:

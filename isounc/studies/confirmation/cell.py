@@ -25,7 +25,7 @@ from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.gate import Gate
-from isounc.sampling.moments import Posterior
+from isounc.sampling.moments import Posterior, moment_arrays
 from isounc.sampling.posterior import sample_posteriors
 from isounc.statistics import Comparison, compare
 from isounc.studies.confirmation.settings import (
@@ -250,13 +250,7 @@ def compared(
 def _record(
     cell: Cell, problem: Problem, model: Model, posterior: Posterior, rows: list[dict[str, Any]]
 ) -> Record:
-    arrays: dict[str, np.ndarray] = {}
-    for region, moments in posterior.regions.items():
-        arrays[f"{region}/X"] = problem.regions[region]
-        arrays |= {
-            f"{region}/mcmc_{name}": np.asarray(getattr(moments, name), np.float32)
-            for name in ("mean", "var", "var_se")
-        }
+    arrays = moment_arrays(problem, posterior)
     meta = {
         "cell": dataclasses.asdict(cell),
         "gate": posterior.gate._asdict(),

@@ -20,7 +20,7 @@ from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.sampling.moments import Posterior
+from isounc.sampling.moments import Posterior, moment_arrays
 from isounc.sampling.posterior import sample_posteriors
 from isounc.statistics import compare
 from isounc.studies.covariance.forms import estimate_forms, gradients
@@ -261,19 +261,14 @@ def align(
 def _record(
     cell: Cell, problem: Problem, model: Model, posterior: Posterior, made: Made, rows: list[Row]
 ) -> Record:
-    arrays: dict[str, np.ndarray] = {}
-    for region, moments in posterior.regions.items():
-        arrays[f"{region}/X"] = problem.regions[region]
-        arrays |= {
-            f"{region}/mcmc_{name}": np.asarray(getattr(moments, name), np.float32)
-            for name in ("mean", "var", "var_se")
-        }
-        where = _places(problem)[region]
-        arrays |= {
-            f"{region}/{key.point}/{key.proxy}/{key.form}": np.asarray(values[where], np.float32)
-            for key, values in made.values.items()
-            if key.lam == PRIOR
-        }
+    arrays, places = moment_arrays(problem, posterior), _places(problem)
+    arrays |= {
+        f"{region}/{key.point}/{key.proxy}/{key.form}": np.asarray(
+            values[places[region]], np.float32
+        )
+        for region, (key, values) in itertools.product(problem.regions, made.values.items())
+        if key.lam == PRIOR
+    }
     arrays |= {f"proxies/{name}": inputs for name, inputs in made.inputs.items()}
     meta = {
         "cell": dataclasses.asdict(cell),

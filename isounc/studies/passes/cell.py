@@ -17,7 +17,7 @@ from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.sampling.moments import Posterior
+from isounc.sampling.moments import Posterior, moment_arrays
 from isounc.sampling.posterior import sample_posteriors
 from isounc.studies.passes.estimates import ESTIMATES, quality
 from isounc.studies.passes.networks import (
@@ -127,13 +127,7 @@ def _record(
                         "seconds_to_make": made.seconds + count * made.seconds_each,
                         **numbers,
                     })  # fmt: skip
-    arrays = {}
-    for region, moments in posterior.regions.items():
-        arrays[f"{region}/X"] = problem.regions[region]
-        arrays |= {
-            f"{region}/mcmc_{name}": np.asarray(getattr(moments, name), np.float32)
-            for name in ("mean", "var", "var_se")
-        }
+    arrays = moment_arrays(problem, posterior)
     meta = {
         "cell": dataclasses.asdict(cell),
         "gate": posterior.gate._asdict(),

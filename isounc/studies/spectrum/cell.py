@@ -17,7 +17,7 @@ from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
-from isounc.sampling.moments import Posterior
+from isounc.sampling.moments import Posterior, moment_arrays
 from isounc.sampling.posterior import sample_posteriors
 from isounc.statistics import compare
 from isounc.studies.spectrum import curvature, draws, repriorised
@@ -293,13 +293,7 @@ def _short(value: Any) -> Any:
 def _record(
     cell: Cell, problem: Problem, model: Model, posterior: Posterior, found: Found
 ) -> Record:
-    arrays: dict[str, np.ndarray] = {}
-    for region, moments in posterior.regions.items():
-        arrays[f"{region}/X"] = problem.regions[region]
-        arrays |= {
-            f"{region}/mcmc_{name}": np.asarray(getattr(moments, name), np.float32)
-            for name in ("mean", "var", "var_se")
-        }
+    arrays = moment_arrays(problem, posterior)
     meta = {
         "cell": {"problem": cell.problem, **cell.condition._asdict(), "seed": cell.seed},
         "gate": posterior.gate._asdict(),
