@@ -7,8 +7,8 @@
 Each posterior (all combinations of the options) is sampled by `sample_posterior` with its defaults
 until its gate passes with a standard error of 3% of the variance, or the seconds are spent. A row
 has what it was worth by then: R-hat, effective draws of p and of (p - mean)^2, the standard error
-of the variance (median over the locations), the regions in which the gate passes and the reasons of
-one that fails. A table that
+of the variance (median over the locations), the regions in which the gate passes, the reasons of one
+that fails, and how many of the seconds pilots took. A table that
 exists already is continued: only the rows that it lacks are measured. `reach.md` beside it says in
 words what each row is worth.
 """
@@ -83,11 +83,21 @@ def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
         activation=cell["activation"],
     )  # fmt: skip
     began = time.perf_counter()
+    pilots = [math.inf, 0.0]
     with tqdm(total=1, bar_format="{desc}", leave=False) as bar:
+
+        def tell(what: str, done: int, _: int) -> None:
+            now = time.perf_counter() - began
+            if what.startswith("pilot"):
+                pilots[0] = min(pilots[0], now)
+            elif math.isfinite(pilots[0]) and not pilots[1]:
+                pilots[1] = now - pilots[0]
+            bar.set_description_str(f"{what}, {done} draws")
+
         posterior = sample_posterior(
             problem, model, prior_sd=cell["prior_sd"], key=jax.random.key(options.seed),
             sampler=cell["sampler"], max_draws=MOST_DRAWS, max_seconds=options.seconds,
-            progress=lambda what, done, total: bar.set_description_str(f"{what}, {done} draws"),
+            progress=tell,
         )  # fmt: skip
     seconds, gate = time.perf_counter() - began, posterior.gate
 
@@ -98,6 +108,7 @@ def measure(cell: dict[str, Any], options: Options) -> dict[str, Any]:
         "gate": "pass" if gate.passed else "fail",
         "regions": " ".join(r for r in posterior.regions if not gate.reasons_in(r)),
         "seconds": round(seconds, 1),
+        "pilot_seconds": round(pilots[1], 1),
         "draws": posterior.num_draws,
         "rhat_max": rounded(gate.rhat_max, 4),
         "ess_mean": rounded(gate.ess_bulk_min, 0),
