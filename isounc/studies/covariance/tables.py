@@ -8,10 +8,9 @@ together. `others` is the mean over the proxies of another distribution than the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from isounc.fields import integer, number, text
 from isounc.runs.style import REGION_LOOKS
@@ -130,33 +129,37 @@ class Results:
 
     def mean_over(self, place: Place, key: Key, column: str, problem: str) -> Over:
         """The interval over the seeds of a column; its proxy may be `OTHERS`."""
+        return self.over(lambda cell: self.mean_of(cell, place, key, column), place, problem)
 
-        def number(cell: tuple[str, int]) -> float | None:
-            proxies = self.others(place, cell[0]) if key.proxy == OTHERS else [key.proxy]
-            rows = [self.row(place, key._replace(proxy=proxy), cell) for proxy in proxies]
-            return _mean([None if row is None else row[column] for row in rows])
-
-        return self.over(number, place, problem)
+    def mean_of(self, cell: tuple[str, int], place: Place, key: Key, column: str) -> float | None:
+        """A number of a (problem, seed), for `OTHERS` the mean over these proxies."""
+        proxies = self.others(place, cell[0]) if key.proxy == OTHERS else [key.proxy]
+        rows = [self.row(place, key._replace(proxy=proxy), cell) for proxy in proxies]
+        return _mean([None if row is None else row[column] for row in rows])
 
     def tested(
         self, hypothesis: Hypothesis, place: Place, proxy: str, column: str, problem: str
     ) -> Over:
         """The interval over the seeds of the number of a hypothesis."""
+        return self.over(
+            lambda cell: _mean([
+                self.number(cell, hypothesis, place, name, column)
+                for name in (self.others(place, cell[0]) if proxy == OTHERS else [proxy])
+            ]),
+            place, problem,
+        )  # fmt: skip
 
-        def at(cell: tuple[str, int], name: str) -> float | None:
-            mine = self.row(place, Key(place.point, name, hypothesis.form, PRIOR), cell)
-            value = None if mine is None else mine[column]
-            form, other = hypothesis.rival
-            if not form or value is None:
-                return value
-            theirs = self.row(place, Key(place.point, other or name, form, PRIOR), cell)
-            return None if theirs is None or theirs[column] is None else value - theirs[column]
-
-        def number(cell: tuple[str, int]) -> float | None:
-            names = self.others(place, cell[0]) if proxy == OTHERS else [proxy]
-            return _mean([at(cell, name) for name in names])
-
-        return self.over(number, place, problem)
+    def number(
+        self, cell: tuple[str, int], hypothesis: Hypothesis, place: Place, proxy: str, column: str
+    ) -> float | None:
+        """The number of a hypothesis of a (problem, seed) and a proxy."""
+        mine = self.row(place, Key(place.point, proxy, hypothesis.form, PRIOR), cell)
+        value = None if mine is None else mine[column]
+        form, other = hypothesis.rival
+        if not form or value is None:
+            return value
+        theirs = self.row(place, Key(place.point, other or proxy, form, PRIOR), cell)
+        return None if theirs is None or theirs[column] is None else value - theirs[column]
 
     def places(self) -> Iterable[tuple[str, Place]]:
         """Problems (`ALL` first) with widths, points and regions."""
@@ -169,7 +172,7 @@ class Results:
 def _mean(values: Sequence[float | None]) -> float | None:
     """The mean, if there is one and all values are known."""
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def summarise(results: Results) -> Rows:
