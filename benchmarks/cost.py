@@ -1,4 +1,4 @@
-"""What an estimate of uncertainty costs beside a forward pass, from MLPs to a decoder.
+"""Measure what uncertainty estimates cost compared with a forward pass, for MLPs and a decoder.
 
     uv run benchmarks/cost.py                                  # MLPs and the decoder: 10 minutes on two cores
     uv run benchmarks/cost.py --models mlp --widths 256 --examples 1024
@@ -87,7 +87,7 @@ class Way(NamedTuple):
     once: float = 0.0
     """Seconds of what is done once."""
     note: str = ""
-    """What must be known of it."""
+    """A remark for the table, such as a gate that failed."""
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -1,4 +1,4 @@
-"""What covariances from other data do: `isounc covariance`, whose --help explains it."""
+"""Covariances built from other data than the training data: the command `isounc covariance`."""
 
 import sys
 

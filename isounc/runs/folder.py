@@ -210,10 +210,7 @@ class RunFolder:
         return [n for n in self._stems() if all(half.exists() for half in self._halves(n))]
 
     def records(self, *, with_arrays: bool = True) -> Iterator[Record]:
-        """Every record that verifies, in the order of names; see `read` for damaged ones.
-
-        Arrays that are not asked for are verified all the same, and not unpacked: there are none.
-        """
+        """Every record that verifies, in the order of names; without its arrays if so asked."""
         for name in self._stems():
             if (record := self._read(name, with_arrays=with_arrays)) is not None:
                 yield record

@@ -53,7 +53,7 @@ from isounc.sampling.moments import (
 )
 from isounc.sampling.pilot import choose
 from isounc.sampling.precision import Precision, check_precision
-from isounc.sampling.run import LEAST_DRAWS, DrawnBlocks, Progress, Run, fetch
+from isounc.sampling.run import LEAST_DRAWS, DrawnBlocks, Progress, Run, fetch, typed_key
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.sampling.smc_driver import UNTEMPERED
 
@@ -168,7 +168,7 @@ def sample_posteriors(
                 report("coordinates", 0, settings.max_draws)
                 tempered = sample_posteriors(
                     problems, model, prior_sd=prior_sd,
-                    keys=[jax.random.fold_in(_typed(key), MODES) for key in keys],
+                    keys=[jax.random.fold_in(typed_key(key), MODES) for key in keys],
                     settings=smc_settings(settings, max_seconds=max(clock.left(), 1e-3)),
                     keep_values=True, progress=report,
                 )  # fmt: skip
@@ -220,7 +220,7 @@ def _prepare(
     points = np.stack([frame.locations(problem, i) for i, problem in enumerate(problems)])
     X = jnp.asarray(points.astype(data.X.dtype))
     fixed = jnp.asarray(flat_locations(problems[0], locations))
-    typed_keys = [_typed(key) for key in keys]
+    typed_keys = [typed_key(key) for key in keys]
     start_keys, run_keys = (
         jnp.stack(parts) for parts in zip(*map(jax.random.split, typed_keys), strict=True)
     )
@@ -394,10 +394,3 @@ def _identity(
         "versions": made_by["versions"],
         "device": {k: made_by["device"][k] for k in ("platform", "kind", "x64")},
     }
-
-
-def _typed(key: PRNGKeyArray) -> Key[jax.Array, ""]:
-    """The key, wrapped if it is one of the old kind, an array of integers."""
-    array = jnp.asarray(key)
-    is_typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return array if is_typed else jax.random.wrap_key_data(array)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from isounc.densities import Data
 from isounc.likelihoods import LIKELIHOODS
@@ -137,6 +137,13 @@ def thinning(settings: SamplerSettings) -> int:
     """Every how many draws theta is kept; it divides the length of a block."""
     keep_every = max(1, settings.num_draws * settings.chains // settings.num_kept)
     return next(k for k in range(keep_every, 0, -1) if settings.block % k == 0)
+
+
+def typed_key(key: PRNGKeyArray) -> Key[jax.Array, ""]:
+    """The key, wrapped if it is one of the old kind, an array of integers."""
+    array = jnp.asarray(key)
+    is_typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return array if is_typed else jax.random.wrap_key_data(array)
 
 
 def randomness(

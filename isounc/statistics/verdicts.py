@@ -1,4 +1,4 @@
-"""What an interval says about a bound, and intervals over the seeds of one problem or of several."""
+"""Verdicts on a hypothesis from a confidence interval, over the seeds of one problem or several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 def verdict(interval: Interval, bound: float, *, below: bool = False) -> Verdict:
-    """What an interval says about the claim that its number lies above a bound, or below it.
+    """Decide from a confidence interval whether a number lies above a bound (or below it).
 
     Confirmed if all of it lies on the claimed side of the bound, refuted if all of it lies on the
     other, and undecided otherwise, also where there is none.

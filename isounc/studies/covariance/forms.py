@@ -31,7 +31,7 @@ class Curvature(NamedTuple):
     full: PriorPlusLowRank
     """The whole of Sigma."""
     layer_inputs: tuple[Float[Array, "n F"], ...]
-    """What each layer multiplies its kernel and its bias by."""
+    """Inputs of each layer, with a column of ones for the bias."""
     layers: tuple[slice, ...]
     """The parameters of each layer."""
     rank: int
@@ -163,7 +163,7 @@ def layers_of(model: Model) -> tuple[slice, ...]:
 def layer_inputs(
     model: Model, theta: Float[Array, " P"], X: Float[Array, "n D"]
 ) -> tuple[Float[Array, "n F"], ...]:
-    """What each layer multiplies its kernel and (the last column, 1) its bias by."""
+    """Inputs of each layer, with a last column of ones for the bias."""
     module, found, x = model.module(theta), [], X
     for layer, scale in zip(module.layers, module.input_scale, strict=True):
         x = x * scale
