@@ -1,1 +1,1 @@
-"""Shift: do gradient norms tell inputs of another distribution, and how do other scores?"""
+"""Shift: gradient norms, and scores made for it, on inputs in and out of distribution."""

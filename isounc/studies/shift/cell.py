@@ -164,9 +164,7 @@ def measure(
 @functools.partial(jax.jit, static_argnames="network")
 def _forward(
     params: Any, X: Float[Array, "N D"], scale: Float[Array, " 2"], *, network: Network
-) -> tuple[
-    Float[Array, "N C"], Float[Array, "N F"], Float[Array, "N C C"], Float[Array, "N C"]
-]:
+) -> tuple[Float[Array, "N C"], Float[Array, "N F"], Float[Array, "N C C"], Float[Array, "N C"]]:
     """Logits, features, products of the logits' gradients, and logits at ODIN's inputs."""
     epsilon, temperature = scale
 

@@ -98,16 +98,12 @@ def fit_threshold(values: Float[ArrayLike, " n"], *, higher: str, alarm: float) 
     rank = math.ceil((1 - alarm) * (n + 1) - 1e-9)
     if rank > n:
         least = math.ceil(1 / alarm - 1e-9) - 1
-        raise ValueError(
-            f"values must be at least {least} for a rate of {alarm:g}, got {n}"
-        )
+        raise ValueError(f"values must be at least {least} for a rate of {alarm:g}, got {n}")
     value = float(oriented[rank - 1])
     return Threshold(value if higher == "out" else -value, (n + 1 - rank) / (n + 1))
 
 
-def alarm_rate(
-    values: Float[ArrayLike, " N"], threshold: Threshold, *, higher: str
-) -> float:
+def alarm_rate(values: Float[ArrayLike, " N"], threshold: Threshold, *, higher: str) -> float:
     """Share of values beyond a threshold (those that equal it are not)."""
     oriented = _oriented("values", values, higher)
     bound = threshold.value if higher == "out" else -threshold.value

@@ -106,7 +106,7 @@ def _predicted(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _contrasts(p: np.ndarray) -> np.ndarray:
-    """d p_c / d f = p_c (e_c - p) for every class c, from sums in which nothing cancels."""
+    """Rows dp_c/df = p_c (e_c - p) of every class c, from sums in which nothing cancels."""
     own = np.eye(p.shape[1], dtype=bool)
     others = np.where(own, 0.0, p[:, None, :]).sum(axis=2)  # 1 - p_c
     return p[:, :, None] * np.where(own, others[:, :, None], -p[:, None, :])

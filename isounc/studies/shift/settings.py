@@ -79,7 +79,7 @@ class Settings(RunSettings):
     train: TrainSettings = field(default_factory=TrainSettings)
     """Settings of the training of MLPs and logistic regression."""
     train_cnn: TrainSettings = field(
-        default_factory=lambda: TrainSettings(epochs=60, learning_rate=3e-3)
+        default_factory=lambda: TrainSettings(epochs=40, learning_rate=3e-3)
     )
     """Settings of the training of CNNs."""
 
@@ -195,9 +195,7 @@ def check(settings: Settings) -> None:
 def cell_sets(cell: Cell, settings: Settings) -> Sets:
     """The data of a cell, which depend on the problem and the seed."""
     n = settings.n_digits if cell.problem in IMAGES else settings.n
-    return make_sets(
-        cell.problem, settings.shifts, n=n, num_eval=settings.num_eval, seed=cell.seed
-    )
+    return make_sets(cell.problem, settings.shifts, n=n, num_eval=settings.num_eval, seed=cell.seed)
 
 
 def cell_network(sets: Sets, cell: Cell, settings: Settings) -> Network:

@@ -86,9 +86,7 @@ class Sets(NamedTuple):
     """Inputs of each shift."""
 
 
-def make_sets(
-    problem: str, shifts: tuple[str, ...], *, n: int, num_eval: int, seed: int
-) -> Sets:
+def make_sets(problem: str, shifts: tuple[str, ...], *, n: int, num_eval: int, seed: int) -> Sets:
     """Make the data of a problem.
 
     Parameters
