@@ -8,11 +8,10 @@ round: a score whose stated direction is wrong has an AUROC below one half.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from isounc.checks import check_choice, check_real, real_vector
 
@@ -35,7 +34,7 @@ class Detection(NamedTuple):
 
 
 def detect(
-    inside: Float[ArrayLike, " N"], outside: Float[ArrayLike, " M"], *, higher: str
+    inside: Real[np.ndarray, " N"], outside: Real[np.ndarray, " M"], *, higher: str
 ) -> Detection:
     """Measure how a score tells inputs out of distribution from those in it.
 
@@ -79,7 +78,7 @@ class Threshold(NamedTuple):
     over both, where no values tie (with ties it is less)."""
 
 
-def fit_threshold(values: Float[ArrayLike, " n"], *, higher: str, alarm: float) -> Threshold:
+def fit_threshold(values: Real[np.ndarray, " n"], *, higher: str, alarm: float) -> Threshold:
     """Set a threshold on values of inputs in distribution.
 
     Raises
@@ -103,14 +102,14 @@ def fit_threshold(values: Float[ArrayLike, " n"], *, higher: str, alarm: float) 
     return Threshold(value if higher == "out" else -value, (n + 1 - rank) / (n + 1))
 
 
-def alarm_rate(values: Float[ArrayLike, " N"], threshold: Threshold, *, higher: str) -> float:
+def alarm_rate(values: Real[np.ndarray, " N"], threshold: Threshold, *, higher: str) -> float:
     """Share of values beyond a threshold (those that equal it are not)."""
     oriented = _oriented("values", values, higher)
     bound = threshold.value if higher == "out" else -threshold.value
     return float((oriented > bound).mean())
 
 
-def _oriented(name: str, values: ArrayLike, higher: str) -> Float[np.ndarray, " N"]:
+def _oriented(name: str, values: Any, higher: str) -> Float[np.ndarray, " N"]:
     """Finite values whose higher ones mean out of distribution."""
     check_choice("higher", higher, HIGHER)
     array = real_vector(name, values)

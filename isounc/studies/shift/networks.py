@@ -120,7 +120,7 @@ class Network:
     def of_hidden(self, params: Any, hidden: Float[Array, "N F"]) -> Float[Array, "N C"]:
         """The logits from the features."""
         kernel, bias = self.read_out(params)
-        return jnp.matmul(hidden, kernel, precision="highest") + bias
+        return jnp.matmul(hidden, kernel, precision="highest") + bias[None, :]
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,8 +19,9 @@ from scipy.special import logsumexp, softmax, xlogy
 
 from isounc.checks import check_choice, check_count
 from isounc.estimates.links import softmax_normal_moments
-from isounc.estimates.scale_rules import LOGISTIC_VAR
+from isounc.estimates.scale_rules import unit_var
 from isounc.fit import double_precision
+from isounc.likelihoods import LIKELIHOODS
 
 Values = Float[np.ndarray, " N"]
 
@@ -138,18 +139,13 @@ def _log_norm(signals, options):
 
 
 def _logit_scaled(signals, options):
-    p, top = _predicted(signals.logits)
-    others = np.where(top, 0.0, p)
-    # Log-odds of the predicted class against the others in their proportions.
-    contrast = np.where(top, 1.0, -others / others.sum(axis=1, keepdims=True))
-    middle = float(np.median(_norms(contrast, signals.gram)[: len(signals.y)]))
-    if not middle > 0:
-        raise Undefined("the gradients at half of the training inputs or more are zero")
+    num = len(signals.y)
     with double_precision():
-        found = _softmax_var(
-            jnp.asarray(signals.logits), jnp.asarray(signals.gram * (LOGISTIC_VAR / middle))
-        )
-        return np.asarray(jax.device_get(found), np.float64)
+        logits, gram = jnp.asarray(signals.logits), jnp.asarray(signals.gram)
+        var = float(unit_var(LIKELIHOODS["categorical"], logits[:num], gram[:num], 1.0))
+        if not np.isfinite(var):
+            raise Undefined("the gradients at half of the training inputs or more are zero")
+        return np.asarray(_softmax_var(logits, gram * var), np.float64)
 
 
 @jax.jit

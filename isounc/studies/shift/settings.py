@@ -72,7 +72,7 @@ class Settings(RunSettings):
     sampling: SamplerSettings = field(
         default_factory=lambda: SamplerSettings(
             num_warmup=200, num_draws=500, max_draws=2000, block=125, target_var_se=0.06,
-            max_seconds=60.0,
+            max_seconds=120.0,
         )
     )  # fmt: skip
     """Settings of the sampler of the posterior; the seeds of a problem share max_seconds."""

@@ -35,7 +35,7 @@ CASES = {
     "tiny": (RNG.random(30) * 1e-300, RNG.random(30) * 2e-300),
     "huge": (RNG.random(30) * 1e300, RNG.random(30) * 1.2e300),
     "all but equal": (1 + RNG.integers(0, 9, 40) * 2.3e-16, 1 + RNG.integers(3, 12, 40) * 2.3e-16),
-    "single": ([0], [1]),
+    "single": (np.zeros(1, int), np.ones(1)),
 }
 
 
@@ -54,16 +54,16 @@ def test_numbers_are_those_of_counting(name):
 def test_a_threshold_has_its_exact_rate_over_all_orders():
     rates, expected = [], set()
     for order in itertools.permutations(range(5)):
-        threshold = fit_threshold(order[:4], higher="out", alarm=0.4)
+        threshold = fit_threshold(np.array(order[:4]), higher="out", alarm=0.4)
         expected.add(threshold.expected)
-        rates.append(alarm_rate(order[4:], threshold, higher="out"))
+        rates.append(alarm_rate(np.array(order[4:]), threshold, higher="out"))
     assert expected == {2 / 5} and np.mean(rates) == pytest.approx(2 / 5, abs=1e-12)
     values = RNG.normal(size=39)
     threshold = fit_threshold(values, higher="in", alarm=0.05)
     assert threshold == Threshold(np.sort(values)[1], 2 / 40)
     assert alarm_rate(values, threshold, higher="in") == 1 / 39
     tied = fit_threshold(np.ones(20, int), higher="out", alarm=0.05)
-    assert alarm_rate([1, 1, 2], tied, higher="out") == pytest.approx(1 / 3)
+    assert alarm_rate(np.array([1, 1, 2]), tied, higher="out") == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
