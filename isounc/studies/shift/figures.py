@@ -39,6 +39,8 @@ SHOWN = ("isotropic", "log_norm", "logit_scaled", "gradnorm", "mcmc")
 """Scores whose distributions are drawn."""
 _LEAST = 1e-30
 """Where a logarithmic axis ends."""
+_WIDE = 100.0
+"""Ratio of the ends of an axis from which it is logarithmic."""
 
 
 def score_label(name: str) -> str:
@@ -143,7 +145,9 @@ def rates(results: Results) -> Figure:
 
 
 def distributions(records: Sequence[Record]) -> Figure:
-    """Draw how scores are distributed in and out of distribution, over all seeds of a network.
+    """Draw how scores are distributed in and out of distribution, over the seeds that passed.
+
+    Where none did, all are drawn, faintly.
 
     Raises
     ------
@@ -153,9 +157,9 @@ def distributions(records: Sequence[Record]) -> Figure:
     records = [record for record in records if f"{IN_DISTRIBUTION}/{BASE}" in record.arrays]
     if not records:
         raise NothingToDraw("no record holds the values of scores")
-    arrays = [record.arrays for record in records]
-    scores = [name for name in SHOWN if f"{IN_DISTRIBUTION}/{name}" in arrays[0]]
-    sets = [name for name in _DATA if f"{name}/{BASE}" in arrays[0]]
+    arrays = records[0].arrays
+    scores = [name for name in SHOWN if f"{IN_DISTRIBUTION}/{name}" in arrays]
+    sets = [name for name in _DATA if f"{name}/{BASE}" in arrays]
     cell = records[0].meta["cell"]
     with styled():
         figure = Figure(figsize=(0.6 + 2.5 * len(scores), 3.0), layout="constrained")
@@ -164,11 +168,15 @@ def distributions(records: Sequence[Record]) -> Figure:
         axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
         for ax, score in zip(axes, scores, strict=True):
             for name in sets:
-                _steps(ax, np.concatenate([a[f"{name}/{score}"] for a in arrays]), _DATA[name])
-            ax.set_xscale("log")
+                passed = [record for record in records if _passed(record, score, name)]
+                values = [record.arrays[f"{name}/{score}"] for record in passed or records]
+                _steps(ax, np.concatenate(values), _DATA[name], faint=not passed)
             ax.set_title(score_label(score), loc="left")
             left, right = ax.get_xlim()
-            ax.set_xlim(max(left, right * 1e-16), right)
+            if right > _WIDE * max(left, _LEAST):
+                ax.set_xscale("log")
+                left, right = ax.get_xlim()
+                ax.set_xlim(max(left, right * 1e-16), right)
         axes[0].set_ylabel("share below")
         legend_below(
             figure,
@@ -182,10 +190,20 @@ def distributions(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _steps(ax: Axes, values: np.ndarray, look: Look) -> None:
+def _passed(record: Record, score: str, name: str) -> bool:
+    return any(
+        row["score"] == score and row["shift"] == name and row["gate"] == "pass"
+        for row in record.meta["rows"]
+    )
+
+
+def _steps(ax: Axes, values: np.ndarray, look: Look, *, faint: bool) -> None:
     values = np.sort(np.maximum(values, _LEAST))
     share = np.arange(1, len(values) + 1) / len(values)
-    ax.step(values, share, where="post", color=look.color, linestyle=look.linestyle, linewidth=1.3)
+    ax.step(
+        values, share, where="post", color=look.color, linestyle=look.linestyle, linewidth=1.3,
+        alpha=0.35 if faint else 1.0,
+    )  # fmt: skip
 
 
 def _ends(results: Results, place: Place, score: str, column: str, rival: str = "") -> IntervalEnds:

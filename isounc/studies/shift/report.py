@@ -113,7 +113,8 @@ def _plots(folder: RunFolder, results: Results, seeds: Sequence[int]) -> list[Pl
                 Plot(
                     f"distributions-{problem}-{network}", "distributions",
                     f"Distributions of norms and other scores on {problem}, {NETWORKS[network]}, in "
-                    "and out of distribution, the inputs of all seeds together.",
+                    "and out of distribution, the inputs of all seeds together; faint where the "
+                    "reference fails its gate for every seed.",
                     functools.partial(_distributions, folder, problem, network, seeds),
                 )
             )  # fmt: skip

@@ -309,10 +309,10 @@ SCORES = {
     ),
     "log_norm": Score("‖∇ log p‖²", "out", "‖∂ log p_k/∂θ‖²", _PAPER, _log_norm),
     "head": Score(
-        "isotropic, read-out", "out", "‖∂p_k/∂(V, b)‖² = (‖h‖² + 1) ‖p_k (e_k − p)‖²", _HEAD, _head
+        "isotropic, read-out alone", "out", "‖∂p_k/∂(V, b)‖² = (‖h‖² + 1) ‖p_k (e_k − p)‖²", _HEAD, _head
     ),
-    "head_features": Score("its feature factor", "out", "‖h‖² + 1", _HEAD, _head_features),
-    "head_output": Score("its output factor", "out", "‖p_k (e_k − p)‖²", _HEAD, _head_output),
+    "head_features": Score("read-out, features", "out", "‖h‖² + 1", _HEAD, _head_features),
+    "head_output": Score("read-out, output", "out", "‖p_k (e_k − p)‖²", _HEAD, _head_output),
     "gradnorm": Score(
         "GradNorm", "in", "‖∂KL(u ‖ p)/∂V‖₁ = ‖h‖₁ ‖p − u‖₁", _HUANG, _gradnorm
     ),

@@ -348,6 +348,7 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     assert "The run has 3 of 3 cells." in capsys.readouterr().out
     figure = figures.distributions(list(folder.records()))
     assert len(figure.axes) == 4  # the norms that are shown, and the reference
+    assert [len(line.get_xdata()) for line in figure.axes[-1].lines] == [60, 40]  # one seed failed
     there = publish.publish(STUDY, folder, tmp_path / "published")
     said = (there / "reading.md").read_text().split("\n\n")[1:-1]
     assert said[0].startswith("3 cells: moons; mlp; seeds 300 to 302. Failed, in one region")
