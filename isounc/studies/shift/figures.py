@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -178,15 +179,14 @@ def distributions(records: Sequence[Record]) -> Figure:
                 left, right = ax.get_xlim()
                 ax.set_xlim(max(left, right * 1e-16), right)
         axes[0].set_ylabel("share below")
-        legend_below(
-            figure,
-            {
-                _DATA[name].label: Line2D(
-                    [], [], color=_DATA[name].color, linestyle=_DATA[name].linestyle
-                )
-                for name in sets
-            },
-        )
+        entries = {}
+        for name in sets:
+            style: dict[str, Any] = {
+                "color": _DATA[name].color,
+                "linestyle": _DATA[name].linestyle,
+            }
+            entries[_DATA[name].label] = Line2D([], [], **style)
+        legend_below(figure, entries)
     return figure
 
 

@@ -9,7 +9,7 @@ fitted to inputs out of distribution, and none to those that judge.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def evaluate_score(name: str, signals: Signals, options: Options) -> Values:
     score = SCORES[name]
     if score.needs and getattr(signals, score.needs) is None:
         raise ValueError(f"signals must have {score.needs} for the score {name!r}, got none")
-    arrays = {
+    arrays: dict[str, Any] = {
         field: value if value is None or field == "y" else np.asarray(value, np.float64)
         for field, value in signals._asdict().items()
     }
@@ -194,7 +194,7 @@ def _max_logit(signals, options):
 
 
 def _energy(signals, options):
-    return logsumexp(signals.logits, axis=1)
+    return np.asarray(logsumexp(signals.logits, axis=1))
 
 
 def _odin(signals, options):

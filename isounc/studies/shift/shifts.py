@@ -147,7 +147,7 @@ def _table(problem: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return table, labels, table[:0]
     from sklearn.datasets import load_digits  # imported late: it takes seconds
 
-    table, labels = load_digits(return_X_y=True)
+    table, labels = map(np.asarray, load_digits(return_X_y=True))
     inside = labels < NUM_IN
     return table[inside], labels[inside], table[~inside]
 
