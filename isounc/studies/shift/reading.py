@@ -27,6 +27,9 @@ class Tables:
         verdicts: Sequence[Row],
     ):
         self.results, self.rows, self.summary, self.verdicts = results, rows, summary, verdicts
+        self._by_name: dict[str, list[Row]] = {name: [] for name in HYPOTHESES}
+        for row in verdicts:
+            self._by_name[row["hypothesis"]].append(row)
         self._lines = {(Place(*(r[n] for n in Place._fields)), r["score"]): r for r in summary}
 
     def line(self, place: Place, score: str) -> Row:
@@ -37,9 +40,10 @@ class Tables:
         """A mean of the summary."""
         return self.line(place, score).get(f"{column}_mean")
 
-    def found(self, **where: Any) -> list[Row]:
-        """The verdicts with these values."""
-        return [r for r in self.verdicts if all(r[name] == v for name, v in where.items())]
+    def found(self, hypothesis: str, **where: Any) -> list[Row]:
+        """The verdicts on a hypothesis with these values."""
+        rows = self._by_name[hypothesis]
+        return [r for r in rows if all(r[name] == v for name, v in where.items())]
 
 
 def reading(tables: Tables) -> list[str]:
@@ -95,7 +99,7 @@ def _capital(parts: Sequence[str]) -> list[str]:
 
 def _single(tables: Tables, name: str, **where: Any) -> list[Row]:
     """Verdicts of a hypothesis for single problems."""
-    return [row for row in tables.found(hypothesis=name, **where) if row["problem"] != ALL]
+    return [row for row in tables.found(name, **where) if row["problem"] != ALL]
 
 
 def _counted(rows: Sequence[Row]) -> str:
@@ -129,9 +133,7 @@ def _against(tables: Tables) -> str:
     parts = []
     for network in (ALL, *[n for n in tables.results.networks if n not in POOLED]):
         for kind in KINDS:
-            rows = tables.found(
-                hypothesis="isotropic wins", problem=ALL, network=network, shift=kind
-            )
+            rows = tables.found("isotropic wins", problem=ALL, network=network, shift=kind)
             said = []
             for verdict, called in (("confirmed", "ahead of"), ("refuted", "behind")):
                 names = [
@@ -209,7 +211,7 @@ def _rates(tables: Tables) -> str:
             ("alarms", "keeps its rate", "new inputs"),
             ("alarms_train", "keeps its rate from training", "the training inputs"),
         ):
-            rows = tables.found(hypothesis=name, problem=ALL, network=network)
+            rows = tables.found(name, problem=ALL, network=network)
             means = {r["score"]: tables.mean(place, r["score"], column) for r in rows}
             known = {score: mean for score, mean in means.items() if mean is not None}
             if not known:

@@ -171,7 +171,7 @@ def kind_table(tables: Tables, kind: str) -> Table:
             if line.get("auroc_mean") is None:
                 continue
             rows = tables.found(
-                hypothesis="isotropic wins", problem=ALL, network=network, shift=kind, rival=score
+                "isotropic wins", problem=ALL, network=network, shift=kind, rival=score
             )
             said = f"{rows[0]['verdict']} {interval(rows[0])}" if rows else "-"
             lines.append((

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from isounc.fields import integer, number, text
@@ -77,6 +77,8 @@ class Results:
 
     def __init__(self, rows: Iterable[Row]):
         self._rows: dict[tuple[str, str, str, str], dict[int, Row]] = {}
+        self._values: dict[tuple, dict[str, dict[int, float]]] = {}
+        self._over: dict[tuple, Over] = {}
         for row in rows:
             key = (row["problem"], row["network"], row["score"], row["shift"])
             self._rows.setdefault(key, {})[row["seed"]] = row
@@ -125,39 +127,51 @@ class Results:
     def _single(self, problem: str, network: str, shift: str) -> list[str]:
         return self._of_kind[problem, network].get(shift, [shift])
 
-    def number(
-        self, problem: str, seed: int, place: Place, score: str, column: str
-    ) -> float | None:
-        """A number of a problem and a seed: of one row, or a mean over shifts and networks."""
-        values = []
-        for network in self._pooled(problem, place.network):
-            for shift in self._single(problem, network, place.shift):
-                row = self._rows.get((problem, network, score, shift), {}).get(seed)
-                values.append(None if row is None or row["gate"] != "pass" else row[column])
-        return _mean(values)
+    def values(self, place: Place, score: str, column: str) -> Mapping[str, Mapping[int, float]]:
+        """A number by problem and seed: of one row, or a mean over shifts and networks."""
+        key = (place, score, column)
+        if key not in self._values:
+            self._values[key] = {
+                problem: self._means(problem, place, score, column)
+                for problem in (self.problems if place.problem == ALL else [place.problem])
+            }
+        return self._values[key]
+
+    def _means(self, problem: str, place: Place, score: str, column: str) -> dict[int, float]:
+        """The number of each seed of a problem that has it and passed, in all rows that it is of."""
+        wanted = [
+            self._rows.get((problem, network, score, shift), {})
+            for network in self._pooled(problem, place.network)
+            for shift in self._single(problem, network, place.shift)
+        ]
+        found = {}
+        for seed in sorted(set().union(*wanted)):
+            rows = [of_seed.get(seed) for of_seed in wanted]
+            known = [row[column] for row in rows if row is not None and row["gate"] == "pass"]
+            if len(known) == len(rows) and None not in known:
+                found[seed] = math.fsum(known) / len(known)
+        return found
 
     def over(self, place: Place, score: str, column: str, rival: str = "") -> Over:
         """The interval over the seeds of a number, or of its difference to a rival's."""
-        values: dict[str, list[float]] = {}
-        problems = self.problems if place.problem == ALL else [place.problem]
-        for problem in problems:
-            seeds = sorted({
-                seed
-                for network in self._pooled(problem, place.network)
-                for shift in self._single(problem, network, place.shift)
-                for seed in self._rows.get((problem, network, score, shift), {})
-            })  # fmt: skip
-            for seed in seeds:
-                value = self.number(problem, seed, place, score, column)
-                if value is None:
-                    continue
-                if rival:
-                    other = self.number(problem, seed, place, rival, column)
-                    if other is None:
-                        continue
-                    value -= other
-                values.setdefault(problem, []).append(value)
-        return over_seeds(values, None if place.problem == ALL else place.problem)
+        key = (place, score, column, rival)
+        if key not in self._over:
+            values = {
+                problem: list(of_seed.values())
+                for problem, of_seed in self.values(place, score, column).items()
+            }
+            if rival:
+                others = self.values(place, rival, column)
+                values = {
+                    problem: [
+                        value - others[problem][seed]
+                        for seed, value in of_seed.items()
+                        if seed in others[problem]
+                    ]
+                    for problem, of_seed in self.values(place, score, column).items()
+                }
+            self._over[key] = over_seeds(values, None if place.problem == ALL else place.problem)
+        return self._over[key]
 
     def places(self) -> Iterable[Place]:
         """Everything that numbers are about: the means first, then every problem and network."""
@@ -169,12 +183,6 @@ class Results:
             for network in self.networks_of(problem):
                 for shift in (IN_DISTRIBUTION, *self.shifts_of(problem, network)):
                     yield Place(problem, network, shift)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, if there is one and all values are known."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def summarise(results: Results) -> Rows:
@@ -191,6 +199,8 @@ def summarise(results: Results) -> Rows:
         for name in NUMBERS:
             if all(row[name] is None for row in rows):
                 continue
+            if name == "alarms_train" and place.shift != IN_DISTRIBUTION:
+                continue  # the control is about false alarms
             interval = results.over(place, score, name).interval
             line |= {f"{name}_{part}": getattr(interval, part) for part in interval._fields[:3]}
             line["num_seeds"] = max(interval.num_seeds, line.get("num_seeds", 0))
