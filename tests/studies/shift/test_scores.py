@@ -250,7 +250,7 @@ def test_cnn_is_convolutions_and_pools():
     flat = np.stack(planes, axis=-1).reshape(2, -1)
     layer = params["layers"][0]
     hidden = np.maximum(flat @ np.asarray(layer["kernel"], float) + np.asarray(layer["bias"]), 0)
-    found = network.hidden(params, jnp.asarray(X, jnp.float32))
+    found = jax.jit(network.hidden)(params, jnp.asarray(X, jnp.float32))
     np.testing.assert_allclose(found, hidden, rtol=1e-4, atol=1e-5)
 
 
