@@ -87,8 +87,8 @@ def evaluate_score(name: str, signals: Signals, options: Options) -> Values:
     Raises
     ------
     ValueError
-        For an unknown score, numbers that do not fit the data (a k above n, a class with too few
-        examples), signals that are missing, or a score that is undefined here (`Undefined`).
+        For an unknown score, a k above n, signals that are missing; an `Undefined` where the data
+        have no such score (a class with too few examples, gradients of zero).
     """
     check_choice("scores", name, SCORES)
     score = SCORES[name]
@@ -207,7 +207,7 @@ def _classes(signals: Signals) -> tuple[np.ndarray, np.ndarray]:
     num_classes = signals.logits.shape[1]
     counts = np.bincount(signals.y, minlength=num_classes)
     if counts.min() < 2:
-        raise ValueError(
+        raise Undefined(
             f"y must have two examples or more of each of the {num_classes} classes for a "
             f"covariance, got {counts.min()} of class {counts.argmin()}"
         )

@@ -239,7 +239,7 @@ def plan(settings: Settings) -> list[Group]:
         work = len(sets.X) * network.num_params
         steps = len(cells) * (settings.num_members + 1) * settings.train.epochs * len(sets.X) / 32
         seconds = 2 * len(cells) + steps * (1e-4 + 5e-8 * network.num_params)
-        mebibytes = 300.0
+        mebibytes = 700.0  # measured: programs and scikit-learn
         if is_sampled(cells[0], settings):
             sampler = settings.sampling
             forecast = driver_of(sampler).forecast(sampler, num_params=network.num_params)
