@@ -20,7 +20,7 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Posterior
 from isounc.sampling.posterior import sample_posteriors
-from isounc.studies.shift.detection import alarm_rate, detect, fit_threshold
+from isounc.studies.shift.detection import alarm_rate, detect, fewest, fit_threshold
 from isounc.studies.shift.networks import Network, Training, train
 from isounc.studies.shift.scores import (
     SCORES,
@@ -249,7 +249,8 @@ def rows_of(
         there, inside = values[place], values[places[IN_DISTRIBUTION]]
         for source, end in ((_VALIDATION, ""), (_TRAIN, "_train")):
             setting = values[places[source]]
-            if np.isnan(setting).any():  # a reference that was not computed there
+            # A reference that was not computed there, or training inputs too few for a threshold.
+            if np.isnan(setting).any() or len(setting) < fewest(alarm):
                 continue
             threshold = fit_threshold(setting, higher=higher, alarm=alarm)
             rate = alarm_rate(there, threshold, higher=higher)

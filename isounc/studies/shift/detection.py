@@ -78,6 +78,11 @@ class Threshold(NamedTuple):
     over both, where no values tie (with ties it is less)."""
 
 
+def fewest(alarm: float) -> int:
+    """The fewest values that can set a threshold at a rate."""
+    return math.ceil(1 / alarm - 1e-9) - 1
+
+
 def fit_threshold(values: Real[np.ndarray, " n"], *, higher: str, alarm: float) -> Threshold:
     """Set a threshold on values of inputs in distribution.
 
@@ -96,8 +101,9 @@ def fit_threshold(values: Real[np.ndarray, " n"], *, higher: str, alarm: float) 
     n = len(oriented)
     rank = math.ceil((1 - alarm) * (n + 1) - 1e-9)
     if rank > n:
-        least = math.ceil(1 / alarm - 1e-9) - 1
-        raise ValueError(f"values must be at least {least} for a rate of {alarm:g}, got {n}")
+        raise ValueError(
+            f"values must be at least {fewest(alarm)} for a rate of {alarm:g}, got {n}"
+        )
     value = float(oriented[rank - 1])
     return Threshold(value if higher == "out" else -value, (n + 1 - rank) / (n + 1))
 

@@ -12,6 +12,7 @@ from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.sampling.drivers import driver_of
 from isounc.sampling.settings import SamplerSettings
+from isounc.studies.shift.detection import fewest
 from isounc.studies.shift.networks import NETWORKS, Network, network_of
 from isounc.studies.shift.scores import SCORES, Options
 from isounc.studies.shift.shifts import IMAGES, PROBLEMS, SHIFTS, Sets, make_sets, shifts_of
@@ -183,11 +184,10 @@ def check(settings: Settings) -> None:
                 f"shifts must have one that {problem} has, got {', '.join(settings.shifts)}"
             )
         sets = cell_sets(Cell(problem, "mlp", settings.first_seed), settings)
-        num = len(sets.validation)
-        if num * settings.alarm + settings.alarm < 1 - 1e-9:
+        if len(sets.validation) < (least := fewest(settings.alarm)):
             raise ValueError(
-                f"num_eval must leave {problem} {1 / settings.alarm - 1:.0f} inputs or more for an "
-                f"alarm rate of {settings.alarm:g}, got {num}"
+                f"num_eval must leave {problem} {least} inputs or more for an alarm rate of "
+                f"{settings.alarm:g}, got {len(sets.validation)}"
             )
         check_count(f"knn_k of {problem}", settings.knn_k, 1, len(sets.X))
 

@@ -284,6 +284,25 @@ def test_data_are_split_and_shifted_as_stated():
             call()
 
 
+def test_rows_of_few_training_inputs_and_of_no_values():
+    ends = {"train": 6, "validation": 25, "test": 45, "far": 65}
+    starts = [0, *ends.values()]
+    places = {name: slice(a, b) for (name, b), a in zip(ends.items(), starts, strict=False)}
+    values = np.r_[np.zeros(25), np.arange(20.0), np.full(20, 30.0)]
+    test, far = cell.rows_of("isotropic", values, places, 0.05)
+    # Nineteen equal values set the threshold; six cannot set one.
+    assert (test["alarms"], test["expected"], test["excess"]) == (0.95, 0.05, 0.95 - 0.05)
+    assert test["alarms_train"] is far["alarms_train"] is None
+    assert (far["auroc"], far["fpr95"], far["alarms"], far["kind"]) == (1.0, 0.0, 1.0, "far")
+    assert far["log2_ratio"] == pytest.approx(np.log2(30 / 9.5))
+    # GradNorm is to be smaller out of distribution, and is not turned round where it is larger.
+    assert cell.rows_of("gradnorm", values, places, 0.05)[1]["auroc"] == 0.0
+    zero = cell.rows_of("isotropic", 0 * values, places, 0.05)[1]
+    assert (zero["auroc"], zero["log2_ratio"]) == (0.5, None)
+    none = cell.rows_of("isotropic", None, places, 0.05)
+    assert all(row[name] is None for row in none for name in NUMBERS)
+
+
 def drawn(problems, model: Model, **_):
     """Posteriors made from random draws in place of sampling; one fails in one region alone."""
     found = []
