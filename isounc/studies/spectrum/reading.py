@@ -196,8 +196,11 @@ def _price(tables: Tables) -> str:
             found = [
                 tables.line("log10_pearson", form=f, point=point, region=region) for f in forms
             ]
-            values = [short(None if row is None else row["mean"]) for row in found]
-            gains.append(f"{region} {', '.join(values)}")
+            values = [None if row is None else row["mean"] for row in found]
+            if any(value is not None for value in values):
+                gains.append(f"{region} {', '.join(map(short, values))}")
+        if not gains:
+            continue
         where = {"point": point, "region": ALL, "form": LAPLACE}
         names = ("isotropic", "removed", "set_up")
         times = [tables.line(f"seconds_{name}", **where) for name in names]
@@ -206,6 +209,8 @@ def _price(tables: Tables) -> str:
         if len(known) == len(names):
             cost = f" (seconds for 1000 locations {known[0]:.2g} and {known[1]:.2g}, set-up {known[2]:.2g})"
         parts.append(f"{POINTS[point]}: {'; '.join(gains)}{cost}")
+    if not parts:
+        return ""
     return (
         "Pearson's r of log10 with the MCMC variance at the base, of isotropic, without the "
         f"{rank} strongest directions, low rank {rank}, Laplace and the covariance of the draws: "
