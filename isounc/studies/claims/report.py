@@ -1,0 +1,183 @@
+"""The report of the claims: tables, a figure for each claim, sections of the page, a reading."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+
+from isounc.fields import declared
+from isounc.runs import files
+from isounc.runs.figures import Plot
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, Table
+from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import rows_of_table
+from isounc.runs.words import listed
+from isounc.studies.claims.evidence import ROW_COLUMNS, Row
+from isounc.studies.claims.figures import forest
+from isounc.studies.claims.gather import gather
+from isounc.studies.claims.pages import write_table
+from isounc.studies.claims.rules import LEVEL, MEASURES, NAMED_LEVEL
+from isounc.studies.claims.settings import Settings, find_sources
+from isounc.studies.claims.tables import (
+    NOTE,
+    NOTE_COLUMNS,
+    ROW,
+    SUMMARY_COLUMNS,
+    VERDICT_COLUMNS,
+    Settled,
+    bound_text,
+    front_table,
+    number_text,
+    numbers,
+    place,
+    settle,
+    sources_text,
+    summary_rows,
+    verdict_rows,
+    where,
+    words,
+)
+
+RULE = (
+    f"Supported: every condition has a one-sided p of at most {LEVEL:g}, and none is missing. "
+    "Supported under conditions: some have, corrected for their number (Holm), at most "
+    f"{NAMED_LEVEL:g}. Contradicted: none has, and some have as much evidence against the claim. "
+    "Intervals are 95%; verdicts ask for more."
+)
+"""The rule of `isounc.studies.claims.rules` in short."""
+
+
+def prepare(settings: Settings, folder: RunFolder) -> None:
+    """Gather the evidence into the tables of the run folder, and write the pages."""
+    rows, notes = gather(find_sources(settings), settings.claims)
+    folder.write_table("results.csv", rows, ROW_COLUMNS)
+    folder.write_table("notes.csv", notes, NOTE_COLUMNS)
+    for page in settings.pages:
+        write_table(page, front_table(verdict_rows(_settled(folder, settings))))
+
+
+def make_report(folder: RunFolder, settings: Settings) -> Report:
+    """Make the tables, figures and sections from the evidence in the run folder.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one that cannot be read.
+    """
+    settled = _settled(folder, settings)
+    verdicts = verdict_rows(settled)
+    tables = {
+        "results.csv": TableFile(ROW_COLUMNS, [row for s in settled for row in s.rows]),
+        "summary.csv": TableFile(SUMMARY_COLUMNS, summary_rows(settled)),
+        "verdicts.csv": TableFile(VERDICT_COLUMNS, verdicts),
+    }
+    return Report(
+        tables=tables,
+        plots=[
+            Plot(f"claim-{s.key}", s.key, caption(s), functools.partial(forest, s))
+            for s in settled
+        ],
+        sections=functools.partial(_sections, settled),
+        text=_text(settled),
+        checks={s.key: s.verdict for s in settled},
+        reading=[sentence(s) for s in settled],
+    )  # fmt: skip
+
+
+def _settled(folder: RunFolder, settings: Settings) -> list[Settled]:
+    if files.table_path(folder.path, "results.csv") is None:
+        raise ValueError(f"{folder.path} has no results.csv yet; run isounc claims again")
+    rows = rows_of_table(folder.results, ROW, f"results.csv of {folder.path}")
+    table = folder.read_table("notes.csv")
+    notes = [
+        declared(note, NOTE, f"notes.csv of {folder.path}") for note in table.to_dict("records")
+    ]
+    return settle(rows, notes, settings.claims)
+
+
+def caption(settled: Settled) -> str:
+    """What the figure of a claim shows."""
+    return (
+        f"{settled.claim.title}: {words(settled)}. Means over the problems with 95% intervals over "
+        "seeds (their number in brackets); the black line is the bound."
+    )
+
+
+def sentence(settled: Settled) -> str:
+    """A paragraph about a claim: what is said, the verdict, numbers, conditions, and how to repeat it."""
+    claim = settled.claim
+    parts = [f"{settled.key}. {claim.title}: {words(settled)}. The paper: {claim.sentence}"]
+    if settled.counted:
+        parts.append(f"Measured: {numbers(settled)}.")
+        if said := where(settled):
+            parts.append(f"By condition it {said}." if said[0] in "hf" else f"{said.capitalize()}.")
+    counts = Counter(
+        {name: sum(row.get(f"num_{name}") or 0 for row in settled.rows)
+         for name in ("failed", "undefined")}
+    )  # fmt: skip
+    if left := [f"{n} {what}" for what, n in counts.items() if n]:
+        parts.append(f"Left out: {listed(left)} cells (gates, undefined numbers).")
+    if settled.notes:
+        parts.append(f"Not used: {'; '.join(settled.notes)}.")
+    parts.append(f"From {sources_text(settled)}; {claim.command}.")
+    return " ".join(parts)
+
+
+def _text(settled: Sequence[Settled]) -> str:
+    width = max(len(s.claim.title) for s in settled)
+    lines = [f"{s.key:>3}  {s.claim.title:<{width}}  {words(s)}" for s in settled]
+    return "\n".join([*lines, "", RULE])
+
+
+def _sections(settled: Sequence[Settled], drawn: Sequence[FigureFile]) -> list[Section]:
+    verdicts = Table(
+        "Verdicts",
+        ("", "claim", "verdict", "numbers, lowest and highest condition", "where"),
+        [(s.key, s.claim.title, words(s), numbers(s), where(s)) for s in settled],
+        RULE,
+    )
+    sections = [Section("verdicts", "Verdicts", (), (), (verdicts,))]
+    for s in settled:
+        figures = tuple(f for f in drawn if f.kind == s.key and f.paths)
+        text = (
+            f"The paper: {s.claim.sentence}",
+            f"Protocol. {s.claim.protocol}",
+            *(
+                f"{MEASURES[m].label}: {bound_text(MEASURES[m])}, since {MEASURES[m].why}."
+                for m in s.claim.measures
+            ),
+            f"Verdict: {words(s)}.{f' It {where(s)}.' if where(s) else ''}",
+            *(f"Not used: {note}." for note in s.notes),
+            f"From {sources_text(s)}. To repeat it: {s.claim.command}, then isounc claims.",
+        )
+        tables = (_findings_table(s),) if s.findings else ()
+        sections.append(Section(f"claim-{s.key}", f"{s.key}. {s.claim.title}", text, figures, tables))
+    return sections
+
+
+def _findings_table(settled: Settled) -> Table:
+    lines: list[tuple[str, ...]] = []
+    by_condition: dict[tuple, list[Row]] = {}
+    for row in settled.rows:
+        key = tuple(row[name] or "" for name in ("measure", "point", "region", "setting"))
+        by_condition.setdefault(key, []).append(row)
+    for f in settled.findings:
+        own = by_condition.get(tuple(f.condition), [])
+        left = sum((row.get("num_failed") or 0) + (row.get("num_undefined") or 0) for row in own)
+        lines.append((
+            f.condition.measure, place(f.condition), f.state, number_text(f), str(f.num_problems),
+            str(f.num_seeds), str(left), "-" if f.p_for is None else f"{f.p_for:.2g}",
+            "-" if f.p_against is None else f"{f.p_against:.2g}",
+            ", ".join(f.exceptions) or "-", f.why or "-",
+        ))  # fmt: skip
+    return Table(
+        "Conditions",
+        (
+            "measure", "condition", "state", "mean [95% interval]", "problems", "seeds",
+            "cells left out", "p for", "p against", "problems that differ", "note",
+        ),
+        lines,
+        "p-values are one-sided and not corrected.",
+    )  # fmt: skip
