@@ -40,7 +40,9 @@ def forest(settled: Settled) -> Figure:
     heights = [len(group) + 2 for group in groups]
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.2 + _ROW * sum(heights)), layout="constrained")
-        figure.suptitle(f"{settled.key}. {settled.claim.title}: {settled.verdict}", x=0.01, ha="left")
+        figure.suptitle(
+            f"{settled.key}. {settled.claim.title}: {settled.verdict}", x=0.01, ha="left"
+        )
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, name, group in zip(axes, measures, groups, strict=True):
             _panel(ax, name, group)

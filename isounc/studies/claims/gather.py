@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from isounc.studies.claims import evidence
-from isounc.studies.claims.evidence import Row
+from isounc.studies.claims import other_runs, scaling_runs
+from isounc.studies.claims.evidence import Row, best
 from isounc.studies.claims.sources import Source
 from isounc.studies.claims.statements import CLAIMS
 
@@ -38,12 +38,22 @@ def gather(sources: Sequence[Source], claims: Sequence[str]) -> Gathered:
         return [source for source in sources if source.study == study]
 
     rows = [
-        *evidence.scaling(of("scaling"), claims, note),
-        *evidence.covariance(of("covariance")),
-        *evidence.spectrum(of("spectrum")),
-        *evidence.shift(of("shift")),
-        *evidence.qa(of("qa"), claims),
+        *scaling_runs.scaling(of("scaling"), claims, note),
+        *other_runs.covariance(of("covariance")),
+        *other_runs.spectrum(of("spectrum")),
+        *other_runs.shift(of("shift")),
+        *other_runs.cost(of("cost")),
+        *other_runs.qa(of("qa"), claims),
     ]
-    rows = evidence.best(row for row in rows if row["claim"] in claims)
+    rows = best(row for row in rows if row["claim"] in claims and _asked_for(row))
     order = {claim: i for i, claim in enumerate(CLAIMS)}
     return Gathered(sorted(rows, key=lambda row: order[row["claim"]]), notes)
+
+
+def _asked_for(row: Row) -> bool:
+    """Whether the protocol of a claim is about a row, where it says what it is about."""
+    claim = CLAIMS[row["claim"]]
+    if claim.problems and row["problem"] not in claim.problems:
+        return False
+    where = {(c.point, c.region, c.setting) for c in claim.planned}
+    return not where or (row["point"], row["region"], row["setting"]) in where

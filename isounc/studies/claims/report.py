@@ -153,7 +153,9 @@ def _sections(settled: Sequence[Settled], drawn: Sequence[FigureFile]) -> list[S
             f"From {sources_text(s)}. To repeat it: {s.claim.command}, then isounc claims.",
         )
         tables = (_findings_table(s),) if s.findings else ()
-        sections.append(Section(f"claim-{s.key}", f"{s.key}. {s.claim.title}", text, figures, tables))
+        sections.append(
+            Section(f"claim-{s.key}", f"{s.key}. {s.claim.title}", text, figures, tables)
+        )
     return sections
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from isounc.checks import check_path
 from isounc.runs import files
+from isounc.runs.files import Damaged
 from isounc.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 CELL = ("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "seed")
 _VERDICT = ("hypothesis", "problem", "mean", "low", "high", "num_seeds", "statistic")
+_CELLS = ("num_cells", "num_failed")
 NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "scaling": {
         "results.csv": (
@@ -22,13 +25,25 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "spearman", "slope",
         ),
     },
-    "covariance": {"verdicts.csv": (*_VERDICT, "width", "point", "proxy", "region")},
+    "covariance": {
+        "verdicts.csv": (*_VERDICT, "width", "point", "proxy", "region"),
+        "summary.csv": (
+            "problem", "width", "point", "region", "form", "proxy", "lam", *_CELLS
+        ),
+    },
     "spectrum": {
         "verdicts.csv": (
             *_VERDICT, "width", "depth", "parameterisation", "n", "point", "region",
         ),
+        "summary.csv": (
+            "problem", "width", "depth", "parameterisation", "n", "point", "region", "form",
+            "statistic", *_CELLS,
+        ),
     },
-    "shift": {"verdicts.csv": (*_VERDICT, "network", "score", "rival", "shift")},
+    "shift": {
+        "verdicts.csv": (*_VERDICT, "network", "score", "rival", "shift"),
+        "summary.csv": ("problem", "network", "shift", "score", *_CELLS),
+    },
     "qa": {
         "results.csv": ("model", "benchmark", "score", "num_questions", "auroc", "auroc_se"),
         "tests.csv": (
@@ -40,17 +55,26 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "gains.csv": ("model", "benchmark", "extra", "num_questions", "gain", "gain_se"),
     },
+    "cost": {},
 }  # fmt: skip
-"""Columns that are needed of the tables of each study."""
+"""Columns that are needed of the tables of each study; of `cost` see `COSTS`."""
 PROTOCOLS = (
     "protocol", "problem", "setting", "point", "estimator", "slope_mean", "slope_low",
     "slope_high", "num_seeds", "num_passed", "num_cells",
 )  # fmt: skip
 """Columns that are needed of `verdicts.csv` of a scaling run, which has it if it ran protocols."""
+COSTS = {
+    "cost.csv": ("isotropic", "to_forward"),
+    "gradnorm.csv": ("norms", "ratio"),
+    "quiet.csv": ("norms", "ratio"),
+    "llm.csv": ("norm", "to_forward"),
+}
+"""Tables of the benchmarks with the time of the estimate as a ratio to the forward pass: what they call
+it, and the column. Their folders are no run folders; a folder is one of `cost` if it has one."""
 TEXTS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
     *("class", "gate", "setting", "protocol", "hypothesis", "proxy", "statistic", "network"),
-    *("score", "rival", "shift", "model", "benchmark", "against", "extra", "other"),
+    *("score", "rival", "shift", "form", "model", "benchmark", "against", "extra", "other"),
 )
 """Columns of text, in folders that do not say so."""
 DEEPEST = 3
@@ -58,14 +82,18 @@ DEEPEST = 3
 
 
 class Source(NamedTuple):
-    """A run folder whose tables are evidence."""
+    """A folder whose tables are evidence."""
 
     study: str
     """The study that made it."""
     name: str
     """Its path as it was given, or below the folder of results."""
-    run: RunFolder
+    path: Path
     """The folder."""
+
+    def has(self, name: str) -> bool:
+        """Whether it has a table."""
+        return files.table_path(self.path, name) is not None
 
     def table(self, name: str, needed: Sequence[str]) -> pandas.DataFrame:
         """A table with the columns that are needed.
@@ -73,20 +101,25 @@ class Source(NamedTuple):
         Raises
         ------
         ValueError
-            If there is none, or it lacks a column.
+            If there is none, it cannot be read, or it lacks a column.
         """
-        table = self.run.read_table(name, text_columns=TEXTS)
+        data = _bytes(self.path, name)
+        if data is None:
+            raise ValueError(
+                f"{self.path} must have {name}, as a finished run of {self.study} does, got none"
+            )
+        table = files.table_frame(data, TEXTS, name=str(self.path / name))
         if missing := [column for column in needed if column not in table]:
             raise ValueError(
-                f"{name} of {self.run.path} must have the columns {', '.join(needed)}, got "
+                f"{name} of {self.path} must have the columns {', '.join(needed)}, got "
                 f"{', '.join(map(str, table.columns))}, without {', '.join(missing)}: it is of "
-                f"another version of the study {self.study}; run that again"
+                f"another version of {self.study}; run that again"
             )
         return table
 
 
 def given(paths: Sequence[str]) -> list[Source]:
-    """The run folders that a user names.
+    """The folders that a user names.
 
     Raises
     ------
@@ -95,26 +128,26 @@ def given(paths: Sequence[str]) -> list[Source]:
     """
     found: list[Source] = []
     for path in paths:
-        run = RunFolder.load(path)
-        if run.path.resolve() in {other.run.path.resolve() for other in found}:
+        folder = check_path("runs", path)
+        if folder.resolve() in {other.path.resolve() for other in found}:
             raise ValueError(f"runs must name each folder once, got {path} again")
-        study = study_of(run)
+        study = study_of(folder)
         if study not in NEEDED:
             raise ValueError(
                 f"runs must be run folders of {', '.join(NEEDED)}, got {path}, "
                 f"which is {f'one of {study}' if study else 'of an unknown study'}"
             )
-        found.append(Source(study, str(path), run))
+        found.append(Source(study, str(path), folder))
     return found
 
 
 def published(results: str) -> list[Source]:
-    """All published runs below a folder that claims rest on, in the order of their names.
+    """All folders of published results that claims rest on, in the order of their names.
 
     Raises
     ------
     ValueError
-        If there is no such folder, or no run of these studies in it.
+        If there is no such folder, or nothing of these studies in it.
     """
     root = check_path("results", results)
     if not root.is_dir():
@@ -123,13 +156,17 @@ def published(results: str) -> list[Source]:
             f"results must be the folder of published results (in a clone: results), got {root}, "
             f"which {kind}; name run folders as --runs instead"
         )
-    found = []
-    for depth in range(1, DEEPEST + 1):
-        for settings in root.glob("/".join(["*"] * depth) + "/settings.json"):
-            run = RunFolder.load(settings.parent)
-            if (study := study_of(run)) in NEEDED:
-                name = str(settings.parent.relative_to(root.parent))
-                found.append(Source(study, name, run))
+    names = ("settings.json", *COSTS)
+    folders = {
+        path.parent
+        for depth, name in itertools.product(range(1, DEEPEST + 1), names)
+        for path in root.glob("/".join(["*"] * depth + [name]))
+    }
+    found = [
+        Source(study, str(folder.relative_to(root.parent)), folder)
+        for folder in folders
+        if (study := study_of(folder)) in NEEDED
+    ]
     if not found:
         raise ValueError(
             f"results must hold published runs of {', '.join(NEEDED)}, got {root}, which has none; "
@@ -138,13 +175,34 @@ def published(results: str) -> list[Source]:
     return sorted(found, key=lambda source: source.name)
 
 
-def study_of(run: RunFolder) -> str:
-    """The study of a run; of one that does not say, that whose columns its tables have."""
-    if run.study:
-        return run.study
+def study_of(folder: Path) -> str:
+    """The study of a folder; of a run that does not say, that whose columns its tables have.
+
+    Raises
+    ------
+    ValueError
+        If it is no run folder, and has no table of the benchmarks.
+    """
+    if not (folder / "settings.json").exists() and any(
+        files.table_path(folder, name) for name in COSTS
+    ):
+        return "cost"
+    if study := RunFolder.load(folder).study:
+        return study
     for study, tables in NEEDED.items():
-        if all(files.table_path(run.path, name) for name in tables) and all(
-            set(needed) <= set(run.read_table(name).columns) for name, needed in tables.items()
-        ):
+        if tables and all(set(needed) <= _columns(folder, name) for name, needed in tables.items()):
             return study
     return ""
+
+
+def _columns(folder: Path, name: str) -> set[str]:
+    """The headings of a table; none if there is no such table."""
+    first = (_bytes(folder, name) or b"").partition(b"\n")[0]
+    return set(first.decode(errors="replace").strip().split(","))
+
+
+def _bytes(folder: Path, name: str) -> bytes | None:
+    try:
+        return files.table_file(folder, name)
+    except Damaged as error:
+        raise ValueError(str(error)) from error

@@ -168,10 +168,12 @@ def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> str:
         for group in groups:
             rest = group[:place] + group[place + 1 :]
             merged[rest] = merged.get(rest, frozenset()) | group[place]
-        groups = {rest[:place] + (values,) + rest[place:] for rest, values in merged.items()}
+        groups = {(*rest[:place], values, *rest[place:]) for rest, values in merged.items()}
     order = [list(dict.fromkeys(c[i] for c in every)) for i in range(4)]
     texts = []
-    for group in sorted(groups, key=lambda g: [min(map(o.index, v)) for o, v in zip(order, g, strict=True)]):
+    for group in sorted(
+        groups, key=lambda g: [min(map(o.index, v)) for o, v in zip(order, g, strict=True)]
+    ):
         parts = []
         for place, values in enumerate(group):
             beside = {
@@ -220,16 +222,28 @@ def numbers(settled: Settled) -> str:
     ):
         ordered = sorted(found, key=lambda f: f.mean or 0.0)
         measure = MEASURES[name]
-        ends = [number_text(f) for f in ((ordered[0],) if len(ordered) == 1 else (ordered[0], ordered[-1]))]
+        ends = [
+            number_text(f)
+            for f in ((ordered[0],) if len(ordered) == 1 else (ordered[0], ordered[-1]))
+        ]
         parts.append(f"{measure.label} ({bound_text(measure)}): {' to '.join(ends)}")
     return "; ".join(parts)
 
 
 def front_table(verdicts: Iterable[Mapping[str, Any]]) -> str:
     """The table of verdicts in Markdown, from rows of `verdicts.csv`."""
-    lines = ["| | claim | verdict | numbers, lowest and highest condition | where |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| | claim | verdict | numbers, lowest and highest condition | where |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for row in verdicts:
-        cells = [row["claim"], row["title"], f"**{row['words']}**", row["numbers"], row["conditions"]]
+        cells = [
+            row["claim"],
+            row["title"],
+            f"**{row['words']}**",
+            row["numbers"],
+            row["conditions"],
+        ]
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     return "\n".join(lines)
 
