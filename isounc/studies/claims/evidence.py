@@ -50,7 +50,8 @@ def row_of_interval(
 
 def records(table: pandas.DataFrame) -> list[Row]:
     """Rows with None for empty cells."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+    rows: Any = table.astype(object).where(table.notna(), None).to_dict("records")
+    return rows
 
 
 def best(rows: Iterable[Row]) -> list[Row]:
@@ -58,13 +59,13 @@ def best(rows: Iterable[Row]) -> list[Row]:
     chosen: dict[tuple, Row] = {}
     for row in rows:
         key = (row["claim"], *(row[name] for name in Condition._fields), row["problem"])
-        size = (row["mean"] is not None, row["num_seeds"], row.get("num_cells") or 0)
-        other = chosen.get(key)
-        if other is None or size > (
-            other["mean"] is not None, other["num_seeds"], other.get("num_cells") or 0
-        ):  # fmt: skip
+        if key not in chosen or _size(row) > _size(chosen[key]):
             chosen[key] = row
     return list(chosen.values())
+
+
+def _size(row: Row) -> tuple[bool, int, int]:
+    return row["mean"] is not None, row["num_seeds"], row.get("num_cells") or 0
 
 
 def conditions(rows: Iterable[Row], claim: str) -> dict[Condition, list[Stratum]]:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from isounc.runs.style import Look, NothingToDraw, legend_below, styled
 from isounc.studies.claims.rules import MEASURES, Finding
-from isounc.studies.claims.tables import Settled, bound_text, place
+from isounc.studies.claims.tables import Settled, bound_text, place, words
 
 STATES = {
     "supported": Look("supported", "#0072B2", "o"),
@@ -41,7 +41,7 @@ def forest(settled: Settled) -> Figure:
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.2 + _ROW * sum(heights)), layout="constrained")
         figure.suptitle(
-            f"{settled.key}. {settled.claim.title}: {settled.verdict}", x=0.01, ha="left"
+            f"{settled.key}. {settled.claim.title}: {words(settled)}", x=0.01, ha="left"
         )
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, name, group in zip(axes, measures, groups, strict=True):
@@ -69,10 +69,12 @@ def _panel(ax: Axes, name: str, group: list[Finding]) -> None:
         ax.axvline(bound, color="black", linewidth=1.0)
     for i, finding in enumerate(group):
         look = STATES[finding.state]
+        mean = finding.mean
+        assert mean is not None
         if finding.low is not None and finding.high is not None:
             ax.plot([finding.low, finding.high], [i, i], color=look.color, linewidth=1.2)
         ax.plot(
-            [finding.mean], [i], marker=look.marker, color=look.color, linestyle="none",
+            [mean], [i], marker=look.marker, color=look.color, linestyle="none",
             markersize=4.5, markerfacecolor="white" if finding.low is None else look.color,
         )  # fmt: skip
     for i, (before, after) in enumerate(itertools.pairwise(group)):

@@ -13,7 +13,7 @@ REAL = ("breast_cancer", "wine", "digits_3v8")
 _SPECTRUM = ("width", "depth", "parameterisation", "n")
 
 
-def _cells(source: Source, place: Sequence[str], **which: object) -> dict[tuple, Row]:
+def _cells(source: Source, place: Sequence[str], **which: str | float) -> dict[tuple, Row]:
     """How many cells counted in each place and how many failed, from the summary of a run."""
     table = source.table("summary.csv", NEEDED[source.study]["summary.csv"])
     for column, value in which.items():

@@ -27,6 +27,7 @@ from isounc.studies.claims.tables import (
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Settled,
+    alone,
     bound_text,
     front_table,
     number_text,
@@ -113,6 +114,11 @@ def sentence(settled: Settled) -> str:
         parts.append(f"Measured: {numbers(settled)}.")
         if said := where(settled):
             parts.append(f"By condition it {said}." if said[0] in "hf" else f"{said.capitalize()}.")
+        yes, no = alone(settled)
+        parts.append(
+            f"Of {len(settled.counted)} conditions {yes} have a 95% interval on the claimed side of "
+            f"the bound and {no} on the other, which alone decides nothing."
+        )
     counts = Counter(
         {name: sum(row.get(f"num_{name}") or 0 for row in settled.rows)
          for name in ("failed", "undefined")}

@@ -309,7 +309,7 @@ def _finding(condition: Condition, strata: Sequence[Stratum]) -> Finding:
     state: State = "undecided" if measure.counted else "beside"
     seeds = sum(s.num_seeds for s in strata)
     if not strata:
-        return Finding(condition, "missing", *[None] * 3, 0, 0, None, None, (), "not run")
+        return Finding(condition, "missing", None, None, None, 0, 0, None, None, (), "not run")
     mean = math.fsum(s.mean for s in strata) / len(strata)
     parts = [(s.se / len(strata)) ** 2 for s in strata]
     squares = math.fsum(v**2 / (s.num_seeds - 1) for v, s in zip(parts, strata, strict=True))

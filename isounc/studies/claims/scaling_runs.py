@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +30,8 @@ _PROTOCOL_IN = {"test": "near", "grid": "wide"}
 
 
 def scaling(
-    sources: Sequence[Source], claims: Iterable[str], note: Callable[[str, Source, str], None]
-):
+    sources: Sequence[Source], claims: Collection[str], note: Callable[[str, Source, str], None]
+) -> list[Row]:
     """Rows of claims 1 to 6, from runs of the scaling study.
 
     Parameters
@@ -65,7 +65,9 @@ class _Numbers:
     def __init__(self, cells: pandas.DataFrame):
         self._cells = cells
 
-    def of(self, estimator: str, column: str = "pearson", quantity: str = "epistemic"):
+    def of(
+        self, estimator: str, column: str = "pearson", quantity: str = "epistemic"
+    ) -> pandas.DataFrame:
         """A column of one estimator, beside the gate."""
         chosen = self._cells["estimator"].eq(estimator) & self._cells["quantity"].eq(quantity)
         rows = self._cells.loc[chosen, [*_CELL, "gate", column]]
@@ -80,7 +82,7 @@ class _Numbers:
 
 
 def _twice(numbers: _Numbers) -> pandas.DataFrame:
-    """Σ(A − E − V/2) / ΣT over the locations, from three levels.
+    """(A - E - V/2) / T, from three levels; not at draws, whose levels are means over draws.
 
     With A = p(1-p), E = E[p(1-p)], V = Var p, T = E + V and G = ||g||^2 as sums over the locations,
     the levels of the tables are a = E/A, e = V/G and t = T/(A + G). They give G/A = (a - t)/(t - e),
@@ -95,7 +97,8 @@ def _twice(numbers: _Numbers) -> pandas.DataFrame:
         variance = e * (a - t) / (t - e)
         value = (1 - a - variance / 2) / (a + variance)
     value[~((variance > 0) & np.isfinite(value))] = math.nan
-    return levels[[*_CELL, "gate"]].assign(value=value)
+    levels = levels[[*_CELL, "gate"]].assign(value=value)
+    return levels[levels["point"].ne("draw")]
 
 
 _OF_SCALING: Mapping[str, Callable[[_Numbers], Mapping[str, pandas.DataFrame]]] = {
@@ -158,17 +161,19 @@ def _counted(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def _by_place(cells: pandas.DataFrame, place: list[str]) -> Iterator[tuple[Any, list[float], Row]]:
     """For each place the mean of every seed's cells that count, and how many cells there are."""
-    counts = cells.groupby(place, sort=False)[list(_COUNTS)].sum()
     seeds = cells[cells["num_cells"]].groupby([*place, "seed"], sort=True)["value"].mean()
     values: dict[Any, list[float]] = {}
-    for (*where, _), value in seeds.items():
+    means: dict[Any, float] = seeds.to_dict()
+    for (*where, _), value in means.items():
         values.setdefault(tuple(where), []).append(float(value))
-    for row in counts.itertuples():
-        yield (
-            row.Index,
-            values.get(row.Index, []),
-            dict(zip(_COUNTS, map(int, row[1:]), strict=True)),
-        )
+    for where, counts in _counts(cells, place).items():
+        yield where, values.get(where, []), counts
+
+
+def _counts(cells: pandas.DataFrame, place: list[str]) -> dict[Any, Row]:
+    """How many cells count, failed and are undefined, for each place in the order of the rows."""
+    found: Any = cells.groupby(place, sort=False)[list(_COUNTS)].sum().to_dict("index")
+    return {where: {name: int(n) for name, n in counts.items()} for where, counts in found.items()}
 
 
 def _slopes(cells: pandas.DataFrame, source: Source) -> list[Row]:
@@ -192,17 +197,16 @@ def _slopes(cells: pandas.DataFrame, source: Source) -> list[Row]:
     of_seed = numbers.groupby([*_AXES, "seed"], sort=False)
     x = numbers["x"] - of_seed["x"].transform("mean")
     parts = numbers.assign(xy=x * numbers["value"], xx=x**2).groupby([*_AXES, "seed"])
-    slopes = (parts["xy"].sum() / parts["xx"].sum().replace(0.0, math.nan)).dropna()
-    counts = numbers.groupby(_AXES, sort=False)[list(_COUNTS)].sum()
+    slopes: dict[Any, float] = (parts["xy"].sum() / parts["xx"].sum()).to_dict()
+    found: dict[Any, list[float]] = {}
+    for (*where, _), slope in slopes.items():
+        if math.isfinite(slope):
+            found.setdefault(tuple(where), []).append(float(slope))
     rows = []
-    for row in counts.itertuples():
-        problem, point, region = row.Index
-        found = slopes.loc[row.Index].tolist() if row.Index in slopes.index else []
+    for (problem, point, region), counts in _counts(numbers, _AXES).items():
         where = Condition("slope", point, "", f"protocol {_PROTOCOL_IN[region]}")
-        rows.append(
-            row_of("4", where, problem, found, source)
-            | dict(zip(_COUNTS, map(int, row[1:]), strict=True))
-        )
+        own = found.get((problem, point, region), [])
+        rows.append(row_of("4", where, problem, own, source) | counts)
     return rows
 
 

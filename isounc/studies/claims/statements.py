@@ -122,9 +122,10 @@ CLAIMS = {
         "sum of both parts. (The second half is ours and against the sum: the total p̄(1−p̄) is "
         "E[p(1−p)] + Var p, which to first order p(1−p) at θ* stands for already.)",
         f"{_BASE}, classification: r of p(1−p) with E[p(1−p)]; and Σ(p(1−p) − E[p(1−p)] − Var p / 2) "
-        "over the locations of a region, over Σ p̄(1−p̄), which is 0 where half of Var p is in p(1−p).",
+        "over the locations of a region, over Σ p̄(1−p̄), which is 0 where half of Var p is in p(1−p) "
+        "(not at draws, where p(1−p) is E[p(1−p)] in the mean, and nothing counts twice).",
         ("tracks", "twice"), "scaling", _SCALING,
-        _crossed(["tracks", "twice"], ["map", "trained", "draw"]),
+        _crossed(["tracks"], ["map", "trained", "draw"]) + _crossed(["twice"], ["map", "trained"]),
     ),
     "7": Claim(
         "Other data distort Σ, and isotropy avoids it",

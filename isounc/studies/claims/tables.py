@@ -26,8 +26,8 @@ SUMMARY_COLUMNS = (
 """Columns of `summary.csv`: a row for each condition."""
 VERDICT_COLUMNS = (
     "claim", "title", "verdict", "words", "conditions", "numbers", "num_conditions",
-    "num_supported", "num_contradicted", "num_failed", "num_undefined", "sources", "command",
-    "notes",
+    "num_supported", "num_contradicted", "num_alone_for", "num_alone_against", "num_failed",
+    "num_undefined", "sources", "command", "notes",
 )  # fmt: skip
 """Columns of `verdicts.csv`: a row for each claim."""
 NOTE_COLUMNS = ("claim", "source", "note")
@@ -116,6 +116,7 @@ def verdict_rows(settled: Iterable[Settled]) -> list[Row]:
             "conditions": where(s), "numbers": numbers(s), "num_conditions": len(s.counted),
             "num_supported": len(s.of_state("supported")),
             "num_contradicted": len(s.of_state("contradicted")),
+            **dict(zip(("num_alone_for", "num_alone_against"), alone(s), strict=True)),
             "num_failed": sum(row.get("num_failed") or 0 for row in s.rows),
             "num_undefined": sum(row.get("num_undefined") or 0 for row in s.rows),
             "sources": " ".join(sorted({row["source"] for row in s.rows})),
@@ -139,6 +140,13 @@ def words(settled: Settled) -> str:
         return f"undecided ({n} condition{'s' * (n != 1)})"
     against = f", contradicted in {no}" if no else ""
     return f"supported under conditions ({yes} of {n}{against})"
+
+
+def alone(settled: Settled) -> tuple[int, int]:
+    """Conditions whose 95% interval by itself lies on the claimed side, and on the other."""
+    p_values = [(f.p_for, f.p_against) for f in settled.counted]
+    yes = sum(p is not None and p <= 0.025 for p, _ in p_values)
+    return yes, sum(p is not None and p <= 0.025 for _, p in p_values)
 
 
 def where(settled: Settled) -> str:
