@@ -29,7 +29,7 @@ def _cells(source: Source, place: Sequence[str], **which: str | float) -> dict[t
 def covariance(sources: Sequence[Source]) -> list[Row]:
     """Rows of claim 7, from the verdicts of the covariance study on the mean of the other data."""
     names = {
-        "distorts": "distorts", "structured": "structured", "isotropic wins": "isotropic avoids it"
+        "distorts": "distorts", "structured": "structured", "isotropic wins": "isotropic is better"
     }  # fmt: skip
     rows = []
     for source in sources:

@@ -113,7 +113,7 @@ def sentence(settled: Settled) -> str:
     if settled.counted:
         parts.append(f"Measured: {numbers(settled)}.")
         if said := where(settled):
-            parts.append(f"By condition it {said}." if said[0] in "hf" else f"{said.capitalize()}.")
+            parts.append(f"{said}.")
         yes, no = alone(settled)
         parts.append(
             f"Of {len(settled.counted)} conditions {yes} have a 95% interval on the claimed side of "
@@ -154,7 +154,7 @@ def _sections(settled: Sequence[Settled], drawn: Sequence[FigureFile]) -> list[S
                 f"{MEASURES[m].label}: {bound_text(MEASURES[m])}, since {MEASURES[m].why}."
                 for m in s.claim.measures
             ),
-            f"Verdict: {words(s)}.{f' It {where(s)}.' if where(s) else ''}",
+            f"Verdict: {words(s)}.{f' {where(s)}.' if where(s) else ''}",
             *(f"Not used: {note}." for note in s.notes),
             f"From {sources_text(s)}. To repeat it: {s.claim.command}, then isounc claims.",
         )

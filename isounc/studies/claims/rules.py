@@ -99,10 +99,10 @@ MEASURES = {
     "oracle, one chain": Measure(
         "r of gᵀΣg with Σ within chains", "above", 0.9, _ENOUGH, "correlation", counted=False
     ),
-    "less than oracle": Measure(
+    "against the draws' Σ": Measure(
         "r of ‖g‖² less r with the draws' Σ", "above", -0.05, _LITTLE
     ),
-    "less than Laplace": Measure(
+    "against Laplace's Σ": Measure(
         "r of ‖g‖² less r with Laplace's Σ", "above", -0.05, _LITTLE
     ),
     "correspondence": Measure(
@@ -120,10 +120,10 @@ MEASURES = {
     "r less that of p(1−p)": Measure(
         "r of ‖g‖² less r of p(1−p)", "above", 0.0, _BETTER, counted=False
     ),
-    "tracks": Measure(
+    "p(1−p) tracks": Measure(
         "r of p(1−p) with E[p(1−p)]", "above", 0.9, _ENOUGH, "correlation"
     ),
-    "twice": Measure(
+    "counted twice": Measure(
         "p(1−p) less E[p(1−p)] and half of Var p, of the total", "above", 0.0,
         "above 0 more than half of the epistemic part is in p(1−p) already",
     ),
@@ -135,7 +135,7 @@ MEASURES = {
         "slope of its log error on the distance to these data", "above", 0.0,
         "structure is any slope beside that of an isotropic Σ",
     ),
-    "isotropic avoids it": Measure(
+    "isotropic is better": Measure(
         "r of ‖g‖² less r of a full Σ from other data", "above", 0.0, _BETTER
     ),
     "in trace": Measure(
@@ -329,7 +329,7 @@ def _finding(condition: Condition, strata: Sequence[Stratum]) -> Finding:
 
 def p_values(mean: float, se: float, freedom: float, measure: Measure) -> tuple[float, float]:
     """One-sided p-values for and against a claim, from a mean with its standard error."""
-    bound = to_scale(measure.bound, measure.scale)
+    bound = float(to_scale(measure.bound, measure.scale))
     if measure.side == "within":
         above, below = ((mean - bound) / se, (mean + bound) / se)
         p_for = max(stdtr(freedom, above), stdtr(freedom, -below))
@@ -340,7 +340,7 @@ def p_values(mean: float, se: float, freedom: float, measure: Measure) -> tuple[
 
 def claimed(value: float, measure: Measure) -> bool:
     """Whether a number on the measure's scale lies where the claim says."""
-    bound = to_scale(measure.bound, measure.scale)
+    bound = float(to_scale(measure.bound, measure.scale))
     if measure.side == "within":
         return abs(value) < bound
     return value > bound if measure.side == "above" else value < bound

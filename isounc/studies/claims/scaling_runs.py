@@ -104,8 +104,8 @@ def _twice(numbers: _Numbers) -> pandas.DataFrame:
 _OF_SCALING: Mapping[str, Callable[[_Numbers], Mapping[str, pandas.DataFrame]]] = {
     "1": lambda n: {"oracle": n.of("oracle"), "oracle, one chain": n.of("oracle_within_chain")},
     "2": lambda n: {
-        "less than oracle": n.difference("isotropic", "oracle"),
-        "less than Laplace": n.difference("isotropic", "laplace"),
+        "against the draws' Σ": n.difference("isotropic", "oracle"),
+        "against Laplace's Σ": n.difference("isotropic", "laplace"),
     },
     "3": lambda n: {"correspondence": n.of("isotropic")},
     "5": lambda n: {
@@ -113,7 +113,7 @@ _OF_SCALING: Mapping[str, Callable[[_Numbers], Mapping[str, pandas.DataFrame]]] 
         "r less that of p(1−p)": _classes(n.difference("isotropic", "null_aleatoric")),
     },
     "6": lambda n: {
-        "tracks": _classes(n.of("isotropic", quantity="aleatoric")), "twice": _classes(_twice(n)),
+        "p(1−p) tracks": _classes(n.of("isotropic", quantity="aleatoric")), "counted twice": _classes(_twice(n)),
     },
 }  # fmt: skip
 """The measures of a claim from the numbers of a run."""

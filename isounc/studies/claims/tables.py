@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 """Columns of `summary.csv`: a row for each condition."""
 VERDICT_COLUMNS = (
-    "claim", "title", "verdict", "words", "conditions", "numbers", "num_conditions",
+    "claim", "title", "verdict", "words", "conditions", "short", "numbers", "num_conditions",
     "num_supported", "num_contradicted", "num_alone_for", "num_alone_against", "num_failed",
     "num_undefined", "sources", "command", "notes",
 )  # fmt: skip
@@ -113,7 +114,7 @@ def verdict_rows(settled: Iterable[Settled]) -> list[Row]:
     return [
         {
             "claim": s.key, "title": s.claim.title, "verdict": s.verdict, "words": words(s),
-            "conditions": where(s), "numbers": numbers(s), "num_conditions": len(s.counted),
+            "conditions": where(s), "short": where(s, most=3), "numbers": numbers(s), "num_conditions": len(s.counted),
             "num_supported": len(s.of_state("supported")),
             "num_contradicted": len(s.of_state("contradicted")),
             **dict(zip(("num_alone_for", "num_alone_against"), alone(s), strict=True)),
@@ -149,49 +150,67 @@ def alone(settled: Settled) -> tuple[int, int]:
     return yes, sum(p is not None and p <= 0.025 for _, p in p_values)
 
 
-def where(settled: Settled) -> str:
-    """The conditions that are supported and those that are contradicted, in words."""
+def where(settled: Settled, most: int | None = None) -> str:
+    """The conditions that are supported and those that are contradicted, in words.
+
+    Parameters
+    ----------
+    most
+        Groups of conditions that are named of each kind; None names all.
+    """
     every = [f.condition for f in settled.counted]
     parts = []
-    for state, said in (("supported", "holds"), ("contradicted", "fails")):
+    for state, said, other in (
+        ("supported", "holds", "not on"), ("contradicted", "fails", "though not on"),
+    ):  # fmt: skip
         found = settled.of_state(state)
-        if found and len(found) == len(every):
-            parts.append(f"{said} everywhere")
-        elif found:
-            parts.append(f"{said}: {condensed([f.condition for f in found], every)}")
-    odd = sorted({problem for f in settled.counted for problem in f.exceptions})
-    if odd:
-        parts.append(f"single problems differ: {', '.join(odd)}")
-    return "; ".join(parts)
+        if not found:
+            continue
+        names = condensed([f.condition for f in found], every)
+        more = len(names) - (most or len(names))
+        text_of = f"{said} everywhere" if len(found) == len(every) else (
+            f"{said}: {'; '.join(names[:most])}{f'; {more} more' if more > 0 else ''}"
+        )  # fmt: skip
+        odd = sorted({problem for f in found for problem in f.exceptions})
+        parts.append(text_of + (f" ({other} {', '.join(odd)} in some)" if odd else ""))
+    return ". ".join(part[0].upper() + part[1:] for part in parts)
 
 
-def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> str:
-    """Conditions in few words: those that differ in one place alone are joined.
+def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> list[str]:
+    """Conditions in few words: those that differ in one place alone are joined, the most first.
 
     A place that takes all the values that occur beside the others is left out.
     """
     groups = {tuple(frozenset([part]) for part in condition) for condition in chosen}
-    for place in (3, 2, 1, 0):
+    for place in (3, 2, 1):
         merged: dict[tuple, frozenset[str]] = {}
         for group in groups:
             rest = group[:place] + group[place + 1 :]
             merged[rest] = merged.get(rest, frozenset()) | group[place]
         groups = {(*rest[:place], values, *rest[place:]) for rest, values in merged.items()}
     order = [list(dict.fromkeys(c[i] for c in every)) for i in range(4)]
+
+    def rank(group: tuple[frozenset[str], ...]) -> tuple:
+        size = math.prod(map(len, group))
+        return -size, [min(map(o.index, v)) for o, v in zip(order, group, strict=True)]
+
     texts = []
-    for group in sorted(
-        groups, key=lambda g: [min(map(o.index, v)) for o, v in zip(order, g, strict=True)]
-    ):
+    for group in sorted(groups, key=rank):
         parts = []
-        for place, values in enumerate(group):
+        for place, values in list(enumerate(group))[1:]:
             beside = {
                 c[place] for c in every
                 if all(c[i] in group[i] for i in range(4) if i != place)
             }  # fmt: skip
-            if values < beside or (place == 0 and len(order[0]) > 1):
+            if values < beside:
                 parts.append(" or ".join(_said(v) for v in order[place] if v in values and v))
-        texts.append(", ".join(filter(None, parts)) or "everywhere")
-    return "; ".join(texts)
+        place_text = ", ".join(filter(None, parts))
+        (measure,) = group[0]
+        if len(order[0]) > 1:
+            texts.append(f"{measure} ({place_text})" if place_text else measure)
+        else:
+            texts.append(place_text or "all conditions")
+    return texts
 
 
 def _said(name: str) -> str:
@@ -240,19 +259,11 @@ def numbers(settled: Settled) -> str:
 
 def front_table(verdicts: Iterable[Mapping[str, Any]]) -> str:
     """The table of verdicts in Markdown, from rows of `verdicts.csv`."""
-    lines = [
-        "| | claim | verdict | numbers, lowest and highest condition | where |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    headings = ("", "claim", "verdict", "numbers: lowest and highest condition", "where")
+    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
     for row in verdicts:
-        cells = [
-            row["claim"],
-            row["title"],
-            f"**{row['words']}**",
-            row["numbers"],
-            row["conditions"],
-        ]
-        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+        cells = (row["claim"], row["title"], f"**{row['words']}**", row["numbers"], row["short"])
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 
