@@ -36,13 +36,14 @@ def forest(settled: Settled) -> Figure:
     if not found:
         raise NothingToDraw("the study was not run")
     measures = [name for name in settled.claim.measures if any(_of(f, name) for f in found)]
+    points = list(dict.fromkeys(f.condition.point for f in found))
+    found.sort(key=lambda f: points.index(f.condition.point))
     groups = [[f for f in found if _of(f, name)] for name in measures]
     heights = [len(group) + 2 for group in groups]
     with styled():
         figure = Figure(figsize=(_WIDTH, 1.2 + _ROW * sum(heights)), layout="constrained")
-        figure.suptitle(
-            f"{settled.key}. {settled.claim.title}: {words(settled)}", x=0.01, ha="left"
-        )
+        title = f"{settled.key}. {settled.claim.title}\n{words(settled)}"
+        figure.suptitle(title, x=0.01, ha="left")
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, name, group in zip(axes, measures, groups, strict=True):
             _panel(ax, name, group)

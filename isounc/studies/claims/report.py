@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from isounc.fields import declared
 from isounc.runs import files
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section, Table
+from isounc.runs.page import FigureFile, Section, Table, table_markdown
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_table
-from isounc.runs.words import listed
 from isounc.studies.claims.evidence import ROW_COLUMNS, Row
 from isounc.studies.claims.figures import forest
 from isounc.studies.claims.gather import gather
@@ -29,7 +28,6 @@ from isounc.studies.claims.tables import (
     Settled,
     alone,
     bound_text,
-    front_table,
     number_text,
     numbers,
     place,
@@ -37,6 +35,7 @@ from isounc.studies.claims.tables import (
     sources_text,
     summary_rows,
     verdict_rows,
+    verdict_table,
     where,
     words,
 )
@@ -56,7 +55,12 @@ def prepare(settings: Settings, folder: RunFolder) -> None:
     folder.write_table("results.csv", rows, ROW_COLUMNS)
     folder.write_table("notes.csv", notes, NOTE_COLUMNS)
     for page in settings.pages:
-        write_table(page, front_table(verdict_rows(_settled(folder, settings))))
+        write_table(page, front_page(verdict_rows(_settled(folder, settings))))
+
+
+def front_page(verdicts: Iterable[Mapping[str, Any]]) -> str:
+    """The table of verdicts as Markdown, from rows of `verdicts.csv`."""
+    return "\n\n".join(table_markdown(verdict_table(verdicts)))
 
 
 def make_report(folder: RunFolder, settings: Settings) -> Report:
@@ -80,10 +84,13 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             Plot(f"claim-{s.key}", s.key, caption(s), functools.partial(forest, s))
             for s in settled
         ],
-        sections=functools.partial(_sections, settled),
+        sections=functools.partial(_sections, settled, verdicts),
         text=_text(settled),
         checks={s.key: s.verdict for s in settled},
         reading=[sentence(s) for s in settled],
+        reading_tables=[
+            verdict_table(verdicts)._replace(note=RULE), protocol_table(settled)
+        ],
     )  # fmt: skip
 
 
@@ -119,12 +126,15 @@ def sentence(settled: Settled) -> str:
             f"Of {len(settled.counted)} conditions {yes} have a 95% interval on the claimed side of "
             f"the bound and {no} on the other, which alone decides nothing."
         )
-    counts = Counter(
-        {name: sum(row.get(f"num_{name}") or 0 for row in settled.rows)
-         for name in ("failed", "undefined")}
-    )  # fmt: skip
-    if left := [f"{n} {what}" for what, n in counts.items() if n]:
-        parts.append(f"Left out: {listed(left)} cells (gates, undefined numbers).")
+    cells, failed, undefined = (
+        sum(row.get(name) or 0 for row in settled.rows)
+        for name in ("num_cells", "num_failed", "num_undefined")
+    )
+    if failed or undefined:
+        parts.append(
+            f"Of {cells + failed + undefined} numbers (one for each cell, point, region and measure) "
+            f"{failed} were left out for a failed gate or check and {undefined} as undefined."
+        )
     if settled.notes:
         parts.append(f"Not used: {'; '.join(settled.notes)}.")
     parts.append(f"From {sources_text(settled)}; {claim.command}.")
@@ -137,23 +147,34 @@ def _text(settled: Sequence[Settled]) -> str:
     return "\n".join([*lines, "", RULE])
 
 
-def _sections(settled: Sequence[Settled], drawn: Sequence[FigureFile]) -> list[Section]:
-    verdicts = Table(
-        "Verdicts",
-        ("", "claim", "verdict", "numbers, lowest and highest condition", "where"),
-        [(s.key, s.claim.title, words(s), numbers(s), where(s)) for s in settled],
-        RULE,
-    )
-    sections = [Section("verdicts", "Verdicts", (), (), (verdicts,))]
+def protocol_table(settled: Sequence[Settled]) -> Table:
+    """Tabulate how each claim is measured, and why its bounds are where they are."""
+    rows = [
+        (s.key, s.claim.sentence, s.claim.protocol, " ".join(map(_bound, s.claim.measures)),
+         s.claim.command)
+        for s in settled
+    ]  # fmt: skip
+    headings = ("", "the paper, in our words", "protocol", "asked for", "evidence comes from")
+    return Table("Protocols", headings, rows, "")
+
+
+def _bound(name: str) -> str:
+    measure = MEASURES[name]
+    shown = "" if measure.counted else " Shown beside, decides nothing."
+    return f"{measure.label}: {bound_text(measure)}, as {measure.why}.{shown}"
+
+
+def _sections(
+    settled: Sequence[Settled], verdicts: Sequence[Row], drawn: Sequence[FigureFile]
+) -> list[Section]:
+    table = verdict_table(verdicts, whole=True)._replace(note=RULE)
+    sections = [Section("verdicts", "Verdicts", (), (), (table,))]
     for s in settled:
         figures = tuple(f for f in drawn if f.kind == s.key and f.paths)
         text = (
             f"The paper: {s.claim.sentence}",
             f"Protocol. {s.claim.protocol}",
-            *(
-                f"{MEASURES[m].label}: {bound_text(MEASURES[m])}, since {MEASURES[m].why}."
-                for m in s.claim.measures
-            ),
+            *map(_bound, s.claim.measures),
             f"Verdict: {words(s)}.{f' {where(s)}.' if where(s) else ''}",
             *(f"Not used: {note}." for note in s.notes),
             f"From {sources_text(s)}. To repeat it: {s.claim.command}, then isounc claims.",

@@ -180,8 +180,12 @@ def _slopes(cells: pandas.DataFrame, source: Source) -> list[Row]:
     """Changes of r with the size: of protocols, or by width near the data and on the grid."""
     if source.has("verdicts.csv"):
         table = source.table("verdicts.csv", PROTOCOLS)
-        rows = []
+        rows, seen = [], set()
         for verdict in records(table[table["estimator"].eq("isotropic")]):
+            same = tuple(verdict[n] for n in ("problem", "point", "slope_mean", "slope_low"))
+            if verdict["slope_mean"] is not None and same in seen:
+                continue
+            seen.add(same)
             setting = f"protocol {verdict['protocol']}"
             setting += f", {verdict['setting']}" if verdict["setting"] else ""
             where = Condition("slope", verdict["point"], "", setting)

@@ -104,7 +104,7 @@ CLAIMS = {
         "The correspondence becomes better as the network grows.",
         "Change of r per doubling of the size, by protocol (isounc scaling --protocol; each is a "
         "reading of the claim that was fixed before it was run), beside near (region test) and wide "
-        "(grid) by width in the scaling runs.",
+        "(grid) by width in the scaling runs. Cells that several protocols share count once.",
         ("slope",), "scaling", "isounc scaling --protocol all --preset standard",
     ),
     "5": Claim(
@@ -117,7 +117,7 @@ CLAIMS = {
         _crossed(["beyond p(1−p)"], ["map", "trained", "draw"]),
     ),
     "6": Claim(
-        "p(1−p) tracks E[p(1−p)], and the sum counts the epistemic part twice",
+        "p(1−p) tracks E[p(1−p)], and the sum counts Var p twice",
         "p(1−p) at θ* tracks the posterior's aleatoric uncertainty E[p(1−p)], and the total is the "
         "sum of both parts. (The second half is ours and against the sum: the total p̄(1−p̄) is "
         "E[p(1−p)] + Var p, which to first order p(1−p) at θ* stands for already.)",

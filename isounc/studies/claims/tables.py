@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isounc.fields import integer, number, text
+from isounc.runs.page import Table
 from isounc.runs.words import listed, short, signed
 from isounc.studies.claims.evidence import Row, conditions
 from isounc.studies.claims.rules import (
@@ -156,7 +157,7 @@ def where(settled: Settled, most: int | None = None) -> str:
     Parameters
     ----------
     most
-        Groups of conditions that are named of each kind; None names all.
+        Groups of conditions that are named of each kind, and problems; None names all.
     """
     every = [f.condition for f in settled.counted]
     parts = []
@@ -172,7 +173,8 @@ def where(settled: Settled, most: int | None = None) -> str:
             f"{said}: {'; '.join(names[:most])}{f'; {more} more' if more > 0 else ''}"
         )  # fmt: skip
         odd = sorted({problem for f in found for problem in f.exceptions})
-        parts.append(text_of + (f" ({other} {', '.join(odd)} in some)" if odd else ""))
+        named = ", ".join(odd) if most is None or len(odd) <= most else f"{len(odd)} problems"
+        parts.append(text_of + (f" ({other} {named} in some)" if odd else ""))
     return ". ".join(part[0].upper() + part[1:] for part in parts)
 
 
@@ -257,19 +259,18 @@ def numbers(settled: Settled) -> str:
     return "; ".join(parts)
 
 
-def front_table(verdicts: Iterable[Mapping[str, Any]]) -> str:
-    """The table of verdicts in Markdown, from rows of `verdicts.csv`."""
+def verdict_table(verdicts: Iterable[Mapping[str, Any]], *, whole: bool = False) -> Table:
+    """The table of verdicts, from rows of `verdicts.csv`.
+
+    Parameters
+    ----------
+    whole
+        Name all conditions, not the first few groups alone.
+    """
+    names = ("claim", "title", "words", "numbers", "conditions" if whole else "short")
+    rows = [tuple("" if row[n] is None else str(row[n]) for n in names) for row in verdicts]
     headings = ("", "claim", "verdict", "numbers: lowest and highest condition", "where")
-    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
-    for row in verdicts:
-        cells = (row["claim"], row["title"], f"**{row['words']}**", row["numbers"], row["short"])
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    text_of = "" if value is None or value != value else str(value)
-    return text_of.replace("|", "\\|").replace("\n", " ")
+    return Table("Verdicts", headings, rows, "")
 
 
 def sources_text(settled: Settled) -> str:

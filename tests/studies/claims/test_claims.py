@@ -13,6 +13,7 @@ from isounc.__main__ import main
 from isounc.runs.folder import RunFolder
 from isounc.statistics import interval_over_seeds
 from isounc.studies.claims import figures, pages, report, tables
+from isounc.studies.claims.evidence import records
 from isounc.studies.claims.gather import gather
 from isounc.studies.claims.rules import Condition
 from isounc.studies.claims.settings import Settings
@@ -121,7 +122,7 @@ def test_a_seed_is_one_replicate_and_cells_that_failed_are_counted(tmp_path):
              for s in range(5)]  # fmt: skip
     house = interval_over_seeds(seeds)
     assert (finding.mean, finding.low, finding.high) == pytest.approx(house[:3], abs=1e-4)
-    assert "Left out: 9 failed and 9 undefined cells" in report.sentence(claim)
+    assert "9 were left out for a failed gate or check and 9 as undefined" in report.sentence(claim)
 
 
 def test_what_p_holds_of_the_total_comes_back_from_the_levels(tmp_path):
@@ -298,7 +299,7 @@ def test_the_command_settles_and_says_what_was_not_run(tmp_path, capsys):
     verdicts = loaded.read_table("verdicts.csv")
     assert verdicts["verdict"].tolist()[1] == "not run" and verdicts["sources"][0] == path
     table = pages.table_of_page(page)
-    assert table == tables.front_table(verdicts.to_dict("records"))
+    assert table == report.front_page(records(verdicts))
     assert page.read_text().startswith("# Mine\n\n<!-- claims -->\n\n| ")
     assert page.read_text().endswith("<!-- /claims -->\n\nafter\n")
     html = (out / "report.html").read_text()
@@ -358,8 +359,8 @@ def test_the_readme_has_the_committed_verdicts():
     published = RunFolder.load(ROOT / "results" / "claims")
     verdicts = published.read_table("verdicts.csv")
     assert verdicts["claim"].astype(str).tolist() == list(CLAIMS)
-    table = tables.front_table(verdicts.to_dict("records"))
+    table = report.front_page(records(verdicts))
     assert pages.table_of_page(ROOT / "README.md") == table
     # And they are what the rules make of the committed evidence.
     again = report.make_report(published, Settings()).tables["verdicts.csv"].rows
-    assert tables.front_table(again) == table
+    assert report.front_page(again) == table
