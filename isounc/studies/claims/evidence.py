@@ -44,6 +44,11 @@ def row_of_interval(
     n = int(verdict["num_seeds"] or 0)
     row = row_of(claim, where, str(verdict["problem"]), [], source) | {"num_seeds": n}
     if n >= 2 and None not in (mean, low, high):
+        if not low <= mean <= high:
+            raise ValueError(
+                f"verdicts.csv of {source.path} must have a mean between its low and high, got "
+                f"{mean:g}, {low:g} and {high:g} for {verdict['problem']}"
+            )
         row |= {"mean": mean, "se": (high - low) / 2 / float(stdtrit(n - 1, 0.975))}
     return row
 

@@ -45,6 +45,12 @@ def gather(sources: Sequence[Source], claims: Sequence[str]) -> Gathered:
         *other_runs.cost(of("cost")),
         *other_runs.qa(of("qa"), claims),
     ]
+    said = {(row["claim"], row["source"]) for row in rows}
+    said |= {(other["claim"], other["source"]) for other in notes}
+    for source in sources:
+        for claim in (key for key in claims if CLAIMS[key].study == source.study):
+            if (claim, source.name) not in said:
+                note(claim, source, "its tables have no row that the claim is about")
     rows = best(row for row in rows if row["claim"] in claims and _asked_for(row))
     order = {claim: i for i, claim in enumerate(CLAIMS)}
     return Gathered(sorted(rows, key=lambda row: order[row["claim"]]), notes)

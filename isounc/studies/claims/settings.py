@@ -56,3 +56,8 @@ def find_sources(settings: Settings) -> list[Source]:
 def plan(settings: Settings) -> list[Group]:
     """Nothing is computed: all is read from tables that are there."""
     return []
+
+
+def remarks(settings: Settings) -> list[str]:
+    """Say which folders are read."""
+    return [f"{source.name}: {source.study}" for source in find_sources(settings)]

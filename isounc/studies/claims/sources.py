@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from isounc.checks import check_path
+from isounc.fields import shortened
 from isounc.runs import files
 from isounc.runs.files import Damaged
 from isounc.runs.folder import RunFolder
@@ -77,6 +81,17 @@ TEXTS = (
     *("score", "rival", "shift", "form", "model", "benchmark", "against", "extra", "other"),
 )
 """Columns of text, in folders that do not say so."""
+_CORRELATION, _COUNT = (-1 - 1e-6, 1 + 1e-6), (0, 2**53)
+RANGES = {
+    **dict.fromkeys(("pearson", "spearman", "partial_spearman"), _CORRELATION),
+    **dict.fromkeys(("num_seeds", "num_cells", "num_failed", "num_questions"), _COUNT),
+    **dict.fromkeys(("gain_se", "auroc_se", "spearman_se", "slope", "to_forward", "ratio", "width"),
+                    (0, math.inf)),
+    **dict.fromkeys(("mean", "low", "high", "slope_mean", "slope_low", "slope_high", "gain"),
+                    (-math.inf, math.inf)),
+    "auroc": (0, 1),
+}  # fmt: skip
+"""Columns of numbers, with the range that they must lie in."""
 DEEPEST = 3
 """How far below the folder of results run folders are looked for."""
 
@@ -115,7 +130,26 @@ class Source(NamedTuple):
                 f"{', '.join(map(str, table.columns))}, without {', '.join(missing)}: it is of "
                 f"another version of {self.study}; run that again"
             )
+        for column in table.columns.intersection(list(RANGES)):
+            self._check_numbers(name, table[column])
         return table
+
+    def _check_numbers(self, name: str, column: pandas.Series) -> None:
+        least, most = RANGES[str(column.name)]
+        known = column.dropna()
+        try:
+            values = known.to_numpy(float)
+        except (TypeError, ValueError):
+            bad = [value for value in known if not isinstance(value, int | float)]
+        else:
+            bad = known[~(np.isfinite(values) & (values >= least) & (values <= most))].tolist()
+        if bad:
+            right = (
+                "finite numbers" if least == -math.inf else f"numbers from {least:g} to {most:g}"
+            )
+            raise ValueError(
+                f"{column.name} in {name} of {self.path} must hold {right}, got {shortened(bad[0])}"
+            )
 
 
 def given(paths: Sequence[str]) -> list[Source]:

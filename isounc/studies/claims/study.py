@@ -9,8 +9,8 @@ below results/, and gives each claim a verdict: supported, contradicted, support
      3  strong correspondence on eight problems    8  spectra support isotropy
      4  it improves with model size                9  norms out of distribution
      5  it says more than p(1-p)                  10  cost
-     6  aleatoric is p(1-p), total is the sum     11  language models: conflict and recall
-                                                  12  a different signal than self-assessment
+     6  p(1-p) tracks E[p(1-p)]; the sum          11  language models: conflict and recall
+        counts Var p twice                        12  a different signal than self-assessment
 
 What is measured, the bound on it with its reason, and the rule that makes a verdict of intervals over
 seeds are fixed in isounc/studies/claims/rules.py; what the paper says, in our words, and the protocol
@@ -36,7 +36,7 @@ from __future__ import annotations
 from isounc.runs.executors import Batch
 from isounc.runs.study import Study
 from isounc.studies.claims.report import make_report, prepare
-from isounc.studies.claims.settings import VIEWS, Settings, check, plan
+from isounc.studies.claims.settings import VIEWS, Settings, check, plan, remarks
 
 
 def _nothing(batch: Batch, settings: Settings, say: object) -> list:
@@ -55,4 +55,5 @@ STUDY = Study(
     report=make_report,
     prepare=prepare,
     views=VIEWS,
+    remarks=remarks,
 )
