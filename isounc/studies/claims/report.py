@@ -17,7 +17,15 @@ from isounc.studies.claims.evidence import ROW_COLUMNS, Row
 from isounc.studies.claims.figures import forest
 from isounc.studies.claims.gather import gather
 from isounc.studies.claims.pages import write_table
-from isounc.studies.claims.rules import LEVEL, MEASURES, NAMED_LEVEL
+from isounc.studies.claims.rules import (
+    LEVEL,
+    MEASURES,
+    NAMED_LEVEL,
+    Condition,
+    Stratum,
+    from_scale,
+    interval_of,
+)
 from isounc.studies.claims.settings import Settings, find_sources
 from isounc.studies.claims.tables import (
     NOTE,
@@ -179,7 +187,7 @@ def _sections(
             *(f"Not used: {note}." for note in s.notes),
             f"From {sources_text(s)}. To repeat it: {s.claim.command}, then isounc claims.",
         )
-        tables = (_findings_table(s),) if s.findings else ()
+        tables = (_findings_table(s), _problems_table(s)) if s.findings else ()
         sections.append(
             Section(f"claim-{s.key}", f"{s.key}. {s.claim.title}", text, figures, tables)
         )
@@ -210,3 +218,26 @@ def _findings_table(settled: Settled) -> Table:
         lines,
         "p-values are one-sided and not corrected.",
     )  # fmt: skip
+
+
+def _problems_table(settled: Settled) -> Table:
+    """Tabulate the evidence, problem by problem."""
+    order = [finding.condition for finding in settled.findings]
+    found = [(Condition(*(row[n] or "" for n in Condition._fields)), row) for row in settled.rows]
+    lines: list[tuple[str, ...]] = []
+    for where, row in sorted(found, key=lambda pair: order.index(pair[0])):
+        scale = MEASURES[where.measure].scale
+        number = "-"
+        if row["mean"] is not None and row["se"] is not None:
+            part = Stratum(row["problem"], row["mean"], row["se"], row["num_seeds"])
+            ends = (part.mean, *interval_of(part))
+            number = "{:.2f} [{:.2f}, {:.2f}]".format(*(from_scale(end, scale) for end in ends))
+        counts = (row.get(name) or 0 for name in ("num_seeds", "num_failed", "num_undefined"))
+        lines.append((
+            where.measure, place(where), row["problem"], number, *map(str, counts), row["source"],
+        ))  # fmt: skip
+    headings = (
+        "measure", "condition", "problem", "mean [95% interval]", "seeds", "failed", "undefined",
+        "run",
+    )  # fmt: skip
+    return Table("Problem by problem", headings, lines, "")

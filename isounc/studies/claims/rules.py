@@ -348,11 +348,16 @@ def claimed(value: float, measure: Measure) -> bool:
 
 def _opposes(part: Stratum, mean: float, measure: Measure) -> bool:
     """Whether a problem's own 95% interval lies on the other side of the bound than the mean."""
-    ends = _interval(part.mean, part.se, part.num_seeds - 1)
+    ends = interval_of(part)
     sides = {claimed(end, measure) for end in ends}
     if measure.side == "within" and ends[0] < 0 < ends[1] and False in sides:
         return False  # the interval has both sides in it
     return sides == {not claimed(mean, measure)}
+
+
+def interval_of(part: Stratum) -> tuple[float, float]:
+    """The 95% interval of a problem, on the measure's scale."""
+    return _interval(part.mean, part.se, part.num_seeds - 1)
 
 
 def _interval(mean: float, se: float, freedom: float) -> tuple[float, float]:
