@@ -225,8 +225,8 @@ def _problems_table(settled: Settled) -> Table:
     order = [finding.condition for finding in settled.findings]
     found = [(Condition(*(row[n] or "" for n in Condition._fields)), row) for row in settled.rows]
     lines: list[tuple[str, ...]] = []
-    for where, row in sorted(found, key=lambda pair: order.index(pair[0])):
-        scale = MEASURES[where.measure].scale
+    for condition, row in sorted(found, key=lambda pair: order.index(pair[0])):
+        scale = MEASURES[condition.measure].scale
         number = "-"
         if row["mean"] is not None and row["se"] is not None:
             part = Stratum(row["problem"], row["mean"], row["se"], row["num_seeds"])
@@ -234,7 +234,7 @@ def _problems_table(settled: Settled) -> Table:
             number = "{:.2f} [{:.2f}, {:.2f}]".format(*(from_scale(end, scale) for end in ends))
         counts = (row.get(name) or 0 for name in ("num_seeds", "num_failed", "num_undefined"))
         lines.append((
-            where.measure, place(where), row["problem"], number, *map(str, counts), row["source"],
+            condition.measure, place(condition), row["problem"], number, *map(str, counts), row["source"],
         ))  # fmt: skip
     headings = (
         "measure", "condition", "problem", "mean [95% interval]", "seeds", "failed", "undefined",
