@@ -161,7 +161,9 @@ MEASURES = {
         "AUROC of the sum less the best baseline's", "above", 0.0, _BETTER
     ),
     "chance on recall": Measure(
-        "AUROC of the sum less 1/2", "within", 0.1, "within a tenth of 1/2 is near chance (the paper has .61 ± .05 on TriviaQA)"
+        "AUROC of the sum less 1/2", "within", 0.1,
+        "within a tenth of 1/2 is near chance; the paper has .61 ± .05 on TriviaQA",
+
     ),
     "different": Measure(
         "rank correlation of ‖g‖² with P(True)", "within", 0.3,
