@@ -227,7 +227,10 @@ def place(condition: Condition) -> str:
 
 def number_text(finding: Finding) -> str:
     """The number of a finding with its 95% interval."""
-    spell = short if MEASURES[finding.condition.measure].scale == "correlation" else signed
+    measure = MEASURES[finding.condition.measure]
+    # A sign says something where a number is a difference.
+    is_difference = measure.scale == "plain" and (measure.bound <= 0 or measure.side == "within")
+    spell = signed if is_difference else short
     if finding.mean is None:
         return "-"
     if finding.low is None or finding.high is None:
