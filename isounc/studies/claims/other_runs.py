@@ -96,20 +96,18 @@ def shift(sources: Sequence[Source]) -> list[Row]:
 
 
 def cost(sources: Sequence[Source]) -> list[Row]:
-    """Rows of claim 10, from the tables of the benchmarks: a number of each size of a model."""
+    """Rows of claim 10, from the processes of the cost benchmark: sizes of a model are its strata."""
     rows = []
     for source in sources:
-        for name, (way, column) in COSTS.items():
-            if not source.has(name):
-                continue
-            table = source.table(name, ("model", "way", column))
-            ratios: dict[str, list[float]] = {}
-            for row in records(table[table["way"].eq(way)]):
-                if row[column] is not None:
-                    ratios.setdefault(row["model"], []).append(float(row[column]) - 1)
-            for model, values in ratios.items():
-                where = Condition("cost", model, "", f"{source.name}/{name}")
-                rows.append(row_of("10", where, model, values, source) | {"num_cells": len(values)})
+        table = source.table(COSTS, NEEDED["cost"][COSTS])
+        ratios: dict[tuple[str, str], list[float]] = {}
+        for row in records(table[table["way"].eq("isotropic")]):
+            if row["to_forward"] is not None:
+                size = f"width {row['width']}, batch {row['examples']}"
+                ratios.setdefault((row["model"], size), []).append(float(row["to_forward"]) - 1)
+        for (model, size), values in ratios.items():
+            where = Condition("cost", model, "", "")
+            rows.append(row_of("10", where, size, values, source) | {"num_cells": len(values)})
     return rows
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CELL = ("problem", "width", "depth", "activation", "parameterisation", "prior_sd", "seed")
 _VERDICT = ("hypothesis", "problem", "mean", "low", "high", "num_seeds", "statistic")
 _CELLS = ("num_cells", "num_failed")
+COSTS = "processes.csv"
+"""The table of `benchmarks/cost.py`, whose folder is no run folder, with a row for each process."""
 NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "scaling": {
         "results.csv": (
@@ -59,22 +61,14 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "gains.csv": ("model", "benchmark", "extra", "num_questions", "gain", "gain_se"),
     },
-    "cost": {},
+    "cost": {COSTS: ("process", "model", "width", "examples", "way", "to_forward")},
 }  # fmt: skip
-"""Columns that are needed of the tables of each study; of `cost` see `COSTS`."""
+"""Columns that are needed of the tables of each study."""
 PROTOCOLS = (
     "protocol", "problem", "setting", "point", "estimator", "slope_mean", "slope_low",
     "slope_high", "num_seeds", "num_passed", "num_cells",
 )  # fmt: skip
 """Columns that are needed of `verdicts.csv` of a scaling run, which has it if it ran protocols."""
-COSTS = {
-    "cost.csv": ("isotropic", "to_forward"),
-    "gradnorm.csv": ("norms", "ratio"),
-    "quiet.csv": ("norms", "ratio"),
-    "llm.csv": ("norm", "to_forward"),
-}
-"""Tables of the benchmarks with the time of the estimate as a ratio to the forward pass: what they call
-it, and the column. Their folders are no run folders; a folder is one of `cost` if it has one."""
 TEXTS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
     *("class", "gate", "setting", "protocol", "hypothesis", "proxy", "statistic", "network"),
@@ -85,7 +79,7 @@ _CORRELATION, _COUNT = (-1 - 1e-6, 1 + 1e-6), (0, 2**53)
 RANGES = {
     **dict.fromkeys(("pearson", "spearman", "partial_spearman"), _CORRELATION),
     **dict.fromkeys(("num_seeds", "num_cells", "num_failed", "num_questions"), _COUNT),
-    **dict.fromkeys(("gain_se", "auroc_se", "spearman_se", "slope", "to_forward", "ratio", "width"),
+    **dict.fromkeys(("gain_se", "auroc_se", "spearman_se", "slope", "to_forward", "width"),
                     (0, math.inf)),
     **dict.fromkeys(("mean", "low", "high", "slope_mean", "slope_low", "slope_high", "gain"),
                     (-math.inf, math.inf)),
@@ -190,7 +184,7 @@ def published(results: str) -> list[Source]:
             f"results must be the folder of published results (in a clone: results), got {root}, "
             f"which {kind}; name run folders as --runs instead"
         )
-    names = ("settings.json", *COSTS)
+    names = ("settings.json", COSTS)
     folders = {
         path.parent
         for depth, name in itertools.product(range(1, DEEPEST + 1), names)
@@ -215,16 +209,14 @@ def study_of(folder: Path) -> str:
     Raises
     ------
     ValueError
-        If it is no run folder, and has no table of the benchmarks.
+        If it is no run folder, and has no table of the cost benchmark.
     """
-    if not (folder / "settings.json").exists() and any(
-        files.table_path(folder, name) for name in COSTS
-    ):
+    if not (folder / "settings.json").exists() and files.table_path(folder, COSTS):
         return "cost"
     if study := RunFolder.load(folder).study:
         return study
     for study, tables in NEEDED.items():
-        if tables and all(set(needed) <= _columns(folder, name) for name, needed in tables.items()):
+        if all(set(needed) <= _columns(folder, name) for name, needed in tables.items()):
             return study
     return ""
 

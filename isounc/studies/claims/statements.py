@@ -158,9 +158,9 @@ CLAIMS = {
         "It costs next to nothing",
         "Next to the forward pass the estimate costs a negligible time.",
         "Time of the estimate of one column, forward pass included, over that of the forward pass "
-        "alone on the same batch in the same process, less 1, by model and benchmark. A time has no "
-        "seed: the interval is over the sizes (width, batch) that the benchmark ran.",
-        ("cost",), "cost", "uv run benchmarks/cost.py --out results/cost",
+        "alone on the same batch in the same process, less 1, by model; its sizes (width, batch) "
+        "count as problems do elsewhere. The unit of replication is the process.",
+        ("cost",), "cost", "uv run benchmarks/cost.py --out results/cost (for each of --process 1 2 …)",
     ),
     "11": Claim(
         "Language models: best where answers conflict, chance on recall",
