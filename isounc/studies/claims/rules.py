@@ -37,11 +37,11 @@ above. "Supported under" names the best of many, and is wrong if any condition t
 Holm's correction bounds that for any dependence between conditions; least favourable are all of them
 at their bounds. Both would hold at 5% if Student's t did. With 3 to 10 seeds it does not where numbers
 are skewed towards the other side: the rare bad seed is missing from most samples. Of seeds as skewed
-as an exponential or a log-normal distribution (sigma .75), one problem and 10 seeds, a nominal .0025
-becomes .04, and a nominal .0001 over 48 independent conditions .03 to .05. The levels are therefore a
-twentieth and a five-hundredth of 5%, such that by simulation the rate of a false "supported", and of a
+as an exponential or a log-normal distribution (sigma .75), one or two problems and 10 seeds, a nominal
+.0025 becomes .04, and a nominal .00005 over 100 independent conditions .03 to .04. The levels are
+therefore a twentieth and a thousandth of 5%, such that by simulation the rate of a false "supported", and of a
 false condition in "supported under", stays below 5% at both least favourable nulls, with normal,
-exponential and log-normal seeds, 3, 5 and 10 of them, 1 to 8 problems, up to 48 conditions, and
+exponential and log-normal seeds, 3, 5 and 10 of them, 1 to 8 problems, up to 100 conditions, and
 conditions that share no, half or nine tenths of their variance
 (`tests/studies/claims/test_rules.py`). The price is power: few seeds leave much undecided, also where
 a 95% interval lies beyond the bound.
@@ -60,7 +60,7 @@ from isounc.statistics import MAX_ABS_CORRELATION, holm
 
 LEVEL = 0.0025
 """Largest p-value of every condition where a claim is supported."""
-NAMED_LEVEL = 0.0001
+NAMED_LEVEL = 0.00005
 """Largest corrected p-value of a condition that is named, supported or contradicted."""
 MIN_SEEDS = 3
 """Fewest seeds of a problem: of two, an interval says nothing."""

@@ -119,7 +119,7 @@ def test_too_few_seeds_or_equal_ones_decide_nothing(values):
 
 
 def test_a_whole_claim_needs_no_correction_and_a_named_condition_does():
-    p = {0.0015: None, 0.00008: None, 0.00002: None}
+    p = {0.0015: None, 0.00004: None, 0.00001: None}
     for goal in p:
         t = stats.t.isf(goal, 4)
         p[goal] = [Stratum("a", t, 1.0, 5)]
