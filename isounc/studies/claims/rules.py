@@ -1,6 +1,7 @@
 r"""How a claim is settled: what is measured, the bound on it, and the rule that makes a verdict.
 
-Fixed before any verdict was seen; nothing else in the study decides anything.
+Bounds and rule were fixed before any verdict was seen; the two levels were lowered since, by simulation
+alone. Nothing else in the study decides anything.
 
 **Evidence.** A claim has one measure or several, and every measure conditions (a kind of theta*, a
 region, a setting). In a condition each problem is a stratum: a number of each of its seeds, averaged
