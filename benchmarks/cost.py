@@ -8,8 +8,9 @@ Each row is a way to get an uncertainty, with the seconds that it takes once (fi
 and those for every example of a batch, as microseconds and as a ratio to the forward pass of the
 same batch in the same process. Times are the least of several runs in which the ways take turns;
 compilation is left out of all but `once`. Memory is the most that the process held while the way ran,
-beyond what it held before (Linux). `flops` are those that the compiler counts, of ways that are one
-program without a loop: a count that no clock has a part in.
+beyond what it held before (Linux), and beside it the compiler's plan for its temporary values and
+results, of ways that are one program: what a process has freed it may hold on to. `flops` are those that
+the compiler counts, of ways that are one program without a loop: a count that no clock has a part in.
 
     forward              the prediction
     backward             one gradient of the batch's mean loss: a forward-backward pass, as in training
@@ -102,6 +103,8 @@ class Way(NamedTuple):
     """Seconds of what is done once."""
     flops: float | None = None
     """Floating-point operations by the compiler's count."""
+    mebibytes: float | None = None
+    """Memory of its temporary values and results by the compiler's plan."""
     times: float = 1.0
     """How many times `run` the way is, by count."""
     note: str = ""
@@ -115,11 +118,17 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def program(f: Callable[..., Any], *args: Any, once: float = 0.0) -> Way:
-    """A way that is one compiled program."""
+def program(f: Callable[..., Any], *args: Any, once: float = 0.0, has_loop: bool = False) -> Way:
+    """A way that is one compiled program; of a loop the compiler counts one turn, which is no count."""
     compiled = jax.jit(f).lower(*args).compile()
-    counted = compiled.cost_analysis() or {}
-    return Way(lambda: compiled(*args), once, flops=counted.get("flops"))
+    counted, planned = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    held = planned.temp_size_in_bytes + planned.output_size_in_bytes if planned else None
+    return Way(
+        lambda: compiled(*args),
+        once,
+        flops=None if has_loop else counted.get("flops"),
+        mebibytes=None if held is None else float(f"{held / 2**20:.4g}"),
+    )
 
 
 def sampled(problem: Problem, model: Model, key: jax.Array, options: Options) -> tuple[Any, ...]:
@@ -159,9 +168,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
     X = rng.uniform(low, high, (options.examples, problem.num_features)).astype(np.float32)
     labels = jnp.asarray(rng.integers(0, problem.num_outputs, options.examples))
 
-    variance = jax.jit(
-        lambda thetas: jax.lax.map(lambda t: model.predict(t, X), thetas).var(axis=0)
-    )
+    def variance(thetas):
+        return jax.lax.map(lambda t: model.predict(t, X), thetas).var(axis=0)
 
     def backward(theta):
         def loss(t):
@@ -169,7 +177,6 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
 
         return jax.grad(loss)(theta)
 
-    @jax.jit
     def dropout(key):
         read_out = theta.size - model.group_sizes[-2] - model.group_sizes[-1]
 
@@ -213,8 +220,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
         "isotropic, all": isotropic(value_and_sq_grad_norms, log_odds),
         "call of isotropic": call(),
         "call of logit_scaled": call(method="logit_scaled", scale=scale),
-        "ensemble": Way(lambda: variance(thetas), ensemble_seconds),
-        "dropout": Way(lambda: dropout(key), fit_seconds),
+        "ensemble": program(variance, thetas, once=ensemble_seconds, has_loop=True),
+        "dropout": program(dropout, key, once=fit_seconds, has_loop=True),
     }
     data = densities.make_data(problem, model, PRIOR_SD)
     curvature.AtPoint.of(theta, data, model)  # compiles
@@ -226,9 +233,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
     if options.chains == "yes":
         posterior, hmc_seconds, said = sampled(problem, model, key, options)
         draws = jnp.asarray(posterior.draws, jnp.float32)
-        ways["HMC"] = Way(
-            lambda: variance(draws), hmc_seconds, times=NUM_DRAWS / len(draws), note=said
-        )
+        averaged = program(variance, draws, once=hmc_seconds, has_loop=True)
+        ways["HMC"] = averaged._replace(times=NUM_DRAWS / len(draws), note=said)
     return ways
 
 
@@ -283,7 +289,8 @@ def measure(ways: dict[str, Way], count: int, seconds: float) -> list[dict[str, 
             "way": name, "once_seconds": round(way.once, 2),
             "microseconds": float(f"{1e6 * spent / count:.4g}"),
             "to_forward": float(f"{spent / best['forward']:.5g}"),
-            "mebibytes": memory[of], "flops": way.flops, "rounds": rounds, "note": way.note,
+            "mebibytes": memory[of], "program_mebibytes": way.mebibytes, "flops": way.flops,
+            "rounds": rounds, "note": way.note,
         })  # fmt: skip
     return rows
 
@@ -307,7 +314,7 @@ def main(options: Options) -> None:
             tqdm.write(
                 f"{model:<8}{width:>5}{count:>6}  {row['way']:<21}{row['once_seconds']:>8.2f} s once"
                 f"{row['microseconds']:>12.1f} us{row['to_forward']:>9.2f} x"
-                f"{row['mebibytes'] or 0:>9.1f} MiB  {row['note']:.80}"
+                f"{row['program_mebibytes'] or row['mebibytes'] or 0:>9.1f} MiB  {row['note']:.80}"
             )
         add_rows(rows, options.out)
         write_tables(options.out)

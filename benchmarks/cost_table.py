@@ -84,7 +84,8 @@ def costs(processes: pd.DataFrame) -> Rows:
                 "to_forward": ratio.mean, "to_forward_low": ratio.low,
                 "to_forward_high": ratio.high,
                 "flops_to_forward": counted.iloc[0] / flops.iloc[0] if len(counted) else None,
-                "mebibytes": of["mebibytes"].max(), "num_processes": len(of),
+                "mebibytes": of["mebibytes"].max(),
+                "program_mebibytes": of["program_mebibytes"].max(), "num_processes": len(of),
                 "note": next((note for note in of["note"] if isinstance(note, str)), ""),
                 "device": of["device"].iloc[0], "jax": of["jax"].iloc[0],
             })  # fmt: skip
@@ -165,23 +166,32 @@ def page(processes: pd.DataFrame) -> str:
         table(lambda row: "" if row is None else _ratio(row)),
         "Seconds of what is done once (fits, kernels, chains):",
         table(lambda row: "" if row is None else f"{row['once_seconds']:.3g}"),
-        "Memory that the process held at most beyond what it held before, MiB:",
-        table(lambda row: "" if row is None else f"{row['mebibytes']:.0f}"),
+        "Memory, MiB: temporary values and results by the compiler's plan, or, after a ~, what the process "
+        "held at most beyond what it held before:",
+        table(lambda row: "" if row is None else _memory(row)),
         "\n".join(
-            f"- {row['way']}, {row['model']} {row['width']}: {row['note']}."
-            for row in rows if row["note"]
+            f"- {way}, {model} {width}: {note}."
+            for way, model, width, note in dict.fromkeys(
+                (row["way"], row["model"], row["width"], row["note"]) for row in rows if row["note"]
+            )
         ),
     ])  # fmt: skip
 
 
 def _interval(mean: float, low: float | None, high: float | None) -> str:
-    return f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    """A number with its interval; one that is exact by definition has none."""
+    return f"{mean:.3g}" if low in (None, high) else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _ratio(row: dict[str, Any]) -> str:
     flops = row["flops_to_forward"]
     text = _interval(row["to_forward"], row["to_forward_low"], row["to_forward_high"])
     return text if row["way"] == "forward" or flops is None else f"{text} ({flops:.3g})"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    planned = row["program_mebibytes"]
+    return f"~{row['mebibytes']:.3g}" if np.isnan(planned) else f"{planned:.3g}"
 
 
 def write_tables(folder: Path) -> None:
