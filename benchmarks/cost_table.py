@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 
 from isounc.statistics.intervals import Interval, interval_over_seeds
-from isounc.statistics.verdicts import verdict
+from isounc.statistics.verdicts import VERDICTS, verdict
 
 SIZE = ["model", "width", "examples"]
 ROW = ["process", *SIZE, "way"]
@@ -153,9 +153,11 @@ def page(processes: pd.DataFrame) -> str:
         numbers = ", ".join(
             marks[r["verdict"]].format(_interval(r["mean"], r["low"], r["high"])) for r in of
         )
+        words = [row["verdict"] for row in of]
+        counted = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words)
         sentences.append(
             f"- *{name}* (time of isotropic over that of {other}, at most {bound:g}): "
-            f"**{line['verdict']}** over {line['num_sizes']} sizes; {numbers}."
+            f"**{line['verdict']}** over {line['num_sizes']} sizes ({counted}); {numbers}."
         )
     return "\n\n".join([
         "Verdicts on `isotropic`, one column with its forward pass, by size in the order of the table; "
@@ -165,7 +167,10 @@ def page(processes: pd.DataFrame) -> str:
         "processes]; in brackets the same ratio of the compiler's counts of operations:",
         table(lambda row: "" if row is None else _ratio(row)),
         "Seconds of what is done once (fits, kernels, chains):",
-        table(lambda row: "" if row is None else f"{row['once_seconds']:.3g}"),
+        table(
+            lambda row: "" if row is None or np.isnan(row["once_seconds"])
+            else f"{row['once_seconds']:.3g}"
+        ),
         "Memory, MiB: temporary values and results by the compiler's plan, or, after a ~, what the process "
         "held at most beyond what it held before:",
         table(lambda row: "" if row is None else _memory(row)),
@@ -180,7 +185,13 @@ def page(processes: pd.DataFrame) -> str:
 
 def _interval(mean: float, low: float | None, high: float | None) -> str:
     """A number with its interval; one that is exact by definition has none."""
-    return f"{mean:.3g}" if low in (None, high) else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    if low is None or high is None or low == high:
+        return _short(mean)
+    return f"{_short(mean)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _ratio(row: dict[str, Any]) -> str:
@@ -191,7 +202,7 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def _memory(row: dict[str, Any]) -> str:
     planned = row["program_mebibytes"]
-    return f"~{row['mebibytes']:.3g}" if np.isnan(planned) else f"{planned:.3g}"
+    return f"~{_short(row['mebibytes'])}" if np.isnan(planned) else _short(planned)
 
 
 def write_tables(folder: Path) -> None:
