@@ -113,19 +113,6 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of a run are made, and an empty file stands for each: rendering takes a second."""
-
-    def stand_in(figure: Any, stem: Path, *, svg: bool = True) -> list[Path]:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        path = stem.with_name(f"{stem.name}.png")
-        path.touch()
-        return [path]
-
-    monkeypatch.setattr("isounc.runs.figures.save", stand_in)
-
-
 @pytest.fixture(autouse=True)
 def close_figures() -> Iterator[None]:
     """Close all figures after a test: matplotlib warns at twenty open ones."""

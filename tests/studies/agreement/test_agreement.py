@@ -274,9 +274,7 @@ def tiny(out, **changes):
     return Settings(**settings | changes)
 
 
-def test_a_killed_run_goes_on_and_finds_the_planted_fault(
-    tmp_path, monkeypatch, capsys, unrendered
-):
+def test_a_killed_run_goes_on_and_finds_the_planted_fault(tmp_path, monkeypatch, capsys):
     # This fault shows at this size; that of the command, a tenth, needs a full run.
     monkeypatch.setitem(agreement.FAULTS, "prior", lambda prior_sd: 2 * prior_sd)
     right, calls = cell.isounc_side, []

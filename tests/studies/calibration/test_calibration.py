@@ -373,7 +373,7 @@ def test_the_wide_case_has_a_prior_sd_of_10_on_every_parameter(monkeypatch):
     assert not job.has_geweke
 
 
-def test_a_case_without_geweke_leaves_the_figures_of_the_others(tmp_path, unrendered):
+def test_a_case_without_geweke_leaves_the_figures_of_the_others(tmp_path):
     settings = tiny(
         tmp_path, cases=("logistic", "line2000"), controls=(), num_bins=4, num_replications=20
     )
