@@ -115,7 +115,7 @@ def verdict_rows(settled: Iterable[Settled]) -> list[Row]:
     return [
         {
             "claim": s.key, "title": s.claim.title, "verdict": s.verdict, "words": words(s),
-            "conditions": where(s), "short": where(s, most=3), "numbers": numbers(s), "num_conditions": len(s.counted),
+            "conditions": where(s), "short": where(s, most=2), "numbers": numbers(s), "num_conditions": len(s.counted),
             "num_supported": len(s.of_state("supported")),
             "num_contradicted": len(s.of_state("contradicted")),
             **dict(zip(("num_alone_for", "num_alone_against"), alone(s), strict=True)),
@@ -157,7 +157,8 @@ def where(settled: Settled, most: int | None = None) -> str:
     Parameters
     ----------
     most
-        Groups of conditions that are named of each kind, and problems; None names all.
+        Groups of conditions that are named, and problems, of those that are supported or, if there
+        are none, of those that are contradicted; None names all of both.
     """
     every = [f.condition for f in settled.counted]
     parts = []
@@ -175,6 +176,8 @@ def where(settled: Settled, most: int | None = None) -> str:
         odd = sorted({problem for f in found for problem in f.exceptions})
         named = ", ".join(odd) if most is None or len(odd) <= most else f"{len(odd)} problems"
         parts.append(text_of + (f" ({other} {named} in some)" if odd else ""))
+        if most is not None:
+            break
     return ". ".join(part[0].upper() + part[1:] for part in parts)
 
 
