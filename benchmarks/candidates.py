@@ -1,0 +1,513 @@
+"""Candidates beside the default hmc on posteriors of many data and wide priors, by gradients.
+
+    uv run benchmarks/candidates.py                              # all ways on all posteriors
+    uv run benchmarks/candidates.py --posteriors moons-standard-10 --ways hmc tempering
+    uv run benchmarks/candidates.py --check                      # are the moves exact?
+
+All ways sample the same posterior with four chains in prior coordinates, and begin with the same
+warm-up of `sample_posterior` (annealed, 300 transitions). Then each gets the same number of
+gradients, over all its chains and temperatures, so that the load of the machine does not matter. A
+row has the least and the median effective draws of p and of (p - mean)^2 over 192 locations, for
+1000 gradients, and R-hat. A value of the likelihood without its gradient counts as half of one.
+
+    hmc           the default
+    scales        after each transition every unit's input weights and bias are multiplied by e^s and
+                  its output weights by e^-s, or (by turns) its input weights and bias alone are
+                  multiplied: Metropolis steps of three sizes, with their Jacobians
+    curvature     hmc with the fixed metric (I + GGN at the MAP)^-1, of full rank
+    low-rank      the same with the diagonal of that covariance and 8 directions beside it
+    tempering     the tempered posteriors N(x; 0, I) exp(lambda r(x)) from the prior (lambda = 0) to
+                  the posterior, hmc in each with a step of its own, and swaps of neighbours by even
+                  and odd turns (non-reversible, Syed et al. 2022); temperatures of equal rejection
+
+A table that exists already is continued: only the rows that it lacks are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from samplers_table import stored, write
+from tqdm import tqdm
+
+from isounc.covariance import gauss_newton
+from isounc.densities import log_likelihood, make_data, on_device
+from isounc.fit import fit_maps
+from isounc.models import make_model
+from isounc.problems import make_problem
+from isounc.sampling import chains
+from isounc.sampling.adaptation import (
+    Tuning,
+    averaging,
+    count_draws,
+    end_window,
+    start_tuning,
+    strongly_typed,
+)
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.coordinates import Prior
+from isounc.sampling.integrator import Metric
+from isounc.sampling.kernels import SAMPLERS, ChainState, start_chains
+from isounc.sampling.retries import chain_by_chain
+from isounc.sampling.run import randomness
+from isounc.sampling.settings import SamplerSettings
+
+POSTERIORS = {
+    "linear-standard-10": ("linear", "standard", 10.0),
+    "moons-standard-10": ("moons", "standard", 10.0),
+    "spirals3-standard-10": ("spirals3", "standard", 10.0),
+    "moons-ntk-32": ("moons", "ntk", 32.0),
+}
+"""Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
+WAYS = ("hmc", "scales", "curvature", "low-rank", "tempering")
+HMC = SAMPLERS["hmc"]
+SCALES = (0.1, 0.5, 2.0)
+"""Standard deviations of the s of scale moves."""
+DIRECTIONS = 8
+"""Of the low-rank metric."""
+TEMPERATURES = 16
+"""Including the posterior; without the prior, whose draws are exact."""
+ROUNDS = (8, 16, 32)
+"""Scans of the rounds after which tempering adapts its temperatures and steps."""
+AT_ONCE = 25
+"""Transitions (scans) between looks at the budget."""
+
+
+@dataclass
+class Options:
+    """What is measured."""
+
+    posteriors: tuple[str, ...] = tuple(POSTERIORS)
+    """Posteriors, by name."""
+    ways: tuple[str, ...] = WAYS
+    """Ways, by name."""
+    gradients: int = 2_000_000
+    """Gradients of each way after warm-up."""
+    seed: int = 0
+    """Seed of the data and of the key."""
+    check: bool = False
+    """Check on closed forms that the moves leave the posterior as it is, and nothing else."""
+    out: Path = Path("runs/candidates")
+    """Folder for the table `candidates.csv`."""
+
+
+class Target(NamedTuple):
+    """A posterior in prior coordinates."""
+
+    remainder: Callable[[Any], Any]
+    """Log likelihood of x."""
+    predict: Callable[[Any], Any]
+    """Predictions of x at the locations."""
+    units: tuple[np.ndarray, np.ndarray]
+    """Indices into x, by unit: of its input weights and bias, and of its output weights."""
+
+
+def units_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of what goes into and out of each unit of the hidden layer."""
+    names = model.unflatten(np.arange(model.num_params))
+    leaves = dict(jax.tree_util.tree_leaves_with_path(names))
+    kernels = [np.asarray(a) for a in leaves.values() if np.ndim(a) == 2]
+    biases = [np.asarray(a) for a in leaves.values() if np.ndim(a) == 1]
+    width = model.width
+    first = next(k for k in kernels if k.shape == (model.in_features, width))
+    last = next(k for k in kernels if k.shape == (width, model.out_features) and k is not first)
+    bias = next(b for b in biases if b.shape == (width,))
+    return np.concatenate([first, bias[None]]).T, last
+
+
+# Moves: (key, chains, turn) -> chains, and the gradients that they cost each chain.
+
+
+def rescale(
+    key: Any, x: Any, r: Any, remainder: Callable[[Any], Any], rows: Any, both: Any, size: Any
+) -> tuple[Any, Any]:
+    """One Metropolis step of a chain: (w, b) to e^s (w, b), and v to e^-s v if `both`.
+
+    s is as likely as -s, which leads back, so that what is left is the ratio of the densities times
+    the Jacobian e^(s (D + 1 - O)), or e^(s (D + 1)).
+    """
+    into, out_of = rows
+    key_s, key_accept = jax.random.split(key)
+    s = size * jax.random.normal(key_s, (), x.dtype)
+    y = x.at[into].multiply(jnp.exp(s))
+    y = y.at[out_of].multiply(jnp.where(both, jnp.exp(-s), 1.0))
+    log_jacobian = s * (len(into) - jnp.where(both, len(out_of), 0))
+    after = remainder(y)
+    log_ratio = after - r - 0.5 * (y @ y - x @ x) + log_jacobian
+    accept = jnp.log(jax.random.uniform(key_accept, (), x.dtype)) < log_ratio
+    return jnp.where(accept, y, x), jnp.where(accept, after, r)
+
+
+def rescale_all(key: Any, state: ChainState, turn: Any, target: Target) -> ChainState:
+    """A step of each unit of each chain; by turns of both sides or of one, in one of three sizes."""
+    both, size = turn % 2 == 0, jnp.asarray(SCALES)[(turn // 2) % len(SCALES)]
+    into, out_of = map(jnp.asarray, target.units)
+
+    def of_chain(key: Any, x: Any, r: Any) -> tuple[Any, Any, Any]:
+        def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+            key, rows = inputs
+            return rescale(key, *carry, target.remainder, rows, both, size), None
+
+        keys = jax.random.split(key, len(into))
+        (y, _), _ = jax.lax.scan(step, (x, r), (keys, (into, out_of)))
+        return y, *jax.value_and_grad(target.remainder)(y)
+
+    return ChainState(*jax.vmap(of_chain)(jax.random.split(key, len(state.x)), *state[:2]))
+
+
+def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *, scales: bool):
+    """Hmc, with or without scale moves after each transition, as a program of many transitions."""
+
+    @jax.jit
+    def many(state: ChainState, keys: Any, u: Any, turns: Any) -> tuple[ChainState, Any]:
+        def one(state: ChainState, inputs: Any) -> tuple[ChainState, Any]:
+            key, u, turn = inputs
+            state, info, _ = HMC.transition(key, state, tuning, u, target.remainder, settings)
+            cost = info.num_gradients.sum()
+            if scales:
+                state = rescale_all(jax.random.fold_in(key, 1), state, turn, target)
+                cost = cost + len(state.x) * (0.5 * len(target.units[0]) + 1)
+            return state, (jax.vmap(target.predict)(state.x), cost)
+
+        return jax.lax.scan(one, state, (keys, u, turns))
+
+    return many
+
+
+def at_temperature(
+    key: Any, state: ChainState, tuning: Tuning, u: Any, temperature: Any, target: Target,
+    settings: SamplerSettings, *, adapt: bool,
+) -> tuple[ChainState, Tuning, Any]:  # fmt: skip
+    """A transition of hmc of the posterior at a temperature; chains hold r without it."""
+    warm = ChainState(state.x, temperature * state.remainder, temperature * state.gradient)
+
+    def remainder(x: Any) -> Any:
+        return temperature * target.remainder(x)
+
+    moved, info, proposal = HMC.transition(key, warm, tuning, u, remainder, settings)
+    if adapt:
+        tuning = HMC.adapt(tuning, warm, proposal, info, u, settings)
+    stays = (moved.x == warm.x).all(1)
+    divided = ChainState(moved.x, moved.remainder / temperature, moved.gradient / temperature)
+    return chain_by_chain(stays, state, divided), tuning, info.num_gradients.sum()
+
+
+def swap(key: Any, states: ChainState, temperatures: Any, turn: Any) -> tuple[ChainState, Any]:
+    """Swap neighbours i, i + 1 of even or odd i, by turns; and the chance of a refusal of each pair.
+
+    The axes of the states are (temperature, chain).
+    """
+    r, count = states.remainder, len(temperatures)
+    log_ratio = (temperatures[:-1] - temperatures[1:])[:, None] * (r[1:] - r[:-1])
+    uniform = jax.random.uniform(key, log_ratio.shape, r.dtype)
+    chosen = (jnp.arange(count - 1) % 2 == turn % 2)[:, None] & (jnp.log(uniform) < log_ratio)
+    above = jnp.concatenate([chosen, jnp.zeros_like(chosen[:1])])
+    below = jnp.concatenate([jnp.zeros_like(chosen[:1]), chosen])
+    source = jnp.arange(count)[:, None] + above - below
+
+    def swapped(a: Any) -> Any:
+        index = source.reshape(*source.shape, *[1] * (a.ndim - 2))
+        return jnp.take_along_axis(a, index, 0)
+
+    return jax.tree.map(swapped, states), 1 - jnp.exp(jnp.minimum(log_ratio, 0)).mean(1)
+
+
+def tempering_way(target: Target, settings: SamplerSettings, *, adapt: bool):
+    """A program of many scans: a transition at each temperature, exact draws of the prior, swaps."""
+
+    @jax.jit
+    def many(
+        carry: Any, temperatures: Any, keys: Any, u: Any, turns: Any
+    ) -> tuple[Any, tuple[Any, Any, Any]]:
+        def one(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            states, tunings = carry
+            key, u, turn = inputs
+            key_prior, key_swap, key_moves = jax.random.split(key, 3)
+            hot = jax.random.normal(key_prior, states.x.shape[1:], states.x.dtype)
+            first = start_chains(hot, target.remainder)
+
+            def explore(inputs: Any) -> Any:
+                key, state, tuning, temperature = inputs
+                return at_temperature(
+                    key, state, tuning, u, temperature, target, settings, adapt=adapt
+                )
+
+            rest = jax.tree.map(lambda a: a[1:], states)
+            move_keys = jax.random.split(key_moves, len(temperatures) - 1)
+            rest, tunings, costs = jax.lax.map(
+                explore, (move_keys, rest, tunings, temperatures[1:])
+            )
+            if adapt:
+                tunings = jax.vmap(count_draws)(tunings, rest.x)
+            states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+            states, refused = swap(key_swap, states, temperatures, turn)
+            posterior = jax.vmap(target.predict)(states.x[-1])
+            return (states, tunings), (posterior, costs.sum() + len(hot), refused)
+
+        return jax.lax.scan(one, carry, (keys, u, turns))
+
+    return many
+
+
+def equal_refusals(temperatures: np.ndarray, refused: np.ndarray) -> np.ndarray:
+    """Temperatures between whose neighbours swaps are refused equally often, and as many."""
+    barrier = np.concatenate([[0.0], np.cumsum(np.maximum(refused, 1e-3))])
+    wanted = np.linspace(0, barrier[-1], len(temperatures))
+    # In logarithms: powers of the likelihood span decades; the prior has none.
+    floor = np.log(temperatures[1]) - 3
+    logs = np.concatenate([[floor], np.log(temperatures[1:])])
+    return np.concatenate([[0.0], np.exp(np.interp(wanted, barrier, logs))[1:-1], [1.0]])
+
+
+def tempered(
+    target: Target, warm: chains.RunState, settings: SamplerSettings, key: Any, gradients: int
+) -> tuple[np.ndarray, int, str]:
+    """Predictions (chain, draw, location), gradients and notes of tempering."""
+    state, tuning = (jax.tree.map(lambda a: a[0], part) for part in (warm.chains, warm.tuning))
+    starts = jax.vmap(target.remainder)(jax.random.normal(key, (64, state.x.shape[1])))
+    depth = float(chains.mean_depth(np.asarray(starts, float)[None])[0])
+    hottest = 1 / max(depth, 10.0)
+    temperatures = np.concatenate([[0.0], np.geomspace(hottest, 1, TEMPERATURES)])
+    steps = np.minimum(np.asarray(tuning.step_size) / np.sqrt(temperatures[1:]), 1.0)
+
+    def repeated(a: Any, times: int) -> Any:
+        return jnp.broadcast_to(a[None], (times, *a.shape))
+
+    tunings = jax.tree.map(lambda a: repeated(a, TEMPERATURES), tuning)
+    states = jax.tree.map(lambda a: repeated(a, TEMPERATURES + 1), state)
+    carry, turn, spent_warm = (states, begin_steps(tunings, steps, settings)), 0, 0.0
+
+    def scans(carry: Any, count: int, *, adapt: bool) -> Any:
+        nonlocal turn
+        turns = jnp.arange(turn, turn + count)
+        keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(turns)
+        u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7)))(keys)
+        turn += count
+        program = adapting if adapt else sampling
+        return program(carry, jnp.asarray(temperatures, jnp.float32), keys, u, turns)
+
+    adapting = tempering_way(target, settings, adapt=True)
+    sampling = tempering_way(target, settings, adapt=False)
+    for count in ROUNDS:
+        carry, (_, costs, refused) = scans(carry, count, adapt=True)
+        spent_warm += float(costs.sum())
+        states, tunings = carry
+        tunings = jax.vmap(lambda t: end_window(t, None, None, settings))(tunings)
+        old, temperatures = temperatures, equal_refusals(temperatures, np.asarray(refused).mean(0))
+        logs = np.interp(
+            np.log(temperatures[1:]), np.log(old[1:]), np.log(np.asarray(tunings.step_size))
+        )
+        carry = (states, begin_steps(tunings, np.exp(logs), settings))
+    carry, (_, costs, _) = scans(carry, ROUNDS[-1], adapt=True)
+    spent_warm += float(costs.sum())
+    tunings = jax.vmap(lambda t: end_window(t, None, None, settings))(carry[1])
+    carry = (carry[0], tunings._replace(retries=jnp.ones_like(tunings.retries)))
+    values, spent, refusals = [], 0.0, []
+    while spent < gradients:
+        carry, (p, costs, refused) = scans(carry, AT_ONCE, adapt=False)
+        values.append(np.asarray(p))
+        spent += float(costs.sum())
+        refusals.append(np.asarray(refused).mean(0))
+    refused = np.mean(refusals, 0)
+    notes = (
+        f"refused swaps {refused.min():.2f} to {refused.max():.2f}, barrier {refused.sum():.1f}, "
+        f"{spent_warm:.0f} gradients of warm-up"
+    )
+    return np.concatenate(values).swapaxes(0, 1), int(spent), notes
+
+
+def begin_steps(tunings: Tuning, steps: np.ndarray, settings: SamplerSettings) -> Tuning:
+    """Tunings that adapt from these step sizes on."""
+    init, *_ = averaging(settings)
+    sizes = jnp.asarray(steps, tunings.step_size.dtype)
+    begun = jax.vmap(lambda step: strongly_typed(init(step), step.dtype))(sizes)
+    return tunings._replace(
+        step_size=sizes, averaging=begun, retries=jnp.zeros_like(tunings.retries)
+    )
+
+
+def metric_at_map(way: str, problem: Any, model: Any, prior_sd: float, key: Any) -> Metric:
+    """(I + GGN)^-1 at the MAP in prior coordinates; low-rank: D (I + U (L - I) U^T) D."""
+    found = fit_maps([problem], model, prior_sd=prior_sd, keys=[key])[0]
+    data = on_device(make_data(problem, model, prior_sd))
+    laplace = gauss_newton(model, jnp.asarray(found.theta, jnp.float32), data)
+    basis, shrink = np.asarray(laplace.basis, float), np.asarray(laplace.shrink, float)
+    covariance = np.eye(len(basis)) - basis * (1 - (1 - shrink) ** 2) @ basis.T
+    sd = np.ones(len(basis)) if way == "curvature" else np.sqrt(np.diag(covariance))
+    eigenvalues, vectors = np.linalg.eigh(covariance / np.outer(sd, sd))
+    if way == "low-rank":
+        # Those that are furthest from 1, either way.
+        kept = np.argsort(-np.abs(np.log(eigenvalues)))[:DIRECTIONS]
+        eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    return Metric(*(jnp.asarray(a, jnp.float32) for a in (sd, vectors, eigenvalues)))
+
+
+def warmed_up(
+    problem: Any, model: Any, prior_sd: float, settings: SamplerSettings, key: Any,
+    metric: Metric | None,
+) -> tuple[chains.RunState, Any]:  # fmt: skip
+    """Chains after the windows of warm-up of `sample_posterior`, the first annealed; the data."""
+    data = on_device(make_data(problem, model, prior_sd))
+    data = jax.tree.map(lambda a: jnp.asarray(a)[None], data)
+    X = jnp.zeros((1, 1, model.in_features), data.X.dtype)
+    start_key, run_key = jax.random.split(key)
+    static = {"model": model, "settings": settings, "sampler": HMC}
+    state = chains.start(Prior(), data, X, start_key[None], **static)
+    length = settings.num_warmup // 4
+    for step in range(4):
+        keys, u = randomness(run_key[None], step, length, X.dtype)
+        window = chains.begin_window(state, settings, length, anneal=step == 0)
+        serial = chains.is_serial(model, data)
+        window = chains.warm_up(window, 0, length, data, X, keys, u, serial=serial, **static)
+        own = metric is None and step in (1, 2)
+        state = chains.tune(window, settings=settings, adapt_metric=own, retries=step >= 2)
+        if metric is not None and step == 0:
+            fixed = jax.tree.map(lambda a: a[None], metric)
+            state = state._replace(tuning=state.tuning._replace(metric=fixed))
+    return state, data
+
+
+def measure(name: str, way: str, options: Options) -> dict[str, Any]:
+    """The row of a way on a posterior."""
+    problem_name, parameterisation, prior_sd = POSTERIORS[name]
+    problem = make_problem(
+        problem_name, n=1000, seed=options.seed, num_test=64, num_far=64, grid_size=8
+    )
+    model = make_model(problem, width=8, parameterisation=parameterisation)
+    key = jax.random.key(options.seed)
+    settings = SamplerSettings()
+    metric = None
+    if way in ("curvature", "low-rank"):
+        metric = metric_at_map(way, problem, model, prior_sd, key)
+    warm, batch = warmed_up(problem, model, prior_sd, settings, key, metric)
+    data = jax.tree.map(lambda a: a[0], batch)
+    X = jnp.concatenate([jnp.asarray(a, jnp.float32) for a in problem.regions.values()])
+
+    def remainder(x: Any) -> Any:
+        return log_likelihood(model, data.prior_sd * x, data)
+
+    def predict(x: Any) -> Any:
+        return model.predict(data.prior_sd * x, X).ravel()
+
+    target = Target(remainder, predict, units_of(model))
+    run_key, notes = jax.random.fold_in(key, 99), ""
+    if way == "tempering":
+        values, spent, notes = tempered(target, warm, settings, run_key, options.gradients)
+    else:
+        state, tuning = (jax.tree.map(lambda a: a[0], part) for part in (warm.chains, warm.tuning))
+        many = transition_way(target, tuning, settings, scales=way == "scales")
+        blocks, spent, turn = [], 0, 0
+        while spent < options.gradients:
+            turns = jnp.arange(turn, turn + AT_ONCE)
+            keys = jax.vmap(lambda t: jax.random.fold_in(run_key, t))(turns)
+            u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7)))(keys)
+            state, (p, costs) = many(state, keys, u, turns)
+            blocks.append(np.asarray(p))
+            spent, turn = spent + int(costs.sum()), turn + AT_ONCE
+        values = np.concatenate(blocks).swapaxes(0, 1)
+    found = diagnose(values)
+    per = 1000 / spent
+    ess = {"mean": np.nan_to_num(found.ess_bulk), "var": np.nan_to_num(found.ess_var)}
+    row = {"draws": values.shape[1], "gradients": spent}
+    row["rhat_max"] = round(float(np.nan_to_num(found.rhat, nan=np.inf).max()), 3)
+    for moment, sizes in ess.items():
+        row |= {
+            f"ess_{moment}": round(float(sizes.min())),
+            f"ess_{moment}_per_1000": float(f"{per * sizes.min():.3g}"),
+            f"ess_{moment}_median_per_1000": float(f"{per * np.median(sizes):.3g}"),
+        }
+    return row | {"notes": notes}
+
+
+def check() -> None:
+    """Compare scale moves and tempering with closed forms; print how many standard errors apart."""
+    # N(0, I/2): exact draws stay exact, in every coordinate.
+    width, inputs, outputs, num = 2, 2, 3, 40_000
+    indices = np.arange(width * (inputs + 1 + outputs)).reshape(width, -1)
+    target = Target(
+        lambda x: -0.5 * x @ x, lambda x: x, (indices[:, : inputs + 1], indices[:, inputs + 1 :])
+    )
+    x = jax.random.normal(jax.random.key(0), (num, indices.size)) / np.sqrt(2)
+    state, moved = start_chains(x, target.remainder), 0.0
+    for turn in range(12):
+        before = state.x
+        state = jax.jit(lambda key, state, turn: rescale_all(key, state, turn, target))(
+            jax.random.key(turn), state, turn
+        )
+        moved += float((state.x != before).any(1).mean()) / 12
+    squares = np.asarray(state.x) ** 2
+    z = (squares.mean(0) - 0.5) / (squares.std(0) / np.sqrt(num))
+    print(
+        f"scales: {moved:.2f} of chains moved a turn, largest |z| of the squares {abs(z).max():.1f}"
+    )
+
+    # Two modes of weights 0.8 and 0.2; all chains begin in the second.
+    means, weights, sd = jnp.array([[3.0, 0.0], [-3.0, 0.0]]), jnp.array([0.8, 0.2]), 0.3
+
+    def remainder(x: Any) -> Any:
+        squares = ((x[None] - means) ** 2).sum(1) / sd**2
+        return jax.nn.logsumexp(jnp.log(weights) - 0.5 * squares) + 0.5 * x @ x
+
+    target = Target(remainder, lambda x: jnp.stack([x[0] > 0, x[1] ** 2]).astype(x.dtype), ())
+    settings = SamplerSettings()
+    x = jnp.tile(means[1][None], (8, 1)) + 0.1
+    warm = chains.RunState(
+        *(
+            jax.tree.map(lambda a: a[None], part)
+            for part in (
+                Prior(), start_chains(x, remainder), start_tuning(2, x.dtype, settings), x,
+            )
+        )
+    )  # fmt: skip
+    values, _, notes = tempered(target, warm, settings, jax.random.key(1), 2_000_000)
+    found = diagnose(values.astype(float))
+    z = (values.mean((0, 1)) - [0.8, sd**2]) / found.mean_se
+    print(f"tempering: share of a mode and square, z {z[0]:.1f} and {z[1]:.1f}; {notes}")
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| posterior | way | draws, gradients | R-hat | effective draws of p, of (p - mean)² | least for"
+        " 1000 gradients | median over the locations |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda r: (list(POSTERIORS).index(r["posterior"]), r["seed"])):
+        per = [f"ess_{moment}_per_1000" for moment in ("mean", "var")]
+        medians = [f"ess_{moment}_median_per_1000" for moment in ("mean", "var")]
+        cells = (
+            row["posterior"], row["way"], f"{row['draws']}, {row['gradients']:,}",
+            f"{row['rhat_max']:.3f}", f"{row['ess_mean']}, {row['ess_var']}",
+            *(", ".join(f"{row[name]:.3g}" for name in names) for names in (per, medians)),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    """Measure all rows that the table lacks."""
+    if options.check:
+        check()
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = options.out / "candidates.csv"
+    rows = stored(table, {})
+    done = {(row["posterior"], row["way"], row["seed"]) for row in rows}
+    jobs = [(name, way) for name in options.posteriors for way in options.ways]
+    for name, way in tqdm([j for j in jobs if (*j, options.seed) not in done], unit="row"):
+        row = {"posterior": name, "way": way, "seed": options.seed}
+        rows.append(row | measure(name, way, options))
+        tqdm.write(str(rows[-1]))
+        write(rows, table)
+        (options.out / "candidates.md").write_text(page(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
