@@ -6,9 +6,10 @@
 
 All ways sample the same posterior with four chains in prior coordinates, and begin with the same
 warm-up of `sample_posterior` (annealed, 300 transitions). Then each gets the same number of
-gradients, over all its chains and temperatures, so that the load of the machine does not matter. A
-row has the least and the median effective draws of p and of (p - mean)^2 over 192 locations, for
-1000 gradients, and R-hat. A value of the likelihood without its gradient counts as half of one.
+gradients, over all its chains and temperatures, so that the load of the machine does not matter;
+those that adapt the step size of a metric, or temperatures, are not among them. A row has the least
+and the median effective draws of p and of (p - mean)^2 over 192 locations, for 1000 gradients, and
+R-hat. A value of the likelihood without its gradient counts as half of one.
 
     hmc           the default
     scales        after each transition every unit's input weights and bias are multiplied by e^s and
@@ -350,28 +351,54 @@ def metric_at_map(way: str, problem: Any, model: Any, prior_sd: float, key: Any)
 
 
 def warmed_up(
-    problem: Any, model: Any, prior_sd: float, settings: SamplerSettings, key: Any,
-    metric: Metric | None,
-) -> tuple[chains.RunState, Any]:  # fmt: skip
-    """Chains after the windows of warm-up of `sample_posterior`, the first annealed; the data."""
-    data = on_device(make_data(problem, model, prior_sd))
-    data = jax.tree.map(lambda a: jnp.asarray(a)[None], data)
+    model: Any, data: Any, settings: SamplerSettings, key: Any, path: Path
+) -> chains.RunState:
+    """Chains after the windows of warm-up of `sample_posterior`, the first annealed.
+
+    They are stored, since all ways begin with them.
+    """
     X = jnp.zeros((1, 1, model.in_features), data.X.dtype)
     start_key, run_key = jax.random.split(key)
     static = {"model": model, "settings": settings, "sampler": HMC}
     state = chains.start(Prior(), data, X, start_key[None], **static)
+    leaves, tree = jax.tree.flatten(state)
+    if path.exists():
+        with np.load(path) as stored_leaves:
+            return tree.unflatten([jnp.asarray(stored_leaves[f"{i}"]) for i in range(len(leaves))])
+    static["serial"] = chains.is_serial(model, data)
     length = settings.num_warmup // 4
     for step in range(4):
-        keys, u = randomness(run_key[None], step, length, X.dtype)
+        inputs = randomness(run_key[None], step, length, X.dtype)
         window = chains.begin_window(state, settings, length, anneal=step == 0)
-        serial = chains.is_serial(model, data)
-        window = chains.warm_up(window, 0, length, data, X, keys, u, serial=serial, **static)
-        own = metric is None and step in (1, 2)
-        state = chains.tune(window, settings=settings, adapt_metric=own, retries=step >= 2)
-        if metric is not None and step == 0:
-            fixed = jax.tree.map(lambda a: a[None], metric)
-            state = state._replace(tuning=state.tuning._replace(metric=fixed))
-    return state, data
+        window = chains.warm_up(window, 0, length, data, X, *inputs, **static)
+        state = chains.tune(
+            window, settings=settings, adapt_metric=step in (1, 2), retries=step >= 2
+        )
+    np.savez(path, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+    return state
+
+
+def in_metric(
+    warm: chains.RunState,
+    metric: Metric,
+    model: Any,
+    data: Any,
+    settings: SamplerSettings,
+    key: Any,
+) -> chains.RunState:
+    """The chains with this metric, for which a further window of warm-up adapts the step size."""
+    fixed = jax.tree.map(lambda a: a[None], metric)
+    # The metric that they had is diagonal; steps begin short, since this one may be stiff.
+    tuning = begin_steps(warm.tuning._replace(metric=fixed), np.full(1, 1e-3), settings)
+    state, length = warm._replace(tuning=tuning), settings.num_warmup // 4
+    X = jnp.zeros((1, 1, model.in_features), data.X.dtype)
+    inputs = randomness(key[None], 4, length, X.dtype)
+    window = chains.begin_window(state, settings, length)
+    window = chains.warm_up(
+        window, 0, length, data, X, *inputs, model=model, settings=settings, sampler=HMC,
+        serial=chains.is_serial(model, data),
+    )  # fmt: skip
+    return chains.tune(window, settings=settings, adapt_metric=False, retries=True)
 
 
 def measure(name: str, way: str, options: Options) -> dict[str, Any]:
@@ -383,11 +410,12 @@ def measure(name: str, way: str, options: Options) -> dict[str, Any]:
     model = make_model(problem, width=8, parameterisation=parameterisation)
     key = jax.random.key(options.seed)
     settings = SamplerSettings()
-    metric = None
+    data = on_device(make_data(problem, model, prior_sd))
+    batch = jax.tree.map(lambda a: jnp.asarray(a)[None], data)
+    warm = warmed_up(model, batch, settings, key, options.out / f"warm-{name}-{options.seed}.npz")
     if way in ("curvature", "low-rank"):
         metric = metric_at_map(way, problem, model, prior_sd, key)
-    warm, batch = warmed_up(problem, model, prior_sd, settings, key, metric)
-    data = jax.tree.map(lambda a: a[0], batch)
+        warm = in_metric(warm, metric, model, batch, settings, key)
     X = jnp.concatenate([jnp.asarray(a, jnp.float32) for a in problem.regions.values()])
 
     def remainder(x: Any) -> Any:
