@@ -2,7 +2,7 @@
 
     uv run benchmarks/candidates.py                              # all ways on all posteriors
     uv run benchmarks/candidates.py --posteriors moons-standard-10 --ways hmc tempering
-    uv run benchmarks/candidates.py --check                      # are the moves exact?
+    uv run benchmarks/candidates.py --check                      # is tempering exact?
 
 All ways sample the same posterior with four chains in prior coordinates, and begin with the same
 warm-up of `sample_posterior` (annealed, 300 transitions). Then each gets the same number of
@@ -11,10 +11,9 @@ those that adapt the step size of a metric, or temperatures, are not among them.
 and the median effective draws of p and of (p - mean)^2 over 192 locations, for 1000 gradients, and
 R-hat. A value of the likelihood without its gradient counts as half of one.
 
-    hmc           the default
-    scales        after each transition every unit's input weights and bias are multiplied by e^s and
-                  its output weights by e^-s, or (by turns) its input weights and bias alone are
-                  multiplied: Metropolis steps of three sizes, with their Jacobians
+    hmc           the default, but for the next line
+    scales        the same with moves along the scales of units after each transition
+                  (`isounc.sampling.rescaling`), which the default has too
     curvature     hmc with the fixed metric (I + GGN at the MAP)^-1, of full rank
     low-rank      the same with the diagonal of that covariance and 8 directions beside it
     tempering     the tempered posteriors N(x; 0, I) exp(lambda r(x)) from the prior (lambda = 0) to
@@ -56,6 +55,7 @@ from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.integrator import Metric
 from isounc.sampling.kernels import SAMPLERS, ChainState, start_chains
+from isounc.sampling.rescaling import Units, num_rescalings, rescale, units_of
 from isounc.sampling.retries import chain_by_chain
 from isounc.sampling.run import randomness
 from isounc.sampling.settings import SamplerSettings
@@ -69,8 +69,6 @@ POSTERIORS = {
 """Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
 WAYS = ("hmc", "scales", "curvature", "low-rank", "tempering")
 HMC = SAMPLERS["hmc"]
-SCALES = (0.1, 0.5, 2.0)
-"""Standard deviations of the s of scale moves."""
 DIRECTIONS = 8
 """Of the low-rank metric."""
 TEMPERATURES = 16
@@ -94,7 +92,7 @@ class Options:
     seed: int = 0
     """Seed of the data and of the key."""
     check: bool = False
-    """Check on closed forms that the moves leave the posterior as it is, and nothing else."""
+    """Compare tempering with a closed form, and nothing else."""
     out: Path = Path("runs/candidates")
     """Folder for the table `candidates.csv`."""
 
@@ -106,78 +104,27 @@ class Target(NamedTuple):
     """Log likelihood of x."""
     predict: Callable[[Any], Any]
     """Predictions of x at the locations."""
-    units: tuple[np.ndarray, np.ndarray]
-    """Indices into x, by unit: of its input weights and bias, and of its output weights."""
-
-
-def units_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of what goes into and out of each unit of the hidden layer."""
-    names = model.unflatten(np.arange(model.num_params))
-    leaves = dict(jax.tree_util.tree_leaves_with_path(names))
-    kernels = [np.asarray(a) for a in leaves.values() if np.ndim(a) == 2]
-    biases = [np.asarray(a) for a in leaves.values() if np.ndim(a) == 1]
-    width = model.width
-    first = next(k for k in kernels if k.shape == (model.in_features, width))
-    last = next(k for k in kernels if k.shape == (width, model.out_features) and k is not first)
-    bias = next(b for b in biases if b.shape == (width,))
-    return np.concatenate([first, bias[None]]).T, last
-
-
-# Moves: (key, chains, turn) -> chains, and the gradients that they cost each chain.
-
-
-def rescale(
-    key: Any, x: Any, r: Any, remainder: Callable[[Any], Any], rows: Any, both: Any, size: Any
-) -> tuple[Any, Any]:
-    """One Metropolis step of a chain: (w, b) to e^s (w, b), and v to e^-s v if `both`.
-
-    s is as likely as -s, which leads back, so that what is left is the ratio of the densities times
-    the Jacobian e^(s (D + 1 - O)), or e^(s (D + 1)).
-    """
-    into, out_of = rows
-    key_s, key_accept = jax.random.split(key)
-    s = size * jax.random.normal(key_s, (), x.dtype)
-    y = x.at[into].multiply(jnp.exp(s))
-    y = y.at[out_of].multiply(jnp.where(both, jnp.exp(-s), 1.0))
-    log_jacobian = s * (len(into) - jnp.where(both, len(out_of), 0))
-    after = remainder(y)
-    log_ratio = after - r - 0.5 * (y @ y - x @ x) + log_jacobian
-    accept = jnp.log(jax.random.uniform(key_accept, (), x.dtype)) < log_ratio
-    return jnp.where(accept, y, x), jnp.where(accept, after, r)
-
-
-def rescale_all(key: Any, state: ChainState, turn: Any, target: Target) -> ChainState:
-    """A step of each unit of each chain; by turns of both sides or of one, in one of three sizes."""
-    both, size = turn % 2 == 0, jnp.asarray(SCALES)[(turn // 2) % len(SCALES)]
-    into, out_of = map(jnp.asarray, target.units)
-
-    def of_chain(key: Any, x: Any, r: Any) -> tuple[Any, Any, Any]:
-        def step(carry: Any, inputs: Any) -> tuple[Any, None]:
-            key, rows = inputs
-            return rescale(key, *carry, target.remainder, rows, both, size), None
-
-        keys = jax.random.split(key, len(into))
-        (y, _), _ = jax.lax.scan(step, (x, r), (keys, (into, out_of)))
-        return y, *jax.value_and_grad(target.remainder)(y)
-
-    return ChainState(*jax.vmap(of_chain)(jax.random.split(key, len(state.x)), *state[:2]))
+    units: Units | None = None
+    """Units of the network."""
 
 
 def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *, scales: bool):
     """Hmc, with or without scale moves after each transition, as a program of many transitions."""
 
     @jax.jit
-    def many(state: ChainState, keys: Any, u: Any, turns: Any) -> tuple[ChainState, Any]:
+    def many(state: ChainState, keys: Any, u: Any) -> tuple[ChainState, Any]:
         def one(state: ChainState, inputs: Any) -> tuple[ChainState, Any]:
-            key, u, turn = inputs
+            key, u = inputs
             state, info, _ = HMC.transition(key, state, tuning, u, target.remainder, settings)
-            cost = info.num_gradients.sum()
+            spent = info.num_gradients.sum()
             if scales:
-                state = rescale_all(jax.random.fold_in(key, 1), state, turn, target)
-                cost = cost + len(state.x) * (0.5 * len(target.units[0]) + 1)
-            return state, (jax.vmap(target.predict)(state.x), cost)
+                assert target.units is not None
+                count, key = num_rescalings(tuning, settings), jax.random.fold_in(key, 1)
+                state, more = rescale(key, state, count, target.units, target.remainder)
+                spent = spent + len(state.x) * more
+            return state, (jax.vmap(target.predict)(state.x), spent)
 
-        return jax.lax.scan(one, state, (keys, u, turns))
+        return jax.lax.scan(one, state, (keys, u))
 
     return many
 
@@ -436,7 +383,7 @@ def measure(name: str, way: str, options: Options) -> dict[str, Any]:
             turns = jnp.arange(turn, turn + AT_ONCE)
             keys = jax.vmap(lambda t: jax.random.fold_in(run_key, t))(turns)
             u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7)))(keys)
-            state, (p, costs) = many(state, keys, u, turns)
+            state, (p, costs) = many(state, keys, u)
             blocks.append(np.asarray(p))
             spent, turn = spent + int(costs.sum()), turn + AT_ONCE
         values = np.concatenate(blocks).swapaxes(0, 1)
@@ -455,27 +402,7 @@ def measure(name: str, way: str, options: Options) -> dict[str, Any]:
 
 
 def check() -> None:
-    """Compare scale moves and tempering with closed forms; print how many standard errors apart."""
-    # N(0, I/2): exact draws stay exact, in every coordinate.
-    width, inputs, outputs, num = 2, 2, 3, 40_000
-    indices = np.arange(width * (inputs + 1 + outputs)).reshape(width, -1)
-    target = Target(
-        lambda x: -0.5 * x @ x, lambda x: x, (indices[:, : inputs + 1], indices[:, inputs + 1 :])
-    )
-    x = jax.random.normal(jax.random.key(0), (num, indices.size)) / np.sqrt(2)
-    state, moved = start_chains(x, target.remainder), 0.0
-    for turn in range(12):
-        before = state.x
-        state = jax.jit(lambda key, state, turn: rescale_all(key, state, turn, target))(
-            jax.random.key(turn), state, turn
-        )
-        moved += float((state.x != before).any(1).mean()) / 12
-    squares = np.asarray(state.x) ** 2
-    z = (squares.mean(0) - 0.5) / (squares.std(0) / np.sqrt(num))
-    print(
-        f"scales: {moved:.2f} of chains moved a turn, largest |z| of the squares {abs(z).max():.1f}"
-    )
-
+    """Compare tempering with a closed form, and print how many standard errors it is away."""
     # Two modes of weights 0.8 and 0.2; all chains begin in the second.
     means, weights, sd = jnp.array([[3.0, 0.0], [-3.0, 0.0]]), jnp.array([0.8, 0.2]), 0.3
 
@@ -483,7 +410,7 @@ def check() -> None:
         squares = ((x[None] - means) ** 2).sum(1) / sd**2
         return jax.nn.logsumexp(jnp.log(weights) - 0.5 * squares) + 0.5 * x @ x
 
-    target = Target(remainder, lambda x: jnp.stack([x[0] > 0, x[1] ** 2]).astype(x.dtype), ())
+    target = Target(remainder, lambda x: jnp.stack([x[0] > 0, x[1] ** 2]).astype(x.dtype))
     settings = SamplerSettings()
     x = jnp.tile(means[1][None], (8, 1)) + 0.1
     warm = chains.RunState(
