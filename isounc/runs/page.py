@@ -118,13 +118,15 @@ def _markdown(name: str, sections: list[Section], folder: Path) -> str:
             place = os.path.relpath(figure.paths[0], folder).replace(os.sep, "/")
             parts.append(f"![{_escaped(figure.caption)}]({place})")
         for table in section.tables:
-            lines = [
-                "| " + " | ".join(map(_escaped, row)) + " |" for row in (table.columns, *table.rows)
-            ]
-            lines.insert(1, "|" + " --- |" * len(table.columns))
-            parts += [f"### {_escaped(table.title)}", "\n".join(lines)]
-            parts += [_escaped(table.note)] if table.note else []
+            parts += [f"### {_escaped(table.title)}", *table_markdown(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def table_markdown(table: Table) -> list[str]:
+    """Write a table without its title as paragraphs of Markdown: the table, and its note."""
+    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in (table.columns, *table.rows)]
+    lines.insert(1, "|" + " --- |" * len(table.columns))
+    return ["\n".join(lines), *([_escaped(table.note)] if table.note else [])]
 
 
 def _escaped(text: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from isounc.runs import files
 from isounc.runs.files import Damaged
 from isounc.runs.folder import RunFolder
-from isounc.runs.study import Study, settings_of_run
+from isounc.runs.page import table_markdown
+from isounc.runs.study import Report, Study, settings_of_run
 
 MOST_PLAIN = 2**18
 """Bytes above which a table is compressed."""
@@ -65,15 +66,20 @@ def publish(
         # The other form of a table, which would be an earlier state of it.
         other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
         (goal.path / other).unlink(missing_ok=True)
-    reading = study.report(goal, settings_of_run(study, goal)).reading
-    if reading:
-        lines = [f"# Reading of {goal.path.resolve().name}", *reading]
-        lines.append(
-            f"<!-- Written by isounc publish from the tables of the study {study.name}. -->"
-        )
-        content = "\n\n".join(lines).encode() + b"\n"
+    report = study.report(goal, settings_of_run(study, goal))
+    if report.reading:
+        content = reading_page(goal.path.resolve().name, study, report).encode()
         files.write_atomic({goal.path / "reading.md": content}, "the reading")
     return goal.path
+
+
+def reading_page(name: str, study: Study[Any], report: Report) -> str:
+    """Write the reading of a run and its tables as Markdown."""
+    parts = [f"# Reading of {name}", *report.reading]
+    for table in report.reading_tables:
+        parts += [f"## {table.title}", *table_markdown(table)]
+    parts.append(f"<!-- Written by isounc publish from the tables of the study {study.name}. -->")
+    return "\n\n".join(parts) + "\n"
 
 
 def _tables(folder: Path) -> dict[str, bytes]:

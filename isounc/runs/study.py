@@ -23,7 +23,7 @@ from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
 from isounc.runs.executors import Batch, Group, run_groups
 from isounc.runs.folder import Record, RunFolder
-from isounc.runs.page import FigureFile, Section, write_page
+from isounc.runs.page import FigureFile, Section, Table, write_page
 from isounc.runs.place import check_place
 from isounc.runs.provenance import provenance
 from isounc.runs.settings import (
@@ -75,6 +75,8 @@ class Report(NamedTuple):
     """Whether the outcome is as it should be; the exit status says so."""
     reading: Sequence[str] = ()
     """Sentences that say what the tables show, made from their numbers."""
+    reading_tables: Sequence[Table] = ()
+    """Tables that `isounc publish` writes below them; the page has its own."""
 
 
 def _no_preparation(settings: Any, folder: RunFolder) -> None:

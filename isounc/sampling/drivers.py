@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from isounc.checks import check_name
 from isounc.sampling.chain_driver import ChainDriver
 from isounc.sampling.kernels import SAMPLERS, Sampler
-from isounc.sampling.run import Driver
+from isounc.sampling.modes import smc_settings
+from isounc.sampling.run import Driver, Forecast
 from isounc.sampling.settings import AUTO, SAMPLER_NAMES, SamplerSettings
 from isounc.sampling.smc_driver import SMCDriver
 
@@ -19,6 +22,20 @@ DRIVERS: dict[str, Driver] = {
 def driver_of(settings: SamplerSettings) -> Driver:
     """The driver of the sampler; of hmc where pilots choose it, from which others differ little."""
     return DRIVERS["hmc" if settings.sampler == AUTO else settings.sampler]
+
+
+def forecast(settings: SamplerSettings, *, num_params: int) -> Forecast:
+    """What a posterior costs as far as it is known beforehand, with the run that check_modes makes.
+
+    That has chains of its own; its transitions are counted as so many more of the sampler's.
+    """
+    own = driver_of(settings).forecast(settings, num_params=num_params)
+    if not settings.checks_modes(num_params):
+        return own
+    short = smc_settings(settings, max_seconds=math.inf)
+    other = DRIVERS[short.sampler].forecast(short, num_params=num_params)
+    transitions = math.ceil(other.num_transitions * short.chains / settings.chains)
+    return Forecast(own.num_transitions + transitions, max(own.num_floats, other.num_floats))
 
 
 def register_sampler(name: str, sampler: Sampler) -> None:

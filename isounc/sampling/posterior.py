@@ -159,7 +159,8 @@ def sample_posteriors(
         sampled = _sample(
             run, check, sizes, is_heard=progress is not None, interruptible=interruptible
         )
-        if settings.check_modes and any(gate.converged for gate in sampled.gates):
+        checks_modes = settings.checks_modes(model.num_params)
+        if checks_modes and any(gate.converged for gate in sampled.gates):
 
             def report(what: str, done: int, total: int) -> None:
                 run.report(f"tempered run for the modes: {what}", done, total)
@@ -385,7 +386,10 @@ def _identity(
     made_by = provenance()
     stored = dataclasses.asdict(settings) | {"num_chains": settings.chains}
     # A longer budget goes on from a shorter one.
-    for name in ("max_draws", "max_seconds", "chains_per_device", "check_modes"):
+    for name in (
+        *("max_draws", "max_seconds", "chains_per_device"),
+        *("check_modes", "check_modes_up_to"),
+    ):
         del stored[name]
     return {
         "settings": stored,

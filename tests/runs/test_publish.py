@@ -12,6 +12,8 @@ from isounc import untrusted
 from isounc.__main__ import main
 from isounc.runs import files, publish
 from isounc.runs.folder import RunFolder
+from isounc.studies.scaling.results import Results
+from isounc.studies.scaling.tables import trend_table
 from tests.studies.scaling.synthetic_run import write_run
 
 
@@ -56,7 +58,11 @@ def test_what_is_published_reads_like_the_run(run, tmp_path, capsys):
     pd.testing.assert_frame_equal(loaded.results, run.results)
     assert loaded.read_table("small.csv")["name"].tolist() == ["1"]
     assert loaded.settings == run.settings and loaded.read_info() == run.read_info()
-    assert b"4 of 4 cells passed the gate" in there["reading.md"]
+    said = there["reading.md"].decode()
+    assert "4 of 4 cells passed the gate" in said
+    table = trend_table(Results.of(RunFolder.load(out)))
+    assert f"## {table.title}\n\n| {' | '.join(table.columns)} |\n| --- |" in said
+    assert table.rows[0][-1].replace("[", r"\[").replace("]", r"\]") in said
     assert command(run.path, out, "--figures", "scaling*") == 0
     assert contents(out) == there  # to the byte
 

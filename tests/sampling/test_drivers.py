@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from scipy.special import expit
 
 from isounc.models import make_model
 from isounc.problems import Problem
-from isounc.sampling import SamplerSettings, sample_posterior
+from isounc.sampling import SamplerSettings, drivers, sample_posterior
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.moments import Block
 from isounc.sampling.run import DrawnBlocks, Driver, Forecast, fetch
@@ -42,6 +43,14 @@ def test_rounds_and_forecasts():
     assert forecast.num_floats == 250 * 3 * 7 * 2 * 2
     more = dataclasses.replace(settings, num_mutations=10)
     assert smc.forecast(more, num_params=7).num_transitions == 2 * forecast.num_transitions
+    # check_modes moves 8 runs of 250 particles, by as many transitions of three chains.
+    checked = dataclasses.replace(settings, check_modes=True, check_modes_up_to=7)
+    assert drivers.forecast(settings, num_params=7) == Forecast(350, 0)
+    assert drivers.forecast(checked, num_params=8) == Forecast(350, 0)
+    both = drivers.forecast(checked, num_params=7)
+    assert both == Forecast(350 + math.ceil(8 * 5 * 250 * 8 / 3), 250 * 8 * 7 * 2 * 2)
+    everywhere = dataclasses.replace(checked, check_modes_up_to=0)
+    assert drivers.forecast(everywhere, num_params=7) == both
 
 
 class PriorDriver:

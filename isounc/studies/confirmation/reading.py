@@ -14,11 +14,6 @@ from isounc.studies.confirmation.tables import LEVEL, STATISTICS, Key, Results, 
 from isounc.studies.confirmation.verdicts import HYPOTHESES
 from isounc.studies.confirmation.words import condition_name, estimate_name
 
-HOW_TO_READ = (
-    "The number of each hypothesis under each condition, over the problems with a link: the difference "
-    "of the correlations (H1 to H3), the factor by which the level is off (H4), or the level (H4, "
-    "unit). Bold is confirmed, struck through is refuted."
-)
 FEW = 6
 """Places that a sentence names one by one; of more it gives the number."""
 
@@ -56,9 +51,7 @@ def reading(tables: Tables) -> list[str]:
     """Paragraphs: what was run, each hypothesis, where it loses and with what, and the levels."""
     found = [_scope(tables)]
     found += [_hypothesis(tables, name) for name in HYPOTHESES]
-    found += [_behind(tables), _why(tables), _regressions(tables), means_table(tables)]
-    by_condition = [conditions_table(tables, by_rank=by_rank) for by_rank in (False, True)]
-    found += [HOW_TO_READ, *by_condition] if any(by_condition) else []
+    found += [_behind(tables), _why(tables), _regressions(tables)]
     return [paragraph for paragraph in found if paragraph]
 
 
@@ -214,67 +207,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> str:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return "undefined"
     return short(float(np.corrcoef(a, b)[0, 1]))
-
-
-def means_table(tables: Tables) -> str:
-    """Mean correlations of each estimate at the base as a Markdown table."""
-    regions = tables.results.regions
-    where = {"problem": ALL, "factor": BASE, "value": ""}
-    lines = []
-    for name in tables.results.estimates:
-        found = [tables.line(estimate=name, region=region, **where) for region in regions]
-        if all(line is not None for line in found):
-            lines.append([
-                estimate_name(name),
-                *(
-                    " ".join(short(line[f"{statistic}_mean"]) for line in found if line)
-                    for statistic in STATISTICS
-                ),
-            ])  # fmt: skip
-    there = f": {' '.join(regions)}"
-    return _markdown(
-        ["at the base, mean over the problems with a link", f"Pearson's r{there}",
-         f"Spearman's{there}"], lines,
-    )  # fmt: skip
-
-
-def conditions_table(tables: Tables, *, by_rank: bool) -> str:
-    """The number of each hypothesis under each condition as a Markdown table.
-
-    What is confirmed is bold, and what is refuted struck through; regions stand side by side.
-    """
-    regions = tables.results.regions
-    names = [name for name, h in HYPOTHESES.items() if h.rival or not by_rank]
-    lines = []
-    for condition in tables.results.conditions:
-        where = {"problem": ALL, **condition._asdict(), "by_rank": by_rank}
-        found = {
-            name: [tables.verdict(hypothesis=name, region=region, **where) for region in regions]
-            for name in names
-        }
-        known = [row for rows in found.values() for row in rows if row is not None]
-        if known:
-            cells = max(row["num_seeds"] for row in known)
-            problems = max(row["num_problems"] for row in known)
-            numbers = [" ".join(_marked(name, row) for row in rows) for name, rows in found.items()]
-            lines.append([f"{condition_name(condition)} ({problems}, {cells})", *numbers])
-    by = "Spearman's" if by_rank else "Pearson's r"
-    first = f"by {by}, {' '.join(regions)}: condition (problems, cells)"
-    return _markdown([first, *names], lines)
-
-
-def _marked(name: str, row: Row | None) -> str:
-    if row is None or row["mean"] is None:
-        return "-"
-    text = signed(row["mean"]) if HYPOTHESES[name].rival else f"{ratio(row['mean'])}×"
-    return {"confirmed": f"**{text}**", "refuted": f"~~{text}~~"}.get(row["verdict"], text)
-
-
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    if not lines:
-        return ""
-    rows = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _regressions(tables: Tables) -> str:

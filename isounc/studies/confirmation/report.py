@@ -13,6 +13,7 @@ from isounc.runs.tables import rows_of_run
 from isounc.runs.words import interval, ratio_interval, short
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
+from isounc.studies.confirmation.reading_tables import means_table, reading_tables
 from isounc.studies.confirmation.settings import ALL, BASE, Condition, Settings, batches
 from isounc.studies.confirmation.tables import (
     DIFFERENCE_COLUMNS,
@@ -70,6 +71,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "failing": failures,
         },
         reading=reading(tables),
+        reading_tables=reading_tables(tables),
     )
 
 
@@ -121,7 +123,8 @@ def _sections(
 
     regions = tables.results.regions
     return [
-        Section("summary", "Verdicts at the base", (state,), (), (base_table(tables),)),
+        Section("summary", "Verdicts at the base", (state,), (),
+                (base_table(tables), means_table(tables))),
         Section(
             "conditions", "Condition by condition", (), (*of_kind("conditions"), *of_kind("conditions-spearman")),
             tuple(

@@ -13,7 +13,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.sampling.drivers import DRIVERS
+from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 from isounc.training import TrainSettings
@@ -296,7 +296,7 @@ def _forecast(
 ) -> tuple[float, float]:
     """Seconds and mebibytes of a batch on one core, roughly; nothing depends on them but the ETA."""
     sampler = settings.sampling
-    forecast = DRIVERS[sampler.sampler].forecast(sampler, num_params=model.num_params)
+    forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X)
     # Measured: 20 steps a transition, and what a cell costs beside its posterior.

@@ -11,7 +11,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
-from isounc.sampling.drivers import driver_of
+from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
 from isounc.training import TrainSettings
 
@@ -69,7 +69,9 @@ PRESETS = {
         preset="paper",
         problems=(*_BINARY, "clusters3", "spirals3", "rings3", "wine"),
         num_seeds=10,
-        sampling=SamplerSettings(num_draws=2000, max_draws=8000, check_modes=True),
+        sampling=SamplerSettings(
+            num_draws=2000, max_draws=8000, check_modes=True, check_modes_up_to=16
+        ),
     ),
 }
 
@@ -163,7 +165,7 @@ def plan(settings: Settings) -> list[Group]:
 def _forecast(problem: Problem, model: Model, settings: Settings) -> tuple[float, float]:
     """Seconds and mebibytes of a batch on one core, roughly; nothing depends on them but the ETA."""
     sampler = settings.sampling
-    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
+    forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = settings.num_seeds * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     # Measured: 20 steps a transition, and 1.5 s a cell for its networks and comparisons.

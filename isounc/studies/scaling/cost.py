@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from isounc.runs.executors import Batch, Group
-from isounc.sampling.drivers import driver_of
+from isounc.sampling import drivers
 from isounc.studies.scaling.cell import cell_model, cell_problem
 from isounc.studies.scaling.protocols import seed_batches, settings_of_cells
 from isounc.studies.scaling.settings import Cell, Settings
@@ -54,7 +54,7 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     # Measured mean steps, in readout coordinates for a Gaussian likelihood and in prior coordinates
     # for the others, where narrow networks need more of them, and more draws.
     steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
-    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
+    forecast = drivers.forecast(sampler, num_params=model.num_params)
     calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X) * chains

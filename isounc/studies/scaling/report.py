@@ -76,6 +76,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         + (f", {partly} in some regions." if partly else "."),
         checks={"cells": len(verdicts), "passed_gate": passed, "passed_in_part": partly},
         reading=reading(results),
+        reading_tables=(paper_table(results), trend_table(results)),
     )
 
 

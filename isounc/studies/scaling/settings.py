@@ -86,7 +86,9 @@ PRESETS = {
         problems=tuple(TABLE1),
         widths=(2, 4, 8, 16, 32, 64, 128, 256, 512),
         num_seeds=10,
-        sampling=SamplerSettings(num_draws=2000, max_draws=8000, check_modes=True),
+        sampling=SamplerSettings(
+            num_draws=2000, max_draws=8000, check_modes=True, check_modes_up_to=16
+        ),
     ),
 }
 

@@ -13,7 +13,7 @@ from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.sampling.drivers import driver_of
+from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
 from isounc.training import TrainSettings
 
@@ -109,7 +109,9 @@ PRESETS = {
         ns=(30, 100, 300, 1000),
         num_seeds=10,
         regression_noise=1.0,
-        sampling=SamplerSettings(num_draws=2000, max_draws=8000, num_kept=4000, check_modes=True),
+        sampling=SamplerSettings(
+            num_draws=2000, max_draws=8000, num_kept=4000, check_modes=True, check_modes_up_to=16
+        ),
     ),
 }
 
@@ -274,7 +276,7 @@ def _forecast(
 ) -> tuple[float, float]:
     """Seconds and mebibytes of a batch on one core, roughly; nothing depends on them but the ETA."""
     sampler = settings.sampling
-    forecast = driver_of(sampler).forecast(sampler, num_params=model.num_params)
+    forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = len(cells) * sampler.chains
     n, params = len(problem.X), model.num_params
     sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * params * n * chains)

@@ -301,13 +301,13 @@ def test_a_run_is_reported_and_published_with_the_same_reading(tmp_path, capsys,
     stored = RunFolder.load(there)
     assert reading(tables_of(rows))[1] == STUDY.report(stored, settings).reading[1]
     # The table by Pearson's r has the verdicts of the base as marks on their numbers.
-    base = next(line for line in said.split("\n") if line.startswith("| base (2, 8) | "))
+    base = next(line for line in said.split("\n") if line.startswith("| base | 2 | 8 | "))
     table = stored.read_table("verdicts.csv").query(
         "problem == 'all' and factor == 'base' and hypothesis == 'H1' and statistic == 'pearson'"
     )
-    marks = {"confirmed": "**{:+.2f}**", "refuted": "~~{:+.2f}~~", "undecided": "{:+.2f}"}
+    marks = {"confirmed": "{:+.2f} ✓", "refuted": "{:+.2f} ✗", "undecided": "{:+.2f}"}
     pairs = zip(table["verdict"], table["mean"], strict=True)
-    assert base.split(" | ")[1] == " ".join(marks[word].format(mean) for word, mean in pairs)
+    assert base.split(" | ")[3] == " ".join(marks[word].format(mean) for word, mean in pairs)
     assert set(stored.read_table("verdicts.csv")["verdict"]) <= {
         "confirmed", "refuted", "undecided",
     }  # fmt: skip
