@@ -2,7 +2,7 @@
 
     uv run benchmarks/candidates.py                              # all ways on all posteriors
     uv run benchmarks/candidates.py --posteriors moons-standard-10 --ways hmc tempering
-    uv run benchmarks/candidates.py --check                      # is tempering exact?
+    uv run benchmarks/candidates.py --check                      # are the moves exact?
 
 All ways sample the same posterior with four chains in prior coordinates, and begin with the same
 warm-up of `sample_posterior` (annealed, 300 transitions). Then each gets the same number of
@@ -11,9 +11,12 @@ those that adapt the step size of a metric, or temperatures, are not among them.
 and the median effective draws of p and of (p - mean)^2 over 192 locations, for 1000 gradients, and
 R-hat. A value of the likelihood without its gradient counts as half of one.
 
-    hmc           the default, but for the next line
-    scales        the same with moves along the scales of units after each transition
-                  (`isounc.sampling.rescaling`), which the default has too
+    hmc           the default
+    scales        after each transition every unit's input weights and bias are multiplied by e^s and
+                  its output weights by e^-s, or (by turns) its input weights and bias alone are
+                  multiplied, s ~ N(0, size^2) for three sizes by turns: Metropolis steps with their
+                  Jacobians
+    scales 12     the same twelve times after each transition: both kinds in all sizes, twice
     curvature     hmc with the fixed metric (I + GGN at the MAP)^-1, of full rank
     low-rank      the same with the diagonal of that covariance and 8 directions beside it
     tempering     the tempered posteriors N(x; 0, I) exp(lambda r(x)) from the prior (lambda = 0) to
@@ -40,7 +43,7 @@ from tqdm import tqdm
 from isounc.covariance import gauss_newton
 from isounc.densities import log_likelihood, make_data, on_device
 from isounc.fit import fit_maps
-from isounc.models import make_model
+from isounc.models import Model, make_model
 from isounc.problems import make_problem
 from isounc.sampling import chains
 from isounc.sampling.adaptation import (
@@ -55,7 +58,6 @@ from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.integrator import Metric
 from isounc.sampling.kernels import SAMPLERS, ChainState, start_chains
-from isounc.sampling.rescaling import Units, num_rescalings, rescale, units_of
 from isounc.sampling.retries import chain_by_chain
 from isounc.sampling.run import randomness
 from isounc.sampling.settings import SamplerSettings
@@ -67,8 +69,12 @@ POSTERIORS = {
     "moons-ntk-32": ("moons", "ntk", 32.0),
 }
 """Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
-WAYS = ("hmc", "scales", "curvature", "low-rank", "tempering")
+WAYS = ("hmc", "scales", "scales 12", "curvature", "low-rank", "tempering")
+SWEEPS = {"scales": 1, "scales 12": 12}
+"""Sweeps over all units after a transition."""
 HMC = SAMPLERS["hmc"]
+SCALES = (0.1, 0.5, 2.0)
+"""Standard deviations of the s of scale moves."""
 DIRECTIONS = 8
 """Of the low-rank metric."""
 TEMPERATURES = 16
@@ -92,7 +98,7 @@ class Options:
     seed: int = 0
     """Seed of the data and of the key."""
     check: bool = False
-    """Compare tempering with a closed form, and nothing else."""
+    """Check on closed forms that the moves leave the posterior as it is, and nothing else."""
     out: Path = Path("runs/candidates")
     """Folder for the table `candidates.csv`."""
 
@@ -104,27 +110,75 @@ class Target(NamedTuple):
     """Log likelihood of x."""
     predict: Callable[[Any], Any]
     """Predictions of x at the locations."""
-    units: Units | None = None
-    """Units of the network."""
+    units: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0), int), np.zeros((0, 0), int))
+    """Indices into x, by unit: of its input weights and bias, and of its output weights."""
 
 
-def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *, scales: bool):
-    """Hmc, with or without scale moves after each transition, as a program of many transitions."""
+def units_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of what goes into and out of each unit of the hidden layer."""
+    (inputs, width), (_, outputs) = model.layer_sizes
+    into = np.arange((inputs + 1) * width).reshape(inputs + 1, width).T
+    return into, (inputs + 1) * width + np.arange(width * outputs).reshape(width, outputs)
+
+
+def rescale(
+    key: Any, x: Any, r: Any, remainder: Callable[[Any], Any], rows: Any, both: Any, size: Any
+) -> tuple[Any, Any]:
+    """One Metropolis step of a chain: (w, b) to e^s (w, b), and v to e^-s v if `both`.
+
+    s is as likely as -s, which leads back, so that what is left is the ratio of the densities times
+    the Jacobian e^(s (D + 1 - O)), or e^(s (D + 1)).
+    """
+    into, out_of = rows
+    key_s, key_accept = jax.random.split(key)
+    s = size * jax.random.normal(key_s, (), x.dtype)
+    y = x.at[into].multiply(jnp.exp(s))
+    y = y.at[out_of].multiply(jnp.where(both, jnp.exp(-s), 1.0))
+    log_jacobian = s * (len(into) - jnp.where(both, len(out_of), 0))
+    after = remainder(y)
+    log_ratio = after - r - 0.5 * (y - x) @ (y + x) + log_jacobian
+    accept = jnp.log(jax.random.uniform(key_accept, (), x.dtype)) < log_ratio
+    return jnp.where(accept, y, x), jnp.where(accept, after, r)
+
+
+def rescale_all(
+    key: Any, state: ChainState, turn: Any, target: Target, sweeps: int = 1
+) -> ChainState:
+    """Steps of each unit of each chain, sweep by sweep of both sides or one, in one of the sizes."""
+    into, out_of = map(jnp.asarray, target.units)
+
+    def of_chain(key: Any, x: Any, r: Any) -> tuple[Any, Any, Any]:
+        def sweep(carry: Any, number: Any) -> tuple[Any, None]:
+            both, size = number % 2 == 0, jnp.asarray(SCALES)[(number // 2) % len(SCALES)]
+
+            def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+                key, rows = inputs
+                return rescale(key, *carry, target.remainder, rows, both, size), None
+
+            keys = jax.random.split(jax.random.fold_in(key, number), len(into))
+            return jax.lax.scan(step, carry, (keys, (into, out_of)))[0], None
+
+        (y, _), _ = jax.lax.scan(sweep, (x, r), turn * sweeps + jnp.arange(sweeps))
+        return y, *jax.value_and_grad(target.remainder)(y)
+
+    return ChainState(*jax.vmap(of_chain)(jax.random.split(key, len(state.x)), *state[:2]))
+
+
+def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *, sweeps: int):
+    """Hmc, with sweeps of scale moves after each transition, as a program of many transitions."""
 
     @jax.jit
-    def many(state: ChainState, keys: Any, u: Any) -> tuple[ChainState, Any]:
+    def many(state: ChainState, keys: Any, u: Any, turns: Any) -> tuple[ChainState, Any]:
         def one(state: ChainState, inputs: Any) -> tuple[ChainState, Any]:
-            key, u = inputs
+            key, u, turn = inputs
             state, info, _ = HMC.transition(key, state, tuning, u, target.remainder, settings)
             spent = info.num_gradients.sum()
-            if scales:
-                assert target.units is not None
-                count, key = num_rescalings(tuning, settings), jax.random.fold_in(key, 1)
-                state, more = rescale(key, state, count, target.units, target.remainder)
-                spent = spent + len(state.x) * more
+            if sweeps:
+                state = rescale_all(jax.random.fold_in(key, 1), state, turn, target, sweeps)
+                spent = spent + len(state.x) * (0.5 * sweeps * len(target.units[0]) + 1)
             return state, (jax.vmap(target.predict)(state.x), spent)
 
-        return jax.lax.scan(one, state, (keys, u))
+        return jax.lax.scan(one, state, (keys, u, turns))
 
     return many
 
@@ -311,7 +365,9 @@ def warmed_up(
     leaves, tree = jax.tree.flatten(state)
     if path.exists():
         with np.load(path) as stored_leaves:
-            return tree.unflatten([jnp.asarray(stored_leaves[f"{i}"]) for i in range(len(leaves))])
+            return tree.unflatten(
+                [jnp.asarray(stored_leaves[f"arr_{i}"]) for i in range(len(leaves))]
+            )
     static["serial"] = chains.is_serial(model, data)
     length = settings.num_warmup // 4
     for step in range(4):
@@ -321,7 +377,7 @@ def warmed_up(
         state = chains.tune(
             window, settings=settings, adapt_metric=step in (1, 2), retries=step >= 2
         )
-    np.savez(path, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+    np.savez(path, *map(np.asarray, jax.tree.leaves(state)))
     return state
 
 
@@ -377,13 +433,13 @@ def measure(name: str, way: str, options: Options) -> dict[str, Any]:
         values, spent, notes = tempered(target, warm, settings, run_key, options.gradients)
     else:
         state, tuning = (jax.tree.map(lambda a: a[0], part) for part in (warm.chains, warm.tuning))
-        many = transition_way(target, tuning, settings, scales=way == "scales")
+        many = transition_way(target, tuning, settings, sweeps=SWEEPS.get(way, 0))
         blocks, spent, turn = [], 0, 0
         while spent < options.gradients:
             turns = jnp.arange(turn, turn + AT_ONCE)
             keys = jax.vmap(lambda t: jax.random.fold_in(run_key, t))(turns)
             u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7)))(keys)
-            state, (p, costs) = many(state, keys, u)
+            state, (p, costs) = many(state, keys, u, turns)
             blocks.append(np.asarray(p))
             spent, turn = spent + int(costs.sum()), turn + AT_ONCE
         values = np.concatenate(blocks).swapaxes(0, 1)
@@ -402,7 +458,22 @@ def measure(name: str, way: str, options: Options) -> dict[str, Any]:
 
 
 def check() -> None:
-    """Compare tempering with a closed form, and print how many standard errors it is away."""
+    """Compare scale moves and tempering with closed forms; print how many standard errors apart."""
+    # N(0, I/2): exact draws stay exact, in every coordinate.
+    model = Model(in_features=2, out_features=3, likelihood="categorical", width=2)
+    target, num = Target(lambda x: -0.5 * x @ x, lambda x: x, units_of(model)), 40_000
+    x = jax.random.normal(jax.random.key(0), (num, model.num_params)) / np.sqrt(2)
+    begun = start_chains(x, target.remainder)
+    state = jax.jit(lambda key, begun: rescale_all(key, begun, 0, target, 12))(
+        jax.random.key(1), begun
+    )
+    moved = np.asarray((state.x != begun.x).any(0))
+    squares = np.asarray(state.x)[:, moved] ** 2
+    z = (squares.mean(0) - 0.5) / (squares.std(0) / np.sqrt(num))
+    print(
+        f"scales: {moved.sum()} of {len(moved)} coordinates moved, largest |z| {abs(z).max():.1f}"
+    )
+
     # Two modes of weights 0.8 and 0.2; all chains begin in the second.
     means, weights, sd = jnp.array([[3.0, 0.0], [-3.0, 0.0]]), jnp.array([0.8, 0.2]), 0.3
 

@@ -103,7 +103,7 @@ def main(options: Options) -> None:
     )  # fmt: skip
     rows = []
     for values in tqdm(list(cells), unit="posterior"):
-        cell = dict(zip(names, values, strict=True))
+        cell: dict[str, Any] = dict(zip(names, values, strict=True))
         rows.append(cell | {"seed": options.seed} | measure(cell, options))
     write(rows, options.out / "depths.csv")
     (options.out / "depths.md").write_text(page(rows))

@@ -89,7 +89,7 @@ class ChainDriver:
         for block in blocks:
             yield DrawnBlocks([block], state.shift, step_size)
         total = settings.block * math.ceil(settings.max_draws / settings.block)
-        parts, program = Parts(run), BlockProgram(run, self.sampler, state.tuning)
+        parts, program = Parts(run), BlockProgram(run, self.sampler)
         empty, constant = chains.begin_block(state, X, run.fixed, settings), state
         while True:
             step += 1

@@ -25,7 +25,6 @@ from isounc.sampling.coordinates import Coordinates
 from isounc.sampling.integrator import Remainder
 from isounc.sampling.kernels import ChainState, Sampler, StepInfo, start_chains
 from isounc.sampling.moments import Block
-from isounc.sampling.rescaling import num_rescalings, rescale, units_of
 from isounc.sampling.retries import chain_by_chain
 from isounc.sampling.run import (
     MomentSums,
@@ -40,8 +39,6 @@ from isounc.sampling.settings import SamplerSettings
 
 SERIAL_WORK = 40_000
 """Examples times parameters from which on a CPU core is faster with one chain after the other."""
-RESCALING = 20261129
-"""Folded into the key of a transition for what rescales units after it."""
 LOW_RANK_DRAWS = 256
 """About so many draws go into a low-rank metric."""
 
@@ -268,18 +265,17 @@ def begin_block(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "sampler", "rescaling"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "sampler"))
 def draw(
     begun: tuple[ChainState, Block], first: int | Int[Array, ""], count: int | Int[Array, ""],
     coordinates: Coordinates, tuning: Tuning, shift: Float[Array, "B N M"], data: Data,
     X: Float[Array, "B N D"], fixed: Int[Array, " Q"], keys: Key[Array, "B S"],
     u: Float[Array, " S"], group: int | Int[Array, ""] | None,
-    *, model: Model, settings: SamplerSettings, sampler: Sampler, rescaling: bool = False,
+    *, model: Model, settings: SamplerSettings, sampler: Sampler,
 ) -> tuple[ChainState, Block]:  # fmt: skip
     """Draws `first` to `first + count` of a block of S, of all chains or a group of them.
 
     They are mean predictions at X, all predictions at its rows `fixed`, and thinned theta.
-    `rescaling` says whether units are rescaled after each transition.
     """
     keep_every = thinning(settings)
     put = jax.lax.dynamic_update_index_in_dim
@@ -302,10 +298,6 @@ def draw(
             chains, block = carry
             key = keys[i] if group is None else jax.random.fold_in(keys[i], group)
             chains, info, _ = sampler.transition(key, chains, tuning, u[i], remainder, settings)
-            if rescaling:
-                count, key = num_rescalings(tuning, settings), jax.random.fold_in(key, RESCALING)
-                chains, cost = rescale(key, chains, count, units_of(model), remainder)
-                info = info._replace(num_gradients=info.num_gradients + cost)
             sums, values, theta = jax.vmap(predict)(chains.x)
             mean, square, aleatoric, entropy = sums
             added = block._replace(

@@ -20,10 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from isounc.sampling import chains
-from isounc.sampling.adaptation import Tuning
 from isounc.sampling.kernels import ChainState, Sampler
 from isounc.sampling.moments import Block
-from isounc.sampling.rescaling import rescales
 from isounc.sampling.run import Run, fetch, on_one_cpu
 
 GROUP_WORK = 20_000
@@ -66,13 +64,12 @@ def share_out(call: Callable[[int], Any], count: int) -> tuple[Any, ...]:
 class BlockProgram:
     """`chains.draw` of all chains: in one call, or group by group where that is faster."""
 
-    def __init__(self, run: Run, sampler: Sampler, tuning: Tuning):
+    def __init__(self, run: Run, sampler: Sampler):
         self._run = run
         self._static: dict[str, Any] = {
             "model": run.model,
             "settings": run.settings,
             "sampler": sampler,
-            "rescaling": rescales(run.coordinates, tuning, run.model, run.settings),
         }
         num_chains, size = run.settings.chains, _group_size(run)
         self._apart = size < num_chains

@@ -230,7 +230,7 @@ def _pilot(run: Run, until: float) -> _Pilot:
     window = work(warm_up, chains.begin_window(state, settings, length), 0, num_warmup, length)
     state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
     state = of_length(state, 1.0)
-    program = BlockProgram(run, sampler, state.tuning)
+    program = BlockProgram(run, sampler)
     begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))
     state, block = program.end(work(draw, begun, 1, num_draws, settings.block), state)
     block = chains.end_block(state, block, num_draws, settings)

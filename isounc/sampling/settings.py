@@ -113,10 +113,6 @@ class SamplerSettings:
     max_integration_steps: int = 4096
     """Most integration steps of a trajectory; sharp data under a wide prior need thousands.
     tempered_smc makes at most 128."""
-    rescaling: float = 0.1
-    """After trajectories of 100 steps or more in prior coordinates: how much of their gradients is
-    spent, on top, on Metropolis steps along the scales of hidden units
-    (`isounc.sampling.rescaling`); 0: nothing. tempered_smc makes none."""
     max_tree_depth: int = 10
     """nuts: trajectories of at most 2^this integration steps."""
     num_mutations: int = 10
@@ -177,8 +173,6 @@ class SamplerSettings:
             raise ValueError(
                 f"tempering_ess must be above 0 and at most 0.99, got {self.tempering_ess}"
             )
-        if not 0 <= check_real("rescaling", self.rescaling) <= 10:
-            raise ValueError(f"rescaling must be between 0 and 10, got {self.rescaling}")
         if not isinstance(self.check_modes, bool):
             raise TypeError(f"check_modes must be True or False, got {self.check_modes!r}")
         check_count("check_modes_up_to", self.check_modes_up_to, 0)
