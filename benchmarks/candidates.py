@@ -28,15 +28,16 @@ A table that exists already is continued: only the rows that it lacks are measur
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from candidates_scales import SWEEPS, Target, rescale_all, units_of
+from candidates_tempering import AT_ONCE, HMC, begin_steps, tempered
 from samplers_table import stored, write
 from tqdm import tqdm
 
@@ -48,17 +49,12 @@ from isounc.problems import make_problem
 from isounc.sampling import chains
 from isounc.sampling.adaptation import (
     Tuning,
-    averaging,
-    count_draws,
-    end_window,
     start_tuning,
-    strongly_typed,
 )
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.coordinates import Prior
 from isounc.sampling.integrator import Metric
-from isounc.sampling.kernels import SAMPLERS, ChainState, start_chains
-from isounc.sampling.retries import chain_by_chain
+from isounc.sampling.kernels import ChainState, start_chains
 from isounc.sampling.run import randomness
 from isounc.sampling.settings import SamplerSettings
 
@@ -70,19 +66,8 @@ POSTERIORS = {
 }
 """Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
 WAYS = ("hmc", "scales", "scales 12", "curvature", "low-rank", "tempering")
-SWEEPS = {"scales": 1, "scales 12": 12}
-"""Sweeps over all units after a transition."""
-HMC = SAMPLERS["hmc"]
-SCALES = (0.1, 0.5, 2.0)
-"""Standard deviations of the s of scale moves."""
 DIRECTIONS = 8
 """Of the low-rank metric."""
-TEMPERATURES = 16
-"""Including the posterior; without the prior, whose draws are exact."""
-ROUNDS = (8, 16, 32)
-"""Scans of the rounds after which tempering adapts its temperatures and steps."""
-AT_ONCE = 25
-"""Transitions (scans) between looks at the budget."""
 
 
 @dataclass
@@ -103,67 +88,6 @@ class Options:
     """Folder for the table `candidates.csv`."""
 
 
-class Target(NamedTuple):
-    """A posterior in prior coordinates."""
-
-    remainder: Callable[[Any], Any]
-    """Log likelihood of x."""
-    predict: Callable[[Any], Any]
-    """Predictions of x at the locations."""
-    units: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0), int), np.zeros((0, 0), int))
-    """Indices into x, by unit: of its input weights and bias, and of its output weights."""
-
-
-def units_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of what goes into and out of each unit of the hidden layer."""
-    (inputs, width), (_, outputs) = model.layer_sizes
-    into = np.arange((inputs + 1) * width).reshape(inputs + 1, width).T
-    return into, (inputs + 1) * width + np.arange(width * outputs).reshape(width, outputs)
-
-
-def rescale(
-    key: Any, x: Any, r: Any, remainder: Callable[[Any], Any], rows: Any, both: Any, size: Any
-) -> tuple[Any, Any]:
-    """One Metropolis step of a chain: (w, b) to e^s (w, b), and v to e^-s v if `both`.
-
-    s is as likely as -s, which leads back, so that what is left is the ratio of the densities times
-    the Jacobian e^(s (D + 1 - O)), or e^(s (D + 1)).
-    """
-    into, out_of = rows
-    key_s, key_accept = jax.random.split(key)
-    s = size * jax.random.normal(key_s, (), x.dtype)
-    y = x.at[into].multiply(jnp.exp(s))
-    y = y.at[out_of].multiply(jnp.where(both, jnp.exp(-s), 1.0))
-    log_jacobian = s * (len(into) - jnp.where(both, len(out_of), 0))
-    after = remainder(y)
-    log_ratio = after - r - 0.5 * (y - x) @ (y + x) + log_jacobian
-    accept = jnp.log(jax.random.uniform(key_accept, (), x.dtype)) < log_ratio
-    return jnp.where(accept, y, x), jnp.where(accept, after, r)
-
-
-def rescale_all(
-    key: Any, state: ChainState, turn: Any, target: Target, sweeps: int = 1
-) -> ChainState:
-    """Steps of each unit of each chain, sweep by sweep of both sides or one, in one of the sizes."""
-    into, out_of = map(jnp.asarray, target.units)
-
-    def of_chain(key: Any, x: Any, r: Any) -> tuple[Any, Any, Any]:
-        def sweep(carry: Any, number: Any) -> tuple[Any, None]:
-            both, size = number % 2 == 0, jnp.asarray(SCALES)[(number // 2) % len(SCALES)]
-
-            def step(carry: Any, inputs: Any) -> tuple[Any, None]:
-                key, rows = inputs
-                return rescale(key, *carry, target.remainder, rows, both, size), None
-
-            keys = jax.random.split(jax.random.fold_in(key, number), len(into))
-            return jax.lax.scan(step, carry, (keys, (into, out_of)))[0], None
-
-        (y, _), _ = jax.lax.scan(sweep, (x, r), turn * sweeps + jnp.arange(sweeps))
-        return y, *jax.value_and_grad(target.remainder)(y)
-
-    return ChainState(*jax.vmap(of_chain)(jax.random.split(key, len(state.x)), *state[:2]))
-
-
 def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *, sweeps: int):
     """Hmc, with sweeps of scale moves after each transition, as a program of many transitions."""
 
@@ -172,7 +96,7 @@ def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *,
         def one(state: ChainState, inputs: Any) -> tuple[ChainState, Any]:
             key, u, turn = inputs
             state, info, _ = HMC.transition(key, state, tuning, u, target.remainder, settings)
-            spent = info.num_gradients.sum()
+            spent = jnp.asarray(info.num_gradients).sum()
             if sweeps:
                 state = rescale_all(jax.random.fold_in(key, 1), state, turn, target, sweeps)
                 spent = spent + len(state.x) * (0.5 * sweeps * len(target.units[0]) + 1)
@@ -181,158 +105,6 @@ def transition_way(target: Target, tuning: Tuning, settings: SamplerSettings, *,
         return jax.lax.scan(one, state, (keys, u, turns))
 
     return many
-
-
-def at_temperature(
-    key: Any, state: ChainState, tuning: Tuning, u: Any, temperature: Any, target: Target,
-    settings: SamplerSettings, *, adapt: bool,
-) -> tuple[ChainState, Tuning, Any]:  # fmt: skip
-    """A transition of hmc of the posterior at a temperature; chains hold r without it."""
-    warm = ChainState(state.x, temperature * state.remainder, temperature * state.gradient)
-
-    def remainder(x: Any) -> Any:
-        return temperature * target.remainder(x)
-
-    moved, info, proposal = HMC.transition(key, warm, tuning, u, remainder, settings)
-    if adapt:
-        tuning = HMC.adapt(tuning, warm, proposal, info, u, settings)
-    stays = (moved.x == warm.x).all(1)
-    divided = ChainState(moved.x, moved.remainder / temperature, moved.gradient / temperature)
-    return chain_by_chain(stays, state, divided), tuning, info.num_gradients.sum()
-
-
-def swap(key: Any, states: ChainState, temperatures: Any, turn: Any) -> tuple[ChainState, Any]:
-    """Swap neighbours i, i + 1 of even or odd i, by turns; and the chance of a refusal of each pair.
-
-    The axes of the states are (temperature, chain).
-    """
-    r, count = states.remainder, len(temperatures)
-    log_ratio = (temperatures[:-1] - temperatures[1:])[:, None] * (r[1:] - r[:-1])
-    uniform = jax.random.uniform(key, log_ratio.shape, r.dtype)
-    chosen = (jnp.arange(count - 1) % 2 == turn % 2)[:, None] & (jnp.log(uniform) < log_ratio)
-    above = jnp.concatenate([chosen, jnp.zeros_like(chosen[:1])])
-    below = jnp.concatenate([jnp.zeros_like(chosen[:1]), chosen])
-    source = jnp.arange(count)[:, None] + above - below
-
-    def swapped(a: Any) -> Any:
-        index = source.reshape(*source.shape, *[1] * (a.ndim - 2))
-        return jnp.take_along_axis(a, index, 0)
-
-    return jax.tree.map(swapped, states), 1 - jnp.exp(jnp.minimum(log_ratio, 0)).mean(1)
-
-
-def tempering_way(target: Target, settings: SamplerSettings, *, adapt: bool):
-    """A program of many scans: a transition at each temperature, exact draws of the prior, swaps."""
-
-    @jax.jit
-    def many(
-        carry: Any, temperatures: Any, keys: Any, u: Any, turns: Any
-    ) -> tuple[Any, tuple[Any, Any, Any]]:
-        def one(carry: Any, inputs: Any) -> tuple[Any, Any]:
-            states, tunings = carry
-            key, u, turn = inputs
-            key_prior, key_swap, key_moves = jax.random.split(key, 3)
-            hot = jax.random.normal(key_prior, states.x.shape[1:], states.x.dtype)
-            first = start_chains(hot, target.remainder)
-
-            def explore(inputs: Any) -> Any:
-                key, state, tuning, temperature = inputs
-                return at_temperature(
-                    key, state, tuning, u, temperature, target, settings, adapt=adapt
-                )
-
-            rest = jax.tree.map(lambda a: a[1:], states)
-            move_keys = jax.random.split(key_moves, len(temperatures) - 1)
-            rest, tunings, costs = jax.lax.map(
-                explore, (move_keys, rest, tunings, temperatures[1:])
-            )
-            if adapt:
-                tunings = jax.vmap(count_draws)(tunings, rest.x)
-            states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
-            states, refused = swap(key_swap, states, temperatures, turn)
-            posterior = jax.vmap(target.predict)(states.x[-1])
-            return (states, tunings), (posterior, costs.sum() + len(hot), refused)
-
-        return jax.lax.scan(one, carry, (keys, u, turns))
-
-    return many
-
-
-def equal_refusals(temperatures: np.ndarray, refused: np.ndarray) -> np.ndarray:
-    """Temperatures between whose neighbours swaps are refused equally often, and as many."""
-    barrier = np.concatenate([[0.0], np.cumsum(np.maximum(refused, 1e-3))])
-    wanted = np.linspace(0, barrier[-1], len(temperatures))
-    # In logarithms: powers of the likelihood span decades; the prior has none.
-    floor = np.log(temperatures[1]) - 3
-    logs = np.concatenate([[floor], np.log(temperatures[1:])])
-    return np.concatenate([[0.0], np.exp(np.interp(wanted, barrier, logs))[1:-1], [1.0]])
-
-
-def tempered(
-    target: Target, warm: chains.RunState, settings: SamplerSettings, key: Any, gradients: int
-) -> tuple[np.ndarray, int, str]:
-    """Predictions (chain, draw, location), gradients and notes of tempering."""
-    state, tuning = (jax.tree.map(lambda a: a[0], part) for part in (warm.chains, warm.tuning))
-    starts = jax.vmap(target.remainder)(jax.random.normal(key, (64, state.x.shape[1])))
-    depth = float(chains.mean_depth(np.asarray(starts, float)[None])[0])
-    hottest = 1 / max(depth, 10.0)
-    temperatures = np.concatenate([[0.0], np.geomspace(hottest, 1, TEMPERATURES)])
-    steps = np.minimum(np.asarray(tuning.step_size) / np.sqrt(temperatures[1:]), 1.0)
-
-    def repeated(a: Any, times: int) -> Any:
-        return jnp.broadcast_to(a[None], (times, *a.shape))
-
-    tunings = jax.tree.map(lambda a: repeated(a, TEMPERATURES), tuning)
-    states = jax.tree.map(lambda a: repeated(a, TEMPERATURES + 1), state)
-    carry, turn, spent_warm = (states, begin_steps(tunings, steps, settings)), 0, 0.0
-
-    def scans(carry: Any, count: int, *, adapt: bool) -> Any:
-        nonlocal turn
-        turns = jnp.arange(turn, turn + count)
-        keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(turns)
-        u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7)))(keys)
-        turn += count
-        program = adapting if adapt else sampling
-        return program(carry, jnp.asarray(temperatures, jnp.float32), keys, u, turns)
-
-    adapting = tempering_way(target, settings, adapt=True)
-    sampling = tempering_way(target, settings, adapt=False)
-    for count in ROUNDS:
-        carry, (_, costs, refused) = scans(carry, count, adapt=True)
-        spent_warm += float(costs.sum())
-        states, tunings = carry
-        tunings = jax.vmap(lambda t: end_window(t, None, None, settings))(tunings)
-        old, temperatures = temperatures, equal_refusals(temperatures, np.asarray(refused).mean(0))
-        logs = np.interp(
-            np.log(temperatures[1:]), np.log(old[1:]), np.log(np.asarray(tunings.step_size))
-        )
-        carry = (states, begin_steps(tunings, np.exp(logs), settings))
-    carry, (_, costs, _) = scans(carry, ROUNDS[-1], adapt=True)
-    spent_warm += float(costs.sum())
-    tunings = jax.vmap(lambda t: end_window(t, None, None, settings))(carry[1])
-    carry = (carry[0], tunings._replace(retries=jnp.ones_like(tunings.retries)))
-    values, spent, refusals = [], 0.0, []
-    while spent < gradients:
-        carry, (p, costs, refused) = scans(carry, AT_ONCE, adapt=False)
-        values.append(np.asarray(p))
-        spent += float(costs.sum())
-        refusals.append(np.asarray(refused).mean(0))
-    refused = np.mean(refusals, 0)
-    notes = (
-        f"refused swaps {refused.min():.2f} to {refused.max():.2f}, barrier {refused.sum():.1f}, "
-        f"{spent_warm:.0f} gradients of warm-up"
-    )
-    return np.concatenate(values).swapaxes(0, 1), int(spent), notes
-
-
-def begin_steps(tunings: Tuning, steps: np.ndarray, settings: SamplerSettings) -> Tuning:
-    """Tunings that adapt from these step sizes on."""
-    init, *_ = averaging(settings)
-    sizes = jnp.asarray(steps, tunings.step_size.dtype)
-    begun = jax.vmap(lambda step: strongly_typed(init(step), step.dtype))(sizes)
-    return tunings._replace(
-        step_size=sizes, averaging=begun, retries=jnp.zeros_like(tunings.retries)
-    )
 
 
 def metric_at_map(way: str, problem: Any, model: Any, prior_sd: float, key: Any) -> Metric:
