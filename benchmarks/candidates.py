@@ -63,6 +63,8 @@ POSTERIORS = {
     "moons-standard-10": ("moons", "standard", 10.0),
     "spirals3-standard-10": ("spirals3", "standard", 10.0),
     "moons-ntk-32": ("moons", "ntk", 32.0),
+    "xor-standard-10": ("xor", "standard", 10.0),
+    "rings-standard-10": ("rings", "standard", 10.0),
 }
 """Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
 WAYS = ("hmc", "scales", "scales 12", "curvature", "low-rank", "tempering")
