@@ -1,16 +1,18 @@
 """Measure what uncertainty estimates cost compared with a forward pass, for MLPs and a decoder.
 
-    uv run benchmarks/cost.py                                  # MLPs and the decoder: 10 minutes on two cores
+    uv run benchmarks/cost.py                                  # one process, half an hour on one core
+    uv run benchmarks/cost.py --process 1 --chains no          # another one, without chains
     uv run benchmarks/cost.py --models mlp --widths 256 --examples 1024
 
-Each row is a way to get an uncertainty, with the seconds that it takes once (fits, factors, chains)
+Each row is a way to get an uncertainty, with the seconds that it takes once (fits, kernels, chains)
 and those for every example of a batch, as microseconds and as a ratio to the forward pass of the
 same batch in the same process. Times are the least of several runs in which the ways take turns;
 compilation is left out of all but `once`. Memory is the most that the process held while the way ran,
-beyond what it held before (Linux).
+beyond what it held before (Linux). `flops` are those that the compiler counts, of ways that are one
+program without a loop: a count that no clock has a part in.
 
     forward              the prediction
-    backward             one gradient of the batch's mean loss
+    backward             one gradient of the batch's mean loss: a forward-backward pass, as in training
     isotropic            the paper's estimate of the predicted class, compiled: one column
     isotropic, all       of every class
     call of isotropic    the same of the predicted class by `isounc.isotropic`, which checks its input
@@ -18,38 +20,47 @@ beyond what it held before (Linux).
     call of logit_scaled the Gaussian logit, likewise (`method=`)
     ensemble             the variance over 5 networks, which are trained once
     dropout              the variance over 10 passes with masks of their own on the last hidden layer
-    Laplace              g^T H^-1 g with the GGN, whose factor is made in each call: `once` is that of
-                         one example, fits included
-    HMC                  the variance over 1000 draws of `sample_posterior`, until its gate passes
+    Laplace              g^T H^-1 g of every class with the GGN, in function space: `once` has the
+                         kernel of the training gradients and its eigenvectors, fit included
+    HMC                  the variance over 1000 draws of `sample_posterior`; `once` is sampling until
+                         its gate passes, or until the time is over. In networks above `most_sampled`
+                         parameters, two short runs whose difference is the time of a draw
 
 The MLPs have three hidden layers and three classes (clusters3, 100 examples). The decoder has 135
-million random parameters; its probability is that of a sequence of 64 tokens, and what trains or
-samples it is left out.
+million random parameters; its probability is that of a sequence of 64 tokens. Its ensemble and its
+dropout are so many forward passes, by count; what trains or samples it is left out, and so is
+Laplace, whose kernel is that of its training data.
+
+The unit of replication is the process, each with compiled programs and memory of its own. A process
+adds its rows to `processes.csv`, in place of rows of the same process, model and size; from all of
+them `cost_table.py` makes `cost.csv`, `verdicts.csv` and the page, by the rules that it states.
 """
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from cost_table import add_rows, write_tables
 from gradnorm import resident
 from gradnorm_models import decoder
 from tqdm import tqdm
 
 import isounc
+from isounc import densities
 from isounc.gradnorm import value_and_sq_grad_norm, value_and_sq_grad_norms
-from isounc.models import make_model
-from isounc.problems import make_problem
+from isounc.models import Model, make_model
+from isounc.problems import Problem, make_problem
 from isounc.sampling import sample_posterior
+from isounc.studies.spectrum import curvature
 from isounc.training import fit_ensemble, fit_trained
 
 PRIOR_SD = 2.0
@@ -68,15 +79,18 @@ class Options:
     """Examples of a batch of an MLP."""
     sequences: tuple[int, ...] = (1, 8)
     """Sequences of a batch of the decoder."""
-    most_params: int = 200_000
-    """Parameters above which Laplace, which holds the gradients of the training data, and HMC are
-    left out."""
+    process: int = 0
+    """Number of this process, which is the unit of replication."""
+    chains: Literal["yes", "no"] = "yes"
+    """Whether HMC is run."""
+    most_sampled: int = 200_000
+    """Parameters above which HMC gives the time of a draw alone."""
     seconds: float = 10.0
     """Seconds for which the ways of a model take turns; there are at least two rounds."""
     max_seconds: float = 120.0
     """Seconds after which HMC is stopped."""
     out: Path = Path("runs/cost")
-    """Folder of the table `cost.csv`."""
+    """Folder of the tables."""
 
 
 class Way(NamedTuple):
@@ -86,6 +100,10 @@ class Way(NamedTuple):
     """Computes it for the batch."""
     once: float = 0.0
     """Seconds of what is done once."""
+    flops: float | None = None
+    """Floating-point operations by the compiler's count."""
+    times: float = 1.0
+    """How many times `run` the way is, by count."""
     note: str = ""
     """A remark for the table, such as a gate that failed."""
 
@@ -95,6 +113,38 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     begin = time.perf_counter()
     result = jax.block_until_ready(run())
     return result, time.perf_counter() - begin
+
+
+def program(f: Callable[..., Any], *args: Any, once: float = 0.0) -> Way:
+    """A way that is one compiled program."""
+    compiled = jax.jit(f).lower(*args).compile()
+    counted = compiled.cost_analysis() or {}
+    return Way(lambda: compiled(*args), once, flops=counted.get("flops"))
+
+
+def sampled(problem: Problem, model: Model, key: jax.Array, options: Options) -> tuple[Any, ...]:
+    """A posterior, the seconds of its sampling, and what is to be said of it."""
+    if model.num_params <= options.most_sampled:
+        posterior, seconds = timed(
+            lambda: sample_posterior(
+                problem, model, prior_sd=PRIOR_SD, key=key, max_draws=8000, num_kept=NUM_DRAWS,
+                max_seconds=options.max_seconds,
+            )
+        )  # fmt: skip
+        gate = posterior.gate
+        verdict = "gate passed" if gate.passed else f"gate failed: {'; '.join(gate.reasons)}"
+        return posterior, seconds, f"{posterior.num_draws} draws of each chain, {verdict}"
+    few, many = (
+        timed(
+            lambda num=num: sample_posterior(
+                problem, model, prior_sd=PRIOR_SD, key=key, num_warmup=20, num_draws=num,
+                max_draws=num, block=10, num_kept=8, locations_per_region=4,
+            )
+        )
+        for num in (10, 30)
+    )  # fmt: skip
+    of_draw = (many[1] - few[1]) / 20
+    return many[0], many[1], f"{of_draw:.3g} s a draw of 4 chains after 20 transitions of warm-up"
 
 
 def mlp_ways(width: int, options: Options) -> dict[str, Way]:
@@ -109,12 +159,10 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
     X = rng.uniform(low, high, (options.examples, problem.num_features)).astype(np.float32)
     labels = jnp.asarray(rng.integers(0, problem.num_outputs, options.examples))
 
-    predict = jax.jit(model.predict)
     variance = jax.jit(
         lambda thetas: jax.lax.map(lambda t: model.predict(t, X), thetas).var(axis=0)
     )
 
-    @jax.jit
     def backward(theta):
         def loss(t):
             return -jnp.log(model.predict(t, X))[jnp.arange(len(X)), labels].mean()
@@ -146,8 +194,7 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
             d, sq_norms = norms(pick, in_axes=0)(params, X)
             return (jax.nn.sigmoid(d) * jax.nn.sigmoid(-d)) ** 2 * sq_norms
 
-        compiled = jax.jit(run)
-        return Way(lambda: compiled(params), fit_seconds)
+        return program(run, params, once=fit_seconds)
 
     def call(**how):
         return Way(
@@ -160,8 +207,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
     )
     thetas = jnp.stack([jnp.asarray(network.theta, jnp.float32) for network in networks])
     ways = {
-        "forward": Way(lambda: predict(theta, X)),
-        "backward": Way(lambda: backward(theta)),
+        "forward": program(lambda t: model.predict(t, X), theta),
+        "backward": program(backward, theta),
         "isotropic": isotropic(value_and_sq_grad_norm, lambda p, x: log_odds(p, x).max()),
         "isotropic, all": isotropic(value_and_sq_grad_norms, log_odds),
         "call of isotropic": call(),
@@ -169,44 +216,37 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
         "ensemble": Way(lambda: variance(thetas), ensemble_seconds),
         "dropout": Way(lambda: dropout(key), fit_seconds),
     }
-    if model.num_params <= options.most_params:
-        about: dict[str, Any] = {"problem": problem, "prior_sd": PRIOR_SD}
-        one = X[:1]
-        isounc.laplace(model, one, theta, **about)  # compiles
-        _, laplace_seconds = timed(lambda: isounc.laplace(model, one, theta, **about))
-        ways["Laplace"] = Way(
-            lambda: isounc.laplace(model, X, theta, **about), fit_seconds + laplace_seconds
-        )
-        posterior, hmc_seconds = timed(
-            lambda: sample_posterior(
-                problem, model, prior_sd=PRIOR_SD, key=key, max_draws=8000, num_kept=NUM_DRAWS,
-                max_seconds=options.max_seconds,
-            )
-        )  # fmt: skip
+    data = densities.make_data(problem, model, PRIOR_SD)
+    curvature.AtPoint.of(theta, data, model)  # compiles
+    at_point, kernel_seconds = timed(lambda: curvature.AtPoint.of(theta, data, model))
+    ways["Laplace"] = Way(
+        lambda: curvature.laplace(at_point.project(X), at_point.spectrum),
+        fit_seconds + kernel_seconds,
+    )
+    if options.chains == "yes":
+        posterior, hmc_seconds, said = sampled(problem, model, key, options)
         draws = jnp.asarray(posterior.draws, jnp.float32)
-        gate = "" if posterior.gate.passed else f"gate failed: {'; '.join(posterior.gate.reasons)}"
-        ways["HMC"] = Way(lambda: variance(draws), hmc_seconds, gate)
+        ways["HMC"] = Way(
+            lambda: variance(draws), hmc_seconds, times=NUM_DRAWS / len(draws), note=said
+        )
     return ways
 
 
 def decoder_ways(sequences: int) -> dict[str, Way]:
     """The ways for the decoder, whose networks all have the same random parameters."""
     task = decoder(sequences, 64, 30)
-    forward = jax.jit(jax.vmap(task.f, (None, 0)))
-    backward = jax.jit(jax.grad(lambda p, batch: jax.vmap(task.f, (None, 0))(p, batch).mean()))
-    norms = jax.jit(value_and_sq_grad_norm(task.f, in_axes=0))
-
-    def passes(count: int) -> Callable[[], Any]:
-        return lambda: [
-            jax.block_until_ready(forward(task.params, task.batch)) for _ in range(count)
-        ]
-
+    params, batch = task.params, task.batch
+    over_batch = jax.vmap(task.f, (None, 0))
+    forward = program(over_batch, params, batch)
+    backward = program(jax.grad(lambda p, ids: over_batch(p, ids).mean()), params, batch)
+    norms = program(value_and_sq_grad_norm(task.f, in_axes=0), params, batch)
+    count = "forward passes of one network, by count"
     return {
-        "forward": Way(passes(1)),
-        "backward": Way(lambda: backward(task.params, task.batch)),
-        "isotropic": Way(lambda: norms(task.params, task.batch)),
-        "ensemble": Way(passes(NUM_NETWORKS), note="passes of one network, one after the other"),
-        "dropout": Way(passes(NUM_MASKS), note="passes without masks, one after the other"),
+        "forward": forward,
+        "backward": backward,
+        "isotropic": norms,
+        "ensemble": forward._replace(flops=None, times=NUM_NETWORKS, note=count),
+        "dropout": forward._replace(flops=None, times=NUM_MASKS, note=count),
     }
 
 
@@ -224,51 +264,53 @@ def held(run: Callable[[], Any]) -> float | None:
 
 def measure(ways: dict[str, Way], count: int, seconds: float) -> list[dict[str, Any]]:
     """Time the ways in turn, for a batch of `count` examples."""
-    for way in ways.values():
-        jax.block_until_ready(way.run())  # compiles
-    best = dict.fromkeys(ways, np.inf)
+    # Ways that are forward passes by count are not run again.
+    own = [n for n, way in ways.items() if n == "forward" or way.run is not ways["forward"].run]
+    for name in own:
+        jax.block_until_ready(ways[name].run())  # compiles
+    best = dict.fromkeys(own, np.inf)
     begin, rounds = time.perf_counter(), 0
-    while rounds < 2 or (time.perf_counter() - begin < seconds and rounds < 50):
-        for name, way in ways.items():
-            best[name] = min(best[name], timed(way.run)[1], timed(way.run)[1])
+    while rounds < 2 or (time.perf_counter() - begin < seconds and rounds < 200):
+        for name in best:
+            best[name] = min(best[name], timed(ways[name].run)[1])
         rounds += 1
-    return [
-        {
-            "way": name,
-            "once_seconds": round(way.once, 2),
-            "microseconds": float(f"{1e6 * best[name] / count:.4g}"),
-            "to_forward": round(best[name] / best["forward"], 2),
-            "mebibytes": held(way.run),
-            "note": way.note,
-        }
-        for name, way in ways.items()
-    ]
+    memory = {name: held(ways[name].run) for name in best}
+    rows = []
+    for name, way in ways.items():
+        of = name if name in best else "forward"
+        spent = way.times * best[of]
+        rows.append({
+            "way": name, "once_seconds": round(way.once, 2),
+            "microseconds": float(f"{1e6 * spent / count:.4g}"),
+            "to_forward": float(f"{spent / best['forward']:.5g}"),
+            "mebibytes": memory[of], "flops": way.flops, "rounds": rounds, "note": way.note,
+        })  # fmt: skip
+    return rows
 
 
 def main(options: Options) -> None:
-    """Measure all models, print the rows and write the table after each."""
+    """Measure all models, print the rows and write the tables after each."""
     device = jax.devices()[0].device_kind
-    print(f"{device}, JAX {jax.__version__}, float32")
+    print(f"{device}, JAX {jax.__version__}, float32, process {options.process}")
     jobs = [("mlp", width, options.examples) for width in options.widths]
     jobs += [("decoder", 576, count) for count in options.sequences]
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
     for model, width, count in tqdm(
         [job for job in jobs if job[0] in options.models], unit="model"
     ):
         ways = mlp_ways(width, options) if model == "mlp" else decoder_ways(count)
-        for row in measure(ways, count, options.seconds):
-            about = {"model": model, "width": width, "examples": count}
-            rows.append(about | row | {"device": device, "jax": jax.__version__})
+        about = {"process": options.process, "model": model, "width": width, "examples": count}
+        rows = [
+            about | row | {"device": device, "jax": jax.__version__}
+            for row in measure(ways, count, options.seconds)
+        ]
+        for row in rows:
             tqdm.write(
                 f"{model:<8}{width:>5}{count:>6}  {row['way']:<21}{row['once_seconds']:>8.2f} s once"
                 f"{row['microseconds']:>12.1f} us{row['to_forward']:>9.2f} x"
                 f"{row['mebibytes'] or 0:>9.1f} MiB  {row['note']:.80}"
             )
-        with (options.out / "cost.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        add_rows(rows, options.out)
+        write_tables(options.out)
         jax.clear_caches()
 
 

@@ -58,7 +58,7 @@ class Section(NamedTuple):
     text: tuple[str, ...]
     """Paragraphs."""
     figures: tuple[FigureFile, ...]
-    """Figures that were drawn."""
+    """Its figures; the page shows those that were drawn."""
     tables: tuple[Table, ...]
     """Tables that have rows."""
 
@@ -85,7 +85,10 @@ def write_page(folder: Path, name: str, sections: Iterable[Section]) -> Path:
     OSError
         If a file cannot be written.
     """
-    sections = list(sections)
+    sections = [
+        section._replace(figures=tuple(figure for figure in section.figures if figure.paths))
+        for section in sections
+    ]
     page = folder / "report.html"
     contents = {
         page: _html(name, sections).encode(),

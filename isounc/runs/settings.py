@@ -37,7 +37,7 @@ class RunSettings:
     """Settings of a run that every study has."""
 
     preset: Literal["quick", "standard", "paper"] = "quick"
-    """Defaults of all other settings: quick takes minutes, paper is the committed evidence."""
+    """Defaults of all other settings: quick takes minutes, standard much longer, paper longest."""
     out: str = ""
     """Run folder; empty means runs/STUDY-PRESET."""
     executor: str = "auto"

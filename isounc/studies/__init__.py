@@ -19,6 +19,7 @@ STUDIES = {
     "confirmation": "Does the logit-scaled estimate hold on what was not used to find it?",
     "covariance": "What does a covariance of the parameters from other data than the training data do?",
     "spectrum": "Is the posterior isotropic where it matters? Curvature, draws and a correction.",
+    "shift": "Do gradient norms tell inputs of another distribution, beside scores made for it?",
     "agreement": "Does the sampler find the same posteriors as NumPyro's NUTS?",
     "calibration": "Is the sampler right? Simulation-based calibration and Geweke's test.",
     "bank": "Make, check and install the bank of reference posteriors.",

@@ -180,6 +180,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         "confirmation",
         "covariance",
         "spectrum",
+        "shift",
         "agreement",
         "calibration",
         "bank",

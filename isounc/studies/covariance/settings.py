@@ -27,7 +27,7 @@ ALL = "all"
 TEST = "test"
 """The region from whose distribution the proxy `fresh` is drawn."""
 NUM_TEST = 100
-"""Locations of that region, and fresh inputs."""
+"""Locations of that region, and fewest fresh inputs that are drawn."""
 POINTS = {"map": "the MAP", "trained": "a trained network"}
 """Points theta*, with what people call them."""
 
@@ -127,7 +127,7 @@ def check(settings: Settings) -> None:
         If a name is unknown, a list is empty or repeats a value, or a number is out of its range.
     """
     for argument, choices in (
-        ("problems", PROBLEMS.keys() - {ALL}),
+        ("problems", [name for name in PROBLEMS if name != ALL]),
         ("points", POINTS),
         ("proxies", PROXIES),
         ("forms", FORMS),
@@ -167,15 +167,20 @@ def check(settings: Settings) -> None:
     check_count("first_seed", settings.first_seed, 0, MOST_SEED - settings.num_seeds)
     cells = settings.num_seeds * len(settings.problems) * len(settings.widths)
     check_cells(cells, "num_seeds, problems and widths")
-    for problem in settings.problems:
-        model = cell_model(make_problem(problem), min(settings.widths), settings)
-        for argument in ("rank", "num_directions"):
-            most = model.num_params - (argument == "num_directions")
+    for name in settings.problems:
+        problem = make_problem(name, n=settings.n)
+        model = cell_model(problem, min(settings.widths), settings)
+        params, rows = model.num_params, len(problem.X) * problem.num_outputs
+        for argument, most in (
+            ("rank", min(params, rows)),
+            ("num_directions", min(params - 1, rows)),
+        ):
             given = getattr(settings, argument)
             if not (isinstance(given, int) and 1 <= given <= most):
                 raise ValueError(
-                    f"{argument} must be an integer from 1 to {most}, as {problem} at width "
-                    f"{model.width} has {model.num_params} parameters, got {given!r}"
+                    f"{argument} must be an integer from 1 to {most}, as {name} at width "
+                    f"{model.width} has {params} parameters and the GGN of its {len(problem.X)} "
+                    f"inputs a rank of {rows} at most, got {given!r}"
                 )
 
 
@@ -196,9 +201,10 @@ def cell_data(cell: Cell, settings: Settings) -> CellData:
     ValueError
         If the problem has no region `test` with two locations, from which fresh inputs are taken.
     """
-    whole = make_problem(cell.problem, n=settings.n, seed=cell.seed, num_test=2 * NUM_TEST)
+    wanted = max(NUM_TEST, settings.n)
+    whole = make_problem(cell.problem, n=settings.n, seed=cell.seed, num_test=NUM_TEST + wanted)
     drawn = whole.regions.get(TEST, np.empty((0, whole.num_features)))
-    half = len(drawn) // 2
+    half = min(NUM_TEST, len(drawn) // 2)
     if not half:
         raise ValueError(
             f"problems must have a region {TEST} with two locations or more, from which fresh inputs "
@@ -211,7 +217,7 @@ def cell_data(cell: Cell, settings: Settings) -> CellData:
         }
         for name in ("regions", "targets", "p_true")
     }
-    return CellData(replace(whole, **cut), drawn[half : 2 * half])
+    return CellData(replace(whole, **cut), drawn[half : half + wanted])
 
 
 def cell_model(problem: Problem, width: int, settings: Settings) -> Model:

@@ -12,7 +12,8 @@ whose posterior is sampled as in `isounc scaling` and has to pass the same gate.
 are used by nothing else. theta* is the MAP, and a trained network (AdamW without a prior). The
 reference is the MCMC variance of p; g^T Sigma g and it are summed over classes.
 
-Proxies have n inputs each. Moments and ranges are those of the training inputs:
+Proxies have n inputs each (where a real set has fewer rows left for `fresh`, some count twice).
+Moments and ranges are those of the training inputs:
 
     train       the training inputs                  fresh      new ones of the same distribution
     shifted_s   moved by s sd along the first input  rotated    by 45 degrees, first two inputs

@@ -19,7 +19,7 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.sampling.moments import Posterior, moment_arrays
 from isounc.sampling.posterior import sample_posteriors
-from isounc.statistics import compare
+from isounc.statistics import Comparison, compare
 from isounc.studies.spectrum import curvature, draws, repriorised
 from isounc.studies.spectrum.curvature import AtPoint, Projected, Values
 from isounc.studies.spectrum.hessian import hessian_spectrum
@@ -36,14 +36,15 @@ from isounc.training import fit_trained_many
 
 DIGITS = 6
 """Significant digits of the numbers in rows."""
-OF_REFERENCE = ("pearson", "spearman", "log2_level")
+OF_REFERENCE = ("log10_pearson", "pearson", "spearman", "log2_level")
 """Columns that compare a form with the MCMC variance."""
 OF_REGION = ("share", "ratio_mean", "ratio_cv", "ratio_pearson", "ratio_spearman", "order")
 """Columns of a form in a region, without a reference."""
 OF_POINT = (
-    *("log2_top", "log2_over_mean", "log2_over_bulk", "outlier_share", "num_beyond_prior"),
-    *("dimension", "dimension_share", "kl_covariance", "kl_mean", "log2_hessian"),
-    *("hessian_lowest", "seconds_isotropic", "seconds_removed", "seconds_set_up"),
+    *("log2_top", "log2_over_mean", "log2_over_bulk", "log2_over_rest", "num_nonzero"),
+    *("outlier_share", "num_beyond_prior", "dimension", "dimension_share", "kl_covariance"),
+    *("kl_mean", "log2_hessian", "hessian_lowest"),
+    *("seconds_isotropic", "seconds_removed", "seconds_set_up"),
 )
 """Columns of the curvature at a point."""
 OF_POSTERIOR = (
@@ -189,12 +190,28 @@ def _compared(values: Values, projected: Projected, truth: Values, form: str) ->
         **curvature.spread(values, projected.sq_norm),
         "ratio_pearson": ratio.pearson,
         "ratio_spearman": ratio.spearman,
-        "order": compare(values[there], norms).pearson,
+        "order": _log10_pearson(compare(values[there], norms)),
+        "log10_pearson": _log10_pearson(with_reference),
         "pearson": with_reference.pearson,
         "spearman": with_reference.spearman,
         "log2_level": curvature.log2(1 / level) if level else None,
-        "reason": with_reference.reason if with_reference.pearson is None else "",
+        "reason": _reason(with_reference),
     }
+
+
+def _log10_pearson(comparison: Comparison) -> float | None:
+    """Pearson's r of log10, of all locations or of none: forms are compared over the same ones."""
+    return None if comparison.n_dropped else comparison.log10_pearson
+
+
+def _reason(comparison: Comparison) -> str:
+    """Why a correlation with the MCMC variance is None."""
+    if comparison.pearson is None:
+        return comparison.reason
+    if comparison.n_dropped:
+        num = comparison.n_points
+        return f"log10 undefined: {comparison.n_dropped} of {num} locations have no positive value"
+    return comparison.reason if comparison.log10_pearson is None else ""
 
 
 def _point_numbers(

@@ -28,7 +28,8 @@ from isounc.studies.spectrum.kernel import (
 )
 
 ZERO = 1e-12
-"""Eigenvalues below this share of the largest are rounding, and count as zero."""
+"""Eigenvalues below this share of the largest are rounding, and count as zero; so does what is left
+of |g|^2 below this share of it."""
 
 Values = Float[np.ndarray, " N"]
 """A number at N locations, summed over columns."""
@@ -128,8 +129,9 @@ def _check_rank(projected: Projected, rank: int) -> None:
 
 
 def _floored(projected: Projected, taken: Values) -> Values:
-    """|g|^2 less what is taken of it; rounding must not make it negative."""
-    return np.maximum(projected.sq_norm - taken, 0.0)
+    """|g|^2 less what is taken of it; 0 where all is taken, of which rounding would leave something."""
+    left = projected.sq_norm - taken
+    return np.where(left > ZERO * projected.sq_norm, left, 0.0)
 
 
 def shares(projected: Projected, rank: int) -> Values:
@@ -174,6 +176,8 @@ def summary(
         "log2_top": log2(top),
         "log2_over_mean": log2(top * num_params / trace) if trace else None,
         "log2_over_bulk": log2(top / bulk.mean()) if len(bulk) else None,
+        "log2_over_rest": log2(top / bulk.sum()) if len(bulk) else None,
+        "num_nonzero": float((values > 0).sum()),
         "outlier_share": float(values[:num_outliers].sum() / trace) if trace else None,
         "num_beyond_prior": float((values > 1).sum()),
         "dimension": dimension,

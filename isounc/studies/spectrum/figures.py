@@ -15,6 +15,7 @@ from isounc.runs.style import SPARE, Look, NothingToDraw, legend_below, region_l
 from isounc.studies.spectrum.cell import DRAWS, LAPLACE
 from isounc.studies.spectrum.settings import ALL, POINTS, POSTERIOR, TRAIN, Condition
 from isounc.studies.spectrum.tables import Row, size_of
+from isounc.studies.spectrum.verdicts import HYPOTHESES
 
 POINT_LOOKS = {
     "map": Look("MAP", "#0072B2", "o"),
@@ -157,6 +158,7 @@ def ratios(summary: Sequence[Row], groups: Sequence[Sequence[Condition]], proble
     if not groups or not points:
         raise NothingToDraw("there are no two widths")
     columns = [(point, group) for group in groups for point in points]
+    bound = HYPOTHESES["isotropic"].bound
     regions = list(dict.fromkeys(row["region"] for row in rows if row["region"] != ALL))
     with styled():
         figure = Figure(figsize=(1.0 + 2.1 * len(columns), 5.0), layout="constrained")
@@ -174,9 +176,13 @@ def ratios(summary: Sequence[Row], groups: Sequence[Sequence[Condition]], proble
                 ax.set_title(f"{POINT_LOOKS[point].label}\n{group[0].parameterisation}", loc="left")
             row_axes[0].set_ylabel(called)
         for ax in axes[1]:
-            ax.axhline(0.1, color="#444444", linewidth=0.6)
+            ax.axhline(bound, color="#444444", linewidth=0.6)
             ax.set_xlabel("width")
-        legend_below(figure, handles({region: look_of_region(region) for region in regions}))
+        entries = handles({region: look_of_region(region) for region in regions})
+        entries[f"{bound:g}, below which “isotropic” holds"] = Line2D(
+            [], [], color="#444444", linewidth=0.6
+        )
+        legend_below(figure, entries)
     return figure
 
 
@@ -227,6 +233,8 @@ def trends(
             if statistic in ("dimension_share", "jeffreys_weights", "jeffreys_readout"):
                 ax.set_yscale("log")
             ax.set_xlabel("log2 of the width" if axis == "width" else "hidden layers")
+            if axis == "depth":
+                ax.set_xticks(sorted({c.depth for group in groups[axis] for c in group}))
             ax.set_title(textwrap.fill(label, 27), loc="left")
         entries = handles(POINT_LOOKS)
         entries |= {name: Line2D([], [], color="#444444", ls=ls) for name, ls in styles.items()}
@@ -251,8 +259,8 @@ def correction(verdicts: Sequence[Row], hypothesis: str, title: str) -> Figure:
     figure, axes = interval_panels(title, labels, [p[0] for p in places], regions, looks, at)
     for ax in axes:
         ax.axvline(0, color="#444444", linewidth=0.8)
-        ax.set_xlim(-1.6, 1.6)
-        ax.set_xlabel("difference of Pearson's r")
+        ax.set_xlim(-2.05, 2.05)  # correlations differ by 2 at most; intervals may go beyond
+        ax.set_xlabel("difference of r")
     with styled():
         legend_below(figure, handles(looks))
     return figure

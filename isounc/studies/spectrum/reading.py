@@ -103,12 +103,12 @@ def _hypothesis(tables: Tables, name: str) -> str:
             place += [] if region == ALL else [region]
             where = f"{', '.join(place)}: " * bool(place)
             parts.append(f"{where}{counts} ({number(first)} under {condition_of(first)})")
-    source = f" ({hypothesis.source})" if hypothesis.source else ""
+    source = f"; {hypothesis.source}" if hypothesis.source else ""
     kind = "slope" if hypothesis.slope else "difference" if hypothesis.rival else "number"
     sign = "below" if hypothesis.below else "above"
     return (
-        f"{name}, {hypothesis.claim}{source}; {kind} {sign} {hypothesis.bound:g}. By condition, over "
-        f"the problems: {'; '.join(parts)}."
+        f"“{name[0].upper()}{name[1:]}” ({hypothesis.claim}{source}) is confirmed where the {kind} is "
+        f"{sign} {hypothesis.bound:g} beyond doubt. Conditions, over the problems: {'; '.join(parts)}."
     )
 
 
@@ -193,9 +193,14 @@ def _price(tables: Tables) -> str:
         gains = []
         for region in tables.results.regions:
             forms = (ISOTROPIC, f"removed_{rank}", f"low_rank_{rank}", LAPLACE, DRAWS)
-            found = [tables.line("pearson", form=f, point=point, region=region) for f in forms]
-            values = [short(None if row is None else row["mean"]) for row in found]
-            gains.append(f"{region} {', '.join(values)}")
+            found = [
+                tables.line("log10_pearson", form=f, point=point, region=region) for f in forms
+            ]
+            values = [None if row is None else row["mean"] for row in found]
+            if any(value is not None for value in values):
+                gains.append(f"{region} {', '.join(map(short, values))}")
+        if not gains:
+            continue
         where = {"point": point, "region": ALL, "form": LAPLACE}
         names = ("isotropic", "removed", "set_up")
         times = [tables.line(f"seconds_{name}", **where) for name in names]
@@ -204,8 +209,10 @@ def _price(tables: Tables) -> str:
         if len(known) == len(names):
             cost = f" (seconds for 1000 locations {known[0]:.2g} and {known[1]:.2g}, set-up {known[2]:.2g})"
         parts.append(f"{POINTS[point]}: {'; '.join(gains)}{cost}")
+    if not parts:
+        return ""
     return (
-        "Pearson's r with the MCMC variance at the base, of isotropic, without the "
+        "Pearson's r of log10 with the MCMC variance at the base, of isotropic, without the "
         f"{rank} strongest directions, low rank {rank}, Laplace and the covariance of the draws: "
         f"{'. '.join(parts)}. A location takes the same forward and backward passes whatever the form; "
         f"the correction takes one forward pass and as many backward passes as there are outputs through "

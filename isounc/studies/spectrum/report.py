@@ -20,10 +20,12 @@ from isounc.studies.spectrum.tables import (
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Results,
+    Row,
     Rows,
     axes_of,
     eigenvalues_of,
     failing,
+    passing,
     summarise,
     verdicts,
 )
@@ -54,7 +56,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "summary.csv": TableFile(SUMMARY_COLUMNS, tables.summary),
             "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
         },
-        plots=_plots(tables, eigenvalues),
+        plots=_plots(tables, passing(eigenvalues, rows)),
         sections=functools.partial(_sections, tables, state, failures),
         text=state,
         checks={
@@ -77,7 +79,7 @@ def _state(tables: Tables) -> str:
     return f"The run has {len(done)} of {planned} cells."
 
 
-def _plots(tables: Tables, eigenvalues: Rows) -> list[Plot]:
+def _plots(tables: Tables, eigenvalues: Sequence[Row]) -> list[Plot]:
     problems = tables.results.problems
     conditions = tables.results.conditions
     groups = {axis: axes_of(conditions, axis) for axis in ("width", "depth")}
@@ -88,7 +90,7 @@ def _plots(tables: Tables, eigenvalues: Rows) -> list[Plot]:
             f"spectra-{problem}", "spectra",
             f"Eigenvalues on {problem}: of the GGN and the Hessian at each point, and of the covariance "
             "of the draws beside the Marchenko-Pastur law of as many effective draws of the prior. "
-            "Geometric means over seeds.",
+            "Geometric means over the seeds that passed, of positive ones.",
             functools.partial(figures.spectra, eigenvalues, of_base, problem),
         )
         for problem in problems
@@ -104,8 +106,7 @@ def _plots(tables: Tables, eigenvalues: Rows) -> list[Plot]:
             ),
             Plot(
                 f"ratios-{problem}", "ratios",
-                f"Mean and coefficient of variation of gᵀΣg over s²‖g‖², {problem}. The line is at .1. "
-                f"{intervals}",
+                f"Mean and coefficient of variation of gᵀΣg over s²‖g‖², {problem}. {intervals}",
                 functools.partial(figures.ratios, tables.summary, groups["width"], problem),
             ),
             Plot(
@@ -119,7 +120,7 @@ def _plots(tables: Tables, eigenvalues: Rows) -> list[Plot]:
         "cure, shrunk": f"‖g‖² without l/(1+l) of its part in {rank} directions, less ‖g‖²",
     }
     for name, words in titles.items():
-        title = f"Pearson's r with the MCMC variance: {words}"
+        title = f"Pearson's r of log10 with the MCMC variance: {words}"
         stem = name.replace(", ", "-")
         draw = functools.partial(figures.correction, tables.verdicts, name, title)
         plots.append(Plot(stem, stem, f"What the correction gains. {title}. {intervals}", draw))

@@ -161,7 +161,7 @@ def check(settings: Settings) -> None:
         If a name is unknown, a list is empty or repeats a value, or a number is out of its range.
     """
     for argument, choices, most in (
-        ("problems", PROBLEMS.keys() - {ALL}, 0),
+        ("problems", [name for name in PROBLEMS if name != ALL], 0),
         ("parameterisations", PARAMETERISATIONS, 0),
         ("points", POINTS, 0),
         ("widths", None, 10**5),

@@ -55,15 +55,20 @@ Hypotheses, with a bound for each (numbers of a cell; slopes are a seed's):
     k is enough           r(low_rank_k) - r(laplace) > -.05
     no wider than prior   log2 of the largest eigenvalue of the draws over the law's edge < .1
 
-r is Pearson's of log10. A hypothesis is *confirmed* where the 95% interval over seeds lies on its side
-of the bound, *refuted* where it lies on the other, else *undecided*: Student's t for a problem, and for
-`all` the mean of the problems' means (Welch). None is corrected for the number of them.
+r is Pearson's of log10, undefined where an estimate is 0 at a location (all of |g|^2 lies in the k
+directions, to 1e-12 of it). A hypothesis is *confirmed* where the 95% interval over seeds lies on its
+side of the bound, *refuted* where it lies on the other, else *undecided*: Student's t for a problem,
+and for `all` the mean of the problems' means (Welch). None is corrected for the number of them.
 
-(Added when the first numbers were there: "cure, shrunk", the cure with low_rank_k in place of
-removed_k, since all that is left without the k directions is little near the data.)
+Added when numbers were there: "cure, shrunk", the cure with low_rank_k in place of removed_k, since
+all that is left without the k directions is little near the data; and "grows with depth, sum", which
+has the sum of the eigenvalues beyond the C largest in place of their mean, as the mean is over all
+above 1e-12 of the largest, and deeper networks have more of them. The first runs had Pearson's r of
+the values themselves where this protocol has that of log10; both are tabulated.
 
-The run folder holds results.csv (a row for each cell, point, region and form), eigenvalues.csv,
-summary.csv, verdicts.csv and the figures. The same command resumes a run that was killed.
+The run folder holds results.csv (a row for each cell, point, region and form), eigenvalues.csv (of
+what failed, too, which the figures leave out), summary.csv, verdicts.csv and the figures. The same
+command resumes a run that was killed.
 
     isounc spectrum                       two problems, a few widths and depths, three seeds
     isounc spectrum --preset standard     three problems, widths 4 to 256, n 30 to 300, five seeds

@@ -67,7 +67,8 @@ ROW = {
     "form": text(longest=1000),
     **dict.fromkeys(NUMBERS, number(default=None)),
     **dict.fromkeys(
-        ("pearson", "spearman", "ratio_pearson", "ratio_spearman", "order"), _CORRELATION
+        ("log10_pearson", "pearson", "spearman", "ratio_pearson", "ratio_spearman", "order"),
+        _CORRELATION,
     ),
     **dict.fromkeys(("gate", "check"), text(("pass", "fail"))),
     **dict.fromkeys(("gate_reasons", "check_reasons", "reason"), text(longest=100_000, default="")),
@@ -101,6 +102,17 @@ def eigenvalues_of(folder: RunFolder) -> Rows:
         name = "eigenvalues.csv"
         found = rows_of_table(folder.read_table(name), _EIGENVALUE, f"{name} of {folder.path}")
     return found
+
+
+def passing(eigenvalues: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
+    """The eigenvalues of points and posteriors that passed their check."""
+    names = ("problem", *_CONDITION, "seed", "point")
+    failed = {
+        tuple(row[name] for name in names)
+        for row in rows
+        if row["region"] == ALL and row["check"] == "fail"
+    }
+    return [row for row in eigenvalues if tuple(row[name] for name in names) not in failed]
 
 
 class Place(NamedTuple):

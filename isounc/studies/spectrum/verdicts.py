@@ -8,7 +8,7 @@ from isounc.studies.spectrum.cell import DRAWS, ISOTROPIC, LAPLACE
 from isounc.studies.spectrum.settings import ALL, TRAIN
 
 MARGIN = 0.05
-"""Loss of Pearson's r up to which "enough" holds."""
+"""Loss of r up to which "enough" holds."""
 
 
 class Hypothesis(NamedTuple):
@@ -55,6 +55,10 @@ HYPOTHESES = {
         "the largest eigenvalue over the bulk's mean grows with the depth",
         "log2_over_bulk", LAPLACE, 0.0, region=ALL, slope=_DEPTH, source="arXiv 2602.00545",
     ),
+    "grows with depth, sum": Hypothesis(
+        "the largest eigenvalue over the bulk's sum, which no count enters, grows with the depth",
+        "log2_over_rest", LAPLACE, 0.0, region=ALL, slope=_DEPTH, source="arXiv 2602.00545",
+    ),
     "repriorises": Hypothesis(
         "with the width the posterior approaches N(0, I) where the read-out is whitened",
         "jeffreys_readout", DRAWS, 0.0, below=True, region=ALL, slope=_WIDTH,
@@ -81,14 +85,14 @@ HYPOTHESES = {
     ),
     "cure": Hypothesis(
         "‖g‖² without its part in the k strongest directions orders inputs better than ‖g‖²",
-        "pearson", "removed_{k}", 0.0, rival=ISOTROPIC,
+        "log10_pearson", "removed_{k}", 0.0, rival=ISOTROPIC,
     ),
     "cure, shrunk": Hypothesis(
         "‖g‖² without l / (1 + l) of its part in the k strongest directions orders inputs better "
-        "than ‖g‖²", "pearson", "low_rank_{k}", 0.0, rival=ISOTROPIC,
+        "than ‖g‖²", "log10_pearson", "low_rank_{k}", 0.0, rival=ISOTROPIC,
     ),
     "k is enough": Hypothesis(
-        "k directions order inputs as well as all of them", "pearson", "low_rank_{k}", -MARGIN,
+        "k directions order inputs as well as all of them", "log10_pearson", "low_rank_{k}", -MARGIN,
         rival=LAPLACE,
     ),
     "no wider than prior": Hypothesis(

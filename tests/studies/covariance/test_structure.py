@@ -63,6 +63,8 @@ def test_fresh_inputs_are_in_no_region_and_not_in_training():
     assert len(data.problem.targets["test"]) == len(data.problem.p_true["test"]) == 100
     for places in (*data.problem.regions.values(), data.problem.X):
         assert distance(fresh, places).min() > 0
+    many, large = inputs_of("fresh", n=250)
+    assert len(np.unique(many, axis=0)) == 250 and len(large.problem.regions["test"]) == 100
     few, wine = inputs_of("fresh", "wine", n=100)  # 78 rows are left, of which 39 are fresh
     assert len(wine.fresh) == 39 and len(np.unique(few, axis=0)) == 39
 

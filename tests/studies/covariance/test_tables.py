@@ -199,6 +199,7 @@ def test_figures_and_the_reading_show_the_tables():
             "rank must be an integer from 1 to 9, as moons at width 2 has",
         ),
         ({"rank": 0}, "rank must be an integer from 1 to 65"),
+        ({"n": 8}, "rank must be an integer from 1 to 8, .* the GGN of its 8 inputs"),
         ({"num_directions": 65}, "num_directions must be an integer from 1 to 64"),
         ({"prior_sd": 0.0}, "prior_sd must be a positive"),
     ],

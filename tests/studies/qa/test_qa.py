@@ -99,7 +99,7 @@ def data(tmp_path_factory):
 def settings(checkpoint, data):
     return Settings(
         models=(str(checkpoint),), benchmarks=("truthfulqa_mc1", "triviaqa"), data=str(data),
-        num_questions=10, num_examples=1, chunk=5, cache="",
+        num_questions=10, num_examples=1, chunk=5, cache="", figures="shown",
         measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5),
         bootstrap=BootstrapSettings(num_resamples=50),
     )  # fmt: skip
@@ -321,10 +321,9 @@ def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     other = another(checkpoint, tmp_path / "other")
     mine = dataclasses.replace(
         settings, models=(str(checkpoint), str(other)), benchmarks=benchmarks, data=str(tmp_path),
-        out=str(out), num_questions=8,
-        measure=MeasureSettings(
-            num_samples=0, max_new_tokens=2, batch_size=4, self_assessment=False
-        ),
+        out=str(out), num_questions=5,
+        measure=dataclasses.replace(settings.measure, num_samples=0, self_assessment=False),
+        scores=ScoreSettings(rules=("sum",)),
     )  # fmt: skip
     run_study(STUDY, mine)
     folder = RunFolder.load(out)
@@ -362,29 +361,29 @@ def test_a_report_of_hardly_any_right_answers(settings, finished):
     rows = [scored.key | row for row in evaluate_scores(table, settings=settings.bootstrap)]
     assert any(row["auroc"] is not None and row["auroc_low"] is None for row in rows)
     assert "(no interval)" in str(auroc_table([scored], rows).rows)
-    assert all(f.paths for f in draw_plots(figures.plots([scored], rows), out / "few"))
+    plots = figures.plots([scored], rows)
+    assert all(f.paths for f in draw_plots(plots, out / "few", shown_alone=True))
 
 
-def test_an_empty_answer_is_wrong_and_has_no_scores(checkpoint, data, monkeypatch):
+def test_an_empty_answer_is_wrong_and_has_no_scores(settings, checkpoint, data, monkeypatch):
     """The others of its batch are measured all the same."""
     model = load_model(checkpoint)
-    asked = tasks.make_task("triviaqa", str(data), num_questions=4, num_examples=1).asked
-    settings = MeasureSettings(num_samples=1, max_new_tokens=2, batch_size=4)
+    asked = tasks.make_task("triviaqa", str(data), num_questions=5, num_examples=1).asked
     tokens = model.tokenizer.encode(" 4")
-    written = [(" 4".strip(), tokens)] * 4
+    written = [(" 4".strip(), tokens)] * 5
     monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: [("", []), *written[1:]])
-    first, *others = measure(model, asked, settings)
+    first, *others = measure(model, asked, settings.measure)
     assert first.text == "" and first.correct is False
     assert first.reasons == ("the answer is empty",) and first.self_assessment.p_true is None
     monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: written)
-    _, *same = measure(model, asked, settings)
+    _, *same = measure(model, asked, settings.measure)
     for one, other in zip(others, same, strict=True):
         assert one.log_odds["sequence"] == pytest.approx(other.log_odds["sequence"], rel=1e-4)
         true, right = (answer.self_assessment.p_true.true for answer in (one, other))
         assert true == pytest.approx(right, rel=1e-4)
     table = score_answers([first, *others], ScoreSettings())
     for values in (table.uncertainty["epistemic/sequence"], table.uncertainty["p_true"]):
-        assert np.isnan(values).tolist() == [True, False, False, False]
+        assert np.isnan(values).tolist() == [True, False, False, False, False]
     assert table.wrong[0]
 
 

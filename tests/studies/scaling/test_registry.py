@@ -40,6 +40,7 @@ def run(tmp_path_factory):
         prior_sds=(10.0,),  # far from the data every unit is saturated
         map=MapSettings(num_restarts=1), train=TrainSettings(epochs=2), num_point_draws=2,
         num_averaged_draws=4, executor="serial", out=str(tmp_path_factory.mktemp("run")),
+        cache="", figures="shown",
     )  # fmt: skip
     run_study(STUDY, settings)
     folder = RunFolder.load(settings.out)
@@ -161,7 +162,7 @@ def test_it_is_in_the_legend_with_a_look_of_its_own(run):
     own = drawn.pop("_failed nine times isotropic")
     looks = {(line.get_color(), line.get_marker()) for line in drawn.values()}
     assert (own.get_color(), own.get_marker()) not in looks
-    assert (run[0].path / "figures" / "scaling_test_map.svg").is_file()
+    assert (run[0].path / "figures" / "scaling_test_map.png").is_file()
 
 
 def test_estimators_that_form_no_gradient_share_a_program_with_the_built_in_ones(run):

@@ -23,17 +23,46 @@ TINY = (
     "--sampling.num-kept", "16", "--train.epochs", "5",
     "--map.num-restarts", "2", "--num-point-draws", "2",
     "--num-averaged-draws", "4", "--workers", "1", "--retry", "none",
+    # The processes of these tests have every program from the first of them.
+    "--cache", os.environ["JAX_COMPILATION_CACHE_DIR"],
 )  # fmt: skip
+SCRIPT = ROOT / "experiments/scaling.py"
+# The script without figures, which one of the runs draws.
+UNDRAWN = """
+import runpy, sys
+from isounc.runs import figures
+figures.draw_plots = lambda *_, **__: []
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def command(out, *more):
-    return [sys.executable, str(ROOT / "experiments/scaling.py"), *TINY, "--out", str(out), *more]
+    return [sys.executable, str(SCRIPT), *TINY, "--out", str(out), *more]
 
 
-def start(out, *more, check=True):
-    done = subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
+def start(out, *more, drawn=False):
+    script, *options = command(out, *more)[1:]
+    code = [] if drawn else ["-c", UNDRAWN]
+    done = subprocess.run(
+        [sys.executable, *code, script, *options], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """The script in this process: importing everything anew would take most of the time."""
+
+    def run(out, *more):
+        monkeypatch.setattr(sys, "argv", command(out, *more)[1:])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +75,7 @@ def finished(tmp_path_factory):
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            said.write_text(start(shared / "whole").stdout)
+            said.write_text(start(shared / "whole", drawn=True).stdout)
     return shared / "whole", said.read_text()
 
 
@@ -180,10 +209,9 @@ def test_worker_processes_give_the_same_numbers(finished, tmp_path, widths):
                 np.testing.assert_allclose(found[name][2][key], array, rtol=1e-2, atol=1e-2)
 
 
-def test_other_settings_are_refused(finished):
-    done = start(finished[0], "--prior-sds", "1.0", check=False)
-    assert done.returncode != 0
-    assert "prior_sds" in done.stderr and "Traceback" not in done.stderr
+def test_other_settings_are_refused(finished, run_here):
+    code, _, _ = run_here(finished[0], "--prior-sds", "1.0")
+    assert "prior_sds: [2.0] in the folder, [1.0] asked for" in code
 
 
 @pytest.mark.parametrize(
@@ -196,27 +224,24 @@ def test_other_settings_are_refused(finished):
         (("--sampling.sampler", "nutz"), ("nutz", "'nuts'")),
     ],
 )
-def test_bad_settings_give_one_clear_error(tmp_path, monkeypatch, capsys, options, words):
-    """In this process: importing everything anew for each would take most of the time."""
-    monkeypatch.setattr(sys, "argv", command(tmp_path / "run", *options)[1:])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "experiments/scaling.py"), run_name="__main__")
-    assert ended.value.code not in (0, None) and not (tmp_path / "run").exists()
-    said = f"{ended.value.code} {capsys.readouterr().err}"
+def test_bad_settings_give_one_clear_error(tmp_path, run_here, options, words):
+    code, _, err = run_here(tmp_path / "run", *options)
+    assert code not in (0, None) and not (tmp_path / "run").exists()
     for word in words:
-        assert word in said, said
+        assert word in f"{code} {err}", (code, err)
 
 
-def test_dry_run_computes_nothing(tmp_path):
-    done = start(tmp_path / "run", "--dry-run")
-    assert "4 cells in 2 batches and 1 shapes" in done.stdout
+def test_dry_run_computes_nothing(tmp_path, run_here):
+    code, said, _ = run_here(tmp_path / "run", "--dry-run")
+    assert code == 0 and "4 cells in 2 batches and 1 shapes" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_the_settings(tmp_path):
-    done = start(tmp_path / "run", "--help")
+def test_help_names_the_settings(tmp_path, run_here):
+    code, said, _ = run_here(tmp_path / "run", "--help")
+    assert code == 0
     for word in ("--preset", "--widths", "--prior-sds", "--sampling.num-draws", "Hidden"):
-        assert word in done.stdout
+        assert word in said
 
 
 def test_settings_are_stored(finished):

@@ -93,6 +93,9 @@ def test_dimension_and_divergence_are_those_of_the_dense_covariance(dense):
     values = np.linalg.eigvalsh(dense.ggn)[::-1]
     assert found["outlier_share"] == pytest.approx(values[:2].sum() / values.sum(), rel=1e-6)
     assert found["log2_over_mean"] == pytest.approx(np.log2(values[0] / values.mean()), rel=1e-6)
+    rest = np.log2(values[0] / values[2:].sum())
+    assert found["log2_over_rest"] == pytest.approx(rest, rel=1e-6)
+    assert found["num_nonzero"] == np.linalg.matrix_rank(dense.ggn, rtol=1e-12)
 
 
 def test_the_hessian_by_lanczos_is_the_dense_one(x64):
@@ -127,6 +130,8 @@ def test_exact_isotropy_is_told_from_one_outlier():
     np.testing.assert_allclose(found, [2 - 0.99, 9.0])
     np.testing.assert_allclose(curvature.removed(gradients, 1), [1.0, 9.0])
     np.testing.assert_allclose(curvature.removed(gradients, 2), [0.5, 5.0])
+    inside = Projected(np.array([3.0, 4.0]), np.array([[3.0 - 1e-15], [3.9]]))  # rounding is left
+    assert curvature.removed(inside, 1).tolist() == [0.0, pytest.approx(0.1)]
     ratio = np.array([0.505, 1.0])
     spread = curvature.spread(found, gradients.sq_norm)
     assert spread["ratio_cv"] == pytest.approx(ratio.std() / ratio.mean())

@@ -19,7 +19,15 @@ from isounc.runs.style import NothingToDraw
 from isounc.runs.tables import rows_of_run
 from isounc.sampling.settings import GateSettings, SamplerSettings
 from isounc.studies.spectrum import figures, report
-from isounc.studies.spectrum.cell import DRAWS, ISOTROPIC, LAPLACE, OF_POINT, OF_POSTERIOR
+from isounc.studies.spectrum.cell import (
+    DRAWS,
+    ISOTROPIC,
+    LAPLACE,
+    OF_POINT,
+    OF_POSTERIOR,
+    _compared,
+)
+from isounc.studies.spectrum.curvature import Projected
 from isounc.studies.spectrum.reading import Tables, reading
 from isounc.studies.spectrum.settings import (
     ALL,
@@ -34,11 +42,13 @@ from isounc.studies.spectrum.settings import (
 )
 from isounc.studies.spectrum.study import STUDY
 from isounc.studies.spectrum.tables import (
+    EIGENVALUE_COLUMNS,
     NUMBERS,
     ROW,
     Results,
     axes_of,
     failing,
+    passing,
     slope,
     summarise,
     verdicts,
@@ -66,6 +76,7 @@ def planted(change=lambda row: {}, seeds=4):
             "point": "map", "region": ALL, "form": LAPLACE, **dict.fromkeys(OF_POINT, 1.0),
             "outlier_share": 0.8 + noise, "log2_hessian": -0.1 + noise,
             "log2_over_mean": 1.5 * size + noise, "log2_over_bulk": 0.5 * depth + noise,
+            "log2_over_rest": 0.4 * depth + noise,
             "dimension_share": 0.02 + noise,
         }  # fmt: skip
         posterior = identity | {
@@ -77,8 +88,9 @@ def planted(change=lambda row: {}, seeds=4):
         levels = {ISOTROPIC: 0.6, "removed_10": 0.7, "low_rank_10": 0.8, LAPLACE: 0.8}
         for region, (form, level) in itertools.product((TRAIN, "far"), levels.items()):
             rows.append(identity | {
-                "point": "map", "region": region, "form": form, "pearson": level + noise,
-                "spearman": level, "ratio_cv": 0.05 + noise, "order": 0.95 + noise,
+                "point": "map", "region": region, "form": form,
+                "log10_pearson": level + noise, "pearson": level, "spearman": level,
+                "ratio_cv": 0.05 + noise, "order": 0.95 + noise,
                 "ratio_mean": (0.2 if region == TRAIN else 0.9) + noise,
                 "share": 0.5 if form == "removed_10" else None,
             })  # fmt: skip
@@ -151,6 +163,13 @@ def test_what_fails_counts_where_nothing_rests_on_it():
     assert whats == {
         (2, "map", ""), (2, "posterior", ""), (3, "reference", TRAIN), (3, "reference", "far")
     }  # fmt: skip
+    values = [
+        {**{name: row[name] for name in EIGENVALUE_COLUMNS[:-3]}, "kind": "ggn"}
+        for row in rows
+        if row["region"] == ALL
+    ]
+    kept = passing(values, rows)
+    assert {row["seed"] for row in kept} == {0, 1, 3} and len(kept) == len(values) * 3 / 4
     by_gate = {"form": DRAWS, "check": "fail", "check_reasons": "R-hat is 2"}
     assert failing([{**rows[0], **by_gate, "region": "far"}]) == []
     tables = Tables(results, rows, summary, said, SMALL)
@@ -181,6 +200,18 @@ def test_one_factor_at_a_time_is_varied_about_the_base():
     np.testing.assert_array_equal(problem.regions[TRAIN], problem.X)
     noisy = cell_problem(Cell("linear_regression", paper[0], 3), SMALL)
     assert noisy.noise_sd == pytest.approx(5 * make_problem("linear_regression").noise_sd)
+
+
+def test_correlations_are_those_of_logarithms_at_all_locations_or_none():
+    sq_norm = np.geomspace(1e-3, 10, 12)
+    projected = Projected(sq_norm, 0.5 * sq_norm[:, None])
+    row = _compared(sq_norm**3, projected, sq_norm**2, LAPLACE)
+    assert row["log10_pearson"] == pytest.approx(1) == row["order"] and row["reason"] == ""
+    assert row["pearson"] < 0.999
+    some = np.where(np.arange(12) < 2, 0.0, sq_norm)
+    row = _compared(some, projected, sq_norm, LAPLACE)
+    assert row["log10_pearson"] is row["order"] is None and row["pearson"] is not None
+    assert row["reason"] == "log10 undefined: 2 of 12 locations have no positive value"
 
 
 def test_a_slope_is_over_the_sizes_that_have_a_value():
@@ -230,7 +261,10 @@ def test_figures_are_drawn_of_planted_rows():
     groups = {axis: axes_of(listed, axis) for axis in ("width", "depth")}
     summary = summarise(results)
     assert len(figures.trends(summary, groups, "moons").axes) == len(figures.TRENDS)
-    assert len(figures.ratios(summary, groups["width"], "moons").axes) == 2
+    ratios = figures.ratios(summary, groups["width"], "moons")
+    assert len(ratios.axes) == 2
+    (legend,) = ratios.legends
+    assert "0.1, below which" in legend.get_texts()[-1].get_text()  # the line
     assert len(figures.shares(summary, listed[0], (10,), "moons").axes) == 1
     assert len(figures.correction(verdicts(results, 10), "cure", "r").axes) == 2
 
@@ -276,7 +310,7 @@ def test_the_command_in_small(tmp_path, capsys, monkeypatch):
     published = RunFolder.load(there)
     assert rows_of_run(published, ROW) == rows  # six digits, in records and tables alike
     said = (there / "reading.md").read_text()
-    assert said.startswith("# Reading of small") and "outliers, Hessian" in said
+    assert said.startswith("# Reading of small") and "“Outliers, Hessian” (the" in said
     assert list(STUDY.report(published, settings).reading) == said.strip().split("\n\n")[1:-1]
     with pytest.raises(ValueError, match=r"has no results\.csv"):
         empty = RunFolder.open(tmp_path / "none", stored_settings(settings), study="spectrum")

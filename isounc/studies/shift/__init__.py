@@ -1,0 +1,1 @@
+"""Shift: gradient norms, and scores made for it, on inputs in and out of distribution."""
