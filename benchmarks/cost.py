@@ -8,8 +8,9 @@ Each row is a way to get an uncertainty, with the seconds that it takes once (fi
 and those for every example of a batch, as microseconds and as a ratio to the forward pass of the
 same batch in the same process. Times are the least of several runs in which the ways take turns;
 compilation is left out of all but `once`. Memory is the most that the process held while the way ran,
-beyond what it held before (Linux). `flops` are those that the compiler counts, of ways that are one
-program without a loop: a count that no clock has a part in.
+beyond what it held before (Linux), and beside it the compiler's plan for its temporary values and
+results, of ways that are one program: what a process has freed it may hold on to. `flops` are those that
+the compiler counts, of ways that are one program without a loop: a count that no clock has a part in.
 
     forward              the prediction
     backward             one gradient of the batch's mean loss: a forward-backward pass, as in training
@@ -24,7 +25,7 @@ program without a loop: a count that no clock has a part in.
                          kernel of the training gradients and its eigenvectors, fit included
     HMC                  the variance over 1000 draws of `sample_posterior`; `once` is sampling until
                          its gate passes, or until the time is over. In networks above `most_sampled`
-                         parameters, two short runs whose difference is the time of a draw
+                         parameters it is passes by count, and the note has the time of a gradient
 
 The MLPs have three hidden layers and three classes (clusters3, 100 examples). The decoder has 135
 million random parameters; its probability is that of a sequence of 64 tokens. Its ensemble and its
@@ -84,7 +85,7 @@ class Options:
     chains: Literal["yes", "no"] = "yes"
     """Whether HMC is run."""
     most_sampled: int = 200_000
-    """Parameters above which HMC gives the time of a draw alone."""
+    """Parameters above which no chains are run."""
     seconds: float = 10.0
     """Seconds for which the ways of a model take turns; there are at least two rounds."""
     max_seconds: float = 120.0
@@ -102,6 +103,8 @@ class Way(NamedTuple):
     """Seconds of what is done once."""
     flops: float | None = None
     """Floating-point operations by the compiler's count."""
+    mebibytes: float | None = None
+    """Memory of its temporary values and results by the compiler's plan."""
     times: float = 1.0
     """How many times `run` the way is, by count."""
     note: str = ""
@@ -115,36 +118,38 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def program(f: Callable[..., Any], *args: Any, once: float = 0.0) -> Way:
-    """A way that is one compiled program."""
+def program(f: Callable[..., Any], *args: Any, once: float = 0.0, has_loop: bool = False) -> Way:
+    """A way that is one compiled program; of a loop the compiler counts one turn, which is no count."""
     compiled = jax.jit(f).lower(*args).compile()
-    counted = compiled.cost_analysis() or {}
-    return Way(lambda: compiled(*args), once, flops=counted.get("flops"))
+    counted, planned = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    held = planned.temp_size_in_bytes + planned.output_size_in_bytes if planned else None
+    return Way(
+        lambda: compiled(*args),
+        once,
+        flops=None if has_loop else counted.get("flops"),
+        mebibytes=None if held is None else float(f"{held / 2**20:.4g}"),
+    )
 
 
-def sampled(problem: Problem, model: Model, key: jax.Array, options: Options) -> tuple[Any, ...]:
+def hmc(problem: Problem, model: Model, key: jax.Array, options: Options) -> tuple[Any, float, str]:
     """A posterior, the seconds of its sampling, and what is to be said of it."""
-    if model.num_params <= options.most_sampled:
-        posterior, seconds = timed(
-            lambda: sample_posterior(
-                problem, model, prior_sd=PRIOR_SD, key=key, max_draws=8000, num_kept=NUM_DRAWS,
-                max_seconds=options.max_seconds,
-            )
-        )  # fmt: skip
-        gate = posterior.gate
-        verdict = "gate passed" if gate.passed else f"gate failed: {'; '.join(gate.reasons)}"
-        return posterior, seconds, f"{posterior.num_draws} draws of each chain, {verdict}"
-    few, many = (
-        timed(
-            lambda num=num: sample_posterior(
-                problem, model, prior_sd=PRIOR_SD, key=key, num_warmup=20, num_draws=num,
-                max_draws=num, block=10, num_kept=8, locations_per_region=4,
-            )
+    posterior, seconds = timed(
+        lambda: sample_posterior(
+            problem, model, prior_sd=PRIOR_SD, key=key, max_draws=8000, num_kept=NUM_DRAWS,
+            max_seconds=options.max_seconds,
         )
-        for num in (10, 30)
     )  # fmt: skip
-    of_draw = (many[1] - few[1]) / 20
-    return many[0], many[1], f"{of_draw:.3g} s a draw of 4 chains after 20 transitions of warm-up"
+    gate = posterior.gate
+    verdict = "gate passed" if gate.passed else f"gate failed: {'; '.join(gate.reasons)}"
+    return posterior, seconds, f"{posterior.num_draws} draws of each chain, {verdict}"
+
+
+def gradient_seconds(model: Model, theta: jax.Array, data: densities.Data) -> float:
+    """Seconds of a gradient of the log posterior for 4 chains at a time."""
+    gradient = jax.jit(jax.vmap(jax.grad(lambda t: densities.log_density(model, t, data))))
+    thetas = jnp.tile(theta, (4, 1))
+    jax.block_until_ready(gradient(thetas))  # compiles
+    return min(timed(lambda: gradient(thetas))[1] for _ in range(10))
 
 
 def mlp_ways(width: int, options: Options) -> dict[str, Way]:
@@ -159,9 +164,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
     X = rng.uniform(low, high, (options.examples, problem.num_features)).astype(np.float32)
     labels = jnp.asarray(rng.integers(0, problem.num_outputs, options.examples))
 
-    variance = jax.jit(
-        lambda thetas: jax.lax.map(lambda t: model.predict(t, X), thetas).var(axis=0)
-    )
+    def variance(thetas):
+        return jax.lax.map(lambda t: model.predict(t, X), thetas).var(axis=0)
 
     def backward(theta):
         def loss(t):
@@ -169,7 +173,6 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
 
         return jax.grad(loss)(theta)
 
-    @jax.jit
     def dropout(key):
         read_out = theta.size - model.group_sizes[-2] - model.group_sizes[-1]
 
@@ -213,8 +216,8 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
         "isotropic, all": isotropic(value_and_sq_grad_norms, log_odds),
         "call of isotropic": call(),
         "call of logit_scaled": call(method="logit_scaled", scale=scale),
-        "ensemble": Way(lambda: variance(thetas), ensemble_seconds),
-        "dropout": Way(lambda: dropout(key), fit_seconds),
+        "ensemble": program(variance, thetas, once=ensemble_seconds, has_loop=True),
+        "dropout": program(dropout, key, once=fit_seconds, has_loop=True),
     }
     data = densities.make_data(problem, model, PRIOR_SD)
     curvature.AtPoint.of(theta, data, model)  # compiles
@@ -223,12 +226,17 @@ def mlp_ways(width: int, options: Options) -> dict[str, Way]:
         lambda: curvature.laplace(at_point.project(X), at_point.spectrum),
         fit_seconds + kernel_seconds,
     )
-    if options.chains == "yes":
-        posterior, hmc_seconds, said = sampled(problem, model, key, options)
+    if options.chains == "yes" and model.num_params <= options.most_sampled:
+        posterior, hmc_seconds, said = hmc(problem, model, key, options)
         draws = jnp.asarray(posterior.draws, jnp.float32)
-        ways["HMC"] = Way(
-            lambda: variance(draws), hmc_seconds, times=NUM_DRAWS / len(draws), note=said
-        )
+        averaged = program(variance, draws, once=hmc_seconds, has_loop=True)
+        ways["HMC"] = averaged._replace(times=NUM_DRAWS / len(draws), note=said)
+    elif options.chains == "yes":
+        seconds = gradient_seconds(model, theta, data)
+        ways["HMC"] = ways["forward"]._replace(
+            once=np.nan, flops=None, times=NUM_DRAWS,
+            note=f"not sampled, a gradient for 4 chains takes {seconds:.2g} s; passes by count",
+        )  # fmt: skip
     return ways
 
 
@@ -283,7 +291,8 @@ def measure(ways: dict[str, Way], count: int, seconds: float) -> list[dict[str, 
             "way": name, "once_seconds": round(way.once, 2),
             "microseconds": float(f"{1e6 * spent / count:.4g}"),
             "to_forward": float(f"{spent / best['forward']:.5g}"),
-            "mebibytes": memory[of], "flops": way.flops, "rounds": rounds, "note": way.note,
+            "mebibytes": memory[of], "program_mebibytes": way.mebibytes, "flops": way.flops,
+            "rounds": rounds, "note": way.note,
         })  # fmt: skip
     return rows
 
@@ -307,7 +316,7 @@ def main(options: Options) -> None:
             tqdm.write(
                 f"{model:<8}{width:>5}{count:>6}  {row['way']:<21}{row['once_seconds']:>8.2f} s once"
                 f"{row['microseconds']:>12.1f} us{row['to_forward']:>9.2f} x"
-                f"{row['mebibytes'] or 0:>9.1f} MiB  {row['note']:.80}"
+                f"{row['program_mebibytes'] or row['mebibytes'] or 0:>9.1f} MiB  {row['note']:.80}"
             )
         add_rows(rows, options.out)
         write_tables(options.out)

@@ -37,7 +37,7 @@ import numpy as np
 import pandas as pd
 
 from isounc.statistics.intervals import Interval, interval_over_seeds
-from isounc.statistics.verdicts import verdict
+from isounc.statistics.verdicts import VERDICTS, verdict
 
 SIZE = ["model", "width", "examples"]
 ROW = ["process", *SIZE, "way"]
@@ -84,7 +84,8 @@ def costs(processes: pd.DataFrame) -> Rows:
                 "to_forward": ratio.mean, "to_forward_low": ratio.low,
                 "to_forward_high": ratio.high,
                 "flops_to_forward": counted.iloc[0] / flops.iloc[0] if len(counted) else None,
-                "mebibytes": of["mebibytes"].max(), "num_processes": len(of),
+                "mebibytes": of["mebibytes"].max(),
+                "program_mebibytes": of["program_mebibytes"].max(), "num_processes": len(of),
                 "note": next((note for note in of["note"] if isinstance(note, str)), ""),
                 "device": of["device"].iloc[0], "jax": of["jax"].iloc[0],
             })  # fmt: skip
@@ -152,9 +153,11 @@ def page(processes: pd.DataFrame) -> str:
         numbers = ", ".join(
             marks[r["verdict"]].format(_interval(r["mean"], r["low"], r["high"])) for r in of
         )
+        words = [row["verdict"] for row in of]
+        counted = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words)
         sentences.append(
             f"- *{name}* (time of isotropic over that of {other}, at most {bound:g}): "
-            f"**{line['verdict']}** over {line['num_sizes']} sizes; {numbers}."
+            f"**{line['verdict']}** over {line['num_sizes']} sizes ({counted}); {numbers}."
         )
     return "\n\n".join([
         "Verdicts on `isotropic`, one column with its forward pass, by size in the order of the table; "
@@ -164,24 +167,42 @@ def page(processes: pd.DataFrame) -> str:
         "processes]; in brackets the same ratio of the compiler's counts of operations:",
         table(lambda row: "" if row is None else _ratio(row)),
         "Seconds of what is done once (fits, kernels, chains):",
-        table(lambda row: "" if row is None else f"{row['once_seconds']:.3g}"),
-        "Memory that the process held at most beyond what it held before, MiB:",
-        table(lambda row: "" if row is None else f"{row['mebibytes']:.0f}"),
+        table(
+            lambda row: "" if row is None or np.isnan(row["once_seconds"])
+            else f"{row['once_seconds']:.3g}"
+        ),
+        "Memory, MiB: temporary values and results by the compiler's plan, or, after a ~, what the process "
+        "held at most beyond what it held before:",
+        table(lambda row: "" if row is None else _memory(row)),
         "\n".join(
-            f"- {row['way']}, {row['model']} {row['width']}: {row['note']}."
-            for row in rows if row["note"]
+            f"- {way}, {model} {width}: {note}."
+            for way, model, width, note in dict.fromkeys(
+                (row["way"], row["model"], row["width"], row["note"]) for row in rows if row["note"]
+            )
         ),
     ])  # fmt: skip
 
 
 def _interval(mean: float, low: float | None, high: float | None) -> str:
-    return f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    """A number with its interval; one that is exact by definition has none."""
+    if low is None or high is None or low == high:
+        return _short(mean)
+    return f"{_short(mean)} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _ratio(row: dict[str, Any]) -> str:
     flops = row["flops_to_forward"]
     text = _interval(row["to_forward"], row["to_forward_low"], row["to_forward_high"])
     return text if row["way"] == "forward" or flops is None else f"{text} ({flops:.3g})"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    planned = row["program_mebibytes"]
+    return f"~{_short(row['mebibytes'])}" if np.isnan(planned) else _short(planned)
 
 
 def write_tables(folder: Path) -> None:

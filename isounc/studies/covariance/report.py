@@ -18,6 +18,7 @@ from isounc.studies.covariance import figures
 from isounc.studies.covariance.cell import PRIOR
 from isounc.studies.covariance.figures import proxy_name
 from isounc.studies.covariance.reading import Tables, reading
+from isounc.studies.covariance.reading_tables import reading_tables
 from isounc.studies.covariance.settings import ALL, POINTS, Cell, Settings, batches
 from isounc.studies.covariance.tables import (
     OTHERS,
@@ -74,6 +75,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "failing": failures,
         },
         reading=reading(tables),
+        reading_tables=reading_tables(tables),
     )
 
 

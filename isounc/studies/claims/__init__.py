@@ -1,0 +1,1 @@
+"""The paper's twelve claims, settled from the tables of all studies."""

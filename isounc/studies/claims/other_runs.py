@@ -1,0 +1,161 @@
+"""Evidence on claims 7 to 12, from the verdicts and tests of the other studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from isounc.studies.claims.evidence import Row, records, row_of, row_of_interval
+from isounc.studies.claims.rules import Condition
+from isounc.studies.claims.sources import COSTS, NEEDED, Source
+
+REAL = ("breast_cancer", "wine", "digits_3v8")
+"""Problems whose data are real."""
+_SPECTRUM = ("width", "depth", "parameterisation", "n")
+
+
+def _cells(source: Source, place: Sequence[str], **which: str | float) -> dict[tuple, Row]:
+    """How many cells counted in each place and how many failed, from the summary of a run."""
+    table = source.table("summary.csv", NEEDED[source.study]["summary.csv"])
+    for column, value in which.items():
+        table = table[table[column].eq(value).fillna(False)]
+    return {
+        tuple(row[name] for name in place): {
+            "num_cells": row["num_cells"] - row["num_failed"], "num_failed": row["num_failed"]
+        }
+        for row in records(table)
+    }  # fmt: skip
+
+
+def covariance(sources: Sequence[Source]) -> list[Row]:
+    """Rows of claim 7, from the verdicts of the covariance study on the mean of the other data."""
+    names = {
+        "distorts": "distorts", "structured": "structured", "isotropic wins": "isotropic is better"
+    }  # fmt: skip
+    rows = []
+    for source in sources:
+        table = source.table("verdicts.csv", NEEDED["covariance"]["verdicts.csv"])
+        chosen = table[
+            table["hypothesis"].isin(list(names)) & table["proxy"].eq("others")
+            & table["problem"].ne("all") & table["statistic"].ne("spearman")
+        ]  # fmt: skip
+        place = ("problem", "width", "point", "region")
+        cells = _cells(source, place, form="full", proxy="train", lam=1.0)
+        for row in records(chosen):
+            data = "real data" if row["problem"] in REAL else "made-up data"
+            region = "" if row["region"] == "all" else row["region"]
+            setting = f"{data}, width {row['width']}"
+            where = Condition(names[row["hypothesis"]], row["point"], region, setting)
+            own = cells.get(tuple(row[name] for name in place), {})
+            rows.append(row_of_interval("7", where, row, source) | own)
+    return rows
+
+
+def spectrum(sources: Sequence[Source]) -> list[Row]:
+    """Rows of claim 8, from the verdicts of the spectrum study at the largest width of each run."""
+    names = {"isotropic in trace": "in trace", "order kept": "for gradients"}
+    rows = []
+    for source in sources:
+        table = source.table("verdicts.csv", NEEDED["spectrum"]["verdicts.csv"])
+        chosen = table[table["hypothesis"].isin(list(names)) & table["problem"].ne("all")]
+        found = records(chosen)
+        place = ("problem", *_SPECTRUM, "point", "region", "statistic")
+        cells = _cells(source, place, form="laplace")
+        widest = max((row["width"] for row in found if row["width"]), default=None)
+        for row in found:
+            if row["width"] != widest:
+                continue
+            region = "" if row["region"] == "all" else row["region"]
+            parts = (
+                f"{row['parameterisation']}",
+                *(f"{k} {row[k]}" for k in ("width", "depth", "n")),
+            )
+            setting = ", ".join(parts)
+            where = Condition(names[row["hypothesis"]], row["point"], region, setting)
+            own = cells.get(tuple(row[name] for name in place), {})
+            rows.append(row_of_interval("8", where, row, source) | own)
+    return rows
+
+
+def shift(sources: Sequence[Source]) -> list[Row]:
+    """Rows of claim 9, from the verdicts of the shift study on the isotropic score."""
+    names = {"detects": "outside", "keeps its rate": "inside"}
+    rows = []
+    for source in sources:
+        table = source.table("verdicts.csv", NEEDED["shift"]["verdicts.csv"])
+        chosen = table[
+            table["hypothesis"].isin(list(names)) & table["score"].eq("isotropic")
+            & table["problem"].ne("all") & table["network"].ne("all")
+        ]  # fmt: skip
+        place = ("problem", "network", "shift")
+        cells = _cells(source, place, score="isotropic")
+        for row in records(chosen):
+            where = Condition(names[row["hypothesis"]], row["network"], row["shift"], "")
+            own = cells.get(tuple(row[name] for name in place), {})
+            rows.append(row_of_interval("9", where, row, source) | own)
+    return rows
+
+
+def cost(sources: Sequence[Source]) -> list[Row]:
+    """Rows of claim 10, from the processes of the cost benchmark: sizes of a model are its strata."""
+    rows = []
+    for source in sources:
+        table = source.table(COSTS, NEEDED["cost"][COSTS])
+        ratios: dict[tuple[str, str], list[float]] = {}
+        for row in records(table[table["way"].eq("isotropic")]):
+            if row["to_forward"] is not None:
+                size = f"width {row['width']}, batch {row['examples']}"
+                ratios.setdefault((row["model"], size), []).append(float(row["to_forward"]) - 1)
+        for (model, size), values in ratios.items():
+            where = Condition("cost", model, "", "")
+            rows.append(row_of("10", where, size, values, source) | {"num_cells": len(values)})
+    return rows
+
+
+def qa(sources: Sequence[Source], claims: Iterable[str]) -> list[Row]:
+    """Rows of claims 11 and 12, from the tests, correlations and gains of the qa study."""
+    rows = []
+    for source in sources:
+        by_place: dict[tuple[str, str], dict[str, list[Row]]] = {}
+        for name, needed in NEEDED["qa"].items():
+            for row in records(source.table(name, needed)):
+                tables = by_place.setdefault((row["model"], row["benchmark"]), {})
+                tables.setdefault(name, []).append(row)
+        for place, tables in by_place.items():
+            rows += [row for row in _of_benchmark(*place, tables, source) if row["claim"] in claims]
+    return rows
+
+
+def _of_benchmark(
+    model: str, benchmark: str, tables: Mapping[str, list[Row]], source: Source
+) -> list[Row]:
+    """Rows of one model on one benchmark, for the estimand that counts there."""
+
+    def the(table: str, **which: str) -> Row | None:
+        found = tables.get(table, [])
+        return next((r for r in found if all(r[k] == v for k, v in which.items())), None)
+
+    extra = [r["extra"] for r in tables.get("gains.csv", []) if r["extra"].startswith("epistemic/")]
+    if not extra:
+        return []
+    norm, total = extra[0], extra[0].replace("epistemic", "total_sum")
+    best = [r["against"] for r in tables.get("tests.csv", []) if r["against"].startswith("best of")]
+    conflict = benchmark.startswith("truthfulqa")
+    found = [
+        ("12", "different", the("correlations.csv", score=norm, other="p_true"), "spearman", 0.0),
+        ("12", "a signal", the("gains.csv", extra=norm), "gain", 0.0),
+    ]
+    if conflict and best:
+        test = the("tests.csv", score=total, against=best[0], statistic="auroc")
+        found.append(("11", "combined is best", test, "gain", 0.0))
+    elif not conflict:
+        found.append(("11", "chance on recall", the("results.csv", score=total), "auroc", 0.5))
+    return [
+        row_of(claim, Condition(measure, model, benchmark, ""), benchmark, [], source)
+        | {
+            "mean": row[column] - origin,
+            "se": row[f"{column}_se"],
+            "num_seeds": row["num_questions"],
+        }
+        for claim, measure, row, column, origin in found
+        if row is not None and row[column] is not None
+    ]
