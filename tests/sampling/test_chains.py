@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from isounc.models import make_model
+from isounc.densities import make_data
+from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.sampling import chains, parts
+from isounc.sampling.convergence import diagnose
+from isounc.sampling.kernels import HMC
 from isounc.sampling.posterior import sample_posterior
+from isounc.sampling.run import randomness
 from isounc.sampling.settings import SamplerSettings
 from tests.sampling.test_checkpoint import SETTINGS, assert_same_bits, sampled
 
@@ -73,6 +80,90 @@ def test_without_annealing_chains_stay_where_the_posterior_has_no_mass(monkeypat
     assert errors().max() < 2
     monkeypatch.setattr(chains, "mean_depth", lambda r: np.zeros(len(r)))
     assert errors().max() > 3
+
+
+class Mixture(NamedTuple):
+    """x itself is theta, and its density is that of two spherical Gaussians."""
+
+    means: jax.Array
+    sd: jax.Array
+    weights: jax.Array
+
+    name = "mixture"
+
+    def start(self, z):
+        return z
+
+    def theta(self, x, model, data):
+        return x
+
+    def remainder(self, x, model, data):
+        squares = ((x[None] - self.means) ** 2).sum(1) / self.sd**2
+        of_parts = jnp.log(self.weights) - 0.5 * squares - len(x) * jnp.log(self.sd)
+        return jax.nn.logsumexp(of_parts) + 0.5 * x @ x
+
+    def log_volume(self, x, model, data):
+        return jnp.zeros((), x.dtype)
+
+
+# Two modes that chains cross and two that they do not; 16 chains begin 800 and 1600 nats away.
+SD, NEAR, FAR = 0.05, (2.0, 2.12), (2.0, -2.0)
+WEIGHTS = np.array([[0.3, 0.7], [0.8, 0.2]])
+TOWARDS_MODES = SamplerSettings(
+    num_chains=16, num_draws=500, max_draws=500, block=500, num_kept=8000, trajectory_length=0.2,
+    anneal_above=0.0,
+)  # fmt: skip
+STATIC: dict[str, Any] = {
+    "model": Model(in_features=1, out_features=1, depth=0, parameterisation="standard"),
+    "settings": TOWARDS_MODES,
+    "sampler": HMC(retries=0),
+}
+
+
+def draws_of_mixtures(*, anneal, length=60):
+    """Draws (problem, chain, draw, parameter) after two windows of warm-up."""
+    problem = Problem.from_arrays(np.array([[0.0], [1.0]]), np.array([0.0, 1.0]), noise_sd=1.0)
+    data, X = make_data(problem, STATIC["model"], 1.0), np.ones((1, 1), np.float32)
+    data, X = jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * 2), (data, X))
+    means = np.repeat([NEAR, FAR], 2).reshape(2, 2, 2)
+    mixtures = Mixture(*map(jnp.float32, (means, np.full((2, 2), SD), WEIGHTS)))
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = chains.start(mixtures, data, X, keys, **STATIC)
+    for step in range(2):
+        inputs = randomness(keys, step, length, X.dtype)
+        window = chains.begin_window(state, TOWARDS_MODES, length, anneal=anneal and step == 0)
+        assert (np.asarray(window.log_first) < -6).all() == (anneal and step == 0)
+        window = chains.warm_up(window, 0, length, data, X, *inputs, serial=False, **STATIC)
+        state = chains.tune(window, settings=TOWARDS_MODES, adapt_metric=False, retries=False)
+    fixed, inputs = jnp.array([0]), randomness(keys, 2, TOWARDS_MODES.block, X.dtype)
+    empty = chains.begin_block(state, X, fixed, TOWARDS_MODES)
+    _, block = chains.draw(
+        (state.chains, empty), 0, TOWARDS_MODES.block, state.coordinates, state.tuning,
+        state.shift, data, X, fixed, *inputs, None, **STATIC,
+    )  # fmt: skip
+    return np.asarray(block.draws, float)
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+def test_annealing_leaves_the_posterior_as_it_is_and_modes_apart_fail_r_hat(anneal):
+    near, far = draws_of_mixtures(anneal=anneal)
+    # Where chains cross, the shares of the modes are right, and so are the moments.
+    middle = np.mean(NEAR)
+    of_upper = WEIGHTS[0] @ stats.norm.sf((middle - np.array(NEAR)) * np.sqrt(2) / SD)
+    numbers = np.stack([near.sum(2) > 2 * middle, near[..., 0], near[..., 0] ** 2], axis=2) * 1.0
+    mean = WEIGHTS[0] @ np.array(NEAR)
+    exact = [of_upper, mean, WEIGHTS[0] @ np.array(NEAR) ** 2 + SD**2]
+    found = diagnose(numbers)
+    assert np.nanmax(found.rhat) < 1.03
+    assert (np.abs(numbers.mean((0, 1)) - exact) < 4 * found.mean_se).all()
+    assert found.mean_se[0] < 0.015
+    # Where they do not, some are in either, R-hat says so, and within a mode draws are right.
+    is_upper = far[..., 0].mean(1) > 0
+    assert 0 < is_upper.mean() < 1 and (np.sign(far) == np.sign(far[:, :1])).all()
+    assert np.nanmax(diagnose(far).rhat) > 1.3
+    within = np.abs(far) - FAR[0]
+    assert np.abs(within.mean()) < 4 * np.nanmax(diagnose(within).mean_se)
+    assert within.std() == pytest.approx(SD, rel=0.03)
 
 
 @pytest.mark.parametrize(
