@@ -41,7 +41,7 @@ def covariance(sources: Sequence[Source]) -> list[Row]:
         place = ("problem", "width", "point", "region")
         cells = _cells(source, place, form="full", proxy="train", lam=1.0)
         for row in records(chosen):
-            data = "real data" if row["problem"] in REAL else "made-up data"
+            data = "real data" if row["problem"] in REAL else "synthetic data"
             region = "" if row["region"] == "all" else row["region"]
             setting = f"{data}, width {row['width']}"
             where = Condition(names[row["hypothesis"]], row["point"], region, setting)
