@@ -1,7 +1,7 @@
 """Evidence: a number of each problem in each condition, as rows of a table.
 
-Where several runs have a problem in a condition, the one with the most seeds counts (`best`): seeds of
-different runs may be the same data, and are never pooled.
+Where several runs have a problem in a condition, the one with the most of its widths counts, then the
+one with the most seeds (`best`): seeds of different runs may be the same data, and are never pooled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
 
-from isounc.studies.claims.rules import Condition, Stratum, stratum
+from isounc.studies.claims.rules import MIN_SEEDS, Condition, Stratum, stratum
 from isounc.studies.claims.sources import Source
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 ROW_COLUMNS = (
     "claim", *Condition._fields, "problem", "mean", "se", "num_seeds", "num_cells", "num_failed",
-    "num_undefined", "source",
+    "num_undefined", "widths", "source",
 )  # fmt: skip
 """Columns of `results.csv`; mean and se are on the measure's scale."""
 
@@ -60,7 +60,11 @@ def records(table: pandas.DataFrame) -> list[Row]:
 
 
 def best(rows: Iterable[Row]) -> list[Row]:
-    """Of the runs that have a problem in a condition, the one with the most seeds, then cells."""
+    """Of the runs that have a problem in a condition, that with the most widths, then seeds, then cells.
+
+    A run of width 32 alone would otherwise stand for "width 32 and above" in some problems, beside
+    runs of all these widths in others.
+    """
     chosen: dict[tuple, Row] = {}
     for row in rows:
         key = (row["claim"], *(row[name] for name in Condition._fields), row["problem"])
@@ -69,8 +73,10 @@ def best(rows: Iterable[Row]) -> list[Row]:
     return list(chosen.values())
 
 
-def _size(row: Row) -> tuple[bool, int, int]:
-    return row["mean"] is not None, row["num_seeds"], row.get("num_cells") or 0
+def _size(row: Row) -> tuple[bool, int, int, int]:
+    widths = len((row.get("widths") or "").split())
+    enough = row["mean"] is not None and row["num_seeds"] >= MIN_SEEDS
+    return enough, widths, row["num_seeds"], row.get("num_cells") or 0
 
 
 def conditions(rows: Iterable[Row], claim: str) -> dict[Condition, list[Stratum]]:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from isounc.runs.style import Look, NothingToDraw, legend_below, styled
 from isounc.studies.claims.rules import MEASURES, Finding
-from isounc.studies.claims.tables import Settled, bound_text, place, words
+from isounc.studies.claims.tables import Settled, bound_text, of_widths, place, words
 
 STATES = {
     "supported": Look("supported", "#0072B2", "o"),
@@ -46,7 +46,7 @@ def forest(settled: Settled) -> Figure:
         figure.suptitle(title, x=0.01, ha="left")
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, name, group in zip(axes, measures, groups, strict=True):
-            _panel(ax, name, group)
+            _panel(ax, name, group, settled)
         shown = {f.state for f in found}
         entries = {
             look.label: Line2D([], [], color=look.color, marker=look.marker, linewidth=1.2)
@@ -62,7 +62,7 @@ def _of(finding: Finding, measure: str) -> bool:
     return finding.condition.measure == measure
 
 
-def _panel(ax: Axes, name: str, group: list[Finding]) -> None:
+def _panel(ax: Axes, name: str, group: list[Finding], settled: Settled) -> None:
     measure = MEASURES[name]
     ax.set_title(f"{measure.label} ({bound_text(measure)})", loc="left")
     bounds = (-measure.bound, measure.bound) if measure.side == "within" else (measure.bound,)
@@ -82,7 +82,8 @@ def _panel(ax: Axes, name: str, group: list[Finding]) -> None:
         if before.condition.point != after.condition.point:
             ax.axhline(i + 0.5, color="#BBBBBB", linewidth=0.6)
     ax.set_xlim(*_limits(group, bounds))
-    labels = [f"{place(f.condition) or 'all'} ({f.num_seeds})" for f in group]
+    places = [of_widths(place(f.condition), settled) or "all" for f in group]
+    labels = [f"{name} ({f.num_seeds})" for name, f in zip(places, group, strict=True)]
     ax.set_yticks(range(len(group)), labels)
     ax.set_ylim(len(group) - 0.4, -0.6)
     ax.tick_params(axis="y", labelsize=7, length=0)

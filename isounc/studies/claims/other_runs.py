@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from isounc.studies.claims.evidence import Row, records, row_of, row_of_interval
-from isounc.studies.claims.rules import Condition
+from isounc.studies.claims.rules import Condition, to_scale
 from isounc.studies.claims.sources import COSTS, NEEDED, Source
 
 REAL = ("breast_cancer", "wine", "digits_3v8")
 """Problems whose data are real."""
+FRESH = "the error grows with distance, fresh data"
+"""The measure that shows what fresh inputs of the same distribution do."""
 _SPECTRUM = ("width", "depth", "parameterisation", "n")
 
 
@@ -29,56 +31,85 @@ def _cells(source: Source, place: Sequence[str], **which: str | float) -> dict[t
 def covariance(sources: Sequence[Source]) -> list[Row]:
     """Rows of claim 7, from the verdicts of the covariance study on the mean of the other data."""
     names = {
-        "distorts": "distorts", "structured": "structured", "isotropic wins": "isotropic is better"
+        "distorts": "other data lower r", "structured": "the error grows with distance",
+        "isotropic wins": "‖g‖² is better",
     }  # fmt: skip
     rows = []
     for source in sources:
         table = source.table("verdicts.csv", NEEDED["covariance"]["verdicts.csv"])
+        counted = table["hypothesis"].isin(list(names)) & table["proxy"].eq("others")
+        beside = table["hypothesis"].eq("structured") & table["proxy"].eq("fresh")
         chosen = table[
-            table["hypothesis"].isin(list(names)) & table["proxy"].eq("others")
-            & table["problem"].ne("all") & table["statistic"].ne("spearman")
-        ]  # fmt: skip
+            (counted | beside) & table["problem"].ne("all") & table["statistic"].ne("spearman")
+        ]
         place = ("problem", "width", "point", "region")
         cells = _cells(source, place, form="full", proxy="train", lam=1.0)
         for row in records(chosen):
             data = "real data" if row["problem"] in REAL else "synthetic data"
             region = "" if row["region"] == "all" else row["region"]
             setting = f"{data}, width {row['width']}"
-            where = Condition(names[row["hypothesis"]], row["point"], region, setting)
+            measure = FRESH if row["proxy"] == "fresh" else names[row["hypothesis"]]
+            where = Condition(measure, row["point"], region, setting)
             own = cells.get(tuple(row[name] for name in place), {})
-            rows.append(row_of_interval("7", where, row, source) | own)
-    return rows
+            widths = {"widths": str(row["width"])}
+            rows.append(row_of_interval("7", where, row, source) | own | widths)
+    # Runs follow each other with their own widths: conditions are listed by width, real data last.
+    return sorted(rows, key=lambda row: (row["problem"] in REAL, int(row["widths"])))
 
 
 def spectrum(sources: Sequence[Source]) -> list[Row]:
-    """Rows of claim 8, from the verdicts of the spectrum study at the largest width of each run."""
-    names = {"isotropic in trace": "in trace", "order kept": "for gradients"}
+    """Rows of claim 8, at the largest width of each run of the spectrum study.
+
+    The share of the parameters comes from its verdicts. Its correlations are averaged there as they
+    are; here they are taken from its cells, to be averaged on Fisher's scale as all others.
+    """
     rows = []
     for source in sources:
         table = source.table("verdicts.csv", NEEDED["spectrum"]["verdicts.csv"])
-        chosen = table[table["hypothesis"].isin(list(names)) & table["problem"].ne("all")]
-        found = records(chosen)
+        chosen = table["hypothesis"].eq("isotropic in trace") & table["problem"].ne("all")
+        found = records(table[chosen])
         place = ("problem", *_SPECTRUM, "point", "region", "statistic")
         cells = _cells(source, place, form="laplace")
         widest = max((row["width"] for row in found if row["width"]), default=None)
         for row in found:
-            if row["width"] != widest:
-                continue
-            region = "" if row["region"] == "all" else row["region"]
-            parts = (
-                f"{row['parameterisation']}",
-                *(f"{k} {row[k]}" for k in ("width", "depth", "n")),
-            )
-            setting = ", ".join(parts)
-            where = Condition(names[row["hypothesis"]], row["point"], region, setting)
-            own = cells.get(tuple(row[name] for name in place), {})
-            rows.append(row_of_interval("8", where, row, source) | own)
+            if row["width"] == widest:
+                where = _spectrum_place("few parameters determined", row)
+                own = cells.get(tuple(row[name] for name in place), {})
+                rows.append(row_of_interval("8", where, row, source) | own)
+        if widest is not None:
+            rows += _orders(source, widest)
     return rows
+
+
+def _orders(source: Source, width: int) -> list[Row]:
+    """How far the order of inputs is kept, from the cells of one width that passed their checks."""
+    table = source.table("results.csv", NEEDED["spectrum"]["results.csv"])
+    table = table[table["width"].eq(width).fillna(False) & table["form"].eq("laplace")]
+    values: dict[tuple[str, Condition], list[float]] = {}
+    left: dict[tuple[str, Condition], int] = {}
+    for row in records(table[table["order"].notna()]):
+        key = str(row["problem"]), _spectrum_place("order of inputs kept", row)
+        own = values.setdefault(key, [])
+        if row["check"] == "pass":
+            own.append(float(to_scale(row["order"], "correlation")))
+        else:
+            left[key] = left.get(key, 0) + 1
+    return [
+        row_of("8", where, problem, own, source)
+        | {"num_cells": len(own), "num_failed": left.get((problem, where), 0)}
+        for (problem, where), own in values.items()
+    ]
+
+
+def _spectrum_place(measure: str, row: Row) -> Condition:
+    region = "" if row["region"] == "all" else row["region"]
+    parts = (f"{k} {row[k]}" for k in ("width", "depth", "n"))
+    return Condition(measure, row["point"], region, ", ".join([row["parameterisation"], *parts]))
 
 
 def shift(sources: Sequence[Source]) -> list[Row]:
     """Rows of claim 9, from the verdicts of the shift study on the isotropic score."""
-    names = {"detects": "outside", "keeps its rate": "inside"}
+    names = {"detects": "larger out of distribution", "keeps its rate": "threshold kept"}
     rows = []
     for source in sources:
         table = source.table("verdicts.csv", NEEDED["shift"]["verdicts.csv"])
@@ -141,8 +172,14 @@ def _of_benchmark(
     best = [r["against"] for r in tables.get("tests.csv", []) if r["against"].startswith("best of")]
     conflict = benchmark.startswith("truthfulqa")
     found = [
-        ("12", "different", the("correlations.csv", score=norm, other="p_true"), "spearman", 0.0),
-        ("12", "a signal", the("gains.csv", extra=norm), "gain", 0.0),
+        (
+            "12",
+            "unlike P(True)",
+            the("correlations.csv", score=norm, other="p_true"),
+            "spearman",
+            0.0,
+        ),
+        ("12", "adds to all baselines", the("gains.csv", extra=norm), "gain", 0.0),
     ]
     if conflict and best:
         test = the("tests.csv", score=total, against=best[0], statistic="auroc")

@@ -27,6 +27,7 @@ from isounc.studies.claims.rules import (
     interval_of,
 )
 from isounc.studies.claims.settings import Settings, find_sources
+from isounc.studies.claims.statements import NARROW, WIDE
 from isounc.studies.claims.tables import (
     NOTE,
     NOTE_COLUMNS,
@@ -124,7 +125,7 @@ def caption(settled: Settled) -> str:
 def sentence(settled: Settled) -> str:
     """A paragraph about a claim: what is said, the verdict, numbers, conditions, and how to repeat it."""
     claim = settled.claim
-    parts = [f"{settled.key}. {claim.title}: {words(settled)}. The paper: {claim.sentence}"]
+    parts = [f"{settled.key}. {claim.title}: {words(settled)}. Claimed: {claim.sentence}"]
     if settled.counted:
         parts.append(f"Measured: {numbers(settled)}.")
         if said := where(settled):
@@ -134,6 +135,11 @@ def sentence(settled: Settled) -> str:
             f"Of {len(settled.counted)} conditions {yes} have a 95% interval on the claimed side of "
             f"the bound and {no} on the other, which alone decides nothing."
         )
+    beside = [f for f in settled.of_state("beside") if f.mean is not None]
+    if beside:
+        parts.append(f"Beside it, which decides nothing: {numbers(settled, beside)}.")
+    if bands := _widths(settled):
+        parts.append(f"Widths: {bands}.")
     cells, failed, undefined = (
         sum(row.get(name) or 0 for row in settled.rows)
         for name in ("num_cells", "num_failed", "num_undefined")
@@ -149,6 +155,23 @@ def sentence(settled: Settled) -> str:
     return " ".join(parts)
 
 
+def _widths(settled: Settled) -> str:
+    """The widths behind each band of widths, with the number of problems that have each set."""
+    parts = []
+    for band in (NARROW, WIDE):
+        problems: dict[str, set[str]] = {}
+        for row in settled.rows:
+            if row["setting"] == band and row.get("widths"):
+                problems.setdefault(row["widths"], set()).add(row["problem"])
+        sets = [
+            f"{widths} ({len(own)} problem{'s' * (len(own) != 1)})"
+            for widths, own in problems.items()
+        ]
+        if sets:
+            parts.append(f"{band}: {', '.join(sets)}")
+    return "; ".join(parts)
+
+
 def _text(settled: Sequence[Settled]) -> str:
     width = max(len(s.claim.title) for s in settled)
     lines = [f"{s.key:>3}  {s.claim.title:<{width}}  {words(s)}" for s in settled]
@@ -162,7 +185,7 @@ def protocol_table(settled: Sequence[Settled]) -> Table:
          s.claim.command)
         for s in settled
     ]  # fmt: skip
-    headings = ("", "the paper, in our words", "protocol", "asked for", "evidence comes from")
+    headings = ("", "what is claimed, in our words", "protocol", "asked for", "evidence comes from")
     return Table("Protocols", headings, rows, "")
 
 
@@ -180,7 +203,7 @@ def _sections(
     for s in settled:
         figures = tuple(f for f in drawn if f.kind == s.key and f.paths)
         text = (
-            f"The paper: {s.claim.sentence}",
+            f"Claimed: {s.claim.sentence}",
             f"Protocol. {s.claim.protocol}",
             *map(_bound, s.claim.measures),
             f"Verdict: {words(s)}.{f' {where(s)}.' if where(s) else ''}",

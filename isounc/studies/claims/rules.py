@@ -128,29 +128,34 @@ MEASURES = {
         "p(1−p) less E[p(1−p)] and half of Var p, of the total", "above", 0.0,
         "above 0 more than half of the epistemic part is in p(1−p) already",
     ),
-    "distorts": Measure(
+    "other data lower r": Measure(
         "r of a full Σ from other data less one from training data", "below", -0.05,
         f"a loss that is not little: {_LITTLE}",
     ),
-    "structured": Measure(
-        "slope of its log error on the distance to these data", "above", 0.0,
-        "structure is any slope beside that of an isotropic Σ",
+    "the error grows with distance": Measure(
+        "slope of its log error on the distance to these data, less that of an isotropic Σ", "above",
+        0.0, "structure is any slope beside that of an isotropic Σ",
     ),
-    "isotropic is better": Measure(
+    "the error grows with distance, fresh data": Measure(
+        "the same slope with fresh inputs of the training distribution", "above", 0.0,
+        "what it shares with the slope above is no mark of wrong data", counted=False,
+    ),
+    "‖g‖² is better": Measure(
         "r of ‖g‖² less r of a full Σ from other data", "above", 0.0, _BETTER
     ),
-    "in trace": Measure(
+    "few parameters determined": Measure(
         "share of the parameters that the data determine", "below", 0.1,
         "nine tenths keep the prior's variance",
     ),
-    "for gradients": Measure(
+    "order of inputs kept": Measure(
         "correlation of gᵀΣg with ‖g‖²", "above", 0.9,
         "isotropy is used for the order of inputs, which a correlation below .9 does not keep",
+        "correlation",
     ),
-    "outside": Measure(
+    "larger out of distribution": Measure(
         "AUROC of ‖g‖², larger out of distribution", "above", 0.5, "1/2 is chance"
     ),
-    "inside": Measure(
+    "threshold kept": Measure(
         "false alarms of a 5% threshold beyond its exact rate", "below", 0.02,
         "the study of shifts calls .02 kept",
     ),
@@ -166,11 +171,11 @@ MEASURES = {
         "within a tenth of 1/2 is near chance; the paper has .61 ± .05 on TriviaQA",
 
     ),
-    "different": Measure(
+    "unlike P(True)": Measure(
         "rank correlation of ‖g‖² with P(True)", "within", 0.3,
         "below .3 less than a tenth of the variance of the ranks is shared",
     ),
-    "a signal": Measure(
+    "adds to all baselines": Measure(
         "AUROC that ‖g‖² adds to all baselines", "above", 0.0, "a signal is any gain"
     ),
 }  # fmt: skip

@@ -146,9 +146,12 @@ def _strata(claim: str, measure: str, frame: pandas.DataFrame, source: Source) -
     cells = _counted(frame).assign(
         setting=band, value=to_scale(frame["value"].to_numpy(float), MEASURES[measure].scale)
     )
+    place = [*_AXES, "setting"]
+    widths = cells[cells["num_cells"]].groupby(place)["width"].unique().to_dict()
     return [
         row_of(claim, Condition(measure, *where), problem, values, source) | counts
-        for (problem, *where), values, counts in _by_place(cells, [*_AXES, "setting"])
+        | {"widths": " ".join(map(str, sorted(widths.get((problem, *where), ()))))}
+        for (problem, *where), values, counts in _by_place(cells, place)
     ]  # fmt: skip
 
 

@@ -45,6 +45,10 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "problem", "width", "depth", "parameterisation", "n", "point", "region", "form",
             "statistic", *_CELLS,
         ),
+        "results.csv": (
+            "problem", "width", "depth", "parameterisation", "n", "seed", "point", "region", "form",
+            "order", "check",
+        ),
     },
     "shift": {
         "verdicts.csv": (*_VERDICT, "network", "score", "rival", "shift"),
@@ -72,12 +76,23 @@ PROTOCOLS = (
 TEXTS = (
     *("problem", "activation", "parameterisation", "point", "region", "estimator", "quantity"),
     *("class", "gate", "setting", "protocol", "hypothesis", "proxy", "statistic", "network"),
-    *("score", "rival", "shift", "form", "model", "benchmark", "against", "extra", "other"),
+    *(
+        "check",
+        "score",
+        "rival",
+        "shift",
+        "form",
+        "model",
+        "benchmark",
+        "against",
+        "extra",
+        "other",
+    ),
 )
 """Columns of text, in folders that do not say so."""
 _CORRELATION, _COUNT = (-1 - 1e-6, 1 + 1e-6), (0, 2**53)
 RANGES = {
-    **dict.fromkeys(("pearson", "spearman", "partial_spearman"), _CORRELATION),
+    **dict.fromkeys(("pearson", "spearman", "partial_spearman", "order"), _CORRELATION),
     **dict.fromkeys(("num_seeds", "num_cells", "num_failed", "num_questions"), _COUNT),
     **dict.fromkeys(("gain_se", "auroc_se", "spearman_se", "slope", "to_forward", "width"),
                     (0, math.inf)),

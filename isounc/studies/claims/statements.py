@@ -26,6 +26,11 @@ POINTS = {
     "chain_mean": "the mean of a chain",
 }
 """Kinds of theta* in words."""
+WORDS = POINTS | {
+    "mlp": "an MLP", "cnn": "a CNN", "logistic": "logistic regression", "classes": "other classes",
+    "train": "training inputs", "protocol params": "protocol params (by number of parameters)",
+}  # fmt: skip
+"""Names of conditions in words."""
 REGIONS = ("test", "grid", "far")
 _BANDS = (NARROW, WIDE)
 _BASE = (
@@ -104,7 +109,9 @@ CLAIMS = {
         "The correspondence becomes better as the network grows.",
         "Change of r per doubling of the size, by protocol (isounc scaling --protocol; each is a "
         "reading of the claim that was fixed before it was run), beside near (region test) and wide "
-        "(grid) by width in the scaling runs. Cells that several protocols share count once.",
+        "(grid) by width in the scaling runs. A slope that two protocols share to the last digit counts "
+        "once; protocols share cells. Of several runs the one with the most seeds counts, whatever "
+        "its widths.",
         ("slope",), "scaling", "isounc scaling --protocol all --preset standard",
     ),
     "5": Claim(
@@ -117,7 +124,7 @@ CLAIMS = {
         _crossed(["beyond p(1−p)"], ["map", "trained", "draw"]),
     ),
     "6": Claim(
-        "p(1−p) tracks E[p(1−p)], and the sum counts Var p twice",
+        "p(1−p) tracks E[p(1−p)]; and our objection: the sum counts Var p twice",
         "p(1−p) at θ* tracks the posterior's aleatoric uncertainty E[p(1−p)], and the total is the "
         "sum of both parts. (The second half is ours and against the sum: the total p̄(1−p̄) is "
         "E[p(1−p)] + Var p, which to first order p(1−p) at θ* stands for already.)",
@@ -133,8 +140,11 @@ CLAIMS = {
         "which an isotropic one avoids.",
         "Full Laplace covariances from eight or nine kinds of other inputs (their mean), against the "
         "one from the training inputs: loss of r with the MCMC variance, slope of the log error on "
-        "the distance to these inputs, and ‖g‖² against them.",
-        ("distorts", "structured", "isotropic is better"), "covariance",
+        "the distance to these inputs less that of an isotropic Σ, and ‖g‖² against them. Beside it the "
+        "slope with fresh inputs of the training distribution, which is above 0 as well: a slope "
+        "says that the error has a structure, not that wrong data make it.",
+        ("other data lower r", "the error grows with distance", "‖g‖² is better",
+         "the error grows with distance, fresh data"), "covariance",
         "isounc covariance --preset standard",
     ),
     "8": Claim(
@@ -144,19 +154,19 @@ CLAIMS = {
         "At the largest width of each run of the spectrum study: the share of the parameters that "
         "the data determine (effective dimension over their number), and by region the correlation "
         "of log gᵀΣg with log ‖g‖², with Laplace's Σ.",
-        ("in trace", "for gradients"), "spectrum", "isounc spectrum --preset standard",
+        ("few parameters determined", "order of inputs kept"), "spectrum", "isounc spectrum --preset standard",
     ),
     "9": Claim(
         "Norms behave predictably out of distribution",
-        "The norm is small in distribution and larger outside of it.",
+        "The norm is small in distribution and larger outside of it (the article about the paper).",
         "By problem, network and kind of shift: AUROC of ‖∂p/∂θ‖² of the predicted class between "
         "shifted inputs and new ones of the same distribution; and by how much a threshold that new "
         "inputs of the distribution set at 5% exceeds its exact rate on further ones.",
-        ("outside", "inside"), "shift", "isounc shift --preset standard",
+        ("larger out of distribution", "threshold kept"), "shift", "isounc shift --preset standard",
     ),
     "10": Claim(
         "It costs next to nothing",
-        "Next to the forward pass the estimate costs a negligible time.",
+        "Next to the forward pass the estimate costs a negligible time (the article about the paper).",
         "Time of the estimate of one column, forward pass included, over that of the forward pass "
         "alone on the same batch in the same process, less 1, by model; its sizes (width, batch) "
         "count as problems do elsewhere. The unit of replication is the process.",
@@ -178,7 +188,7 @@ CLAIMS = {
         "The uncertainty of the parameters is another signal than what a model says about itself.",
         "Rank correlation of ‖g‖² (main estimand) with P(True), and what it adds to the AUROC of "
         "all baselines in a cross-validated logistic regression; errors over the questions.",
-        ("different", "a signal"), "qa", _QA, least_points=3,
+        ("unlike P(True)", "adds to all baselines"), "qa", _QA, least_points=3,
     ),
 }  # fmt: skip
 """The claims by number."""

@@ -18,7 +18,8 @@ of each claim in statements.py beside it. In short: a claim has conditions (kind
 setting), in each of which the unit of replication is the seed. It is supported if every condition is,
 at a level that simulation with few and skewed seeds puts below 5% of false verdicts; conditions are
 named with a correction for their number (Holm). Cells that failed their gate never count, and their
-number is said. Where several runs have a problem in a condition, the one with the most seeds counts.
+number is said. Where several runs have a problem in a condition, the one with the most widths counts,
+then the one with the most seeds.
 
 The run folder holds results.csv (a row for each problem in each condition), summary.csv (conditions),
 verdicts.csv (claims), notes.csv (what a run says nothing about), a figure for each claim, and

@@ -19,7 +19,7 @@ from isounc.studies.claims.rules import (
     Verdict,
     find,
 )
-from isounc.studies.claims.statements import CLAIMS, POINTS, Claim
+from isounc.studies.claims.statements import CLAIMS, NARROW, WIDE, WORDS, Claim
 
 SUMMARY_COLUMNS = (
     "claim", *Condition._fields, "state", "mean", "low", "high", "bound", "side", "num_problems",
@@ -38,7 +38,7 @@ _TEXT = text(longest=1000, default="")
 ROW = {
     "claim": text(CLAIMS),
     "measure": text(MEASURES),
-    **dict.fromkeys(("point", "region", "setting", "problem", "source"), _TEXT),
+    **dict.fromkeys(("point", "region", "setting", "problem", "widths", "source"), _TEXT),
     "mean": number(default=None),
     "se": number(0, default=None),
     **dict.fromkeys(("num_seeds", "num_cells", "num_failed", "num_undefined"),
@@ -139,7 +139,8 @@ def words(settled: Settled) -> str:
     if settled.verdict == "contradicted":
         return f"contradicted ({no} of {n} conditions)"
     if settled.verdict == "undecided":
-        return f"undecided ({n} condition{'s' * (n != 1)})"
+        yes, no = alone(settled)
+        return f"undecided ({n} condition{'s' * (n != 1)}; 95% intervals: {yes} for, {no} against)"
     against = f", contradicted in {no}" if no else ""
     return f"supported under conditions ({yes} of {n}{against})"
 
@@ -168,7 +169,7 @@ def where(settled: Settled, most: int | None = None) -> str:
         found = settled.of_state(state)
         if not found:
             continue
-        names = condensed([f.condition for f in found], every)
+        names = [of_widths(n, settled) for n in condensed([f.condition for f in found], every)]
         more = len(names) - (most or len(names))
         text_of = f"{said} everywhere" if len(found) == len(every) else (
             f"{said}: {'; '.join(names[:most])}{f'; {more} more' if more > 0 else ''}"
@@ -179,6 +180,15 @@ def where(settled: Settled, most: int | None = None) -> str:
         if most is not None:
             break
     return ". ".join(part[0].upper() + part[1:] for part in parts)
+
+
+def of_widths(said: str, settled: Settled) -> str:
+    """With the width in place of a band of which there is one width alone."""
+    for band in (NARROW, WIDE):
+        found = {row.get("widths") or "" for row in settled.rows if row["setting"] == band} - {""}
+        if len(found) == 1 and (width := found.pop()).isdecimal():
+            said = said.replace(band, f"width {width}")
+    return said
 
 
 def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> list[str]:
@@ -208,7 +218,7 @@ def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> list[s
                 if all(c[i] in group[i] for i in range(4) if i != place)
             }  # fmt: skip
             if values < beside:
-                parts.append(" or ".join(_said(v) for v in order[place] if v in values and v))
+                parts.append(_joined([v for v in order[place] if v in values and v]))
         place_text = ", ".join(filter(None, parts))
         (measure,) = group[0]
         if len(order[0]) > 1:
@@ -218,9 +228,21 @@ def condensed(chosen: Sequence[Condition], every: Sequence[Condition]) -> list[s
     return texts
 
 
+def _joined(names: Sequence[str]) -> str:
+    """Names in words; those that differ in the width alone are one."""
+    widths: dict[str, list[str]] = {}
+    for name in names:
+        before, comma, width = name.rpartition(", width ")
+        widths.setdefault(before if comma and width.isdecimal() else name, []).append(width)
+    return " or ".join(
+        f"{before}, width {' or '.join(own)}" if before not in names else _said(before)
+        for before, own in widths.items()
+    )
+
+
 def _said(name: str) -> str:
     """A name in words, where it has any."""
-    return POINTS.get(name, name)
+    return WORDS.get(name, name)
 
 
 def place(condition: Condition) -> str:
@@ -248,11 +270,18 @@ def bound_text(measure: Measure) -> str:
     return f"{measure.side} {measure.bound:g}"
 
 
-def numbers(settled: Settled) -> str:
-    """For each measure the smallest and the largest number, with what was asked for."""
+def numbers(settled: Settled, chosen: Sequence[Finding] | None = None) -> str:
+    """For each measure the smallest and the largest number, with what was asked for.
+
+    Parameters
+    ----------
+    chosen
+        Findings that have a number; None takes those that decide.
+    """
     parts = []
+    chosen = settled.counted if chosen is None else chosen
     for name, found in itertools.groupby(
-        sorted(settled.counted, key=lambda f: settled.claim.measures.index(f.condition.measure)),
+        sorted(chosen, key=lambda f: settled.claim.measures.index(f.condition.measure)),
         lambda f: f.condition.measure,
     ):
         ordered = sorted(found, key=lambda f: f.mean or 0.0)

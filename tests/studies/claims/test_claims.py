@@ -176,6 +176,26 @@ def test_the_run_with_more_seeds_counts(tmp_path):
     for order in ([few, many], [many, few]):
         rows, _ = gather(given(order), ["3"])
         assert {row["source"] for row in rows} == {many} and len(rows) == 18 * 2
+    # One width of a band does not stand for all that another run has, however many its seeds.
+    wide = run(
+        tmp_path / "wide", "scaling",
+        results=scaling_rows(near(0.5), num_seeds=3, widths=(8, 32, 64), problems=["xor"]),
+    )  # fmt: skip
+    rows, _ = gather(given([many, wide]), ["3"])
+    assert {(r["source"], r["widths"]) for r in rows if r["problem"] == "xor"} == {
+        (wide, "32 64"), (many, "8")
+    }  # fmt: skip
+    # Nor does one with too few seeds to count.
+    rows = scaling_rows(near(0.5), num_seeds=2, widths=(8, 16, 32), problems=["xor"])
+    two = run(tmp_path / "two", "scaling", results=rows)
+    assert {r["source"] for r in gather(given([two, few]), ["3"]).rows} == {few}
+    high = run(
+        tmp_path / "high", "scaling",
+        results=scaling_rows(lambda rng, width, **_: near(0.9 if width > 8 else 0.3)(rng)),
+    )  # fmt: skip
+    (claim,) = settled(high, "3")
+    assert tables.where(claim) == "Holds: width 32. Fails: width 8"
+    assert "Widths: width below 32: 8 (8 problems)" in report.sentence(claim)
 
 
 def qa_tables(gain, auroc, spearman):
@@ -201,7 +221,7 @@ def test_language_models(tmp_path):
     assert tables.where(both[0]) == "Holds everywhere"
     both = settled(run(tmp_path / "b", "qa", **qa_tables(-0.1, 0.8, 0.9)), "11", "12")
     assert [s.verdict for s in both] == ["contradicted", "supported under"]
-    assert tables.where(both[1]) == "Holds: a signal. Fails: different"
+    assert tables.where(both[1]) == "Holds: adds to all baselines. Fails: unlike P(True)"
 
 
 def test_verdicts_of_other_studies_and_costs(tmp_path):
@@ -221,6 +241,7 @@ def test_verdicts_of_other_studies_and_costs(tmp_path):
                 verdict("distorts", -0.3, **proxy), verdict("structured", 1.0, **proxy),
                 verdict("isotropic wins", 0.2, **proxy), verdict("distorts", 9.0, "all", **proxy),
                 verdict("distorts", 9.0, **proxy | {"proxy": "fresh"}),
+                verdict("structured", -3.0, **proxy | {"proxy": "fresh"}),
             ],
             summary=[place | cells | {"form": "full", "proxy": "train", "lam": 1.0}],
         ),
@@ -229,6 +250,12 @@ def test_verdicts_of_other_studies_and_costs(tmp_path):
             verdicts=[
                 verdict(h, mean, **place | {"width": w, "depth": 1, "parameterisation": "ntk", "n": 9})
                 for w, mean in ((8, 0.99), (64, 0.01)) for h in ("isotropic in trace", "order kept")
+            ],
+            results=[
+                place | {"problem": "xor", "seed": seed, "width": w, "depth": 1, "n": 9, "form": form,
+                         "parameterisation": "ntk", "order": order + 1e-4 * seed, "check": check}
+                for w, order, form in ((8, 0.99, "laplace"), (64, 0.3, "laplace"), (64, 0.9, "x"))
+                for seed, check in enumerate(["pass"] * 5 + ["fail"])
             ],
             summary=[
                 place | cells | {"form": "laplace", "statistic": "s", "width": 64, "depth": 1,
@@ -258,7 +285,16 @@ def test_verdicts_of_other_studies_and_costs(tmp_path):
         "supported", "supported under", "supported", "contradicted"
     ]  # fmt: skip
     assert {r["num_failed"] for r in rows if r["claim"] == "7"} == {1}
-    assert tables.where(found[1]) == "Holds: in trace. Fails: for gradients"
+    # What fresh inputs do is shown, and decides nothing.
+    (fresh,) = found[0].of_state("beside")
+    assert fresh.mean == -3.0 and "decides nothing: the same slope with fresh" in report.sentence(
+        found[0]
+    )
+    # Correlations are averaged on Fisher's scale, without cells that failed.
+    (order,) = (r for r in rows if r["measure"] == "order of inputs kept")
+    assert order["mean"] == pytest.approx(np.mean(np.arctanh(0.3 + 1e-4 * np.arange(5))))
+    assert (order["num_seeds"], order["num_failed"]) == (5, 1)
+    assert tables.where(found[1]) == "Holds: few parameters determined. Fails: order of inputs kept"
     renamed = run(
         tmp_path / "renamed", "shift", verdicts=[verdict("new", 0.9, network="mlp", score="isotropic",
         rival="", shift="far")], summary=[cells | {"network": "m", "shift": "f", "score": "s"}],
@@ -281,6 +317,13 @@ def test_conditions_in_few_words():
     assert tables.condensed([every[0], every[15]], every) == [
         f"a (the MAP, test, {NARROW})", f"b (a posterior draw, far, {WIDE})"
     ]  # fmt: skip
+    data = [
+        Condition("a", "mlp", "", f"{d}, width {w}") for d in ("xor", "wine") for w in (8, 64, 256)
+    ]
+    assert tables.condensed(data[:2], data) == ["a (xor, width 8 or 64)"[3:-1]]
+    assert tables.condensed([data[0], data[1], data[5]], data) == [
+        "xor, width 8 or 64 or wine, width 256"
+    ]
 
 
 # The command, and what it refuses.

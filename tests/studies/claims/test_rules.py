@@ -14,7 +14,7 @@ from isounc.studies.claims import rules
 from isounc.studies.claims.rules import MEASURES, Condition, Stratum, find, stratum
 from isounc.studies.claims.statements import CLAIMS
 
-SLOPE, WITHIN, RANK = "slope", "different", "correspondence"
+SLOPE, WITHIN, RANK = "slope", "unlike P(True)", "correspondence"
 
 
 def condition(i=0, measure=SLOPE):
