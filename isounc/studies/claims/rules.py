@@ -1,7 +1,7 @@
 r"""How a claim is settled: what is measured, the bound on it, and the rule that makes a verdict.
 
-Bounds and rule were fixed before any verdict was seen; the two levels were lowered since, by simulation
-alone. Nothing else in the study decides anything.
+Bounds and rule were fixed before any verdict was seen; since then the two levels were lowered, by
+simulation alone, and one correlation that was averaged as it is went to Fisher's scale.
 
 **Evidence.** A claim has one measure or several, and every measure conditions (a kind of theta*, a
 region, a setting). In a condition each problem is a stratum: a number of each of its seeds, averaged
@@ -30,7 +30,7 @@ and a problem whose own 95% interval lies on the other side of the bound is name
     supported under    some conditions are supported: the verdict names them, and those contradicted
     contradicted       none is supported, and one or more are contradicted
     undecided          neither
-    not run            there is no evidence; the verdict says how to get some
+    not run            no table has such a condition; the verdict says how to get one
 
 **Why this is safe.** "Supported" asks for the worst condition (an intersection-union test): its p-value
 needs no correction, and its least favourable null has one condition at its bound and all others far
@@ -284,6 +284,9 @@ def find(
     names = dict.fromkeys([*planned, *evidence])
     strata = {c: [s for s in evidence.get(c, ()) if s.num_seeds >= MIN_SEEDS] for c in names}
     found = [_finding(c, strata[c]) for c in names]
+    for i, f in enumerate(found):
+        if f.state == "missing" and f.condition in evidence:
+            found[i] = f._replace(why=f"run, but no problem has {MIN_SEEDS} seeds that count")
     counted = [i for i, f in enumerate(found) if MEASURES[f.condition.measure].counted]
     tested = [i for i in counted if found[i].p_for is not None]
     for state, side in (("supported", "p_for"), ("contradicted", "p_against")):
@@ -305,7 +308,8 @@ def find(
         return found, "supported"
     states = {f.state for f in judged}
     if not tested and states <= {"missing"}:
-        return found, "not run"
+        ran = any(found[i].condition in evidence for i in counted)
+        return found, "undecided" if ran else "not run"
     if "supported" in states:
         return found, "supported under"
     return found, "contradicted" if "contradicted" in states else "undecided"

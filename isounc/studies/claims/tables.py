@@ -139,6 +139,8 @@ def words(settled: Settled) -> str:
     if settled.verdict == "contradicted":
         return f"contradicted ({no} of {n} conditions)"
     if settled.verdict == "undecided":
+        if not n:
+            return "undecided (no number counts)"
         yes, no = alone(settled)
         return f"undecided ({n} condition{'s' * (n != 1)}; 95% intervals: {yes} for, {no} against)"
     against = f", contradicted in {no}" if no else ""
