@@ -34,6 +34,7 @@ from isounc.studies.scaling.verdicts import (
     CLOSEST_COLUMNS,
     VERDICT_COLUMNS,
     Row,
+    by_cell,
     closest_rows,
     compared,
     not_run,
@@ -70,8 +71,9 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         table = folder.read_table("results.csv", text_columns=TEXT_COLUMNS)
         rows = typed_rows(table, f"results.csv of {folder.path}")
         results = Results(folder, table, {}, "results.csv")
-    verdicts, closest = verdict_rows(rows, settings), closest_rows(rows, settings)
-    missing = not_run(rows, settings)
+    of_cell = by_cell(rows)
+    verdicts, closest = verdict_rows(of_cell, settings), closest_rows(of_cell, settings)
+    missing = not_run(of_cell, settings)
     tables["verdicts.csv"] = TableFile(VERDICT_COLUMNS, verdicts)
     tables["closest.csv"] = TableFile(CLOSEST_COLUMNS, closest)
     cells = references(results)
@@ -88,7 +90,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
                 f"{name}_{point}", "sizes",
                 f"Protocol {name}: {PROTOCOLS[name].question} Pearson correlations with the "
                 f"reference, {POINT_WORDS.get(point, point)}.",
-                functools.partial(size_figure, rows, settings, name, point),
+                functools.partial(size_figure, of_cell, settings, name, point),
             )
             for name in protocol_names(settings)
             for point in PROTOCOLS[name].points

@@ -124,12 +124,17 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
         if kind is float and rows[column].dtype == np.float64:
             continue  # whatever it holds is a number
         values = rows[column].astype(object)
+        if kind is object and pd.api.types.infer_dtype(values) in ("string", "empty"):
+            continue  # and here text, or nothing
         if kind is object:
             good, right = values.map(lambda v: isinstance(v, str)) | values.isna(), "text"
         else:
-            numbers = values.map(lambda v: isinstance(v, int | float | np.number))
-            good = numbers & ~values.map(lambda v: isinstance(v, bool | np.bool_))
-            good, right = good | values.isna(), "a number"
+            good, right = values.isna(), "a number"
+            if rows[column].dtype.kind in "iuf":
+                good |= True
+            else:
+                numbers = values.map(lambda v: isinstance(v, int | float | np.number))
+                good |= numbers & ~values.map(lambda v: isinstance(v, bool | np.bool_))
             if column in _WHOLE:
                 in_range = pd.to_numeric(values.where(good), errors="coerce").between(0, 2**62)
                 good = good & in_range & values.notna()

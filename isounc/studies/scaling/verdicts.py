@@ -84,18 +84,17 @@ def compared(protocol: Protocol) -> str:
     return words if protocol.view == "trace" else f"{words}, predicted class"
 
 
-def verdict_rows(rows: pandas.DataFrame, settings: Settings) -> list[Row]:
+def verdict_rows(of_cell: ByCell, settings: Settings) -> list[Row]:
     """A row for each verdict of a run, in the order of protocols, problems and settings.
 
     Parameters
     ----------
-    rows
-        Result rows of every class, typed (`isounc.studies.scaling.stored.typed_rows`).
+    of_cell
+        Result rows of every class.
     settings
         Settings of the run.
     """
     verdicts = []
-    of_cell = by_cell(rows)
     for name in protocol_names(settings):
         protocol = PROTOCOLS[name]
         planned = cells_of(name, settings)
@@ -113,14 +112,13 @@ def verdict_rows(rows: pandas.DataFrame, settings: Settings) -> list[Row]:
     return verdicts
 
 
-def closest_rows(rows: pandas.DataFrame, settings: Settings) -> list[Row]:
+def closest_rows(of_cell: ByCell, settings: Settings) -> list[Row]:
     """A row for each reading of Table 1 that has a problem: its distance from the table.
 
     Readings with the most problems come first, the closest first among them. A reading that several
     protocols share is that of the first of them.
     """
     readings: dict[tuple, Row] = {}
-    of_cell = by_cell(rows)
     for name in protocol_names(settings):
         protocol = PROTOCOLS[name]
         planned = cells_of(name, settings)
@@ -156,9 +154,8 @@ def closest_rows(rows: pandas.DataFrame, settings: Settings) -> list[Row]:
     )
 
 
-def not_run(rows: pandas.DataFrame, settings: Settings) -> dict[Cell, str]:
+def not_run(of_cell: ByCell, settings: Settings) -> dict[Cell, str]:
     """The cells of a run's protocols that have no row, with the reason."""
-    of_cell = by_cell(rows)
     missing = {}
     for name in protocol_names(settings):
         for cell in cells_of(name, settings):
@@ -184,7 +181,10 @@ class ByCell(NamedTuple):
 
 
 def by_cell(rows: pandas.DataFrame) -> ByCell:
-    """Arrange what is compared on the scale of a variance or an sd, by cell without its seed."""
+    """Arrange what is compared on the scale of a variance or an sd, by cell without its seed.
+
+    Rows are typed (`isounc.studies.scaling.stored.typed_rows`).
+    """
     chosen = rows["quantity"].isin(["epistemic", SD]) & rows["estimator"].isin(ESTIMATORS)
     rows = rows.loc[chosen, [*_CELL, *_WHICH, *_COLUMNS]]
     groups = rows.groupby([*_CELL, *_WHICH], sort=False)

@@ -12,6 +12,7 @@ from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run, table_of_rows
 from isounc.studies.spectrum import figures
 from isounc.studies.spectrum.reading import Tables, condition_of, number, reading
+from isounc.studies.spectrum.reading_tables import reading_tables
 from isounc.studies.spectrum.settings import ALL, Condition, Settings, batches
 from isounc.studies.spectrum.tables import (
     EIGENVALUE_COLUMNS,
@@ -68,6 +69,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "failing": len(failures),
         },
         reading=reading(tables),
+        reading_tables=reading_tables(tables),
     )  # fmt: skip
 
 

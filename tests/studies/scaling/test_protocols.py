@@ -39,7 +39,7 @@ from isounc.studies.scaling.settings import PRESETS, Cell, Settings
 from isounc.studies.scaling.stored import typed_rows
 from isounc.studies.scaling.study import STUDY
 from isounc.studies.scaling.unreachable import table, why_out_of_reach
-from isounc.studies.scaling.verdicts import closest_rows, verdict_rows
+from isounc.studies.scaling.verdicts import by_cell, closest_rows, verdict_rows
 
 SLOW = os.environ.get("ISOUNC_SLOW") == "1"
 POINTS = ("map", "trained", "draw")
@@ -280,7 +280,9 @@ def made_up(settings, correlation, *, quantity="epistemic", failed=()):
 
 
 def verdict_of(rows, settings, **which):
-    found = [r for r in verdict_rows(rows, settings) if all(r[k] == v for k, v in which.items())]
+    found = [
+        r for r in verdict_rows(by_cell(rows), settings) if all(r[k] == v for k, v in which.items())
+    ]
     assert len(found) == 1
     return found[0]
 
@@ -366,7 +368,7 @@ def test_the_closest_reading_is_the_one_with_the_least_difference():
 
     rows = made_up(settings, correlation)
     rows.loc[(rows["point"] == "trained"), "pearson"] *= 0.9
-    first, *others = closest_rows(rows, settings)
+    first, *others = closest_rows(by_cell(rows), settings)
     assert (first["protocol"], first["point"], first["width"]) == ("near", "map", 8)
     assert first["pearson_difference"] == pytest.approx(0, abs=1e-12)
     assert first["problems"] == "xor rings" and first["num_problems"] == 2
@@ -377,7 +379,7 @@ def test_the_closest_reading_is_the_one_with_the_least_difference():
     assert by["near", "trained", 8] == pytest.approx(0.1 * np.mean([0.65, 0.86]))
     assert by["wide", "map", 8] == pytest.approx(2 * np.mean([0.65, 0.86]))
     one = made_up(settings, correlation, failed=[(8, 0), (8, 1)])
-    assert closest_rows(one, settings)[0]["width"] == 4
+    assert closest_rows(by_cell(one), settings)[0]["width"] == 4
 
 
 # Programs are those of `test_registry`, which the compilation cache has where that test ran before.

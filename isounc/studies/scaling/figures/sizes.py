@@ -26,8 +26,8 @@ from isounc.studies.scaling.protocols import PROTOCOLS, cells_of
 from isounc.studies.scaling.settings import Settings
 from isounc.studies.scaling.verdicts import (
     ESTIMATORS,
+    ByCell,
     Row,
-    by_cell,
     compared,
     groups,
     select,
@@ -108,13 +108,13 @@ def _line(row: Row) -> str:
     return ", ".join(filter(None, (row["protocol"], row["setting"], row["point"])))
 
 
-def size_figure(rows: pandas.DataFrame, settings: Settings, name: str, point: str) -> Figure:
+def size_figure(of_cell: ByCell, settings: Settings, name: str, point: str) -> Figure:
     """Draw correlations against the size of a protocol, a panel for each problem and setting.
 
     Parameters
     ----------
-    rows
-        Typed result rows of every class.
+    of_cell
+        Result rows of every class.
     settings
         Settings of the run.
     name
@@ -128,7 +128,7 @@ def size_figure(rows: pandas.DataFrame, settings: Settings, name: str, point: st
         If no cell of it has a correlation there.
     """
     protocol = PROTOCOLS[name]
-    planned, of_cell = cells_of(name, settings), by_cell(rows)
+    planned = cells_of(name, settings)
     region = protocol.regions[0]
     panels_of: dict[str, dict[str, list[tuple[int, pandas.DataFrame]]]] = {}
     problems: dict[str, str] = {}
