@@ -228,9 +228,12 @@ def _reasons(sets: Sets, signals: Signals) -> tuple[str, ...]:
 def _values(name: str, signals: Signals, options: Options) -> tuple[Values | None, str]:
     """A score at all inputs, or why there is none."""
     try:
-        return evaluate_score(name, signals, options), ""
+        values = evaluate_score(name, signals, options)
     except Undefined as error:
         return None, str(error)
+    judged = values[len(signals.y) :]  # the reference has none at the training inputs
+    bad = int(len(judged) - np.isfinite(judged).sum())
+    return (None, f"it is not finite at {bad} of {len(judged)} inputs") if bad else (values, "")
 
 
 def rows_of(
@@ -250,7 +253,7 @@ def rows_of(
         for source, end in ((_VALIDATION, ""), (_TRAIN, "_train")):
             setting = values[places[source]]
             # A reference that was not computed there, or training inputs too few for a threshold.
-            if np.isnan(setting).any() or len(setting) < fewest(alarm):
+            if not np.isfinite(setting).all() or len(setting) < fewest(alarm):
                 continue
             threshold = fit_threshold(setting, higher=higher, alarm=alarm)
             rate = alarm_rate(there, threshold, higher=higher)

@@ -69,10 +69,22 @@ def _scope(tables: Tables) -> str:
     for row in failing(tables.rows):
         what = "the posterior" if row["score"] == CEILING else "the network"
         failed.setdefault(f"{what} of {row['problem']} ({row['network']})", set()).add(row["seed"])
-    if not failed:
-        return f"{words} Every network passed its check and every posterior its gate."
-    names = (f"{what}: {len(seeds)} of the seeds" for what, seeds in failed.items())
-    return f"{words} Failed, in one region or more, and in no number there: {'; '.join(names)}."
+    if failed:
+        words += f" Failed, in one region or more, and in no number there: {_seeds(failed)}."
+    else:
+        words += " Every network passed its check and every posterior its gate."
+    undefined: dict[str, set[int]] = {}
+    for row in tables.rows:
+        if row["reason"] and row["gate"] == "pass":
+            what = f"{SCORES[row['score']].label} on {row['problem']} ({row['network']})"
+            undefined.setdefault(f"{what}, {row['reason']}", set()).add(row["seed"])
+    if undefined:
+        words += f" Undefined, and in no number and no difference: {_seeds(undefined)}."
+    return words
+
+
+def _seeds(found: dict[str, set[int]]) -> str:
+    return "; ".join(f"{what}: {len(seeds)} of the seeds" for what, seeds in found.items())
 
 
 def _aurocs(tables: Tables, network: str) -> str:
@@ -227,4 +239,4 @@ def _rates(tables: Tables) -> str:
         )
     if not parts:
         return ""
-    return f"False alarms at 5% on further inputs of the distribution. {'. '.join(parts)}."
+    return f"False alarms on further inputs of the distribution. {'. '.join(parts)}."

@@ -96,7 +96,7 @@ def _plots(folder: RunFolder, results: Results, seeds: Sequence[int]) -> list[Pl
         ),
         Plot(
             "rates", "rates",
-            f"False alarms of thresholds at 5%, with their exact expectation. {_BARS}",
+            f"False alarms of thresholds, with their exact expectation. {_BARS}",
             functools.partial(figures.rates, results),
         ),
     ]  # fmt: skip
@@ -246,7 +246,7 @@ def rate_table(tables: Tables) -> Table:
                 _number(line, "alarms"), _number(line, "alarms_train"), *caught,
             ))  # fmt: skip
     return Table(
-        "Alarms at 5%",
+        "Alarms",
         (
             "network", "score", "expected", "false alarms", "false alarms, training inputs",
             "near caught", "far caught",

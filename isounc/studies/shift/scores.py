@@ -328,20 +328,21 @@ SCORES = {
     ),
     "odin": Score(
         "ODIN", "in", "max_c softmax(f(x + ε sign ∇_x log p_k^T)/T)_c",
-        "Liang, Li, Srikant 2018: T = 1000, ε = .0014 of the range of the inputs, not tuned",
+        "Liang, Li, Srikant 2018: by default T = 1000, ε = .0014 of the range of the inputs, not tuned",
         _odin, "perturbed",
     ),
     "mahalanobis": Score(
-        "Mahalanobis", "out", "min_c (h − μ_c)ᵀ S⁻¹ (h − μ_c), S within classes",
-        "Lee et al. 2018, last features, no input perturbation", _mahalanobis,
+        "Mahalanobis", "out", "min_c (h − μ_c)ᵀ S⁺ (h − μ_c), S within classes",
+        "Lee et al. 2018, last features, no input perturbation; pseudo-inverse", _mahalanobis,
     ),
     "relative_mahalanobis": Score(
-        "relative Mahalanobis", "out", "min_c M_c(h) − (h − μ)ᵀ S₀⁻¹ (h − μ), S₀ of all",
+        "relative Mahalanobis", "out", "min_c M_c(h) − (h − μ)ᵀ S₀⁺ (h − μ), S₀ of all",
         "Ren et al. 2021", _relative_mahalanobis,
     ),
     "knn": Score(
         "kNN", "out", "distance of h/‖h‖ to the k-th nearest training h/‖h‖",
-        "Sun et al. 2022; k = 10 for all, as their k belong to larger data", _knn,
+        "Sun et al. 2022; k = 10 by default, as their k belong to larger data; a training input is its "
+        "own first neighbour", _knn,
     ),
     "vim": Score(
         "ViM", "out", "α‖residual of h beyond D dimensions‖ − log Σ_c exp f_c",
@@ -349,16 +350,16 @@ SCORES = {
     ),
     "dropout": Score(
         "MC dropout", "out", "Σ_c Var p_c over passes",
-        "Gal, Ghahramani 2016: a network of its own, rate .5 before the read-out", _dropout,
+        "Gal, Ghahramani 2016: a network of its own, by default rate .5 before the read-out", _dropout,
         "passes",
     ),
     "ensemble": Score(
         "ensemble, variance", "out", "Σ_c Var p_c over networks",
-        "Lakshminarayanan et al. 2017, 5 networks", _ensemble, "members",
+        "Lakshminarayanan et al. 2017, by default 5 networks", _ensemble, "members",
     ),
     "ensemble_entropy": Score(
         "ensemble, entropy", "out", "entropy of the mean of p over networks",
-        "Lakshminarayanan et al. 2017, 5 networks", _ensemble_entropy, "members",
+        "Lakshminarayanan et al. 2017, by default 5 networks", _ensemble_entropy, "members",
     ),
     "mcmc": Score(
         "MCMC variance", "out", "Σ_c Var p_c over the posterior",

@@ -40,7 +40,7 @@ class Settings(RunSettings):
     scores: tuple[str, ...] = tuple(SCORES)
     """Scores, isotropic among them."""
     num_seeds: int = 5
-    """Number of seeds; each draws new data and new networks."""
+    """Number of seeds; each draws new data (of digits and tables a new split) and new networks."""
     first_seed: int = 300
     """The seeds are this one and the next ones."""
     n: int = 100

@@ -101,7 +101,8 @@ def make_sets(problem: str, shifts: tuple[str, ...], *, n: int, num_eval: int, s
         Size of `validation`, of `test` and of each shift; in tables at most half of the rows that
         training leaves.
     seed
-        With the problem, decides every random number.
+        With the problem, decides every random number of `X`, `validation` and `test`; the shifts
+        of digits and tables draw one after the other, so that theirs depend on `shifts` too.
 
     Raises
     ------

@@ -2,11 +2,13 @@
 
 Do norms behave predictably?
 
-Protocol, fixed before the first run. A cell is a problem, a network and a seed; seeds 300, 301, ...
-are used by nothing else. Problems: digits 0 to 4, wine and breast_cancer (standardised features), and
-the synthetic problems of `isounc scaling`. Networks are classifiers of C >= 2 logits trained without
-a prior (AdamW): an MLP (one hidden layer, tanh, NTK parameterisation, width 32), a CNN on digits, and
-logistic regression on linear and clusters3. Every shift has its kind beforehand:
+Protocol, fixed before the first run. A cell is a problem, a network and a seed: 300, 301, ..., which
+of the other studies `isounc spectrum` alone uses. Problems: digits 0 to 4, wine and breast_cancer
+(standardised features), and the synthetic problems of `isounc scaling`. A seed of a synthetic problem
+is new data, one of digits or of a table a new split of the same rows, so that intervals there are about
+the split and the training, not about other rows. Networks are classifiers of C >= 2 logits trained
+without a prior (AdamW): an MLP (one hidden layer, tanh, NTK parameterisation, width 32), a CNN on
+digits, and logistic regression on linear and clusters3. Every shift has its kind beforehand:
 
     near   classes (digits 5 to 9), rotated (by 90 degrees), shifted (every feature by one sd, random
            signs), permuted (every feature over the rows by itself)
@@ -23,8 +25,9 @@ AUROC, AUPR (out of distribution positive) and the FPR at 95% TPR compare each s
 inputs of the training distribution. A threshold at 5% is the k-th smallest of the n scores of
 `validation`, further such inputs, k = ceil(.95 (n + 1)); on `test` its rate of alarms has the exact mean
 (n + 1 - k)/(n + 1) for any score without ties. The same from the training inputs, which a network has
-seen, is the control. The MCMC variance of an MLP of the same shape is the ceiling where it passes the gate of
-`isounc scaling` in both regions and `validation`, and no number where it fails.
+seen, is the control (in kNN one of them is its own nearest neighbour). The MCMC variance, summed over
+the classes, of an MLP of the same shape is the ceiling where it passes the gate of `isounc scaling` in
+both regions and `validation`, and no number where it fails.
 
 Hypotheses, for every problem, network and shift, and over the problems by kind of shift:
 

@@ -61,8 +61,8 @@ HYPOTHESES = {
         "output factor alone", "auroc", 0.0, tuple(FACTORS), "factor",
     ),
     "keeps its rate": Hypothesis(
-        "a threshold that new inputs of the distribution set at 5% has at most .02 more false alarms "
-        "on further ones than its exact expectation", "excess", EXCESS, (EVERY,), below=True,
+        "a threshold that new inputs of the distribution set has at most .02 more false alarms on "
+        "further ones than its exact expectation", "excess", EXCESS, (EVERY,), below=True,
         inside=True,
     ),
     "keeps its rate from training": Hypothesis(

@@ -12,9 +12,9 @@ precision, at the MAP, at a trained network (AdamW without a prior) and at a pos
 
 Cells (problem, width, depth, parameterisation, n, seed) vary one factor at a time about a base: all
 widths and depths under each parameterisation, all n under the first. Under `standard` the prior
-variance of the function grows with the width, which confounds its trends with width. Seeds 300, 301,
-... are used by nothing else. The noise of a regression is 5 times its own but for the preset paper,
-as sharper posteriors take hours to sample. Posteriors are sampled as in `isounc scaling`; the
+variance of the function grows with the width, which confounds its trends with width. Of the other
+studies `isounc shift` alone uses its seeds 300, 301, ... The noise of a regression is 5 times its own
+but for the preset paper, as sharper posteriors take hours to sample. Posteriors are sampled as in `isounc scaling`; the
 training inputs are a region, train, beside test, grid and far. What rests on draws or on the MCMC
 variance of p counts only where the gate passes in the region, what rests on a point only where that
 passes its check.

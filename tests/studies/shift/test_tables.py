@@ -140,7 +140,7 @@ def test_failed_and_undefined_rows_are_in_no_number_and_counted():
         if (row["problem"], row["seed"], row["score"]) == ("wine", 0, "mcmc"):
             return {"gate": "fail", "gate_reasons": "R-hat is 2", "auroc": 0.0}
         undefined = (row["problem"], row["seed"], row["shift"]) == ("wine", 1, "shifted")
-        return {"auroc": None} if undefined else {}
+        return {"auroc": None, "reason": "it is not finite"} if undefined else {}
 
     rows = made_up(change=change)
     tables = tables_of(rows)
@@ -154,6 +154,7 @@ def test_failed_and_undefined_rows_are_in_no_number_and_counted():
     )  # fmt: skip
     assert row["num_seeds"] == 2  # seed 0 failed, seed 1 lacks the number
     assert "no number there: the posterior of wine (mlp): 1 of the seeds" in reading(tables)[0]
+    assert "energy on wine (mlp), it is not finite: 1 of the seeds" in reading(tables)[0]
     every = [dict(row, gate="fail") for row in rows]
     assert verdicts(Results(every)) == []
     with pytest.raises(NothingToDraw):
@@ -299,6 +300,9 @@ def test_rows_of_few_training_inputs_and_of_no_values():
     assert cell.rows_of("gradnorm", values, places, 0.05)[1]["auroc"] == 0.0
     zero = cell.rows_of("isotropic", 0 * values, places, 0.05)[1]
     assert (zero["auroc"], zero["log2_ratio"]) == (0.5, None)
+    trained = np.r_[np.inf, np.zeros(20), values[6:]]  # enough of them, of which one is not finite
+    more = {name: slice(p.start + 15 * (p.start > 0), p.stop + 15) for name, p in places.items()}
+    assert cell.rows_of("isotropic", trained, more, 0.05)[0]["alarms_train"] is None
     none = cell.rows_of("isotropic", None, places, 0.05)
     assert all(row[name] is None for row in none for name in NUMBERS)
 
