@@ -94,7 +94,7 @@ def _correlations(tables: Tables, point: str) -> str:
         parts = []
         for called, form, proxy in kinds:
             values = [
-                short(_mean(tables, width, point, region, proxy, form))
+                short(mean_correlation(tables, width, point, region, proxy, form))
                 for region in _own_regions(tables)
             ]
             if any(value != "undefined" for value in values):
@@ -110,9 +110,10 @@ def _correlations(tables: Tables, point: str) -> str:
     )
 
 
-def _mean(
+def mean_correlation(
     tables: Tables, width: int, point: str, region: str, proxy: str, form: str
 ) -> float | None:
+    """The mean of Pearson's r over the problems, also of the other data together."""
     place, key = Place(width, point, region), Key(point, proxy, form, PRIOR)
     return tables.results.mean_over(place, key, CORRELATIONS[0], ALL).interval.mean
 

@@ -8,9 +8,8 @@ from typing import Any
 from isounc.runs.page import Table
 from isounc.runs.words import short, signed
 from isounc.studies.covariance import figures
-from isounc.studies.covariance.cell import PRIOR
 from isounc.studies.covariance.figures import proxy_name
-from isounc.studies.covariance.reading import Tables
+from isounc.studies.covariance.reading import Tables, mean_correlation
 from isounc.studies.covariance.settings import ALL, POINTS
 from isounc.studies.covariance.tables import OTHERS
 from isounc.studies.covariance.verdicts import CORRELATIONS, EVERY_PROXY, HYPOTHESES
@@ -31,36 +30,36 @@ def _table(
     tables: Tables,
     title: str,
     first: str,
-    lines: Iterable[tuple[str, Callable[..., str]]],
+    lines: Iterable[tuple[str, Callable[..., str], str]],
     note: str,
 ) -> Table:
     """A table with a column for each point and width; a cell has what is said in each region."""
     places = [(point, width) for point in tables.results.points for width in tables.results.widths]
-    regions = tables.results.regions
+    own = [region for region in tables.results.regions if region != ALL]
     rows = []
-    for name, say in lines:
+    for name, say, region in lines:
         cells = []
         for point, width in places:
-            said = [say(point=point, width=width, region=region) for region in regions]
-            cells.append(" ".join(filter(None, said)) or "-")
+            # Each region in its place, where one may have none.
+            there = [region] if region else own
+            said = [say(point=point, width=width, region=r) for r in there]
+            cells.append(" ".join(text or "-" for text in said) if any(said) else "-")
         if set(cells) != {"-"}:
             rows.append((name, *cells))
     columns = (first, *(f"{POINTS[point]}, width {width}" for point, width in places))
-    own = ", ".join(region for region in regions if region != ALL)
-    return Table(title, columns, rows, f"{note} The regions are {own}, in this order.")
+    return Table(title, columns, rows, f"{note} The regions are {', '.join(own)}, in this order.")
 
 
 def _means(tables: Tables) -> Table:
     def say(form: str, proxy: str) -> Callable[..., str]:
-        def of(**where: Any) -> str:
-            line = tables.line(problem=ALL, proxy=proxy, form=form, lam=PRIOR, **where)
-            is_all = where["region"] == ALL
-            return "" if line is None or is_all else short(line["pearson_mean"])
+        def of(point: str, width: int, region: str) -> str:
+            mean = mean_correlation(tables, width, point, region, proxy, form)
+            return "" if mean is None else short(mean)
 
         return of
 
     lines = [
-        (f"{figures.FORM_LOOKS[form].label}, {proxy_name(proxy)}", say(form, proxy))
+        (f"{figures.FORM_LOOKS[form].label}, {proxy_name(proxy)}", say(form, proxy), "")
         for form in tables.results.forms
         for proxy in (("train",) if form == "isotropic" else ("train", "fresh", OTHERS))
     ]
@@ -72,7 +71,11 @@ def _means(tables: Tables) -> Table:
 def _verdicts(tables: Tables, *, by_rank: bool) -> Table:
     names = [name for name, h in HYPOTHESES.items() if not (by_rank and h.column)]
     lines = [
-        (name, _said(tables, name, "train" if name == EVERY_PROXY else OTHERS, by_rank=by_rank))
+        (
+            name,
+            _said(tables, name, "train" if name == EVERY_PROXY else OTHERS, by_rank=by_rank),
+            HYPOTHESES[name].region,
+        )
         for name in names
     ]
     called = figures.NAMES[CORRELATIONS[by_rank]]
@@ -86,7 +89,7 @@ def _verdicts(tables: Tables, *, by_rank: bool) -> Table:
 
 def _by_proxy(tables: Tables, name: str) -> Table:
     proxies = [proxy for proxy in tables.results.proxies if proxy not in ("train", OTHERS)]
-    lines = [(proxy_name(proxy), _said(tables, name, proxy)) for proxy in proxies]
+    lines = [(proxy_name(proxy), _said(tables, name, proxy), "") for proxy in proxies]
     note = f"{HYPOTHESES[name].claim[0].upper()}{HYPOTHESES[name].claim[1:]}. ✓ is confirmed, ✗ is refuted."
     return _table(tables, f"“{name.capitalize()}” by kind of data", "Σ from", lines, note)
 

@@ -26,10 +26,14 @@ def _verdicts(tables: Tables, point: str) -> Table:
     for condition in conditions:
         cells = []
         for name in names:
-            mine = [
-                row for row in rows if row["hypothesis"] == name and condition_of(row) == condition
-            ]
-            cells.append(" ".join(map(_said, mine)) or "-")
+            mine = {
+                row["region"]: _said(row)
+                for row in rows
+                if row["hypothesis"] == name and condition_of(row) == condition
+            }
+            # Each region in its place, where one may have none.
+            there = [HYPOTHESES[name].region] if HYPOTHESES[name].region else regions
+            cells.append(" ".join(mine.get(region, "-") for region in there) if mine else "-")
         lines.append((condition, *cells))
     claims = "; ".join(f"{name}: {HYPOTHESES[name].claim}" for name in names)
     where = f"The regions are {', '.join(regions)}, in this order. " if regions else ""
