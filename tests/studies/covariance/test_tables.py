@@ -25,6 +25,7 @@ from isounc.statistics import compare
 from isounc.studies.covariance import cell, figures
 from isounc.studies.covariance.cell import PRIOR, STRUCTURE, Key
 from isounc.studies.covariance.reading import Tables, reading
+from isounc.studies.covariance.reading_tables import reading_tables
 from isounc.studies.covariance.report import make_report
 from isounc.studies.covariance.settings import ALL, PRESETS, Settings, batches
 from isounc.studies.covariance.study import STUDY
@@ -162,6 +163,12 @@ def test_figures_and_the_reading_show_the_tables():
     assert "the full Σ from training inputs 0.80 / 0.80" in said.replace("0.79", "0.80")
     row = of(tables.verdicts, hypothesis="distorts", problem=ALL, proxy=OTHERS, **ABOUT)
     assert f"confirmed in test ({row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}];" in said
+    first, column, *_ = reading_tables(tables)[1].rows[0]
+    assert first == "distorts" and column.startswith(f"{row['mean']:+.2f} ✓ ")
+    # A region without a number keeps its place.
+    gone = [dict(row, gate="fail") if row["region"] == "test" else row for row in rows]
+    lost = reading_tables(tables_of(gone))[1].rows[0][1]
+    assert lost == "- " + column.split(" ✓ ", 1)[1]
     figure = figures.by_proxy(results, 8, "map")
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels[:2] == ["training inputs", "shifted by 4 sd"]
@@ -301,9 +308,9 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     figure = figures.maps(list(folder.records())[:2], "trained")
     assert len(figure.axes) == 2 * 3 + 1  # two seeds, three of the covariances, the colours
     there = publish.publish(STUDY, folder, tmp_path / "published")
-    said = (there / "reading.md").read_text().split("\n\n")[1:-1]
-    assert said[0].startswith("4 cells: moons at width 3, seeds 200 to 203. Failed")
-    assert said == list(make_report(folder, settings).reading)
+    said = (there / "reading.md").read_text()
+    assert "\n\n4 cells: moons at width 3, seeds 200 to 203. Failed" in said
+    assert said == publish.reading_page(there.name, STUDY, make_report(folder, settings))
 
 
 def test_help_states_the_protocol(capsys):
