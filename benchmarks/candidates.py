@@ -69,12 +69,12 @@ POSTERIORS = {
 """Problem, parameterisation and prior sd of each; all have n = 1000 and width 8."""
 WAYS = ("hmc", "scales", "scales 12", "curvature", "low-rank", "tempering")
 DIRECTIONS = 8
-"""Of the low-rank metric."""
+"""Number of curvature directions that the low-rank metric keeps."""
 
 
 @dataclass
 class Options:
-    """What is measured."""
+    """Options of the benchmark: posteriors, candidates and budgets."""
 
     posteriors: tuple[str, ...] = tuple(POSTERIORS)
     """Posteriors, by name."""

@@ -1,4 +1,4 @@
-"""What an estimate costs, as verdicts: the tables and the page of the rows of `cost.py`.
+"""Make tables, verdicts and the page of costs from the rows that `cost.py` wrote.
 
     uv run benchmarks/cost_table.py results/cost
 

@@ -40,7 +40,7 @@ from isounc.runs.process import bound_memory, peak_mebibytes
 
 @dataclass
 class Options:
-    """What is measured."""
+    """Options of the benchmark: the model, and what is measured of it."""
 
     model: str = "smollm2"
     """smollm2, a GGUF file or a folder with a checkpoint."""

@@ -25,9 +25,9 @@ def driver_of(settings: SamplerSettings) -> Driver:
 
 
 def forecast(settings: SamplerSettings, *, num_params: int) -> Forecast:
-    """What a posterior costs as far as it is known beforehand, with the run that check_modes makes.
+    """Forecast the cost of sampling a posterior, the tempered run of `check_modes` included.
 
-    That has chains of its own; its transitions are counted as so many more of the sampler's.
+    The tempered run moves particles of its own; they are converted to transitions of the sampler.
     """
     own = driver_of(settings).forecast(settings, num_params=num_params)
     if not settings.checks_modes(num_params):

@@ -60,7 +60,7 @@ def records(table: pandas.DataFrame) -> list[Row]:
 
 
 def best(rows: Iterable[Row]) -> list[Row]:
-    """Of the runs that have a problem in a condition, that with the most widths, then seeds, then cells.
+    """Keep one run for each problem and condition: the most widths win, then seeds, then cells.
 
     A run of width 32 alone would otherwise stand for "width 32 and above" in some problems, beside
     runs of all these widths in others.

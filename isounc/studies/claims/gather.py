@@ -12,7 +12,7 @@ from isounc.studies.claims.statements import CLAIMS
 
 
 class Gathered(NamedTuple):
-    """What the tables say."""
+    """The evidence that was read from the tables of all runs."""
 
     rows: list[Row]
     """Evidence, `isounc.studies.claims.evidence.ROW_COLUMNS`."""
