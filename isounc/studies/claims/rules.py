@@ -156,7 +156,7 @@ MEASURES = {
         "AUROC of ‖g‖², larger out of distribution", "above", 0.5, "1/2 is chance"
     ),
     "threshold kept": Measure(
-        "false alarms of a 5% threshold beyond its exact rate", "below", 0.02,
+        "false alarms of a threshold beyond its exact rate", "below", 0.02,
         "the study of shifts calls .02 kept",
     ),
     "cost": Measure(

@@ -160,8 +160,9 @@ CLAIMS = {
         "Norms behave predictably out of distribution",
         "The norm is small in distribution and larger outside of it (the article about the paper).",
         "By problem, network and kind of shift: AUROC of ‖∂p/∂θ‖² of the predicted class between "
-        "shifted inputs and new ones of the same distribution; and by how much a threshold that new "
-        "inputs of the distribution set at 5% exceeds its exact rate on further ones.",
+        "shifted inputs and new ones of the same distribution; and the rate of false alarms of a "
+        "threshold that new inputs of the distribution set (by default at 5%), less its exact "
+        "expectation.",
         ("larger out of distribution", "threshold kept"), "shift", "isounc shift --preset standard",
     ),
     "10": Claim(

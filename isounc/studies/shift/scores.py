@@ -240,10 +240,12 @@ def _knn(signals, options):
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import normalize
 
-    check_count("knn_k", options.knn_k, 1, len(signals.y))
+    n = len(signals.y)
+    check_count("knn_k", options.knn_k, 1, n - 1)
     unit = normalize(signals.hidden)
-    tree = NearestNeighbors(n_neighbors=options.knn_k).fit(unit[: len(signals.y)])
-    return tree.kneighbors(unit)[0][:, -1]
+    tree = NearestNeighbors(n_neighbors=options.knn_k).fit(unit[:n])
+    # Without an argument: the neighbours of the training inputs, each left out of its own.
+    return np.concatenate([d[:, -1] for d, _ in (tree.kneighbors(), tree.kneighbors(unit[n:]))])
 
 
 def vim_dimension(num_features: int) -> int:
@@ -341,8 +343,8 @@ SCORES = {
     ),
     "knn": Score(
         "kNN", "out", "distance of h/‖h‖ to the k-th nearest training h/‖h‖",
-        "Sun et al. 2022; k = 10 by default, as their k belong to larger data; a training input is its "
-        "own first neighbour", _knn,
+        "Sun et al. 2022; k = 10 by default, as their k belong to larger data; a training input is no "
+        "neighbour of its own", _knn,
     ),
     "vim": Score(
         "ViM", "out", "α‖residual of h beyond D dimensions‖ − log Σ_c exp f_c",

@@ -189,7 +189,7 @@ def check(settings: Settings) -> None:
                 f"num_eval must leave {problem} {least} inputs or more for an alarm rate of "
                 f"{settings.alarm:g}, got {len(sets.validation)}"
             )
-        check_count(f"knn_k of {problem}", settings.knn_k, 1, len(sets.X))
+        check_count(f"knn_k of {problem}", settings.knn_k, 1, len(sets.X) - 1)
 
 
 def cell_sets(cell: Cell, settings: Settings) -> Sets:

@@ -25,9 +25,9 @@ AUROC, AUPR (out of distribution positive) and the FPR at 95% TPR compare each s
 inputs of the training distribution. A threshold at 5% is the k-th smallest of the n scores of
 `validation`, further such inputs, k = ceil(.95 (n + 1)); on `test` its rate of alarms has the exact mean
 (n + 1 - k)/(n + 1) for any score without ties. The same from the training inputs, which a network has
-seen, is the control (in kNN one of them is its own nearest neighbour). The MCMC variance, summed over
-the classes, of an MLP of the same shape is the ceiling where it passes the gate of `isounc scaling` in
-both regions and `validation`, and no number where it fails.
+seen, is the control. The MCMC variance, summed over the classes, of an MLP of the same shape is the
+ceiling where it passes the gate of `isounc scaling` in both regions and `validation`, and no number
+where it fails.
 
 Hypotheses, for every problem, network and shift, and over the problems by kind of shift:
 

@@ -205,7 +205,7 @@ def test_figures_and_the_reading_show_the_tables():
             {"n": 150},
             "num_eval must leave wine 19 inputs or more for an alarm rate of 0.05, got 14",
         ),
-        ({"knn_k": 101}, "knn_k of wine must be an integer from 1 to 100"),
+        ({"knn_k": 100}, "knn_k of wine must be an integer from 1 to 99"),
         ({"knn_k": 0}, "knn_k of wine must be an integer from 1"),
         ({"alarm": 0.0}, "alarm must be between 0 and 1"),
         ({"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1"),
