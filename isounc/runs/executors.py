@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, resource_tracker
@@ -72,6 +72,17 @@ class Lost(NamedTuple):
 
 Tell = Callable[[Event], None]
 Work = Callable[[Group, Tell], Any]
+
+
+def grouped(batches: Iterable[tuple[Hashable, Batch]]) -> list[Group]:
+    """Make a group of the batches of equal keys, such as shapes, which share their programs.
+
+    Groups come in the order of their first batch.
+    """
+    groups: dict[Hashable, list[Batch]] = {}
+    for key, batch in batches:
+        groups.setdefault(key, []).append(batch)
+    return [tuple(group) for group in groups.values()]
 
 
 class Executor(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -37,6 +37,11 @@ def ratio_interval(row: Row, prefix: str = "log2_level_") -> str:
     if mean is None or low is None:
         return ratio(mean)
     return f"{ratio(mean)} [{ratio(low)}, {ratio(high)}]"
+
+
+def cells_run(done: int, batches: Iterable[Sequence[object]]) -> str:
+    """Whether a run has all its cells."""
+    return f"The run has {done} of {sum(map(len, batches))} cells."
 
 
 def listed(parts: Iterable[str]) -> str:

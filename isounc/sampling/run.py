@@ -34,6 +34,10 @@ MomentSums = tuple[
 """Contributions of draws to `shifted_mean`, `shifted_square`, `aleatoric`, `entropy` of `Block`."""
 
 
+SECONDS_PER_GRADIENT = 6e-5
+"""Seconds of a gradient of all chains, whatever its size, in a forecast."""
+SECONDS_PER_TERM = 1.5e-9
+"""Further seconds per parameter, example and chain."""
 LEAST_DRAWS = 4
 """Fewest draws of a chain that the gate can judge."""
 
@@ -85,6 +89,18 @@ class Forecast(NamedTuple):
     """Transitions one after the other, warm-up included; each moves a state of all K chains."""
     num_floats: int
     """Numbers in memory at once, besides the draws, which every driver keeps."""
+
+    def seconds(self, work: float, *, steps: float = 20.0) -> float:
+        """Seconds on one core of a small server (measured; nothing but an ETA depends on them).
+
+        Parameters
+        ----------
+        work
+            Parameters times examples times chains, of all problems together.
+        steps
+            Gradients of a transition.
+        """
+        return self.num_transitions * steps * (SECONDS_PER_GRADIENT + SECONDS_PER_TERM * work)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS
 from isounc.problems import MOST_ROWS, PROBLEMS
 from isounc.references import Thinning
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_SEED, RunSettings
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
@@ -143,8 +143,10 @@ def recipes(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of each reference, and a group of each shape, which shares its program."""
-    groups: dict[tuple, list[Batch]] = {}
-    for name, recipe in recipes(settings).items():
-        shape = tuple(recipe[k] for k in ("kind", "width", "parameterisation"))
-        groups.setdefault(shape, []).append(Batch(name, (Cell(name, recipe),)))
-    return [tuple(group) for group in groups.values()]
+    return grouped(
+        (
+            tuple(recipe[k] for k in ("kind", "width", "parameterisation")),
+            Batch(name, (Cell(name, recipe),)),
+        )
+        for name, recipe in recipes(settings).items()
+    )

@@ -10,7 +10,7 @@ from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run
-from isounc.runs.words import interval, ratio_interval, short
+from isounc.runs.words import cells_run, interval, ratio_interval, short
 from isounc.studies.confirmation import figures
 from isounc.studies.confirmation.reading import Tables, reading
 from isounc.studies.confirmation.reading_tables import means_table, reading_tables
@@ -80,8 +80,7 @@ def _state(rows: Sequence[Row], settings: Settings) -> str:
     shared = ("reference", "point")
     done = {(r["problem"], r["factor"], r["value"], r["seed"]) for r in rows}
     done = {cell for cell in done if cell[1] not in shared}
-    planned = sum(len(cells) for cells in batches(settings))
-    return f"The run has {len(done)} of {planned} cells."
+    return cells_run(len(done), batches(settings))
 
 
 def _plots(tables: Tables) -> list[Plot]:

@@ -11,7 +11,7 @@ from isounc.estimates.links import LINK_MOMENTS
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
@@ -279,7 +279,7 @@ def plan(settings: Settings) -> list[Group]:
     """
     found = batches(settings)
     found.sort(key=lambda cells: FACTORS.index(cells[0].factor))
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for cells in found:
         problem = cell_problem(cells[0])
         model = cell_model(cells[0], problem, settings)
@@ -287,8 +287,8 @@ def plan(settings: Settings) -> list[Group]:
         value = f" {cells[0].factor} {cells[0].value}" if cells[0].value else f" {BASE}"
         work = len(problem.X) * model.num_params
         batch = Batch(f"{cells[0].problem}{value}", cells, seconds, mebibytes, work)
-        groups.setdefault((problem.shape_key, model), []).append(batch)
-    return [tuple(group) for group in groups.values()]
+        keyed.append(((problem.shape_key, model), batch))
+    return grouped(keyed)
 
 
 def _forecast(
@@ -299,8 +299,8 @@ def _forecast(
     forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X)
-    # Measured: 20 steps a transition, and what a cell costs beside its posterior.
-    sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * terms * chains)
+    sampling = forecast.seconds(terms * chains)
+    # Measured: what a cell costs beside its posterior.
     training = settings.train.epochs * settings.counts[-1] * terms * 2e-9 * len(cells)
     locations = len(problem.X) + sum(len(x) for x in problem.regions.values())
     floats = (

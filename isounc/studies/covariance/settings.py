@@ -14,7 +14,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.fit import MapSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
@@ -248,15 +248,15 @@ def batches(settings: Settings) -> list[tuple[Cell, ...]]:
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem and width, and a group of those of equal shapes."""
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for cells in batches(settings):
         problem = cell_data(cells[0], settings).problem
         model = cell_model(problem, cells[0].width, settings)
         seconds, mebibytes = _forecast(cells, problem, model, settings)
         label = f"{cells[0].problem} width {cells[0].width}"
         batch = Batch(label, cells, seconds, mebibytes, len(problem.X) * model.num_params)
-        groups.setdefault((problem.shape_key, model), []).append(batch)
-    return [tuple(group) for group in groups.values()]
+        keyed.append(((problem.shape_key, model), batch))
+    return grouped(keyed)
 
 
 def _forecast(
@@ -266,8 +266,7 @@ def _forecast(
     sampler = settings.sampling
     forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = len(cells) * sampler.chains
-    terms = model.num_params * len(problem.X)
-    sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * terms * chains)
+    sampling = forecast.seconds(model.num_params * len(problem.X) * chains)
     rows = problem.num_columns * (len(problem.X) + sum(len(x) for x in problem.regions.values()))
     covariances = len(cells) * len(settings.points) * len(settings.proxies)
     # Measured: what fits and comparisons cost, and products of gradients with directions.

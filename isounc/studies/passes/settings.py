@@ -9,7 +9,7 @@ from typing import Any
 from isounc.checks import check_choice, check_count, check_real
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
 from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
@@ -150,7 +150,7 @@ def cell_model(problem: Problem, settings: Settings) -> Model:
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem, and a group of the batches of equal shapes."""
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for name in settings.problems:
         cells = tuple(Cell(name, seed) for seed in range(settings.num_seeds))
         problem = cell_problem(cells[0], settings)
@@ -158,8 +158,8 @@ def plan(settings: Settings) -> list[Group]:
         seconds, mebibytes = _forecast(problem, model, settings)
         work = len(problem.X) * model.num_params
         batch = Batch(f"{name} width {settings.width}", cells, seconds, mebibytes, work)
-        groups.setdefault((problem.shape_key, model), []).append(batch)
-    return [tuple(group) for group in groups.values()]
+        keyed.append(((problem.shape_key, model), batch))
+    return grouped(keyed)
 
 
 def _forecast(problem: Problem, model: Model, settings: Settings) -> tuple[float, float]:
@@ -167,13 +167,12 @@ def _forecast(problem: Problem, model: Model, settings: Settings) -> tuple[float
     sampler = settings.sampling
     forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = settings.num_seeds * sampler.chains
-    terms = model.num_params * len(problem.X) * chains
-    # Measured: 20 steps a transition, and 1.5 s a cell for its networks and comparisons.
-    sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * terms)
+    sampling = forecast.seconds(model.num_params * len(problem.X) * chains)
     locations = len(problem.X) + sum(len(x) for x in problem.regions.values())
     floats = (
         sampler.max_draws * chains * sampler.locations_per_region * 3 * problem.num_columns
         + 9 * settings.counts[-1] * locations * problem.num_columns
         + settings.num_seeds * forecast.num_floats
     )
+    # Measured: 1.5 s a cell for its networks and comparisons.
     return sampling + 1.5 * settings.num_seeds, 4 * floats / 2**20

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.sampling import drivers
 from isounc.studies.scaling.cell import cell_model, cell_problem
 from isounc.studies.scaling.protocols import seed_batches, settings_of_cells
 from isounc.studies.scaling.settings import Cell, Settings
 
-# Measured on one core of a 2-core server with `isounc scaling`. The forecasts order the work and
-# feed the ETA; nothing depends on their accuracy.
-SECONDS_PER_TERM = 1.5e-9
-"""Seconds per parameter, example and gradient."""
-SECONDS_PER_CALL = 6e-5
-"""Seconds per gradient, whatever its size."""
-
 
 class Cost(NamedTuple):
-    """A rough forecast for a batch on one CPU core."""
+    """A rough forecast for a batch on one CPU core. It orders the work and feeds the ETA."""
 
     seconds: float
     """Sampling, fits and estimates, without compilation."""
@@ -32,7 +25,7 @@ def plan(settings: Settings) -> list[Group]:
 
     The most expensive group comes first, which lets workers end together.
     """
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for cells in seed_batches(settings):
         problem = cell_problem(cells[0], settings)
         model = cell_model(cells[0], problem)
@@ -40,9 +33,8 @@ def plan(settings: Settings) -> list[Group]:
         label = f"{cells[0].problem} width {cells[0].width}"
         label = cells[0].label if settings.protocol else label
         batch = Batch(label, cells, seconds, mebibytes, len(problem.X) * model.num_params)
-        groups.setdefault((problem.shape_key, model, len(cells)), []).append(batch)
-    seconds = {key: sum(batch.seconds for batch in group) for key, group in groups.items()}
-    return [tuple(groups[key]) for key in sorted(groups, key=lambda key: -seconds[key])]
+        keyed.append(((problem.shape_key, model, len(cells)), batch))
+    return sorted(grouped(keyed), key=lambda group: -sum(batch.seconds for batch in group))
 
 
 def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
@@ -55,11 +47,10 @@ def estimate_cost(cells: tuple[Cell, ...], settings: Settings) -> Cost:
     # for the others, where narrow networks need more of them, and more draws.
     steps = 11 * (1 + 8 / cells[0].width) if problem.noise_sd is None else 20
     forecast = drivers.forecast(sampler, num_params=model.num_params)
-    calls = forecast.num_transitions * steps
     chains = len(cells) * sampler.chains
     terms = model.num_params * len(problem.X) * chains
     locations = sum(len(x) for x in problem.regions.values())
-    sampling = calls * (SECONDS_PER_CALL + SECONDS_PER_TERM * terms)
+    sampling = forecast.seconds(terms, steps=steps)
     if limited is not settings or sampling > sampler.max_seconds:
         sampling = sampler.max_seconds  # protocols limit cells of far more steps than these
     estimating = len(cells) * (1.0 + 1e-7 * locations * problem.num_columns * model.num_params)

@@ -12,7 +12,7 @@ from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run
-from isounc.runs.words import interval, short
+from isounc.runs.words import cells_run, interval, short
 from isounc.studies.shift import figures
 from isounc.studies.shift.cell import IN_DISTRIBUTION
 from isounc.studies.shift.networks import NETWORKS
@@ -78,8 +78,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
 def _state(rows: Sequence[Row], settings: Settings) -> str:
     """Say whether the run has all its cells."""
     done = {(row["problem"], row["network"], row["seed"]) for row in rows}
-    planned = sum(len(cells) for cells in batches(settings))
-    return f"The run has {len(done)} of {planned} cells."
+    return cells_run(len(done), batches(settings))
 
 
 def _plots(folder: RunFolder, results: Results, seeds: Sequence[int]) -> list[Plot]:

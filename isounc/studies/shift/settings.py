@@ -8,7 +8,7 @@ from typing import Any
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.problems import MOST_ROWS
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.sampling.drivers import driver_of
 from isounc.sampling.settings import SamplerSettings
@@ -231,7 +231,7 @@ def batches(settings: Settings) -> list[tuple[Cell, ...]]:
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem and network, and a group of those of equal shapes."""
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for cells in batches(settings):
         sets = cell_sets(cells[0], settings)
         network = cell_network(sets, cells[0], settings)
@@ -244,9 +244,8 @@ def plan(settings: Settings) -> list[Group]:
             sampler = settings.sampling
             forecast = driver_of(sampler).forecast(sampler, num_params=network.num_params)
             chains = len(cells) * sampler.chains
-            sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * work * chains)
-            seconds += min(sampling, sampler.max_seconds)
+            seconds += min(forecast.seconds(work * chains), sampler.max_seconds)
             mebibytes += 4e-6 * len(cells) * forecast.num_floats
         batch = Batch(f"{cells[0].problem} {cells[0].network}", cells, seconds, mebibytes, work)
-        groups.setdefault((network, shapes), []).append(batch)
-    return [tuple(group) for group in groups.values()]
+        keyed.append(((network, shapes), batch))
+    return grouped(keyed)

@@ -10,6 +10,7 @@ from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run, table_of_rows
+from isounc.runs.words import cells_run
 from isounc.studies.spectrum import figures
 from isounc.studies.spectrum.reading import Tables, condition_of, number, reading
 from isounc.studies.spectrum.reading_tables import reading_tables
@@ -77,8 +78,7 @@ def _state(tables: Tables) -> str:
     """Say whether the run has all its cells."""
     names = ("problem", *Condition._fields, "seed")
     done = {tuple(row[name] for name in names) for row in tables.rows}
-    planned = sum(map(len, batches(tables.settings)))
-    return f"The run has {len(done)} of {planned} cells."
+    return cells_run(len(done), batches(tables.settings))
 
 
 def _plots(tables: Tables, eigenvalues: Sequence[Row]) -> list[Plot]:

@@ -11,7 +11,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.fit import MapSettings
 from isounc.models import ACTIVATIONS, PARAMETERISATIONS, Model, make_model
 from isounc.problems import MOST_ROWS, PROBLEMS, Problem, make_problem
-from isounc.runs.executors import Batch, Group
+from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.sampling import drivers
 from isounc.sampling.settings import SamplerSettings
@@ -259,7 +259,7 @@ def batches(settings: Settings) -> list[tuple[Cell, ...]]:
 
 def plan(settings: Settings) -> list[Group]:
     """Make a batch of the seeds of a problem and condition, and a group of those of equal shapes."""
-    groups: dict[Any, list[Batch]] = {}
+    keyed: list[tuple[Any, Batch]] = []
     for cells in batches(settings):
         problem, condition = cell_problem(cells[0], settings), cells[0].condition
         model = cell_model(problem, condition, settings)
@@ -267,8 +267,8 @@ def plan(settings: Settings) -> list[Group]:
         work = len(problem.X) * model.num_params
         label = f"{cells[0].problem} {condition.label}"
         batch = Batch(label, cells, seconds, mebibytes, work)
-        groups.setdefault((problem.shape_key, model), []).append(batch)
-    return [tuple(group) for group in groups.values()]
+        keyed.append(((problem.shape_key, model), batch))
+    return grouped(keyed)
 
 
 def _forecast(
@@ -279,7 +279,7 @@ def _forecast(
     forecast = drivers.forecast(sampler, num_params=model.num_params)
     chains = len(cells) * sampler.chains
     n, params = len(problem.X), model.num_params
-    sampling = 20 * forecast.num_transitions * (2e-5 + 1.5e-9 * params * n * chains)
+    sampling = forecast.seconds(params * n * chains)
     rows = n * problem.num_outputs
     locations = sum(len(x) for x in problem.regions.values()) * problem.num_columns
     points = len(settings.points) * (0.2 + 1e-8 * rows**3 / 30 + 2e-9 * rows * params * 60)
