@@ -18,7 +18,7 @@ from isounc.sampling import chains, parts
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.kernels import HMC
 from isounc.sampling.posterior import sample_posterior
-from isounc.sampling.run import randomness
+from isounc.sampling.run import randomness, together
 from isounc.sampling.settings import SamplerSettings
 from tests.sampling.test_checkpoint import SETTINGS, assert_same_bits, sampled
 
@@ -38,6 +38,23 @@ def exact(problem):
     A, B = (np.column_stack([x, np.ones(len(x))]) for x in (problem.X, problem.regions["q"]))
     cov = np.linalg.inv(A.T @ A / NOISE_SD**2 + np.eye(3) / PRIOR_SD**2)
     return B @ cov @ A.T @ problem.y / NOISE_SD**2, ((B @ cov) * B).sum(1)
+
+
+def test_an_axis_of_one_is_that_of_a_batch():
+    """As `jax.vmap` has it, also with keys, trees and arguments that all share."""
+
+    def function(key, tree, shared):
+        return tree["a"] @ shared + jax.random.normal(key), (tree["b"], 0.0)
+
+    for length in (1, 3):
+        keys = jax.random.split(jax.random.key(0), length)
+        tree = {"a": jnp.arange(4.0 * length).reshape(length, 2, 2), "b": jnp.arange(length)}
+        given = keys, tree, jnp.array([1.0, 2.0])
+        found = together(function, (0, 0, None))(*given)
+        wanted = jax.vmap(function, (0, 0, None))(*given)
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_annealed_chains_sample_the_posterior():
