@@ -174,9 +174,7 @@ def make_world(seed: int, num_relations: int = 8) -> World:
     return world._replace(claims=rng.permutation(_claims(rng, world)))
 
 
-def _answers(
-    rng: np.random.Generator, first: int, num_relations: int
-) -> Int[np.ndarray, "R C 2"]:
+def _answers(rng: np.random.Generator, first: int, num_relations: int) -> Int[np.ndarray, "R C 2"]:
     """The pools: answers of one token, then pairs in which every token stands twice."""
     pools = np.full((num_relations, NUM_ANSWERS, 2), END)
     size = NUM_SINGLE + 2 * NUM_PARTS

@@ -238,9 +238,7 @@ def _norms(
     return f, sq_norm, logit_norm
 
 
-def reference(
-    log_probs: Float[np.ndarray, "M Q C"], answer: Int[np.ndarray, " Q"]
-) -> Reference:
+def reference(log_probs: Float[np.ndarray, "M Q C"], answer: Int[np.ndarray, " Q"]) -> Reference:
     """The spread of members' predictions: variances with divisor M, and mutual information.
 
     Raises
@@ -254,7 +252,9 @@ def reference(
     var = p.var(axis=0)
     whole = np.concatenate([p, np.maximum(1 - p.sum(2, keepdims=True), 0)], axis=2)
     mi = entropy(whole.mean(0)) - entropy(whole).mean(0)
-    return Reference(var.sum(1), np.maximum(mi, 0), np.take_along_axis(var, answer[:, None], 1)[:, 0])
+    return Reference(
+        var.sum(1), np.maximum(mi, 0), np.take_along_axis(var, answer[:, None], 1)[:, 0]
+    )
 
 
 def entropy(p: Float[np.ndarray, "*B C"]) -> Float[np.ndarray, "*B"]:

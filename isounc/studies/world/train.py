@@ -136,7 +136,9 @@ def _orders(
     of_facts, of_claims = [], []
     for rng, own in zip(generators, rows, strict=True):
         of_facts.append(rng.permutation(own)[: steps * minibatch].reshape(steps, minibatch))
-        again = rng.permutation(np.resize(rng.permutation(num_claims), max(num_claims, steps * few)))
+        again = rng.permutation(
+            np.resize(rng.permutation(num_claims), max(num_claims, steps * few))
+        )
         of_claims.append(again[: steps * few].reshape(steps, few))
     return np.stack(of_facts), np.stack(of_claims).astype(np.int32)
 
