@@ -271,14 +271,14 @@ def _rows(
     rows = []
     names = [name for name in SCORES if temperature == 1 or name not in UNHEATED]
     for name in names:
-        if name == "regression":
-            if part != "all" or is_task or not has_enough_of_both(labels, _FITTED):
-                continue
-            features = np.stack([values[n][where] for n in ("log_p", "entropy")], axis=1)
-            score = out_of_fold_log_odds(features, labels, settings=_FITTED)
-        else:
-            score = values[name][where]
-        row = shared | {"score": name, "auroc": auroc(score, labels)}
+        if name == "regression" and (part != "all" or is_task):
+            continue
+        score = _fitted(values, where, labels) if name == "regression" else values[name][where]
+        row = shared | {"score": name}
+        rows.append(row)
+        if score is None:
+            continue
+        row["auroc"] = auroc(score, labels)
         if row["auroc"] is not None and row["oracle"] is not None:
             row["below_oracle"] = row["auroc"] - row["oracle"]
         if part == "all" and temperature == 1 and not is_task and name not in UNHEATED:
@@ -294,8 +294,17 @@ def _rows(
             for number, target in targets.items():
                 found = compare(score, target[where], given=values["null"][where])
                 row |= {f"r_{number}": found.spearman, f"partial_{number}": found.partial_spearman}
-        rows.append(row)
     return rows
+
+
+def _fitted(
+    values: Values, where: Bool[np.ndarray, " Q"], wrong: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"] | None:
+    """Out-of-fold log odds of a wrong answer given log p and entropy; None for too few of either."""
+    if not has_enough_of_both(wrong, _FITTED):
+        return None
+    features = np.stack([values[name][where] for name in ("log_p", "entropy")], axis=1)
+    return out_of_fold_log_odds(features, wrong, settings=_FITTED)
 
 
 def _ends(temperatures: tuple[float, ...]) -> tuple[float, float]:

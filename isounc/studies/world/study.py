@@ -1,4 +1,4 @@
-"""A language-model world whose truth is known: which uncertainty tells wrong answers, and what of?
+"""Which uncertainty tells wrong answers, in a language-model world whose truth is known.
 
 Small decoders are trained on sentences of which we know what was told, how often, and in what
 proportions answers conflict.
