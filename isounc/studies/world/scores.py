@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from isounc.studies.world.corpus import (
 
 AT_A_TIME = 100
 """Questions at a time, which bounds memory."""
+_moments = jax.jit(sigmoid_normal_moments)
 
 
 class Score(NamedTuple):
@@ -283,10 +284,10 @@ def make_scores(
     f, g = said.log_odds, said.odds_sq_norm
     p, q = expit(f), expit(-f)
     scale = sigma_sq(said, taught)
+    # E[1 - sigmoid(f)] = E[sigmoid(-f)] keeps its digits where p is near 1.
     with jax.enable_x64(True):
-        moments: Any = sigmoid_normal_moments(jnp.asarray(f), jnp.asarray(scale * g))
-        mean_wrong = sigmoid_normal_moments(jnp.asarray(-f), jnp.asarray(scale * g)).mean
-        moments, mean_wrong = jax.device_get((moments, mean_wrong))
+        both = jnp.asarray(np.concatenate([f, -f])), jnp.asarray(np.tile(scale * g, 2))
+        moments = jax.device_get(_moments(*both))
     probs = np.exp(said.log_probs)
     whole = np.concatenate([probs, np.maximum(1 - probs.sum(1, keepdims=True), 0)], axis=1)
     sq_norm = (p * q) ** 2 * g
@@ -299,8 +300,8 @@ def make_scores(
         "log_sq_norm": q**2 * g,
         "odds_sq_norm": g,
         "total": scale * sq_norm + p * q,
-        "logit_scaled": np.asarray(moments.var),
-        "moderated": np.asarray(mean_wrong),
+        "logit_scaled": moments.var[: len(f)],
+        "moderated": moments.mean[len(f) :],
         "p_true": 1 - said.p_true,
         "frequency": -said.frequency,
         "ensemble_trace": others.trace,

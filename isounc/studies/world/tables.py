@@ -57,6 +57,9 @@ ROW = {
 """What a row must hold, which anybody may have edited."""
 
 
+_NONE = Interval(None, None, None, 0)
+
+
 class Size(NamedTuple):
     """The size of a decoder and its training."""
 
@@ -118,7 +121,8 @@ class Results:
 
     def over(self, size: Size, what: What, column: str, rival: str = "") -> Interval:
         """The interval over worlds of a number, or of its difference to a rival's."""
-        return interval_over_seeds(self.values(size, what, column, rival).values(), kind="mean")
+        values = self.values(size, what, column, rival).values()
+        return interval_over_seeds(values, kind="mean") if values else _NONE
 
     def over_widths(self, epochs: int, what: What, column: str, rival: str = "") -> Interval:
         """The same of the mean of a world's widths."""
