@@ -274,18 +274,18 @@ def _rows(
         if name == "regression" and (part != "all" or is_task):
             continue
         score = _fitted(values, where, labels) if name == "regression" else values[name][where]
-        row = shared | {"score": name}
+        row: Row = shared | {"score": name}
         rows.append(row)
         if score is None:
             continue
-        row["auroc"] = auroc(score, labels)
-        if row["auroc"] is not None and row["oracle"] is not None:
-            row["below_oracle"] = row["auroc"] - row["oracle"]
+        row["auroc"] = own = auroc(score, labels)
+        if own is not None and shared["oracle"] is not None:
+            row["below_oracle"] = own - shared["oracle"]
         if part == "all" and temperature == 1 and not is_task and name not in UNHEATED:
             low, high = (heated[t][name][where] for t in _ends(settings.temperatures))
-            ends = auroc(high, labels), auroc(low, labels)
-            if None not in ends:
-                row["auroc_turn"] = ends[0] - ends[1]  # pyright: ignore
+            hot, cold = auroc(high, labels), auroc(low, labels)
+            if hot is not None and cold is not None:
+                row["auroc_turn"] = hot - cold
         if temperature == 1 and not is_task:
             row["with_p_true"] = compare(score, values["p_true"][where]).spearman
             targets = {number: getattr(spread, number) for number in REFERENCES}

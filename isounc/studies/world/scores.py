@@ -129,11 +129,10 @@ def say(
         The answers that the numbers are about; None is those of largest probability.
     """
     log_probs = answer_log_probs(graphdef, params, world, temperature=temperature)
-    if answer is None:
-        answer = log_probs.argmax(1)
-    tokens = world.answers[world.relation, answer]
+    chosen = log_probs.argmax(1) if answer is None else answer
+    tokens = world.answers[world.relation, chosen]
     inputs = np.concatenate([world.prompts, tokens], axis=1).astype(np.int32)
-    is_pair = answer >= NUM_SINGLE
+    is_pair = chosen >= NUM_SINGLE
     log_odds, sq_norm, logit_sq_norm = jax.device_get(
         _norms(params, inputs, is_pair, jnp.float32(temperature), graphdef=graphdef)
     )
@@ -145,7 +144,7 @@ def say(
     weights = np.exp(words - words.max(1, keepdims=True))
     frequency = weights @ np.arange(weights.shape[1]) / weights.sum(1)
     return Said(
-        answer, log_odds.astype(float), np.maximum(sq_norm, 0).astype(float),
+        chosen, log_odds.astype(float), np.maximum(sq_norm, 0).astype(float),
         logit_sq_norm.astype(float), log_probs,
         expit(replies[0][:, YES] - replies[0][:, NO]), frequency,
     )  # fmt: skip
