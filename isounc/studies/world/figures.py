@@ -35,7 +35,7 @@ LOOKS = {
 _AGAINST_ACCURACY = ("log_p", "entropy", "sq_norm", "log_sq_norm", "total", "moderated", "p_true")
 _HEATED = ("log_p", "entropy", "null", "sq_norm", "log_sq_norm", "total", "moderated")
 _BY_SIZE = ("sq_norm", "logit_scaled", "null", "log_sq_norm", "entropy")
-_PANELS = ("all", "recall", "conflict16", "conflict4", "misconception")
+_PANELS = ("all", "recall", "conflict16", "conflict4")
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 
 

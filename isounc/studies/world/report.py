@@ -85,8 +85,8 @@ def _plots(folder: RunFolder, tables: Tables) -> list[Plot]:
         Plot(
             "accuracy", "accuracy",
             "AUROC for a wrong answer by condition against accuracy, means over worlds of every size "
-            "and training length; larger marks are wider decoders. Bars of the oracle: no score "
-            "exceeds them in the long run.",
+            "and training length; larger marks are wider decoders. No score exceeds the oracle in the "
+            "long run.",
             functools.partial(figures.against_accuracy, results),
         ),
         Plot(
