@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from isounc.llm.answers.logistic import (
     LogisticSettings,
@@ -22,7 +22,6 @@ from isounc.statistics import compare
 from isounc.studies.world.corpus import World, make_world, of_kind, oracle_auroc
 from isounc.studies.world.scores import (
     SCORES,
-    Reference,
     answer_log_probs,
     make_scores,
     reference,
@@ -58,6 +57,8 @@ CONDITIONS = {
     "unknown": "never told, from 16 tellings in conflict",
 }
 """Conditions with their labels; of `unknown` "wrong" means never told."""
+UNKNOWN = "unknown"
+"""The condition whose task is to tell what was never told."""
 REFERENCES = ("trace", "mi", "var_p")
 """Numbers of a reference."""
 OF_CONDITION = (
@@ -192,6 +193,41 @@ def _record(cell: Cell, world: World, members: Members, size: int, settings: Set
     return Record(cell.name, meta, arrays)
 
 
+class Judged(NamedTuple):
+    """One decoder's answers to a world's questions, and what they are held against."""
+
+    world: World
+    """The world."""
+    answer: Int[np.ndarray, " Q"]
+    """The answers."""
+    wrong: Bool[np.ndarray, " Q"]
+    """Whether each is wrong."""
+    heated: Mapping[float, Values]
+    """Scores by temperature."""
+    below: Mapping[float, Bool[np.ndarray, " Q"]]
+    """Whether p is below 1/2, by temperature."""
+    targets: Values
+    """References, by the end of their columns' names."""
+    halves: Mapping[str, Mapping[str, float | None]]
+    """Reliability of each number of the reference, by condition."""
+
+
+class Place(NamedTuple):
+    """What rows are about."""
+
+    condition: str
+    """One of `CONDITIONS`."""
+    part: str
+    """One of `PARTS`."""
+    temperature: float
+    """Temperature of the answers' logits."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is about all questions of a condition at temperature 1."""
+        return self.part == "all" and self.temperature == 1
+
+
 def judge(
     cell: Cell,
     world: World,
@@ -206,11 +242,10 @@ def judge(
     said = say(members.graphdef, params, world)
     others = np.delete(log_probs[: settings.num_members], i, axis=0)
     spread = reference(others, said.answer)
-    drawn = None
+    targets = dict(spread._asdict())
     if settings.num_bootstrap:
-        drawn = reference(log_probs[settings.num_members :], said.answer).trace
-    halves = reliability(others, said.answer, wheres, seed_of(cell, f"halves {i}"))
-    wrong = said.answer != world.truth
+        drawn = log_probs[settings.num_members :]
+        targets["bootstrap"] = reference(drawn, said.answer).trace
     heated: dict[float, Values] = {}
     below: dict[float, Bool[np.ndarray, " Q"]] = {}
     for t in settings.temperatures:
@@ -218,60 +253,47 @@ def judge(
             members.graphdef, params, world, temperature=t, answer=said.answer
         )  # fmt: skip
         heated[t], below[t] = make_scores(at, spread, shares, taught), at.log_odds < 0
+    halves = reliability(others, said.answer, wheres, seed_of(cell, f"halves {i}"))
+    judged = Judged(world, said.answer, said.answer != world.truth, heated, below, targets, halves)
     rows = []
     for name, where in wheres.items():
-        positive = (world.tellings() == 0) if name == "unknown" else wrong
-        for t in settings.temperatures if name != "unknown" else (1.0,):
-            for part in PARTS if t == 1 and name != "unknown" else ("all",):
-                of_part = {"all": where, "below": where & below[t], "above": where & ~below[t]}
-                rows += _rows(
-                    cell, name, part, t, of_part[part], positive, below[t], heated, world,
-                    said.answer, spread, drawn, halves[name], settings,
-                )  # fmt: skip
-    one = heated[1.0]
+        for t in settings.temperatures if name != UNKNOWN else (1.0,):
+            parts = {"all": where}
+            if t == 1 and name != UNKNOWN:
+                parts |= {"below": where & below[t], "above": where & ~below[t]}
+            for part, of_part in parts.items():
+                rows += _rows(judged, Place(name, part, t), of_part)
     kept = {
-        "log_odds": said.log_odds, "sq_norm": one["sq_norm"], "wrong": wrong,
+        "log_odds": said.log_odds, "sq_norm": heated[1.0]["sq_norm"], "wrong": judged.wrong,
         "judged": wheres["all"], "kind": world.form,
     }  # fmt: skip
+    rows = [dataclasses.asdict(cell) | row for row in rows]
     return rows, kept, sigma_sq(said, taught)
 
 
-def _rows(
-    cell: Cell,
-    condition: str,
-    part: str,
-    temperature: float,
-    where: Bool[np.ndarray, " Q"],
-    positive: Bool[np.ndarray, " Q"],
-    below: Bool[np.ndarray, " Q"],
-    heated: Mapping[float, Values],
-    world: World,
-    answer: np.ndarray,
-    spread: Reference,
-    drawn: Float[np.ndarray, " Q"] | None,
-    halves: Mapping[str, float | None],
-    settings: Settings,
-) -> list[Row]:
+def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[Row]:
     """A row for each score, of some of the questions of a condition."""
-    values, labels = heated[temperature], positive[where]
-    is_task = condition == "unknown"
-    count = int(where.sum())
+    values = judged.heated[place.temperature]
+    is_task = place.condition == UNKNOWN
+    labels = (judged.world.tellings() == 0 if is_task else judged.wrong)[where]
     shared: Row = {
-        **dataclasses.asdict(cell), "condition": condition, "part": part,
-        "temperature": temperature, **dict.fromkeys(NUMBERS), "num_questions": count,
+        **place._asdict(), **dict.fromkeys(NUMBERS), "num_questions": int(where.sum()),
     }  # fmt: skip
-    if count:
-        shared["share_below"] = float(below[where].mean())
-        if not is_task:
-            shared["accuracy"] = float(1 - labels.mean())
-            shared["oracle"] = oracle_auroc(values["oracle"][where])
-            shared["most_told"] = float((answer == world.told[:, 0])[where].mean())
-    if part == "all" and temperature == 1 and not is_task:
-        shared |= {f"reliability_{name}": halves[name] for name in REFERENCES}
+    if where.any():
+        shared["share_below"] = float(judged.below[place.temperature][where].mean())
+    if where.any() and not is_task:
+        shared["accuracy"] = float(1 - labels.mean())
+        shared["oracle"] = oracle_auroc(values["oracle"][where])
+        is_most_told = judged.answer == judged.world.told[:, 0]
+        shared["most_told"] = float(is_most_told[where].mean())
+    if place.is_full and not is_task:
+        reliable = judged.halves[place.condition]
+        shared |= {f"reliability_{name}": reliable[name] for name in REFERENCES}
     rows = []
-    names = [name for name in SCORES if temperature == 1 or name not in UNHEATED]
-    for name in names:
-        if name == "regression" and (part != "all" or is_task):
+    for name in SCORES:
+        if place.temperature != 1 and name in UNHEATED:
+            continue
+        if name == "regression" and (place.part != "all" or is_task):
             continue
         score = _fitted(values, where, labels) if name == "regression" else values[name][where]
         row: Row = shared | {"score": name}
@@ -281,17 +303,14 @@ def _rows(
         row["auroc"] = own = auroc(score, labels)
         if own is not None and shared["oracle"] is not None:
             row["below_oracle"] = own - shared["oracle"]
-        if part == "all" and temperature == 1 and not is_task and name not in UNHEATED:
-            low, high = (heated[t][name][where] for t in _ends(settings.temperatures))
-            hot, cold = auroc(high, labels), auroc(low, labels)
+        if place.is_full and not is_task and name not in UNHEATED:
+            ends = max(judged.heated), min(judged.heated)
+            hot, cold = (auroc(judged.heated[t][name][where], labels) for t in ends)
             if hot is not None and cold is not None:
                 row["auroc_turn"] = hot - cold
-        if temperature == 1 and not is_task:
+        if place.temperature == 1 and not is_task:
             row["with_p_true"] = compare(score, values["p_true"][where]).spearman
-            targets = {number: getattr(spread, number) for number in REFERENCES}
-            if drawn is not None:
-                targets["bootstrap"] = drawn
-            for number, target in targets.items():
+            for number, target in judged.targets.items():
                 found = compare(score, target[where], given=values["null"][where])
                 row |= {f"r_{number}": found.spearman, f"partial_{number}": found.partial_spearman}
     return rows
@@ -305,10 +324,6 @@ def _fitted(
         return None
     features = np.stack([values[name][where] for name in ("log_p", "entropy")], axis=1)
     return out_of_fold_log_odds(features, wrong, settings=_FITTED)
-
-
-def _ends(temperatures: tuple[float, ...]) -> tuple[float, float]:
-    return min(temperatures), max(temperatures)
 
 
 def _mean_row(rows: tuple[Row, ...]) -> Row:
