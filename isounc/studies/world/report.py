@@ -76,6 +76,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             }
         },
         reading=reading(tables),
+        reading_tables=(auroc_table(results), verdict_table(tables)),
     )
 
 

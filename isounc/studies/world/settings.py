@@ -100,8 +100,9 @@ def check(settings: Settings) -> None:
             raise ValueError(
                 f"{argument} must have at least one value and none twice, got {values}"
             )
-    for width in (*settings.widths, settings.depth_width):
-        check_choice("widths", str(width), [str(w) for w in HEAD_WIDTHS])
+    for argument, widths in (("widths", settings.widths), ("depth_width", [settings.depth_width])):
+        for width in widths:
+            check_choice(argument, str(width), [str(known) for known in HEAD_WIDTHS])
     for depth in settings.other_depths:
         check_count("other_depths", depth, 1, 12)
     if DEPTH in settings.other_depths:
