@@ -20,7 +20,7 @@ from isounc.runs.style import NothingToDraw
 from isounc.runs.tables import rows_of_run
 from isounc.statistics import interval_over_seeds
 from isounc.studies.world import cell, figures
-from isounc.studies.world.cell import CONDITIONS, NUMBERS, PARTS
+from isounc.studies.world.cell import NUMBERS, PARTS
 from isounc.studies.world.corpus import NUM_ANSWERS
 from isounc.studies.world.reading import Tables, reading
 from isounc.studies.world.scores import Said
@@ -242,6 +242,8 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(cell, "answer_log_probs", some_log_probs)
     monkeypatch.setattr(cell, "say", some_said)
     monkeypatch.setattr(cell, "SPLITS", 2)
+    every = cell.conditions
+    monkeypatch.setattr(cell, "conditions", lambda world: {n: every(world)[n] for n in SHOWN})
     monkeypatch.setattr("isounc.studies.world.report._plots", lambda *_: [])  # drawn above
     settings = Settings(
         widths=(8,), epochs=(1, 4), num_relations=1, num_bootstrap=2, cache="", num_judged=1, temperatures=(1.0, 2.0),
@@ -263,7 +265,7 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     assert set(split["part"]) == {"below", "above"} and set(split["share_below"]) == {0.0, 1.0}
     assert rows.query("score == 'regression'")["auroc"].max() > 0.5
     assert rows.query("score == 'p_true'")["temperature"].unique().tolist() == [1.0]
-    assert set(rows["condition"]) == set(CONDITIONS) and (record.arrays["kind"] >= 0).all()
+    assert set(rows["condition"]) == set(SHOWN) and (record.arrays["kind"] >= 0).all()
     assert len(folder.read_table("verdicts.csv")) and "has 2 of 2 cells" in capsys.readouterr().out
     published = (publish(STUDY, folder, tmp_path / "published") / "reading.md").read_text()
     said = published.replace("\\", "").split("\n\n")
