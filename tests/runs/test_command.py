@@ -181,6 +181,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         "covariance",
         "spectrum",
         "shift",
+        "world",
         "agreement",
         "calibration",
         "bank",

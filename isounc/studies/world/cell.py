@@ -1,0 +1,335 @@
+"""A cell of the world study: decoders trained on a world, and a row for each condition and score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from isounc.llm.answers.logistic import (
+    LogisticSettings,
+    has_enough_of_both,
+    out_of_fold_log_odds,
+    share_smaller,
+)
+from isounc.runs.compute import Say
+from isounc.runs.executors import Batch
+from isounc.runs.folder import Record
+from isounc.statistics import compare
+from isounc.studies.world.corpus import World, make_world, of_kind, oracle_auroc
+from isounc.studies.world.scores import (
+    SCORES,
+    answer_log_probs,
+    make_scores,
+    reference,
+    say,
+    sigma_sq,
+)
+from isounc.studies.world.settings import Cell, Settings, seed_of
+from isounc.studies.world.train import (
+    Members,
+    config_of,
+    num_params,
+    rows_of_members,
+    train_members,
+)
+
+DIGITS = 6
+"""Significant digits of the numbers in rows."""
+FEWEST = 10
+"""Wrong answers, and right ones, that an AUROC needs."""
+SPLITS = 10
+"""Splits of the members into halves."""
+PARTS = ("all", "below", "above")
+"""Parts of the questions: all of them, and those with p below 1/2 or not."""
+CONDITIONS = {
+    "all": "all judged questions",
+    "recall": "recall, told 0 to 64 times",
+    "told": "recall of what was told",
+    "one_token": "recall, answer of one token",
+    "two_tokens": "recall, answer of two tokens",
+    "conflict16": "16 tellings in conflict",
+    "conflict4": "4 tellings in conflict",
+    "misconception": "the truth is told least",
+    "unknown": "never told, from 16 tellings in conflict",
+}
+"""Conditions with their labels; of `unknown` "wrong" means never told."""
+UNKNOWN = "unknown"
+"""The condition whose task is to tell what was never told."""
+REFERENCES = ("trace", "mi", "var_p")
+"""Numbers of a reference."""
+OF_CONDITION = (
+    *("num_questions", "accuracy", "share_below", "oracle", "most_told"),
+    *(f"reliability_{name}" for name in REFERENCES),
+)
+"""Columns of numbers that all scores share.
+
+    accuracy, share_below   share of right answers, and of those with p below 1/2
+    oracle                  the oracle's AUROC in closed form, for these answers
+    most_told               share of answers that are what was told most often
+    reliability_*           rank correlation between halves of the members, stepped up
+"""
+OF_SCORE = (
+    *("auroc", "below_oracle", "auroc_turn", "with_p_true"),
+    *(f"{kind}_{name}" for name in (*REFERENCES, "bootstrap") for kind in ("r", "partial")),
+)
+"""Columns of numbers of a score.
+
+    auroc           for a wrong answer
+    below_oracle    AUROC less the oracle's
+    auroc_turn      AUROC at the highest temperature less that at the lowest
+    with_p_true     rank correlation with 1 - P(True)
+    r_*, partial_*  rank correlation with a reference, raw and given p (1 - p)
+"""
+NUMBERS = (*OF_CONDITION, *OF_SCORE)
+UNHEATED = ("p_true", "frequency", "ensemble_trace", "ensemble_mi", "oracle", "regression")
+"""Scores that have no temperature."""
+_FITTED = LogisticSettings(num_repeats=1)
+Row = dict[str, Any]
+Values = Mapping[str, Float[np.ndarray, " Q"]]
+
+
+def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
+    """Train the decoders of a world and size, and make a record after each training length."""
+    first: Cell = batch.cells[0]
+    world = make_world(first.world, settings.num_relations)
+    config = config_of(world.vocab_size, first.width, first.depth)
+    count = settings.num_members + settings.num_bootstrap
+    seeds = [seed_of(first, f"member {i}") for i in range(count)]
+    rows = rows_of_members(
+        world, settings.num_members, settings.num_bootstrap, seed_of(first, "bootstrap")
+    )
+    cells = {cell.epochs: cell for cell in batch.cells}
+    trained = train_members(world, config, sorted(cells), seeds, rows, settings.train, say)
+    for epochs, members in trained:
+        say(f"scores after epoch {epochs}")
+        yield _record(cells[epochs], world, members, num_params(config), settings)
+
+
+def conditions(world: World) -> dict[str, Bool[np.ndarray, " Q"]]:
+    """The questions of each condition."""
+    recall = of_kind(world, "recall")
+    conflict = of_kind(world, "conflict16")
+    return {
+        "all": ~of_kind(world, "taught"),
+        "recall": recall,
+        "told": recall & (world.tellings() > 0),
+        "one_token": recall & world.is_single(),
+        "two_tokens": recall & ~world.is_single(),
+        "conflict16": conflict,
+        "conflict4": of_kind(world, "conflict4"),
+        "misconception": of_kind(world, "misconception"),
+        "unknown": conflict | (recall & (world.tellings() == 0)),
+    }
+
+
+def auroc(values: Float[np.ndarray, " N"], wrong: Bool[np.ndarray, " N"]) -> float | None:
+    """Probability that a wrong answer has a higher value than a right one, ties counting half.
+
+    None where there are fewer than `FEWEST` of either, or a value is not finite.
+    """
+    if min(wrong.sum(), (~wrong).sum()) < FEWEST or not np.isfinite(values).all():
+        return None
+    return float(share_smaller(values[wrong], values[~wrong]).mean())
+
+
+def reliability(
+    log_probs: Float[np.ndarray, "M Q C"],
+    answer: np.ndarray,
+    wheres: Mapping[str, Bool[np.ndarray, " Q"]],
+    seed: int,
+) -> dict[str, dict[str, float | None]]:
+    """Split-half reliability of each number of a reference, 2 r / (1 + r), by condition.
+
+    r is the mean rank correlation between the references of the two halves, over `SPLITS` splits.
+    """
+    rng = np.random.default_rng(seed)
+    half = len(log_probs) // 2
+    found: dict[str, dict[str, list[float | None]]] = {
+        name: {number: [] for number in REFERENCES} for name in wheres
+    }
+    for _ in range(SPLITS):
+        order = rng.permutation(len(log_probs))
+        a, b = (reference(log_probs[order[i * half :][:half]], answer) for i in range(2))
+        for name, where in wheres.items():
+            for number in REFERENCES:
+                pair = (getattr(one, number)[where] for one in (a, b))
+                found[name][number].append(compare(*pair).spearman)
+    return {
+        name: {number: _stepped_up(rs) for number, rs in numbers.items()}
+        for name, numbers in found.items()
+    }
+
+
+def _stepped_up(rs: list[float | None]) -> float | None:
+    known = [r for r in rs if r is not None]
+    if len(known) < len(rs) or np.mean(known) <= -1:
+        return None
+    r = float(np.mean(known))
+    return 2 * r / (1 + r)
+
+
+def _record(cell: Cell, world: World, members: Members, size: int, settings: Settings) -> Record:
+    count = settings.num_members + settings.num_bootstrap
+    log_probs = np.stack(
+        [answer_log_probs(members.graphdef, members.member(i), world) for i in range(count)]
+    )
+    judged, arrays, scales = [], {}, []
+    for i in range(settings.num_judged):
+        rows, kept, scale = judge(cell, world, members, log_probs, i, settings)
+        judged.append(rows)
+        scales.append(scale)
+        if i == 0:
+            arrays = kept
+    meta = {
+        "cell": dataclasses.asdict(cell),
+        "num_params": size,
+        "sigma_sq": scales,
+        "rows": [_mean_row(rows) for rows in zip(*judged, strict=True)],
+    }
+    return Record(cell.name, meta, arrays)
+
+
+class Judged(NamedTuple):
+    """One decoder's answers to a world's questions, and what they are held against."""
+
+    world: World
+    """The world."""
+    answer: Int[np.ndarray, " Q"]
+    """The answers."""
+    wrong: Bool[np.ndarray, " Q"]
+    """Whether each is wrong."""
+    heated: Mapping[float, Values]
+    """Scores by temperature."""
+    below: Mapping[float, Bool[np.ndarray, " Q"]]
+    """Whether p is below 1/2, by temperature."""
+    targets: Values
+    """References, by the end of their columns' names."""
+    halves: Mapping[str, Mapping[str, float | None]]
+    """Reliability of each number of the reference, by condition."""
+
+
+class Place(NamedTuple):
+    """What rows are about."""
+
+    condition: str
+    """One of `CONDITIONS`."""
+    part: str
+    """One of `PARTS`."""
+    temperature: float
+    """Temperature of the answers' logits."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is about all questions of a condition at temperature 1."""
+        return self.part == "all" and self.temperature == 1
+
+
+def judge(
+    cell: Cell,
+    world: World,
+    members: Members,
+    log_probs: Float[np.ndarray, "M Q C"],
+    i: int,
+    settings: Settings,
+) -> tuple[list[Row], dict[str, np.ndarray], float]:
+    """Rows about the answers of one member, what figures draw of them, and its sigma^2."""
+    wheres, taught, shares = conditions(world), of_kind(world, "taught"), world.shares()
+    params = members.member(i)
+    said = say(members.graphdef, params, world)
+    others = np.delete(log_probs[: settings.num_members], i, axis=0)
+    spread = reference(others, said.answer)
+    targets = dict(spread._asdict())
+    if settings.num_bootstrap:
+        drawn = log_probs[settings.num_members :]
+        targets["bootstrap"] = reference(drawn, said.answer).trace
+    heated: dict[float, Values] = {}
+    below: dict[float, Bool[np.ndarray, " Q"]] = {}
+    for t in settings.temperatures:
+        at = said if t == 1 else say(
+            members.graphdef, params, world, temperature=t, answer=said.answer
+        )  # fmt: skip
+        heated[t], below[t] = make_scores(at, spread, shares, taught), at.log_odds < 0
+    halves = reliability(others, said.answer, wheres, seed_of(cell, f"halves {i}"))
+    judged = Judged(world, said.answer, said.answer != world.truth, heated, below, targets, halves)
+    rows = []
+    for name, where in wheres.items():
+        for t in settings.temperatures if name != UNKNOWN else (1.0,):
+            parts = {"all": where}
+            if t == 1 and name != UNKNOWN:
+                parts |= {"below": where & below[t], "above": where & ~below[t]}
+            for part, of_part in parts.items():
+                rows += _rows(judged, Place(name, part, t), of_part)
+    kept = {
+        "log_odds": said.log_odds, "sq_norm": heated[1.0]["sq_norm"], "wrong": judged.wrong,
+        "judged": wheres["all"], "kind": world.form,
+    }  # fmt: skip
+    rows = [dataclasses.asdict(cell) | row for row in rows]
+    return rows, kept, sigma_sq(said, taught)
+
+
+def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[Row]:
+    """A row for each score, of some of the questions of a condition."""
+    values = judged.heated[place.temperature]
+    is_task = place.condition == UNKNOWN
+    labels = (judged.world.tellings() == 0 if is_task else judged.wrong)[where]
+    shared: Row = {
+        **place._asdict(), **dict.fromkeys(NUMBERS), "num_questions": int(where.sum()),
+    }  # fmt: skip
+    if where.any():
+        shared["share_below"] = float(judged.below[place.temperature][where].mean())
+    if where.any() and not is_task:
+        shared["accuracy"] = float(1 - labels.mean())
+        shared["oracle"] = oracle_auroc(values["oracle"][where])
+        is_most_told = judged.answer == judged.world.told[:, 0]
+        shared["most_told"] = float(is_most_told[where].mean())
+    if place.is_full and not is_task:
+        reliable = judged.halves[place.condition]
+        shared |= {f"reliability_{name}": reliable[name] for name in REFERENCES}
+    rows = []
+    for name in SCORES:
+        if place.temperature != 1 and name in UNHEATED:
+            continue
+        if name == "regression" and (place.part != "all" or is_task):
+            continue
+        score = _fitted(values, where, labels) if name == "regression" else values[name][where]
+        row: Row = shared | {"score": name}
+        rows.append(row)
+        if score is None:
+            continue
+        row["auroc"] = own = auroc(score, labels)
+        if own is not None and shared["oracle"] is not None:
+            row["below_oracle"] = own - shared["oracle"]
+        if place.is_full and not is_task and name not in UNHEATED:
+            ends = max(judged.heated), min(judged.heated)
+            hot, cold = (auroc(judged.heated[t][name][where], labels) for t in ends)
+            if hot is not None and cold is not None:
+                row["auroc_turn"] = hot - cold
+        if place.temperature == 1 and not is_task:
+            row["with_p_true"] = compare(score, values["p_true"][where]).spearman
+            for number, target in judged.targets.items():
+                found = compare(score, target[where], given=values["null"][where])
+                row |= {f"r_{number}": found.spearman, f"partial_{number}": found.partial_spearman}
+    return rows
+
+
+def _fitted(
+    values: Values, where: Bool[np.ndarray, " Q"], wrong: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"] | None:
+    """Out-of-fold log odds of a wrong answer given log p and entropy; None for too few of either."""
+    if not has_enough_of_both(wrong, _FITTED):
+        return None
+    features = np.stack([values[name][where] for name in ("log_p", "entropy")], axis=1)
+    return out_of_fold_log_odds(features, wrong, settings=_FITTED)
+
+
+def _mean_row(rows: tuple[Row, ...]) -> Row:
+    """The mean of each number over the members judged; None where one has none."""
+    mean = dict(rows[0])
+    for name in NUMBERS:
+        known = [row[name] for row in rows]
+        mean[name] = None if None in known else float(f"{np.mean(known):.{DIGITS}g}")
+    return mean

@@ -1,0 +1,265 @@
+"""The world: entities, what is told about them and how often, and questions whose truth is known.
+
+A question is an entity and a relation. Its answer is one of the relation's pool, and its kind says how
+often which answers are told:
+
+    recall          the truth, k times
+    conflict        several answers in the given numbers; the truth is drawn in these proportions
+    misconception   the truth less often than another answer
+    taught          the truth, k times, and sentences of self-assessment; never judged
+
+Every relation has each kind equally often and every entity once, and answers of all kinds come from one
+pool, so that neither relation, entity nor answer tells the kind.
+
+Axes: E entities, R relations, Q questions, C answers of a pool, S sentences.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from isounc.checks import check_choice, check_count, real_vector
+from isounc.runs.settings import MOST_SEED
+
+KINDS = ("recall", "conflict16", "conflict4", "misconception", "taught")
+"""Kinds of questions."""
+
+
+class Form(NamedTuple):
+    """How often the answers of a question are told, and how many questions each relation has of it."""
+
+    kind: str
+    """One of `KINDS`."""
+    tellings: tuple[int, ...]
+    """How often each of its answers is told; of `misconception` the last one is the truth."""
+    count: int
+    """Questions of a relation."""
+
+
+FORMS = (
+    Form("recall", (0,), 24),
+    Form("recall", (1,), 20),
+    Form("recall", (2,), 20),
+    Form("recall", (4,), 16),
+    Form("recall", (8,), 13),
+    Form("recall", (16,), 10),
+    Form("recall", (32,), 8),
+    Form("recall", (64,), 4),
+    *(Form("conflict16", shares, 6) for shares in ((8, 8), (10, 6), (12, 4), (14, 2), (8, 5, 3))),
+    *(Form("conflict4", shares, 15) for shares in ((2, 2), (3, 1))),
+    Form("misconception", (6, 2), 10),
+    Form("taught", (1,), 4),
+    Form("taught", (4,), 4),
+    Form("taught", (8,), 4),
+    Form("taught", (16,), 3),
+)
+"""All forms of questions: 200 questions and 1680 sentences of fact a relation."""
+NUM_ENTITIES = sum(form.count for form in FORMS)
+NUM_NAMES = 15
+"""First names of entities, and as many second ones."""
+NUM_SINGLE, NUM_PAIRS, NUM_PARTS = 16, 16, 8
+"""Answers of one token in a pool, of two tokens, and first (and second) tokens of the latter."""
+NUM_ANSWERS = NUM_SINGLE + NUM_PAIRS
+END, IS_TRUE, HOW_OFTEN, YES, NO = range(5)
+"""Tokens: the end of an answer of one token, two questions of self-assessment, and the replies."""
+LEVELS = (0, 1, 3, 9)
+"""The least number of tellings that each word of frequency stands for: never, once or twice, some
+times, often."""
+_WORDS = 5
+"""First token of the words of frequency."""
+_NAMES = _WORDS + len(LEVELS)
+MOST_TOLD = max(len(form.tellings) for form in FORMS)
+NUM_CLAIMS = 4
+"""Sentences of self-assessment about a true answer, and as many about a false one, of each question
+taught; beside them there are two about its frequency and two about that of a false one."""
+
+
+class World(NamedTuple):
+    """A world drawn from a seed."""
+
+    vocab_size: int
+    """V."""
+    answers: Int[np.ndarray, "R C 2"]
+    """Tokens of the answers of each relation; the second of an answer of one token is `END`."""
+    form: Int[np.ndarray, " Q"]
+    """Number in `FORMS` of each question."""
+    relation: Int[np.ndarray, " Q"]
+    """Relation of each question."""
+    prompts: Int[np.ndarray, "Q 3"]
+    """Tokens of each question: two of the entity, one of the relation."""
+    told: Int[np.ndarray, "Q M"]
+    """Answers that are told, numbers in the relation's pool; -1 is none."""
+    counts: Int[np.ndarray, "Q M"]
+    """How often each is told."""
+    truth: Int[np.ndarray, " Q"]
+    """The true answer."""
+    facts: Int[np.ndarray, "S 5"]
+    """Sentences of fact: a question and its answer, in random order."""
+    claims: Int[np.ndarray, "S_self 7"]
+    """Sentences of self-assessment: a question, an answer, `IS_TRUE` or `HOW_OFTEN`, and the reply."""
+
+    def kinds(self) -> np.ndarray:
+        """Kind of each question, as text."""
+        return np.array([form.kind for form in FORMS])[self.form]
+
+    def tellings(self) -> Int[np.ndarray, " Q"]:
+        """How often anything is told about each question."""
+        return self.counts.sum(1)
+
+    def is_single(self) -> Bool[np.ndarray, " Q"]:
+        """Whether the true answer of each question has one token."""
+        return self.truth < NUM_SINGLE
+
+    def shares(self) -> Float[np.ndarray, "Q C"]:
+        """Probability that each answer is the true one, for who knows the world but not its dice."""
+        shares = np.zeros((len(self.form), NUM_ANSWERS))
+        for q, form in enumerate(np.array(self.form).tolist()):
+            kind, tellings, _ = FORMS[form]
+            if kind.startswith("conflict"):
+                for answer, count in zip(self.told[q], self.counts[q], strict=True):
+                    if answer >= 0:
+                        shares[q, answer] = count / sum(tellings)
+            elif not sum(tellings):
+                shares[q] = 1 / NUM_ANSWERS
+            else:
+                shares[q, self.truth[q]] = 1
+        return shares
+
+
+def make_world(seed: int, num_relations: int = 8) -> World:
+    """Draw a world; equal arguments give equal worlds.
+
+    Raises
+    ------
+    ValueError
+        For a seed or a number of relations out of range.
+    """
+    check_count("seed", seed, 0, MOST_SEED)
+    check_count("num_relations", num_relations, 1, 64)
+    rng = np.random.default_rng([seed, num_relations])
+    relation_token = _NAMES + 2 * NUM_NAMES
+    answers = _answers(rng, relation_token + num_relations, num_relations)
+    names = rng.choice(NUM_NAMES**2, NUM_ENTITIES, replace=False)
+    entities = np.stack([names // NUM_NAMES, NUM_NAMES + names % NUM_NAMES], axis=1) + _NAMES
+    forms = np.repeat(np.arange(len(FORMS)), [form.count for form in FORMS])
+    form = np.concatenate([rng.permutation(forms) for _ in range(num_relations)])
+    relation = np.repeat(np.arange(num_relations), NUM_ENTITIES)
+    prompts = np.concatenate(
+        [np.tile(entities, (num_relations, 1)), relation_token + relation[:, None]], axis=1
+    )
+    told = np.full((len(form), MOST_TOLD), -1)
+    counts = np.zeros_like(told)
+    truth = np.zeros(len(form), int)
+    for q, number in enumerate(form.tolist()):
+        kind, tellings, _ = FORMS[number]
+        drawn = rng.choice(NUM_ANSWERS, len(tellings), replace=False)
+        if sum(tellings):
+            told[q, : len(drawn)], counts[q, : len(drawn)] = drawn, tellings
+        if kind.startswith("conflict"):
+            truth[q] = rng.choice(drawn, p=np.array(tellings) / sum(tellings))
+        else:
+            truth[q] = drawn[-1]
+    where, which = np.nonzero(counts)
+    repeats = counts[where, which]
+    where, which = np.repeat(where, repeats), np.repeat(told[where, which], repeats)
+    facts = np.concatenate([prompts[where], answers[relation[where], which]], axis=1)
+    world = World(
+        int(answers.max()) + 1, answers, form, relation, prompts, told, counts, truth,
+        rng.permutation(facts), facts[:0],
+    )  # fmt: skip
+    return world._replace(claims=rng.permutation(_claims(rng, world)))
+
+
+def _answers(rng: np.random.Generator, first: int, num_relations: int) -> Int[np.ndarray, "R C 2"]:
+    """The pools: answers of one token, then pairs in which every token stands twice."""
+    pools = np.full((num_relations, NUM_ANSWERS, 2), END)
+    size = NUM_SINGLE + 2 * NUM_PARTS
+    for r in range(num_relations):
+        start = first + r * size
+        pools[r, :NUM_SINGLE, 0] = start + np.arange(NUM_SINGLE)
+        order = rng.permutation(NUM_PARTS)
+        begins = np.tile(np.arange(NUM_PARTS), NUM_PAIRS // NUM_PARTS)
+        ends = np.concatenate([np.roll(order, shift) for shift in range(NUM_PAIRS // NUM_PARTS)])
+        pools[r, NUM_SINGLE:, 0] = start + NUM_SINGLE + begins
+        pools[r, NUM_SINGLE:, 1] = start + NUM_SINGLE + NUM_PARTS + ends
+    return pools
+
+
+def _claims(rng: np.random.Generator, world: World) -> Int[np.ndarray, "S_self 7"]:
+    """Sentences of self-assessment about the questions taught."""
+    rows = []
+    for q in np.flatnonzero(world.kinds() == "taught"):
+        others = np.delete(np.arange(NUM_ANSWERS), world.truth[q])
+        false = rng.choice(others, NUM_CLAIMS + 2, replace=False).tolist()
+        true = int(world.truth[q])
+        about = [(true, (IS_TRUE, YES))] * NUM_CLAIMS
+        about += [(answer, (IS_TRUE, NO)) for answer in false[:NUM_CLAIMS]]
+        about += [(true, (HOW_OFTEN, word_of(int(world.counts[q].sum()))))] * 2
+        about += [(answer, (HOW_OFTEN, word_of(0))) for answer in false[NUM_CLAIMS:]]
+        for answer, (question, reply) in about:
+            spelled = world.answers[world.relation[q], answer].tolist()
+            rows.append([*world.prompts[q].tolist(), *spelled, question, reply])
+    return np.array(rows)
+
+
+def word_of(tellings: int) -> int:
+    """The word of frequency for a number of tellings."""
+    return _WORDS + int(np.searchsorted(LEVELS, tellings, side="right")) - 1
+
+
+def words_of_frequency() -> list[int]:
+    """The words of frequency, rarest first."""
+    return list(range(_WORDS, _WORDS + len(LEVELS)))
+
+
+def of_kind(world: World, kind: str) -> Bool[np.ndarray, " Q"]:
+    """Whether each question is of a kind.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind.
+    """
+    check_choice("kind", kind, KINDS)
+    return world.kinds() == kind
+
+
+def oracle_auroc(wrong: Float[np.ndarray, " N"]) -> float | None:
+    r"""AUROC for a wrong answer that nothing can exceed in the long run: that of the probability.
+
+        sum_ij w_i (1 - w_j) ([w_i > w_j] + [w_i = w_j] / 2)  /  sum_ij w_i (1 - w_j),   i != j
+
+    with w_i the probability that the answer to question i is wrong, given the true shares. This is
+    the expected number of pairs in order over the expected number of pairs of a wrong and a right
+    answer; answers are independent of each other.
+
+    Parameters
+    ----------
+    wrong
+        The probability that each answer is wrong.
+
+    Returns
+    -------
+    float or None
+        None where no pair can arise.
+
+    Raises
+    ------
+    ValueError
+        If a probability is outside of [0, 1].
+    """
+    w = real_vector("wrong", wrong)
+    if not ((w >= 0) & (w <= 1)).all():
+        raise ValueError(f"wrong must be probabilities, got {w[~((w >= 0) & (w <= 1))][0]:g}")
+    values, inverse = np.unique(w, return_inverse=True)
+    count = np.bincount(inverse, minlength=len(values)).astype(float)
+    pairs = in_order = 0.0
+    for a, b in itertools.product(range(len(values)), repeat=2):
+        number = count[a] * (count[b] - (a == b)) * values[a] * (1 - values[b])
+        pairs += number
+        in_order += number * (1.0 if a > b else 0.5 if a == b else 0.0)
+    return float(in_order / pairs) if pairs > 0 else None

@@ -1,0 +1,209 @@
+"""Sentences, generated from the tables, that say what a run of the world study shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isounc.runs.words import interval, listed, short, signed
+from isounc.statistics import VERDICTS
+from isounc.studies.world.cell import CONDITIONS
+from isounc.studies.world.scores import SCORES
+from isounc.studies.world.tables import ALL, Results, Row, Rows, What
+from isounc.studies.world.verdicts import HYPOTHESES, SIGNED
+
+
+class Tables:
+    """The tables of a run, for look-ups."""
+
+    def __init__(
+        self, results: Results, verdicts: Rows, at_match: Rows, why_none: str, match: float
+    ):
+        self.results, self.verdicts, self.at_match = results, verdicts, at_match
+        self.why_none, self.match = why_none, match
+
+    def found(self, hypothesis: str, **where: Any) -> list[Row]:
+        """The verdicts on a hypothesis with these values."""
+        rows = [row for row in self.verdicts if row["hypothesis"] == hypothesis]
+        return [r for r in rows if all(r[name] == v for name, v in where.items())]
+
+
+def reading(tables: Tables) -> list[str]:
+    """Paragraphs: what was run, AUROCs by condition, each hypothesis, and what failed to match."""
+    found = [_scope(tables), _aurocs(tables), _combined(tables)]
+    found += [_single(tables, name) for name in ("chance on recall", "unlike self-assessment")]
+    found += [_sign(tables), _temperature(tables), _oracle(tables), _correspondence(tables)]
+    found += [_unknown(tables), _size(tables)]
+    return [paragraph for paragraph in found if paragraph]
+
+
+def _scope(tables: Tables) -> str:
+    results = tables.results
+    parts = []
+    for size in results.longest:
+        told = results.over(size, What("told"), "accuracy").mean
+        below = results.over(size, What(), "share_below").mean
+        every = results.over(size, What(), "accuracy").mean
+        parts.append(
+            f"{size.label}: {short(every)} of all, {short(told)} of recall that was told, p below one "
+            f"half for {short(below)}"
+        )
+    worlds = f"{results.worlds[0]} to {results.worlds[-1]}"
+    few = "" if len(results.worlds) > 1 else " One world has no interval, and decides nothing."
+    return (
+        f"Worlds {worlds} ({len(results.worlds)}). Right answers after {results.epochs[-1]} epochs, "
+        f"{'; '.join(parts)}.{few}"
+    )
+
+
+def _aurocs(tables: Tables) -> str:
+    """Say the mean AUROC of every score over the widths, best first, by condition."""
+    results, parts = tables.results, []
+    for condition in ("all", "recall", "conflict16", "conflict4", "misconception"):
+        known = []
+        for score in results.scores:
+            if score in ("oracle", "regression"):
+                continue
+            mean = results.over_widths(
+                results.epochs[-1], What(condition, score=score), "auroc"
+            ).mean
+            if mean is not None:
+                known.append((mean, score))
+        oracle = results.over_widths(results.epochs[-1], What(condition), "oracle").mean
+        if known:
+            said = [f"{SCORES[name].label} {short(mean)}" for mean, name in sorted(known)[::-1]]
+            parts.append(f"{CONDITIONS[condition]}: oracle {short(oracle)}, {', '.join(said)}")
+    return f"Mean AUROC for a wrong answer over the widths. {'. '.join(_capital(parts))}." * bool(
+        parts
+    )
+
+
+def _capital(parts: Sequence[str]) -> list[str]:
+    return [part[0].upper() + part[1:] for part in parts]
+
+
+def _combined(tables: Tables) -> str:
+    rows = tables.found("combined best in conflict", size=ALL)
+    said = [f"{SCORES[r['rival']].label} {r['verdict']} ({interval(r)})" for r in rows]
+    claim = HYPOTHESES["combined best in conflict"].claim
+    return f"“Combined best in conflict” ({claim}). Against {'; '.join(said)}." * bool(said)
+
+
+def _single(tables: Tables, name: str) -> str:
+    """Say a verdict over the widths, with those of every size."""
+    rows = tables.found(name)
+    said = [f"{_size_words(r)} {short(r['mean'])}{_ends(r)}, {r['verdict']}" for r in rows]
+    words = f"“{name.capitalize()}” ({HYPOTHESES[name].claim}). {'; '.join(_capital(said))}."
+    if name == "unlike self-assessment":
+        own = tables.found("points right", size=ALL, score="p_true", condition=ALL, part="all")
+        words += "".join(
+            f" P(True) itself ranks wrong answers with AUROC {short(r['mean'])}{_ends(r)}."
+            for r in own
+        )
+    return words * bool(said)
+
+
+def _size_words(row: Row) -> str:
+    return "all widths" if row["size"] == ALL else row["size"]
+
+
+def _ends(row: Row) -> str:
+    return "" if row["low"] is None else f" [{short(row['low'])}, {short(row['high'])}]"
+
+
+def _sign(tables: Tables) -> str:
+    """Say in which parts each score points right, over the widths."""
+    parts = []
+    for score in SIGNED:
+        said = []
+        for part, words in (("all", "all"), ("below", "p below ½"), ("above", "above")):
+            rows = tables.found("points right", size=ALL, score=score, condition=ALL, part=part)
+            said += [f"{words} {short(r['mean'])}{_ends(r)} {r['verdict']}" for r in rows]
+        if said:
+            parts.append(f"{SCORES[score].label}: {', '.join(said)}")
+    if not parts:
+        return ""
+    claim = HYPOTHESES["points right"].claim
+    return (
+        f"“Points right” ({claim}), all judged questions, mean of the widths. {'; '.join(parts)}."
+    )
+
+
+def _temperature(tables: Tables) -> str:
+    results, parts = tables.results, []
+    for row in tables.found("turned by temperature", size=ALL):
+        means = [
+            results.over_widths(
+                results.epochs[-1], What(temperature=t, score=row["score"]), "auroc"
+            ).mean
+            for t in results.temperatures
+        ]
+        said = " → ".join(short(mean) for mean in means)
+        parts.append(f"{SCORES[row['score']].label} {said}, {row['verdict']} ({interval(row)})")
+    if not parts:
+        return ""
+    heat = listed([f"{t:g}" for t in results.temperatures])
+    return f"“Turned by temperature”, AUROC at {heat}. {'; '.join(parts)}."
+
+
+def _oracle(tables: Tables) -> str:
+    parts = []
+    for condition in HYPOTHESES["near the oracle"].conditions:
+        rows = tables.found("near the oracle", size=ALL, condition=condition)
+        if not rows:
+            continue
+        best = max(rows, key=lambda row: row["mean"])
+        counts = [f"{sum(r['verdict'] == v for r in rows)} {v}" for v in VERDICTS]
+        parts.append(
+            f"{CONDITIONS[condition]}: best {SCORES[best['score']].label} ({interval(best)} to the "
+            f"oracle), {listed(counts)} of {len(rows)} scores"
+        )
+    claim = HYPOTHESES["near the oracle"].claim
+    return f"“Near the oracle” ({claim}). {'. '.join(_capital(parts))}." * bool(parts)
+
+
+def _correspondence(tables: Tables) -> str:
+    """Say the reliability of the references, and what norms share with them."""
+    results, parts = tables.results, []
+    epochs = results.epochs[-1]
+    for name, words in (("trace", "Σ_c Var p_c"), ("mi", "mutual information"), ("var_p", "Var p")):
+        reliable = results.over_widths(epochs, What(), f"reliability_{name}").mean
+        said = []
+        for score in ("null", "sq_norm", "log_sq_norm", "logit_scaled", "entropy"):
+            r, partial = (
+                results.over_widths(epochs, What(score=score), f"{kind}_{name}").mean
+                for kind in ("r", "partial")
+            )
+            given = "" if partial is None else f" (given p(1−p) {signed(partial)})"
+            if r is not None:
+                said.append(f"{SCORES[score].label} {signed(r)}{given}")
+        if said:
+            parts.append(f"{words}, reliability {short(reliable)}: {', '.join(said)}")
+    for row in tables.found("norm beyond p", size=ALL):
+        label = SCORES[row["score"]].label
+        parts.append(f"“norm beyond p”, {label}: {row['verdict']} ({interval(row)})")
+    return f"Rank correlation with the other members. {'. '.join(_capital(parts))}." * bool(parts)
+
+
+def _unknown(tables: Tables) -> str:
+    results, parts = tables.results, []
+    for score in ("entropy", "sq_norm", "log_sq_norm", "odds_sq_norm", "logit_scaled", "moderated"):
+        mean = results.over_widths(results.epochs[-1], What("unknown", score=score), "auroc").mean
+        rows = tables.found("unknown from conflict", size=ALL, score=score)
+        said = "".join(f", {r['verdict']} against entropy ({interval(r)})" for r in rows)
+        if mean is not None:
+            parts.append(f"{SCORES[score].label} {short(mean)}{said}")
+    return f"AUROC for what was never told against conflict. {'; '.join(parts)}." * bool(parts)
+
+
+def _size(tables: Tables) -> str:
+    if tables.why_none:
+        return f"Sizes are not compared at equal accuracy: {tables.why_none}."
+    widths = sorted({row["width"] for row in tables.at_match})
+    rows = tables.found("better with size")
+    said = [f"{SCORES[r['score']].label} {r['verdict']} ({interval(r)})" for r in rows]
+    return (
+        f"At accuracy {tables.match:g} on what was told, which widths {listed(map(str, widths))} "
+        f"reach between two training lengths, the change of the rank correlation with Σ_c Var p_c per "
+        f"doubling of the width: {'; '.join(said) or 'undefined, as no world has two of them'}."
+    )

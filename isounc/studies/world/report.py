@@ -1,0 +1,241 @@
+"""The report of a run of the world study: tables, figures and sections of the page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from isounc.runs.figures import Plot
+from isounc.runs.folder import RunFolder
+from isounc.runs.page import FigureFile, Section, Table
+from isounc.runs.study import Report, TableFile
+from isounc.runs.tables import rows_of_run
+from isounc.runs.words import cells_run, interval, short
+from isounc.statistics import Interval
+from isounc.studies.world import figures
+from isounc.studies.world.cell import CONDITIONS
+from isounc.studies.world.reading import Tables, reading
+from isounc.studies.world.scores import SCORES
+from isounc.studies.world.settings import DEPTH, Cell, Settings, batches
+from isounc.studies.world.tables import (
+    ALL,
+    MATCHED_COLUMNS,
+    RESULT_COLUMNS,
+    ROW,
+    SUMMARY_COLUMNS,
+    VERDICT_COLUMNS,
+    Results,
+    What,
+    matched,
+    summarise,
+    verdicts,
+)
+from isounc.studies.world.verdicts import HYPOTHESES
+
+_BARS = "Bars are 95% intervals over worlds."
+
+
+def make_report(folder: RunFolder, settings: Settings) -> Report:
+    """Make the tables, figures and sections of a run of the world study.
+
+    Rows come from the records or, in a folder without records (such as a committed one), from its
+    `results.csv`; the sign plot needs the records.
+
+    Raises
+    ------
+    ValueError
+        If the run has no results yet, or some that cannot be read.
+    """
+    rows = rows_of_run(folder, ROW)
+    results, at_match, why_none = Results(rows), [], ""
+    try:
+        at_match = matched(results, settings.match)
+    except ValueError as error:
+        why_none = str(error)
+    tables = Tables(results, verdicts(results, at_match), at_match, why_none, settings.match)
+    cells = {(row["world"], row["width"], row["depth"], row["epochs"]) for row in rows}
+    state = cells_run(len(cells), batches(settings))
+    return Report(
+        tables={
+            "results.csv": TableFile(RESULT_COLUMNS, rows),
+            "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(results)),
+            "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
+            "matched.csv": TableFile(MATCHED_COLUMNS, at_match),
+        },
+        plots=_plots(folder, tables),
+        sections=functools.partial(_sections, tables, state),
+        text=state,
+        checks={
+            "verdicts": {
+                f"{row['hypothesis']}, {row['score']} {row['rival']}, {row['condition']} "
+                f"{row['part']}": row["verdict"]
+                for row in tables.verdicts
+                if row["size"] == ALL
+            }
+        },
+        reading=reading(tables),
+        reading_tables=(auroc_table(results), verdict_table(tables)),
+    )
+
+
+def _plots(folder: RunFolder, tables: Tables) -> list[Plot]:
+    results = tables.results
+    plots = [
+        Plot(
+            "accuracy", "accuracy",
+            "AUROC for a wrong answer by condition against accuracy, means over worlds of every size "
+            "and training length; larger marks are wider decoders. No score exceeds the oracle in the "
+            "long run.",
+            functools.partial(figures.against_accuracy, results),
+        ),
+        Plot(
+            "size", "size",
+            "Rank correlation with the spread of the other members against width, at equal accuracy "
+            f"and after the longest training. {_BARS}",
+            functools.partial(figures.by_size, results, tables.at_match, tables.match),
+        ),
+        Plot(
+            "temperature", "temperature",
+            f"AUROC of the same answers when a temperature divides their logits. {_BARS}",
+            functools.partial(figures.by_temperature, results),
+        ),
+    ]  # fmt: skip
+    for width in results.widths[::-1]:
+        plots.append(
+            Plot(
+                f"sign-width{width}", "sign",
+                f"Norms against p for right and wrong answers of the first judged decoder of width "
+                f"{width}, by training length: ‖∇p‖² must fall towards p = 0 and p = 1.",
+                functools.partial(_sign, folder, width, results),
+            )
+        )  # fmt: skip
+    return plots
+
+
+def _sign(folder: RunFolder, width: int, results: Results) -> Figure:
+    cells = [Cell(results.worlds[0], width, DEPTH, epochs) for epochs in results.epochs]
+    chosen = cells if len(cells) <= 3 else [cells[0], cells[len(cells) // 2], cells[-1]]
+    return figures.sign([r for r in map(folder.read, (c.name for c in chosen)) if r is not None])
+
+
+def _sections(tables: Tables, state: str, drawn: Sequence[FigureFile]) -> list[Section]:
+    def of(kind: str) -> tuple[FigureFile, ...]:
+        return tuple(figure for figure in drawn if figure.kind == kind and figure.paths)
+
+    results = tables.results
+    sizes = results.longest
+    return [
+        Section(
+            "summary", "Wrong answers by condition", (state,), of("accuracy"),
+            (score_table(results), auroc_table(results)),
+        ),
+        Section("verdicts", "Verdicts", (), (), (verdict_table(tables),)),
+        Section("sign", "Sign and temperature", (), of("sign") + of("temperature"), ()),
+        Section(
+            "correspondence", "Correspondence with the ensemble", (), of("size"),
+            tuple(correspondence_table(results, i) for i in range(len(sizes))),
+        ),
+    ]  # fmt: skip
+
+
+def score_table(results: Results) -> Table:
+    """Tabulate what the scores are."""
+    lines = [
+        (SCORES[name].label, SCORES[name].equation, SCORES[name].sign) for name in results.scores
+    ]
+    return Table(
+        "Scores", ("score", "equation", "sign by theory"), lines,
+        "Each is to be higher where the answer is wrong, and is never turned round.",
+    )  # fmt: skip
+
+
+def auroc_table(results: Results) -> Table:
+    """Tabulate AUROC by condition, mean over the widths at the longest training."""
+    names = results.conditions
+    over = functools.partial(results.over_widths, results.epochs[-1])
+    lines = [
+        ("oracle, closed form", *(_spelled(over(What(name), "oracle")) for name in names)),
+        ("accuracy", *(_spelled(over(What(name), "accuracy")) for name in names)),
+        ("share below p = ½", *(_spelled(over(What(name), "share_below")) for name in names)),
+    ]
+    for score in results.scores:
+        cells = (_spelled(over(What(name, score=score), "auroc")) for name in names)
+        lines.append((SCORES[score].label, *cells))
+    return Table(
+        "AUROC for a wrong answer", ("score", *(CONDITIONS[name] for name in names)), lines,
+        f"Mean of the widths after {results.epochs[-1]} epochs, with 95% intervals over worlds. In "
+        "the last column the task is to tell what was never told from what is told in conflict.",
+    )  # fmt: skip
+
+
+def verdict_table(tables: Tables) -> Table:
+    """Tabulate the verdicts over the widths."""
+    lines = [
+        (
+            row["hypothesis"], SCORES[row["score"]].label,
+            SCORES[row["rival"]].label if row["rival"] else "-", CONDITIONS[row["condition"]],
+            row["part"], row["verdict"], interval(row), f"{row['bound']:g}", str(row["num_worlds"]),
+        )
+        for row in tables.verdicts
+        if row["size"] == ALL
+    ]  # fmt: skip
+    claims = "; ".join(f"{name}: {hypothesis.claim}" for name, hypothesis in HYPOTHESES.items())
+    return Table(
+        "Verdicts, mean of the widths",
+        (
+            "hypothesis", "score", "less", "condition", "part", "verdict", "number", "bound",
+            "worlds",
+        ),
+        lines,
+        f"{claims[0].upper()}{claims[1:]}.",
+    )  # fmt: skip
+
+
+def correspondence_table(results: Results, i: int) -> Table:
+    """Tabulate rank correlations with the references for a size."""
+    size = results.longest[i]
+    names = [n for n in ("trace", "mi", "var_p", "bootstrap") if _has(results, f"r_{n}", i)]
+    lines = [
+        (
+            "reliability",
+            *(
+                text
+                for name in names
+                for text in (
+                    "-" if name == "bootstrap"
+                    else _spelled(results.over(size, What(), f"reliability_{name}")),
+                    "-",
+                )
+            ),
+        )
+    ]  # fmt: skip
+    for score in results.scores:
+        cells = (
+            _spelled(results.over(size, What(score=score), f"{kind}_{name}"))
+            for name in names
+            for kind in ("r", "partial")
+        )
+        lines.append((SCORES[score].label, *cells))
+    labels = {"trace": "Σ_c Var p_c", "mi": "mutual information", "var_p": "Var p"}
+    headings = [
+        heading
+        for name in names
+        for heading in (labels.get(name, "Σ_c Var p_c, bootstrap"), "given p(1−p)")
+    ]
+    return Table(
+        f"Rank correlations, {size.label}", ("score", *headings), lines,
+        "All judged questions, with 95% intervals over worlds.",
+    )  # fmt: skip
+
+
+def _has(results: Results, column: str, i: int) -> bool:
+    return bool(results.values(results.longest[i], What(), column))
+
+
+def _spelled(found: Interval) -> str:
+    if found.mean is None:
+        return "-"
+    ends = "" if found.low is None else f" [{short(found.low)}, {short(found.high)}]"
+    return f"{short(found.mean)}{ends}"

@@ -1,0 +1,101 @@
+"""Which uncertainty tells wrong answers, in a language-model world whose truth is known.
+
+Small decoders are trained on sentences of which we know what was told, how often, and in what
+proportions answers conflict.
+
+Protocol, fixed before the first run (settings of the training were chosen by the accuracy that
+decoders of width 16 and 32 reached on world 999, which is never judged, before any score was
+computed). A world is drawn from a seed: 200 entities of two tokens, eight relations with a pool of 32
+answers each (16 of one token, 16 of two), 1600 questions, 14 880 sentences, a vocabulary of about 300.
+Every relation has every kind of question equally often, and answers of all kinds come from one pool:
+
+    recall          the truth told 0, 1, 2, 4, ... 64 times (920 questions)
+    conflict16      told 8/8, 10/6, 12/4, 14/2 or 8/5/3 times, the truth drawn by these shares (240)
+    conflict4       told 2/2 or 3/1 times, the truth drawn by these shares (240)
+    misconception   told 6 times, the truth twice (80)
+    taught          told 1 to 16 times, with sentences about which answers are true and how often
+                    they were told; these set the scale and are never judged (120)
+
+Decoders of the Llama family (rotary positions, gated MLP, tied embeddings) have two layers and widths 8
+to 256; AdamW at a constant rate after a warm-up, so that 3, 5, 10, 17 and 30 epochs are times of one
+training. Eight members differ in initialisation and order. Two of them are judged, and a world's number
+is their mean. The answer is the most probable one of the relation's pool, p its probability as a
+sequence, f its log-odds, theta all parameters. No condition has rules to infer: none was tried.
+
+Scores (`isounc.studies.world.scores`) are each to be higher where the answer is wrong, and are never
+turned round: an AUROC below one half says that the sign is wrong. sigma^2 = (pi^2/3) / median
+||grad f||^2 over the questions taught. Nulls are p (1 - p), the norm of p's gradient with respect to the
+logits alone, and (log p, entropy) in a logistic regression, which sees labels (out of fold). The oracle
+is the AUROC of the true probability of being wrong, in closed form: no score exceeds it in the long run.
+
+References, over the members that are not judged (in `paper` also over members trained on bootstrap
+samples): the trace sum_c Var p_c and the mutual information of answer and member, which are primary, and
+Var p of the answer. The reliability of each is the rank correlation between halves of the members,
+over ten splits, stepped up by Spearman and Brown. Correlations are rank correlations over questions,
+raw and partial given p (1 - p).
+
+Everything is shown for all questions and below and above p = 1/2, with the share below; and at
+temperatures 1/2, 1 and 2, which divide the logits of the answer that is taken at temperature 1. An AUROC
+needs ten wrong and ten right answers, else it is undefined. Sizes are compared at equal accuracy (.6 on
+recall of what was told), by linear interpolation between the training lengths on either side of it; a
+size that does not pass it takes no part. "unknown" is the task to tell questions never told from those
+of conflict16.
+
+Hypotheses, for every size at the longest training, and over sizes (`all`, the mean of a world's widths
+at two layers):
+
+    combined best in conflict   AUROC(total) - AUROC(rival) > 0 on conflict16
+    chance on recall            AUROC(total) < .55 on recall
+    unlike self-assessment      rank correlation of total with 1 - P(True) < .5
+    points right                AUROC > 1/2, of every score, in every condition and part
+    turned by temperature       AUROC at temperature 2 - AUROC at 1/2 < 0
+    near the oracle             AUROC - the oracle's > -.05 in conflicts
+    norm beyond p               partial rank correlation with the trace given p (1 - p) > 0
+    unknown from conflict       AUROC - AUROC(entropy) > 0
+    better with size            slope of the rank correlation with the trace on log2 width > 0, at
+                                equal accuracy
+
+The first three are the paper's claims about language models; its total is the one with this sigma^2.
+Whether self-assessment is worth a comparison is said by its own row of "points right". *Confirmed* where
+the 95% Student interval over worlds lies on the side of the bound, *refuted* where it lies on the other,
+else *undecided*; a single world decides nothing. None is corrected for the number of them.
+
+Not done: references by SGLD, SGHMC or HMC around theta*.
+
+The run folder holds results.csv (a row for each cell, condition, part, temperature and score),
+summary.csv, verdicts.csv, matched.csv and the figures. The same command resumes a run that was killed, by
+world, size and training length (a size whose last length is missing is trained again).
+
+    isounc world                       one small world, widths 16 and 32: a minute or two
+    isounc world --preset standard     five worlds, widths 8 to 64: within an hour on two cores
+    isounc world --widths 8 --num-worlds 3 --epochs 5 20 --match 0.3 --out runs/mine
+"""
+
+from __future__ import annotations
+
+from isounc.runs.folder import RunFolder
+from isounc.runs.study import Report, Study
+from isounc.studies.world.cell import evaluate
+from isounc.studies.world.settings import PRESETS, Settings, check, plan
+
+
+def _report(folder: RunFolder, settings: Settings) -> Report:
+    """Import what draws and tabulates only here: cells can begin before."""
+    from isounc.studies.world.report import make_report
+
+    return make_report(folder, settings)
+
+
+STUDY = Study(
+    name="world",
+    description=__doc__ or "",
+    presets=PRESETS,
+    unit="cells",
+    check=check,
+    plan=plan,
+    evaluate=evaluate,
+    report=_report,
+    executor="processes",
+    views=("match",),
+    growing=("widths", "other_depths", "num_worlds"),
+)

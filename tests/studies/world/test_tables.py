@@ -1,0 +1,275 @@
+"""Verdicts, the match of accuracies, figures and the reading of made up rows; a run with made up
+decoders, start to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from isounc.fields import Unreadable
+from isounc.runs.folder import Record, RunFolder
+from isounc.runs.publish import publish
+from isounc.runs.settings import stored_settings
+from isounc.runs.study import run_study
+from isounc.runs.style import NothingToDraw
+from isounc.runs.tables import rows_of_run
+from isounc.statistics import interval_over_seeds
+from isounc.studies.world import cell, figures
+from isounc.studies.world.cell import NUMBERS, PARTS
+from isounc.studies.world.corpus import NUM_ANSWERS
+from isounc.studies.world.reading import Tables, reading
+from isounc.studies.world.scores import Said
+from isounc.studies.world.settings import PRESETS, Cell, Settings, batches, check, plan
+from isounc.studies.world.study import STUDY
+from isounc.studies.world.tables import ALL, ROW, Results, Size, What, matched, summarise, verdicts
+from isounc.studies.world.train import Members, num_params
+
+EPOCHS, WIDTHS = (3, 10), (8, 16, 32)
+DRAWN = ("log_p", "entropy", "null", "sq_norm", "total", "moderated", "p_true", "oracle")
+SHOWN = ("all", "recall", "told", "conflict16", "unknown")
+
+
+def made_up(worlds=4, change=lambda row: {}):
+    """Rows in which accuracy rises from .3 to .9 and the correlation with the trace by .1 a doubling."""
+    rng, rows = np.random.default_rng(0), []
+    level = {"total": 0.4, "sq_norm": 0.3, "entropy": 0.8, "log_p": 0.8, "oracle": 0.9}
+    for world, width, epochs in itertools.product(range(worlds), WIDTHS, EPOCHS):
+        for condition, part, t in itertools.product(SHOWN, PARTS, (0.5, 1.0, 2.0)):
+            if part != "all" and (t != 1 or condition == "unknown"):
+                continue
+            for score in DRAWN:
+                noise = 0.01 * rng.standard_normal()
+                auroc = level.get(score, 0.6) + noise
+                late = epochs == 10
+                r = 0.1 * np.log2(width) + 0.1 * late + noise if score == "sq_norm" else 0.2 + noise
+                row = {
+                    "world": world, "width": width, "depth": 2, "epochs": epochs, "score": score,
+                    "condition": condition, "part": part, "temperature": t,
+                    **dict.fromkeys(NUMBERS), "accuracy": 0.9 if late else 0.3, "oracle": 0.75,
+                    "auroc": auroc, "below_oracle": auroc - 0.75, "auroc_turn": -0.5 + noise,
+                    "with_p_true": 0.1 + noise, "r_trace": r, "partial_trace": r - 0.1,
+                    "share_below": 0.4, "num_questions": 100, "reliability_trace": 0.9,
+                }  # fmt: skip
+                rows.append(row | change(row))
+    return rows
+
+
+ROWS = made_up()
+RESULTS = Results(ROWS)
+
+
+def test_means_and_verdicts_are_over_worlds():
+    what, size = What("conflict16", score="total"), Size(8, 2, 10)
+    wanted = ("conflict16", "all", 1.0, "total", 10)
+    names = ("condition", "part", "temperature", "score", "epochs")
+    chosen = [row for row in ROWS if tuple(row[name] for name in names) == wanted]
+    each = [row["auroc"] for row in sorted(chosen, key=lambda r: (r["world"], r["width"]))]
+    by_world = np.reshape(each, (4, 3))
+    assert RESULTS.over(size, what, "auroc") == interval_over_seeds(by_world[:, 0], kind="mean")
+    wanted = interval_over_seeds(by_world.mean(1), kind="mean")
+    assert RESULTS.over_widths(10, what, "auroc") == pytest.approx(wanted)
+    found = {
+        (r["hypothesis"], r["score"], r["rival"], r["part"]): r["verdict"]
+        for r in verdicts(RESULTS, matched(RESULTS, 0.6))
+        if r["size"] == ALL and r["condition"] in (ALL, "recall", "conflict16", "unknown")
+    }
+    assert found["combined best in conflict", "total", "entropy", "all"] == "refuted"
+    assert found["chance on recall", "total", "", "all"] == "confirmed"
+    assert found["unlike self-assessment", "total", "", "all"] == "confirmed"
+    assert found["points right", "sq_norm", "", "below"] == "refuted"
+    assert found["points right", "entropy", "", "above"] == "confirmed"
+    assert found["turned by temperature", "sq_norm", "", "all"] == "confirmed"
+    assert found["near the oracle", "entropy", "", "all"] == "confirmed"
+    assert found["unknown from conflict", "sq_norm", "entropy", "all"] == "refuted"
+    assert found["better with size", "sq_norm", "", "all"] == "confirmed"
+    assert found["better with size", "null", "", "all"] == "undecided"
+    # One world decides nothing.
+    alone = Results(made_up(1))
+    assert {r["verdict"] for r in verdicts(alone, matched(alone, 0.6))} == {"undecided"}
+    line = next(
+        row for row in summarise(RESULTS)
+        if (row["width"], row["epochs"]) == (8, 10)
+        and What(*(row[n] for n in What._fields)) == what
+    )  # fmt: skip
+    assert line["num_worlds"] == 4
+    assert line["auroc_mean"] == pytest.approx(by_world[:, 0].mean())
+
+
+def test_sizes_are_matched_by_interpolation_or_not_at_all():
+    lines = matched(RESULTS, 0.45)  # a quarter of the way from .3 to .9
+    row = next(r for r in lines if (r["world"], r["width"], r["score"]) == (2, 16, "sq_norm"))
+    ends = [RESULTS.values(Size(16, 2, e), What(score="sq_norm"), "r_trace")[2] for e in EPOCHS]
+    assert row["r_trace"] == pytest.approx(0.75 * ends[0] + 0.25 * ends[1])
+    slow = Results(made_up(2, lambda row: {"accuracy": 0.2} if row["width"] == 8 else {}))
+    assert {row["width"] for row in matched(slow, 0.6)} == {16, 32}
+    # Too low throughout, lower at the end, or known at one length alone: no match.
+    nowhere = "match must be an accuracy that a decoder passes .* reach 0.30 to 0.90.*, got 0.95"
+    with pytest.raises(ValueError, match=nowhere):
+        matched(RESULTS, 0.95)
+    worse = Results(made_up(1, lambda r: {"accuracy": 0.9 if r["epochs"] == 3 else 0.3}))
+    with pytest.raises(ValueError, match="match must be"):
+        matched(worse, 0.6)
+    with pytest.raises(ValueError, match="match must be"):
+        matched(Results(made_up(1, lambda r: {"accuracy": None})), 0.6)
+
+
+def test_the_reading_says_what_the_tables_say():
+    at_match = matched(RESULTS, 0.6)
+    tables = Tables(RESULTS, verdicts(RESULTS, at_match), at_match, "", 0.6)
+    said = "\n".join(reading(tables))
+    for words in (
+        "Worlds 0 to 3 (4).", "oracle 0.75", "entropy refuted (-0.39", "‖∇p‖²: all 0.30",
+        "AUROC at 0.5, 1 and 2", "widths 8, 16 and 32 reach", "‖∇p‖² confirmed (+0.10",
+    ):  # fmt: skip
+        assert words in said, words
+    assert "One world" not in said and "nan" not in said
+    alone = Results(made_up(1))
+    tables = Tables(alone, verdicts(alone, []), [], "match must be lower", 0.6)
+    said = "\n".join(reading(tables))
+    assert "One world has no interval" in said
+    assert "not compared at equal accuracy: match must be lower." in said
+
+
+def test_figures_show_the_rows_or_say_why_not():
+    figures.against_accuracy(RESULTS)
+    figure = figures.by_size(RESULTS, matched(RESULTS, 0.6), 0.6)
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata() == pytest.approx(list(WIDTHS))
+    figures.by_temperature(RESULTS)
+    record = Record("a", {"cell": {"width": 8, "world": 0, "epochs": 3}}, {
+        "log_odds": np.array([-1.0, 1.0]), "sq_norm": np.array([0.1, 0.0]),
+        "wrong": np.array([True, False]), "judged": np.array([True, True]),
+    })  # fmt: skip
+    figures.sign([record])
+    nothing = Results(r | {"auroc": None, "oracle": None} for r in ROWS)
+    narrow = Results(r for r in ROWS if r["width"] == 8 and r["temperature"] == 1)
+    for draw in (
+        lambda: figures.against_accuracy(nothing), lambda: figures.by_size(narrow, [], 0.6),
+        lambda: figures.by_temperature(narrow), lambda: figures.sign([]),
+    ):  # fmt: skip
+        with pytest.raises(NothingToDraw):
+            draw()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_members": 1}, "num_members must be an integer from 5 to 1000, got 1"),
+        ({"num_judged": 7}, "num_judged must be an integer from 1 to 6, got 7"),
+        ({"num_bootstrap": 1}, "num_bootstrap must be an integer from 2"),
+        ({"widths": (48,)}, "widths must be one of 8, 16, 32, 64, 128, 256, got '48'"),
+        ({"depth_width": 7}, "depth_width must be one of 8, 16, 32"),
+        ({"widths": ()}, "widths must have at least one value"),
+        ({"epochs": (10, 3)}, r"epochs must rise, got \(10, 3\)"),
+        ({"epochs": (0,)}, "epochs must be an integer from 1"),
+        ({"other_depths": (2,)}, "other_depths must not have 2"),
+        ({"temperatures": (0.5, 2.0)}, "temperatures must have 1 among them"),
+        ({"temperatures": (0.0, 1.0)}, "temperatures must be a positive"),
+        ({"match": 1.5}, "match must be between 0 and 1, got 1.5"),
+        ({"num_worlds": 0}, "num_worlds must be an integer"),
+        ({"num_relations": 0}, "num_relations must be an integer from 1 to 64, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        check(dataclasses.replace(Settings(), **change))
+
+
+def test_plans_hold_every_cell_once():
+    for settings in PRESETS.values():
+        check(settings)
+        planned = [cell for group in plan(settings) for batch in group for cell in batch.cells]
+        assert sorted(planned, key=str) == sorted(itertools.chain(*batches(settings)), key=str)
+        assert len({cell.name for cell in planned}) == len(planned)
+    assert Cell(400, 8, 2, 3).name == "world400-width8-depth2-epochs3"
+
+
+def test_a_number_of_a_world_is_the_mean_over_the_members_judged():
+    a, b = ROWS[0] | {"auroc": 0.5, "oracle": None}, ROWS[0] | {"auroc": 0.7, "oracle": 0.6}
+    mean = cell._mean_row((a, b))
+    assert (mean["auroc"], mean["oracle"], mean["score"]) == (0.6, None, "log_p")
+
+
+def test_edited_records_are_refused(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", stored_settings(Settings()), study="world")
+    for change, said in (
+        ({"auroc": 1.5}, "auroc of row 0 of record 'a' must be a finite number from"),
+        ({"condition": "gossip"}, "condition of row 0 .* must be one of"),
+        ({"score": "sq_nrom"}, "score of row 0 .* must be one of"),
+    ):
+        folder.write(Record("a", {"rows": [ROWS[0] | change]}, {}))
+        with pytest.raises(Unreadable, match=said):
+            rows_of_run(folder, ROW)
+
+
+def some_members(world, config, epochs, seeds, rows, settings, say=lambda text: None):
+    """In place of training: members that are their number, and the time."""
+    assert rows.shape == (len(seeds), len(world.facts)) and num_params(config)
+    for epoch in epochs:
+        say(f"epoch {epoch}")
+        numbers = np.stack([np.arange(len(seeds)), np.full(len(seeds), epoch)], axis=1)
+        yield epoch, Members(nnx.graphdef(nnx.Module()), jnp.asarray(numbers))
+
+
+def some_log_probs(graphdef, member, world, *, temperature=1.0):
+    """What was told often is known, the more the later, with noise of the member's own."""
+    member = np.asarray(member)
+    rng = np.random.default_rng(member)
+    logits = 0.5 * rng.standard_normal((len(world.form), NUM_ANSWERS))
+    for told, count in zip(world.told.T, world.counts.T, strict=True):
+        at = np.flatnonzero(told >= 0)
+        logits[at, told[at]] += np.log1p(count[at] * member[1])
+    logits /= temperature
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) - 1e-6
+
+
+def some_said(graphdef, member, world, *, temperature=1.0, answer=None):
+    log_probs = some_log_probs(graphdef, member, world, temperature=temperature)
+    answer = log_probs.argmax(1) if answer is None else answer
+    log_p = np.take_along_axis(log_probs, answer[:, None], 1)[:, 0]
+    norm = np.exp(np.random.default_rng(np.asarray(member)).standard_normal(len(answer)))
+    p = np.exp(log_p)
+    return Said(answer, log_p - np.log1p(-p), norm, (p * (1 - p)) ** 2, log_probs, p, 3 * p)
+
+
+def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cell, "train_members", some_members)
+    monkeypatch.setattr(cell, "answer_log_probs", some_log_probs)
+    monkeypatch.setattr(cell, "say", some_said)
+    monkeypatch.setattr(cell, "SPLITS", 2)
+    every = cell.conditions
+    monkeypatch.setattr(cell, "conditions", lambda world: {n: every(world)[n] for n in SHOWN})
+    monkeypatch.setattr("isounc.studies.world.report._plots", lambda *_: [])  # drawn above
+    settings = Settings(
+        widths=(8,), epochs=(1, 4), num_relations=1, num_bootstrap=2, cache="", num_judged=1, temperatures=(1.0, 2.0),
+        executor="serial", out=str(tmp_path / "run"), match=0.5,
+    )  # fmt: skip
+    assert run_study(STUDY, settings)
+    folder = RunFolder.load(tmp_path / "run")
+    assert len(folder.names()) == 2
+    rows = folder.results
+    record = folder.require("world400-width8-depth2-epochs4")
+    judged, wrong = record.arrays["judged"], record.arrays["wrong"]
+    cells = "world == 400 and epochs == 4 and temperature == 1 and score == 'log_p'"
+    (row,) = rows.query(f"{cells} and condition == 'all' and part == 'all'").to_dict("records")
+    assert row["num_questions"] == judged.sum() == 185
+    assert row["accuracy"] == pytest.approx(1 - wrong[judged].mean(), abs=1e-6)
+    assert row["r_bootstrap"] == pytest.approx(row["r_trace"], abs=0.6)
+    assert 0.5 < row["auroc"] <= row["oracle"] + 0.05
+    split = rows.query(f"{cells} and condition == 'all' and part != 'all'")
+    assert set(split["part"]) == {"below", "above"} and set(split["share_below"]) == {0.0, 1.0}
+    assert rows.query("score == 'regression'")["auroc"].max() > 0.5
+    assert rows.query("score == 'p_true'")["temperature"].unique().tolist() == [1.0]
+    assert set(rows["condition"]) == set(SHOWN) and (record.arrays["kind"] >= 0).all()
+    assert len(folder.read_table("verdicts.csv")) and "has 2 of 2 cells" in capsys.readouterr().out
+    published = (publish(STUDY, folder, tmp_path / "published") / "reading.md").read_text()
+    said = published.replace("\\", "").split("\n\n")
+    # Made again from the tables, it says what the run's page says.
+    assert said[0] == "# Reading of published" and len(said) > 8
+    page = (tmp_path / "run" / "report.md").read_text().replace("\\", "")
+    assert all(paragraph in page for paragraph in said[1:-1] if not paragraph.startswith("#"))
