@@ -215,7 +215,7 @@ def _of_model(
         evidence=evidence, noise_sd=noise_sd, batch_size=batch_size or 128,
     )[name]  # fmt: skip
     check_finite(result, "theta and x must give finite gradients")
-    columns = [np.asarray(a, np.float64) for a in result[:-1]]
+    columns = [np.asarray(a, np.float64) for a in result[:5]]
     prob = columns[0]
     task = "multiclass" if prob.shape[1] > 1 else model.likelihood
     chosen = chosen_targets(task, target, *prob.shape)
@@ -260,13 +260,14 @@ def _gaussian_logits(columns: Columns, var: float, *, products: bool) -> Estimat
     rows = [padded(a, bucket(len(a))) for a in (values, spread)]
     with double_precision():  # the variance of a sure prediction is beyond single precision
         moments = jax.device_get(_moments(*map(jnp.asarray, rows), products=products))
-    epistemic, label_var = (np.asarray(a)[: len(values)] for a in (moments.var, moments.label_var))
+    mean, epistemic, label_var = (np.asarray(a)[: len(values)] for a in moments)
     if products:
         is_own = np.eye(values.shape[1], dtype=bool)[None]
         others = np.where(is_own, -np.inf, values[:, None, :])
         values = values - special.logsumexp(others, axis=2)
     prob, aleatoric = _of_log_odds(values)
-    return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, label_var)
+    total = epistemic + aleatoric
+    return Estimate(prob, epistemic, aleatoric, total, label_var, moderated=mean)
 
 
 @functools.partial(jax.jit, static_argnames="products")
