@@ -115,9 +115,7 @@ def isotropic_scores(settings: ScoreSettings) -> tuple[Score, ...]:
 def epistemic(estimand: str, scaling: str = "all") -> Score:
     """Log ||grad p||^2, with the gradient's entries weighted by a scaling; flips at p = 1/2."""
     family = "epistemic" if scaling == "all" else f"epistemic_{scaling}"
-    return _score(
-        family, estimand, lambda p, wrong: p.log_epistemic, scaling=scaling, sign="turns"
-    )
+    return _score(family, estimand, lambda p, wrong: p.log_epistemic, scaling=scaling, sign="turns")
 
 
 def epistemic_log(estimand: str) -> Score:

@@ -51,7 +51,9 @@ def test_the_scale_of_moderated_is_set_by_the_first_answers():
     sigma = np.sqrt(np.pi**2 / 3 / 16)
     np.testing.assert_allclose(found, values(moderated("sequence", sigma=sigma), answers))
     # Neither later answers nor right ones move it.
-    others = [measured(i, p=0.5, log_norm=np.log(n), correct=False) for i, n in enumerate((1, 4, 9))]
+    others = [
+        measured(i, p=0.5, log_norm=np.log(n), correct=False) for i, n in enumerate((1, 4, 9))
+    ]
     np.testing.assert_array_equal(values(moderated("sequence"), others), found[:3])
     flat = [measured(i, log_norm=-np.inf) for i in range(3)]
     assert np.isnan(values(moderated("sequence"), flat)).all()

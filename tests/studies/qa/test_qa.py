@@ -160,7 +160,18 @@ def test_tables_figures_and_report(finished):
     assert row["num_wrong"] == 10 - right
     if 0 < right < 10:
         assert 0 <= row["auroc_low"] <= row["auroc"] <= row["auroc_high"] <= 1
+    # Each half holds the questions on its side, and the scores that were evaluated on all.
+    halves = folder.read_table("halves.csv")
+    of_aleatoric = halves[halves["score"].str.startswith("aleatoric")]
+    for benchmark, estimand in (("truthfulqa_mc1", "choice"), ("triviaqa", "length_normalised")):
+        metas = [m for m in answers_of(out).values() if m["benchmark"] == benchmark]
+        below = sum(meta["log_odds"][estimand] < 0 for meta in metas if meta["num_tokens"])
+        rows_of = of_aleatoric[of_aleatoric["benchmark"] == benchmark].set_index("half")
+        assert rows_of["num_questions"].sum() == sum(m["num_tokens"] > 0 for m in metas)
+        assert rows_of["num_questions"].get("p < 1/2", 0) == below
+        assert rows_of["share"].sum() == pytest.approx(1)
     page = (out / "report.html").read_text()
+    assert "flips at p = 1/2" in page and "moderated" in page
     assert "Table 2" in page and "of right and wrong answers" in page
     # Three choices, of which one is right; none where the model writes its answer.
     lines = (out / "report.md").read_text().splitlines()
