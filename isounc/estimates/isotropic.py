@@ -188,7 +188,7 @@ def isotropic(
             rising = rises_with_p(estimate.prob, over_classes=over_classes)
             if 2 * rising.sum() > len(rising):
                 what = "the largest p" if over_classes else "p of the predicted class or token"
-                message = warning_of(int(rising.sum()), len(rising), what)
+                message = warning_of(int(rising.sum()), f"{len(rising)} examples", what)
                 warnings.warn(message, stacklevel=2)
         return estimate if columns.label is None else estimate._replace(target=columns.label)
     if sigma != 1:

@@ -67,7 +67,7 @@ def unit_var(
 
 
 def unit_log_var(log_sq_norms: Float[np.ndarray, " R"]) -> float:
-    """log sigma^2 by the rule `unit` for log-odds, from log ||df/dtheta||^2 at reference inputs.
+    """Log sigma^2 by the rule `unit` for log-odds, from log ||df/dtheta||^2 at reference inputs.
 
     It holds where the norms themselves are beyond float64, as for a language model that is sure of
     its answer. Undefined norms (NaN) are left out; NaN if none is left or more than half are zero.

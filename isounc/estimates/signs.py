@@ -41,10 +41,10 @@ def rises_with_p(prob: Float[np.ndarray, "N M"], *, over_classes: bool) -> Bool[
     return below & (rise > 1e-9 * size[:, 0])
 
 
-def warning_of(count: int, total: int, what: str) -> str:
-    """The sentence that warns of norms that rise with p, at `count` of `total` examples."""
+def warning_of(count: int, whole: str, what: str) -> str:
+    """The sentence that warns of norms that rise with p, at `count` of a whole ("5 examples")."""
     return (
-        f"{what} is below 1/2 at {count} of {total}, where ||grad p||^2 (epistemic) rises with p in "
+        f"{what} is below 1/2 at {count} of {whole}, where ||grad p||^2 (epistemic) rises with p in "
         "theory, so that as an uncertainty it points the wrong way: use ||grad log p||^2, which is "
         "epistemic / p^2, or the moderated probability"
     )

@@ -67,7 +67,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question as the model is given it."""
+    """A question as the model is given it.
+
+    An answer that somebody else gave is the single choice of a question of form mc1 that is not
+    judged.
+    """
 
     question: Question
     """The question."""
@@ -121,7 +125,7 @@ def measure(
         texts = [list(question.question.choices) for question in asked]
         tokens = [_choice_tokens(model, question) for question in asked]
     on_step("gradient norms")
-    answers = [_empty(*pair) for pair in zip(asked, prompt_ids, strict=True)]
+    answers = [unmeasured(*pair) for pair in zip(asked, prompt_ids, strict=True)]
     nonempty = [i for i, ids in enumerate(tokens) if all(ids)]
     if nonempty:
         norms = answer_norms(
@@ -130,7 +134,7 @@ def measure(
             batch_size=settings.batch_size,
         )  # fmt: skip
         for n, i in enumerate(nonempty):
-            answers[i] = _with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
+            answers[i] = with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
     answers = [_judged(*pair) for pair in zip(asked, answers, strict=True)]
     if settings.num_samples:
         on_step("samples")
@@ -221,7 +225,8 @@ def _choice_tokens(model: LanguageModel, question: AskedQuestion) -> list[list[i
     return [model.tokenizer.continuation(prompt, f" {c}") for c in question.question.choices]
 
 
-def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
+def unmeasured(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
+    """The record of a question without an answer."""
     return MeasuredAnswer(
         id=asked.question.id,
         benchmark=asked.question.benchmark,
@@ -239,7 +244,7 @@ def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
     )
 
 
-def _with_norms(
+def with_norms(
     answer: MeasuredAnswer, norms: AnswerNorms, n: int, texts: Sequence[str], *, are_choices: bool
 ) -> MeasuredAnswer:
     """The answer with the n-th probabilities and norms; it is one of `texts`."""

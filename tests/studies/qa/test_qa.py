@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import shutil
+import warnings
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -25,6 +27,7 @@ from isounc.llm.answers.measure import (
 from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
+from isounc.llm.answers.segments import _parts, measure_segments
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
@@ -35,6 +38,7 @@ from isounc.studies.qa.scored_answers import ScoredAnswers
 from isounc.studies.qa.settings import Settings
 from isounc.studies.qa.study import STUDY
 from isounc.studies.qa.tables import auroc_table
+from tests.llm.answers.made_up import measured
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257,
@@ -398,11 +402,13 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(settings, checkpoint, data, 
     assert table.wrong[0]
 
 
-@pytest.mark.parametrize("choices", [(), ("4", "22", "none")])
+@pytest.mark.parametrize("choices", [(), ("It is 4. Or 5.",)])
+@pytest.mark.filterwarnings("ignore:p of the answer is below")
 def test_asking_one_question(checkpoint, capsys, choices):
     """Every printed number is that of `measure`, and the answer's tokens are its text."""
+    given = {"answer": choices[0], "by": "sentence", "sigma": 0.5} if choices else {}
     settings = ask.Ask(
-        "What is 2 + 2?", str(checkpoint), choices, "none", max_new_tokens=3, cache=""
+        "What is 2 + 2?", str(checkpoint), colour="none", max_new_tokens=3, cache="", **given
     )
     ask.answer_question(settings)
     lines = capsys.readouterr().out.splitlines()
@@ -416,14 +422,64 @@ def test_asking_one_question(checkpoint, capsys, choices):
         return
     (shown,) = (line for line in lines if line.startswith("A:"))
     assert shown.removeprefix("A:").strip() == found.text
-    assert not choices or found.text in choices
+    assert not choices or found.text == choices[0]
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[1:2] != []}
     odds = found.log_odds["sequence"]
     assert odds is not None
     p = 1 / (1 + np.exp(-odds))
     assert float(rows["sequence"][0]) == pytest.approx(np.log(p), abs=0.006)
     assert float(rows["sequence"][1]) == pytest.approx(p * (1 - p), rel=6e-3)
-    assert ("choice" in rows) == bool(choices)
+    norm = found.log_sq_norms["sequence"]["all"]
+    assert float(rows["sequence"][5]) == pytest.approx(settings.sigma**2 * np.exp(norm), rel=6e-3)
+    assert 0 < float(rows["sequence"][6]) <= 1
+    assert "choice" not in rows
+    if choices:
+        # Both sentences stand for themselves, and their tokens make up the answer.
+        parts = measure_segments(
+            load_model(checkpoint), asked.prompt.text, f" {found.text}", estimands=("sequence",),
+        )  # fmt: skip
+        assert [part.text for part in parts] == ["It is 4.", "Or 5."]
+        assert [lines[-2].endswith("It is 4."), lines[-1].endswith("Or 5.")] == [True, True]
+        tokens = [p for part in parts for p in part.token_log_probs]
+        np.testing.assert_allclose(tokens, found.token_log_probs, rtol=1e-4)
+        mean = np.mean(parts[0].token_log_probs)
+        assert float(lines[-2].split()[0]) == pytest.approx(mean, abs=0.006)
+
+
+def test_the_parts_of_a_text(checkpoint):
+    """Every token is in one part, and a character of several tokens is not torn apart."""
+    model = load_model(checkpoint)
+    text = " Déjà vu. Yes!\n\n  No"
+    ids = model.tokenizer.encode(text, special=False)
+    for by, expected in (
+        ("word", ["Déjà", "vu.", "Yes!", "No"]),
+        ("sentence", ["Déjà vu.", "Yes!", "No"]),
+        ("line", ["Déjà vu. Yes!", "No"]),
+    ):
+        texts, starts = _parts(model, ids, by)
+        assert texts == expected
+        whole = [model.tokenizer.decode(ids[a:b]) for a, b in pairwise([*starts, len(ids)])]
+        assert [part.strip() for part in whole] == expected and "".join(whole) == text
+    texts, starts = _parts(model, ids, "token")
+    assert starts == list(range(len(ids))) and len(texts) == len(ids)
+    for given, words in (({"by": "page"}, "by must be one of"), ({"text": " "}, "text must hold")):
+        with pytest.raises(ValueError, match=words):
+            measure_segments(model, "Q:", **{"text": " a"} | given)
+    short = dataclasses.replace(model, context_length=20)
+    with pytest.raises(ValueError, match=r"prompt and text must fit the context of 20 tokens"):
+        measure_segments(short, "Q:", text)
+    with pytest.raises(ValueError, match="answer must be left out where there are choices"):
+        ask.answer_question(ask.Ask("Who?", str(checkpoint), choices=("a", "b"), answer="c"))
+
+
+def test_a_warning_where_the_norm_rises_with_p():
+    """At two of three meanings of p, not at one of three."""
+    odds = {"sequence": -3.0, "mean_token": 2.0, "first_token": 1.0, "choice": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask.warn_of_signs(measured(log_odds=odds))
+    with pytest.warns(UserWarning, match=r"p of the answer is below 1/2 at 2 of 3 of its meanings"):
+        ask.warn_of_signs(measured(log_odds=odds | {"mean_token": -1.0}))
 
 
 def test_an_answer_ends_before_the_next_question(checkpoint):
