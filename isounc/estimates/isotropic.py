@@ -185,7 +185,7 @@ def isotropic(
         estimate = _estimate(columns, task, outputs, sigma, noise_sd)
         if task in ("multiclass", "token") and (target is None or isinstance(target, str)):
             over_classes = columns.label is None
-            rising = rises_with_p(estimate.prob, over_classes=over_classes)
+            rising = rises_with_p(np.asarray(estimate.prob), over_classes=over_classes)
             if 2 * rising.sum() > len(rising):
                 what = "the largest p" if over_classes else "p of the predicted class or token"
                 message = warning_of(int(rising.sum()), f"{len(rising)} examples", what)

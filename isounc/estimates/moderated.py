@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from isounc.estimates.inputs import padded
-from isounc.estimates.links import LinkMoments, sigmoid_normal_moments
+from isounc.estimates.links import sigmoid_normal_moments
 from isounc.fit import double_precision
 from isounc.padding import bucket
 
@@ -27,10 +27,10 @@ _WIDEST = 600.0
 """Log variance beyond which any logit is a coin with two sides; its exponential is a number."""
 
 
-def logit_moments(
+def sigmoid_mean_and_var(
     log_odds: Float[np.ndarray, " N"], log_var: Float[np.ndarray, " N"]
-) -> LinkMoments:
-    """Moments of sigmoid(f), f ~ N(log_odds, exp(log_var)), as NumPy arrays in float64.
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Mean and variance of sigmoid(f), f ~ N(log_odds, exp(log_var)), in float64.
 
     NaN where log_odds is not finite or log_var is NaN; a log variance of minus infinity is none.
     """
@@ -40,7 +40,8 @@ def logit_moments(
     rows = [padded(np.where(defined, a, 0.0), bucket(len(a))) for a in (log_odds, var)]
     with double_precision():
         moments = jax.device_get(_moments(*map(jnp.asarray, rows)))
-    return LinkMoments(*(np.where(defined, a[: len(defined)], np.nan) for a in moments))
+    mean, var = (np.where(defined, a[: len(defined)], np.nan) for a in (moments.mean, moments.var))
+    return mean, var
 
 
 def moderated_error(
@@ -77,7 +78,8 @@ def moderated_error(
         raise ValueError(
             f"log_odds and log_var must have one shape, got {odds.shape} and {spread.shape}"
         )
-    return logit_moments(-odds.ravel(), spread.ravel()).mean.reshape(odds.shape)
+    mean, _ = sigmoid_mean_and_var(-odds.ravel(), spread.ravel())
+    return mean.reshape(odds.shape)
 
 
 _moments = jax.jit(sigmoid_normal_moments)

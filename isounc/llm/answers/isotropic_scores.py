@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isounc.checks import check_choice, check_count, check_real
-from isounc.estimates.moderated import logit_moments, moderated_error
+from isounc.estimates.moderated import moderated_error, sigmoid_mean_and_var
 from isounc.estimates.scale_rules import unit_log_var
 from isounc.llm.answers.answer import MeasuredAnswer
 from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS
@@ -222,5 +222,4 @@ def _sigmoid_moments(
     p: Probabilities, sigma: float
 ) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
     """Mean and variance of sigmoid(f), f ~ N(logit p, sigma^2 ||grad logit p||^2)."""
-    moments = logit_moments(p.log_odds, 2 * np.log(sigma) + p.log_sq_norm_of_log_odds)
-    return np.asarray(moments.mean), np.asarray(moments.var)
+    return sigmoid_mean_and_var(p.log_odds, 2 * np.log(sigma) + p.log_sq_norm_of_log_odds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from isounc.llm.answers.norms import answer_norms
 from isounc.llm.answers.packing import pack
 from isounc.llm.answers.prompts import Prompt
 from isounc.llm.answers.question import Question
+from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.self_assessment import check_fits_context
 from isounc.llm.model.load import LanguageModel
 
@@ -35,7 +37,7 @@ line; "Dr. Who" is two."""
 
 def measure_segments(
     model: LanguageModel,
-    prompt: str,
+    prompt: Prompt | str,
     text: str,
     *,
     by: str = "sentence",
@@ -54,9 +56,10 @@ def measure_segments(
     model
         From `load_model`.
     prompt
-        The text before; the continuation of `isounc.llm.answers.prompts` begins with a space.
+        The text or conversation before.
     text
-        The text to measure, by whomever it was written.
+        The text to measure, by whomever it was written; unless a conversation is before it, it begins
+        with a space.
     by
         Key of `PARTS`. Tokens that lie in two parts belong to the one in which they begin.
     estimands
@@ -78,11 +81,12 @@ def measure_segments(
         context, or logits that are not finite.
     """
     check_choice("by", by, PARTS)
-    for name, given in (("prompt", prompt), ("text", text)):
-        if not isinstance(given, str) or not given.strip():
-            raise ValueError(f"{name} must hold text, got {given!r:.60}")
-    prompt_ids = model.tokenizer.encode(prompt)
-    ids = model.tokenizer.continuation(prompt, text)
+    asked = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "given", ())
+    for name, words in (("prompt", asked.text), ("text", text)):
+        if not isinstance(words, str) or not words.strip():
+            raise ValueError(f"{name} must hold text, got {words!r:.60}")
+    (given,) = rendered(model, [asked])
+    prompt_ids, ids = given.ids, given.option_ids(model, text)
     check_fits_context(
         model, "prompt and text", "segment-0", len(prompt_ids) + len(ids), "give a shorter text"
     )
@@ -97,8 +101,8 @@ def measure_segments(
     measured = []
     for k, part in enumerate(texts):
         question = Question(f"segment-{k}", "segments", text)
-        asked = AskedQuestion(question, Prompt(prompt, "given", ()), "generated", judged=False)
-        answer = unmeasured(asked, before[k])
+        part_of = AskedQuestion(question, asked, "generated", judged=False)
+        answer = unmeasured(part_of, before[k])
         measured.append(with_norms(answer, norms, k, [part], are_choices=False))
     return measured
 
@@ -111,15 +115,12 @@ def _parts(model: LanguageModel, ids: Sequence[int], by: str) -> tuple[list[str]
     pattern = PARTS[by]
     if pattern is None:
         # Bytes of one character have a text together alone.
-        pieces = [whole[a:b] or "\ufffd" for a, b in zip(lengths, lengths[1:], strict=False)]
+        pieces = [whole[a:b] or "\ufffd" for a, b in pairwise(lengths)]
         return pieces, list(range(len(ids)))
     found = list(pattern.finditer(whole))
     begins = np.array([match.start() for match in found], int)
     # A token is where its first character is that is not white space.
-    at = [
-        a + len(whole[a:b]) - len(whole[a:b].lstrip())
-        for a, b in zip(lengths, lengths[1:], strict=False)
-    ]
+    at = [a + len(whole[a:b]) - len(whole[a:b].lstrip()) for a, b in pairwise(lengths)]
     owner = np.maximum(np.searchsorted(begins, at, side="right") - 1, 0)
     owner = np.maximum.accumulate(owner)
     kept, starts = np.unique(owner, return_index=True)

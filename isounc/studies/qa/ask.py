@@ -35,6 +35,7 @@ from isounc.llm.answers import isotropic_scores, prompts
 from isounc.llm.answers.answer import MeasuredAnswer
 from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, measure
 from isounc.llm.answers.question import Question
+from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.scores import Score
 from isounc.llm.answers.segments import measure_segments
 from isounc.runs.process import use_compilation_cache
@@ -59,6 +60,8 @@ class Ask:
     """Standard deviation of every parameter."""
     max_new_tokens: int = 32
     """Largest number of tokens of a written answer."""
+    prompting: Literal["few_shot", "completion", "chat"] = "few_shot"
+    """The question after an instruction and examples, alone, or in the model's chat template."""
     answer: str = ""
     """Measure this answer instead of writing one."""
     by: Literal["none", "token", "word", "sentence", "line"] = "none"
@@ -160,7 +163,11 @@ def answer_question(ask: Ask) -> None:
     choices = (ask.answer,) if ask.answer.strip() else ask.choices
     question = Question("asked", "asked", ask.question, choices=choices)
     form = "mc1" if choices else "generated"
-    asked = AskedQuestion(question, prompts.truthful(ask.question), form, judged=False)
+    if ask.prompting == "completion":
+        prompt = prompts.completion(ask.question)
+    else:
+        prompt = prompts.truthful(ask.question, chat=ask.prompting == "chat")
+    asked = AskedQuestion(question, prompt, form, judged=False)
     settings = MeasureSettings(num_samples=0, max_new_tokens=ask.max_new_tokens, batch_size=1)
     print(f"{model.name} ...", file=sys.stderr)
     (answer,) = measure(model, [asked], settings)
@@ -168,11 +175,13 @@ def answer_question(ask: Ask) -> None:
     if not answer.text:
         print("A: (nothing)")
         return
-    ids = model.tokenizer.continuation(asked.prompt.text, f" {answer.text}")
+    (given,) = rendered(model, [prompt])
+    ids = given.answer_ids(model, answer.text)
     pieces = [model.tokenizer.decode([i]) for i in ids]
     if len(pieces) != answer.num_tokens:  # the model wrote it in other tokens
         pieces = [answer.text, *[""] * (answer.num_tokens - 1)]
-    print(f"A:{coloured(pieces, answer, ask.colour)}\n\n{table(answer, ask.sigma)}")
+    space = " " if given.is_chat else ""  # otherwise the answer has its own
+    print(f"A:{space}{coloured(pieces, answer, ask.colour)}\n\n{table(answer, ask.sigma)}")
     warn_of_signs(answer)
     said = answer.self_assessment
     if said and said.p_true:
@@ -183,7 +192,7 @@ def answer_question(ask: Ask) -> None:
         print(f"Asked for a percentage: {said.confidence_text}")
     if ask.by != "none":
         segments = measure_segments(
-            model, asked.prompt.text, f" {answer.text}", by=ask.by,
+            model, prompt, answer.text if given.is_chat else f" {answer.text}", by=ask.by,
             estimands=("length_normalised",), scalings=("all",), batch_size=1,
         )  # fmt: skip
         print(f"\n{segment_table(segments, ask.by, ask.sigma)}")

@@ -10,6 +10,7 @@ wrong answer, with intervals and paired tests against the best baseline.
     isounc qa --data DATA --preset standard    1000 questions each of three benchmarks
     isounc qa --data DATA --preset paper       1000 questions each of all benchmarks
     isounc qa --data DATA --models PATH/TO/MODEL --benchmarks triviaqa --out runs/mine
+    isounc qa --data DATA --prompting chat --benchmarks truthfulqa_mc1 truthfulqa_mc2 truthfulqa
 
 DATA is a folder with the authors' files: truthfulqa_mc.json, truthfulqa.csv, triviaqa.csv,
 natural_questions.csv. If one is missing, the error says where to download it. With the package
@@ -27,10 +28,14 @@ total_logistic is fitted and has the sign of other answers. The report shows AUR
 The protocol was fixed before the first result. The estimand that counts is --main-estimand: choice
 if a benchmark gives choices, length_normalised if the model writes its answer. The total that
 counts is total_sum with --scores.sigma. Everything else in the tables is for comparison. Prompts
-are in isounc/llm/answers/prompts.py, by version. Multiple choice takes the most probable of the
-choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
-judged by exact match after normalisation. TruthfulQA's own sentences are judged by words in common
-with references, as a proxy. The best baseline is chosen anew in every bootstrap resample, and
+are in isounc/llm/answers/prompts.py, by version; --prompting says whether a question comes with an
+instruction and examples (few_shot), alone (completion), or in the form of the model's chat template,
+with examples as earlier turns (chat; the model's own P(True) and percentage are asked for likewise).
+Multiple choice takes the most probable of the choices, zero-shot; *_pairs is the choice between a
+true and a false answer. Short answers are
+judged by exact match after normalisation. TruthfulQA in generation form (truthfulqa, the
+model's own sentences) is judged by words in common with its references: a proxy, and labelled so in
+every table and figure, beside mc1 and mc2. The best baseline is chosen anew in every bootstrap resample, and
 p-values are corrected for the number of scores (Benjamini and Hochberg). epistemic_log and
 moderated, with their rules, were added after the results in results/qa and before any of their own.
 """

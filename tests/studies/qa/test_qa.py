@@ -25,6 +25,7 @@ from isounc.llm.answers.measure import (
     measure,
 )
 from isounc.llm.answers.question import Question
+from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.answers.segments import _parts, measure_segments
@@ -80,6 +81,10 @@ def checkpoint(tmp_path_factory):
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(["<end>"])
     backend.save(str(path / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '\\n' }}{% endfor %}<assistant>"
+    )
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return path
 
 
@@ -260,6 +265,41 @@ def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
     assert {pair.question.labels for pair in asked} == {(0, 1), (1, 0)}
 
 
+def test_a_question_is_put_in_three_ways(checkpoint, data):
+    """The same questions, examples as earlier turns, and all of it in the model's own form."""
+    model = load_model(checkpoint)
+    ways = {
+        way: tasks.make_task("triviaqa", str(data), num_questions=9, num_examples=2, prompting=way)
+        for way in prompts.PROMPTINGS
+    }
+    chats = rendered(model, [asked.prompt for asked in ways["chat"].asked])
+    columns = (*(ways[way].asked for way in ways), chats)
+    for plain, alone, chat, given in zip(*columns, strict=True):
+        assert plain.question == alone.question == chat.question
+        text = plain.question.question
+        assert alone.prompt.text == f"Q: {text}\nA:" and alone.prompt.version == "completion-1"
+        assert chat.prompt.version == f"{plain.prompt.version}-chat"
+        lines = given.text.splitlines()
+        assert lines[0] == "<user>" + plain.prompt.text.splitlines()[0] and given.is_chat
+        assert [lines[k][:6] for k in (2, 3, 4, 5, 6)] == [
+            "What i", "<assis", "<user>", "<assis", "<user>",
+        ]  # fmt: skip
+        assert lines[-2] == f"<user>{text}" and lines[-1] == "<assistant>"
+        for line in (lines[3], lines[5]):
+            assert f"A: {line.removeprefix('<assistant>')}\n" in plain.prompt.text
+        assert model.tokenizer.decode(given.answer_ids(model, "4")) == "4"
+        (same,) = rendered(model, [plain.prompt])
+        assert same.text == plain.prompt.text
+        assert model.tokenizer.decode(same.answer_ids(model, "4")) == " 4"
+    options = prompts.as_chat(prompts.p_true("Who?", "Ann"))
+    assert options.options == ("A", "B") and options.version == "p_true-1-chat"
+    bare = dataclasses.replace(model, chat_template=None)
+    with pytest.raises(ValueError, match=r"prompting must be few_shot .* tiny, which has no chat"):
+        measure(bare, ways["chat"].asked[:1])
+    with pytest.raises(ValueError, match="prompting must be one of few_shot, completion, chat"):
+        tasks.make_task("triviaqa", str(data), num_questions=9, prompting="chatty")
+
+
 def test_examples_are_not_evaluated(data):
     asked = tasks.make_task("triviaqa", str(data), num_questions=100, num_examples=3).asked
     assert len(asked) == 9
@@ -406,7 +446,9 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(settings, checkpoint, data, 
 @pytest.mark.filterwarnings("ignore:p of the answer is below")
 def test_asking_one_question(checkpoint, capsys, choices):
     """Every printed number is that of `measure`, and the answer's tokens are its text."""
-    given = {"answer": choices[0], "by": "sentence", "sigma": 0.5} if choices else {}
+    given = {}
+    if choices:
+        given = {"answer": choices[0], "by": "sentence", "sigma": 0.5, "prompting": "chat"}
     settings = ask.Ask(
         "What is 2 + 2?", str(checkpoint), colour="none", max_new_tokens=3, cache="", **given
     )
@@ -414,7 +456,8 @@ def test_asking_one_question(checkpoint, capsys, choices):
     lines = capsys.readouterr().out.splitlines()
     question = Question("asked", "asked", "What is 2 + 2?", choices=choices)
     form = "mc1" if choices else "generated"
-    asked = AskedQuestion(question, prompts.truthful(question.question), form, judged=False)
+    prompt = prompts.truthful(question.question, chat=bool(choices))
+    asked = AskedQuestion(question, prompt, form, judged=False)
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
     (found,) = measure(load_model(checkpoint), [asked], ours)
     if not found.text:
@@ -436,7 +479,7 @@ def test_asking_one_question(checkpoint, capsys, choices):
     if choices:
         # Both sentences stand for themselves, and their tokens make up the answer.
         parts = measure_segments(
-            load_model(checkpoint), asked.prompt.text, f" {found.text}", estimands=("sequence",),
+            load_model(checkpoint), prompt, found.text, estimands=("sequence",)
         )  # fmt: skip
         assert [part.text for part in parts] == ["It is 4.", "Or 5."]
         assert [lines[-2].endswith("It is 4."), lines[-1].endswith("Or 5.")] == [True, True]
