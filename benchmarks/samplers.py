@@ -46,7 +46,7 @@ import numpy as np
 import tyro
 from jaxtyping import PRNGKeyArray
 from samplers_rivals import Budget, Job, Sampled, Way, blackjax_way, numpyro_way, pyro_way
-from samplers_table import figure, line, stored, write
+from samplers_table import figure, line, pairs, stored, write
 from tqdm import tqdm
 
 from isounc.models import Model, make_model
@@ -219,6 +219,7 @@ def main(options: Options) -> None:
             tqdm.write(line(row))
             # After every row: what is measured is kept when a later one fails.
             write(rows, options.out / "samplers.csv")
+            (options.out / "pairs.md").write_text(pairs(rows))
             if row["seconds"] > options.skip_above:
                 slow.add((job.problem, name))
         jax.clear_caches()

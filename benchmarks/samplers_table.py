@@ -48,6 +48,55 @@ def stored(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+OURS, THEIRS = "hmc auto", "numpyro model"
+"""The ways that `pairs` holds against each other."""
+
+
+def pairs(rows: list[dict[str, Any]]) -> str:
+    """A page in Markdown: isounc beside NumPyro on every posterior that both have sampled.
+
+    The ratio is that of effective draws per second, of p and of (p - mean)^2.
+    """
+    place = ("n", "parameterisation", "prior_sd", "width", "problem", "chains")
+    found = {(*(row[name] for name in place), row["way"]): row for row in rows}
+    lines, reached, both_pass = [], 0, 0
+    posteriors = sorted({key[:-1] for key in found if key[-1] == OURS})
+    posteriors = [key for key in posteriors if (*key, THEIRS) in found]
+    for key in posteriors:
+        ours, theirs = found[*key, OURS], found[*key, THEIRS]
+        times = [
+            ours[name] / theirs[name] for name in ("ess_mean_per_second", "ess_var_per_second")
+        ]
+        reached += min(times) >= GOAL
+        both_pass += ours["gate"] == theirs["gate"] == "pass"
+        n, parameterisation, prior_sd, width, problem, _ = key
+        cells = [
+            f"{n}", f"{parameterisation}, sd {prior_sd:g}", f"{problem}, width {width}",
+            _sampled(ours), _sampled(theirs), ", ".join(f"{value:.1f}" for value in times),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    head = (
+        "n", "prior", "posterior", "isounc hmc: effective draws of p, of (p − mean)²",
+        "NumPyro NUTS", "times NumPyro, per second",
+    )  # fmt: skip
+    return "\n".join([
+        f"Of {len(posteriors)} posteriors {reached} have {GOAL:g} times NumPyro's effective draws per "
+        f"second or more, by the smaller of the two ratios. Both pass R-hat < 1.01 and the bound on "
+        f"divergences in {both_pass}.",
+        "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines, "",
+    ])  # fmt: skip
+
+
+GOAL = 5.0
+"""Times NumPyro that isounc aims at."""
+
+
+def _sampled(row: Mapping[str, Any]) -> str:
+    """What a way gave, in what time; in brackets where it fails its checks, and R-hat says by how much."""
+    text = f"{row['ess_mean']}, {row['ess_var']} in {row['seconds']:.3g} s, R-hat {row['rhat_max']:.3f}"
+    return text if row["gate"] == "pass" else f"({text})"
+
+
 def _value(text: str) -> int | float | str | None:
     """A cell of a table: a number if it is one, None if it is empty."""
     for kind in (int, float):
