@@ -4,7 +4,7 @@ import json
 
 import jinja2
 import pytest
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 
 from isounc.llm.model import chat_renderer
 from isounc.llm.model.chat import ChatTemplate, template_of_folder, template_of_gguf
