@@ -46,5 +46,5 @@ def warning_of(count: int, whole: str, what: str) -> str:
     return (
         f"{what} is below 1/2 at {count} of {whole}, where ||grad p||^2 (epistemic) rises with p in "
         "theory, so that as an uncertainty it points the wrong way: use ||grad log p||^2, which is "
-        "epistemic / p^2, or the moderated probability"
+        "epistemic / p^2 of that p, or the moderated probability"
     )

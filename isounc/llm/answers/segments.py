@@ -90,6 +90,8 @@ def measure_segments(
     check_fits_context(
         model, "prompt and text", "segment-0", len(prompt_ids) + len(ids), "give a shorter text"
     )
+    if not model.tokenizer.decode(ids).strip():
+        raise ValueError(f"text must hold text, got special tokens alone ({text!r:.60})")
     texts, starts = _parts(model, ids, by)
     ends = [*starts[1:], len(ids)]
     before = [[*prompt_ids, *ids[:start]] for start in starts]

@@ -505,7 +505,11 @@ def test_the_parts_of_a_text(checkpoint):
         assert [part.strip() for part in whole] == expected and "".join(whole) == text
     texts, starts = _parts(model, ids, "token")
     assert starts == list(range(len(ids))) and len(texts) == len(ids)
-    for given, words in (({"by": "page"}, "by must be one of"), ({"text": " "}, "text must hold")):
+    for given, words in (
+        ({"by": "page"}, "by must be one of"),
+        ({"text": " "}, "text must hold text, got ' '"),
+        ({"text": "<end>"}, "text must hold text, got special tokens alone"),
+    ):
         with pytest.raises(ValueError, match=words):
             measure_segments(model, "Q:", **{"text": " a"} | given)
     short = dataclasses.replace(model, context_length=20)
