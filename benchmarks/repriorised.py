@@ -2,6 +2,7 @@
 
     uv run benchmarks/repriorised.py
     uv run benchmarks/repriorised.py --problems clusters3 spirals3 rings3 --sizes 30 100 300
+    uv run benchmarks/repriorised.py --problems clusters3 --standard-width 256
 
 The coordinates `readout` take classes as independent: q has a Gaussian precision diag(p_c (1 - p_c)) in
 each example, where the likelihood has diag(p) - p p^T, which couples them. In the limit of infinite
@@ -39,7 +40,10 @@ class Options:
     sizes: tuple[int, ...] = (100,)
     """Training examples."""
     prior_sd: float = 2.0
-    """Prior standard deviation of every parameter, in NTK parameterisation, one hidden layer."""
+    """Prior standard deviation of every parameter, one hidden layer."""
+    standard_width: int = 0
+    """Width whose prior kernel is taken in the parameterisation `standard`, where it grows with the
+    width; 0 is NTK, where it does not."""
     num_seeds: int = 3
     """Seeds of the data: 300, 301, ... as in the study `spectrum`."""
     num_draws: int = 300
@@ -51,9 +55,10 @@ def divergence(problem: str, n: int, seed: int, options: Options) -> float:
     data = make_problem(problem, n=n, seed=seed)
     rng = np.random.default_rng(seed)
     X, sd = np.asarray(data.X, float), options.prior_sd
-    weights = rng.standard_normal((X.shape[1], FEATURES)) / np.sqrt(X.shape[1])
+    fan_in, width = (1, options.standard_width) if options.standard_width else (X.shape[1], 1)
+    weights = rng.standard_normal((X.shape[1], FEATURES)) / np.sqrt(fan_in)
     hidden = np.tanh(sd * (X @ weights + rng.standard_normal(FEATURES)))
-    kernel = sd**2 * (hidden @ hidden.T / FEATURES + 1)
+    kernel = sd**2 * (width * hidden @ hidden.T / FEATURES + 1)
     precision, target = pseudo_observations(data, kernel)
     n, outputs = precision.shape
     prior = np.kron(np.eye(outputs), kernel + 1e-9 * np.eye(n))

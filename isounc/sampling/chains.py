@@ -34,6 +34,7 @@ from isounc.sampling.run import (
     one_by_one,
     spread,
     thinning,
+    together,
 )
 from isounc.sampling.settings import SamplerSettings
 
@@ -68,7 +69,7 @@ def is_serial(model: Model, data: Data) -> bool:
 def _mover(sampler: Sampler, settings: SamplerSettings, serial: bool) -> Callable[..., Any]:
     """The sampler's transition of all chains, at once or one by one."""
 
-    def together(
+    def at_once(
         key: PRNGKeyArray, chains: ChainState, tuning: Tuning, u: Float[Array, ""],
         remainder: Remainder,
     ) -> tuple[ChainState, StepInfo, Any]:  # fmt: skip
@@ -85,7 +86,7 @@ def _mover(sampler: Sampler, settings: SamplerSettings, serial: bool) -> Callabl
 
         return one_by_one(move)(jax.random.split(key, len(chains.x)), chains)
 
-    return apart if serial else together
+    return apart if serial else at_once
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "sampler"))
@@ -168,7 +169,7 @@ def warm_up(
     """
     thin, num_kept = _kept_for_metric(settings, len(u))
     put = jax.lax.dynamic_update_index_in_dim
-    over = one_by_one if serial else jax.vmap
+    over = one_by_one if serial else together
     move = _mover(sampler, settings, serial)
 
     def warm_up_problem(
@@ -298,7 +299,7 @@ def draw(
             chains, block = carry
             key = keys[i] if group is None else jax.random.fold_in(keys[i], group)
             chains, info, _ = sampler.transition(key, chains, tuning, u[i], remainder, settings)
-            sums, values, theta = jax.vmap(predict)(chains.x)
+            sums, values, theta = together(predict)(chains.x)
             mean, square, aleatoric, entropy = sums
             added = block._replace(
                 shifted_mean=block.shifted_mean + mean,
@@ -318,7 +319,7 @@ def draw(
 
         return jax.lax.fori_loop(first, first + count, transition, begun)
 
-    return jax.vmap(draw_problem)(begun, coordinates, tuning, shift, data, X, keys)
+    return together(draw_problem)(begun, coordinates, tuning, shift, data, X, keys)
 
 
 def end_block(state: RunState, block: Block, done: int, settings: SamplerSettings) -> Block:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from isounc.sampling.adaptation import FIRST_STEP, MAX_STEP, Tuning, averaging, strongly_typed
 from isounc.sampling.integrator import Metric, Remainder, blackjax, euclidean, splitting
 from isounc.sampling.retries import RETRIES, chain_by_chain, try_trajectories
+from isounc.sampling.run import together
 from isounc.sampling.settings import SamplerSettings
 
 DIVERGENT = 1000.0
@@ -162,7 +163,7 @@ class HMC:
         start = state_of(
             chains.x, momentum, jnp.zeros_like(chains.remainder), _to_blackjax(chains)[2]
         )
-        step = jax.vmap(splitting(remainder, tuning.metric), (0, None))
+        step = splitting(remainder, tuning.metric)
         first, tried = try_trajectories(
             step, start, num_steps, step_size, tuning.retries, most=self._retries
         )
@@ -219,7 +220,7 @@ class NUTS(HMC):
             return kernel(key, state, remainder, tuning.step_size, metric, settings.max_tree_depth)
 
         keys = jax.random.split(key, len(chains.x))
-        states, info = jax.vmap(move)(keys, _to_blackjax(chains))
+        states, info = together(move)(keys, _to_blackjax(chains))
         # A tree that reached the last doubling without turning or diverging would have gone on.
         saturated = (
             (info.num_trajectory_expansions >= settings.max_tree_depth)
@@ -342,7 +343,7 @@ class AdjustedMCLMC(HMC):
             chosen = jax.tree.map(functools.partial(jnp.where, info.is_accepted), moved, stayed)
             return chosen, info
 
-        chains, info = jax.vmap(move)(jax.random.split(key, len(chains.x)), *chains)
+        chains, info = together(move)(jax.random.split(key, len(chains.x)), *chains)
         reported = StepInfo(
             energy=jnp.full_like(info.acceptance_rate, jnp.nan),
             divergent=info.is_divergent,

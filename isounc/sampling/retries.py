@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int
 
-from isounc.sampling.run import on_one_cpu
+from isounc.sampling.run import on_one_cpu, together
 
 LARGE_ERROR = 3.0
 """Energy error, in nats, above which a trajectory is tried again; where steps suit it is rare."""
@@ -66,7 +66,7 @@ def try_trajectories(
     Parameters
     ----------
     step
-        Step of all chains, of a size.
+        Step of a chain, of a size.
     start
         Positions and momenta, with energy errors of 0.
     num_steps, step_size
@@ -81,8 +81,11 @@ def try_trajectories(
 
     def integrate(states: Any, finer: Any, wanted: Bool[Array, " K"]) -> tuple[Any, Array]:
         count = jnp.where(wanted.any(), num_steps * finer, 0).astype(jnp.int32)
-        end = jax.lax.fori_loop(0, count, lambda _, states: step(states, step_size / finer), states)
-        return end, jnp.where(wanted, count, 0)
+
+        def of_chain(state: Any) -> Any:
+            return jax.lax.fori_loop(0, count, lambda _, s: step(s, step_size / finer), state)
+
+        return together(of_chain)(states), jnp.where(wanted, count, 0)
 
     def is_small(states: Any) -> Bool[Array, " K"]:
         return jnp.abs(states.logdensity) <= LARGE_ERROR
