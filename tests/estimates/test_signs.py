@@ -44,7 +44,9 @@ def test_it_is_the_direction_of_a_sharper_prediction(num_classes):
 def test_those_are_warned_who_may_misread_it():
     x = np.zeros((5, 10))
     x[:, 0], x[:, 1] = [0.5, 0.8, 1.0, 5.0, 6.0], 0.3  # p of .15 to .24, and two above 1/2
-    with pytest.warns(UserWarning, match=r"the largest p is below 1/2 at 3 of 5, .*wrong way"):
+    with pytest.warns(
+        UserWarning, match=r"the largest p is below 1/2 at 3 of 5 examples, .*wrong way"
+    ):
         norms(x)
     with pytest.warns(UserWarning, match="p of the predicted class or token is below 1/2 at 3"):
         norms(x, target="predicted")
