@@ -12,6 +12,8 @@ from isounc.estimates.adapters import bind
 from isounc.fit import MapSettings
 from isounc.padding import bucket
 
+# Random models are unsure, and test_signs.py has what they are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:(p of the predicted|the largest p)")
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((7, 5)).astype(np.float32)
 
