@@ -50,6 +50,9 @@ class Estimate(NamedTuple):
     """Estimate of E[p (1 - p)]: to first order p* (1 - p*) - epistemic, negative where it fails."""
     target: Int[Array | np.ndarray, "N M"] | None = None
     """The class or token of each column, where `isounc.isotropic` was given or chose one."""
+    moderated: Float[Array | np.ndarray, "N M"] | None = None
+    """E[p] under Gaussian logits, from `isounc.isotropic(..., method="logit_scaled")` of a classifier;
+    1 - moderated of the predicted class is an uncertainty whose sign is the same at every p."""
 
 
 class Evidence(NamedTuple):
@@ -101,7 +104,7 @@ class Estimator(Protocol):
             ("points", POINTS),
             ("needs", Evidence._fields),
             ("uses", Evidence._fields),
-            ("quantities", Estimate._fields[1:-1]),
+            ("quantities", Estimate._fields[1:5]),
             ("views", VIEWS),
         ):
             for value in getattr(self, field):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from isounc.estimates.inputs import padded
 from isounc.estimates.links import LinkMoments, sigmoid_normal_moments, softmax_normal_moments
 from isounc.estimates.logit_scale import LogitScale, scale_var
 from isounc.estimates.points import check_finite, check_points
+from isounc.estimates.signs import rises_with_p, warning_of
 from isounc.fit import double_precision
 from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
@@ -126,6 +128,19 @@ def isotropic(
         NumPy arrays (N, M) in float64: M is 1, the number of classes, or the regression's outputs;
         `target` where one was chosen.
 
+    Warns
+    -----
+    UserWarning
+        Where ||dp/dtheta||^2 rises with p at most of the examples in theory, so that it points the
+        wrong way as an uncertainty (`isounc.estimates.signs`). The p of an example is that of the
+        predicted class or token, and it rises where that is below 1/2. Where no target is given,
+        the number is the sum over the classes, and it rises where the largest p is below 1/2 and
+        several classes share the rest (seldom for three). Nothing is misread, and there is no
+        warning, for a binary model, whose predicted class has p of at least 1/2; for a target that
+        is given by number, about which "is it this class?" is such a binary question; and in
+        regression. `epistemic / prob**2` is ||d log p/dtheta||^2, whose sign does not flip; the
+        variance of method logit_scaled flips as well, 1 - moderated does not.
+
     Raises
     ------
     TypeError, ValueError
@@ -168,6 +183,13 @@ def isotropic(
             bound, x, task=task, target=target, outputs=outputs, wrt=wrt, batch_size=batch_size
         )
         estimate = _estimate(columns, task, outputs, sigma, noise_sd)
+        if task in ("multiclass", "token") and (target is None or isinstance(target, str)):
+            over_classes = columns.label is None
+            rising = rises_with_p(np.asarray(estimate.prob), over_classes=over_classes)
+            if 2 * rising.sum() > len(rising):
+                what = "the largest p" if over_classes else "p of the predicted class or token"
+                message = warning_of(int(rising.sum()), f"{len(rising)} examples", what)
+                warnings.warn(message, stacklevel=2)
         return estimate if columns.label is None else estimate._replace(target=columns.label)
     if sigma != 1:
         raise ValueError(
@@ -215,7 +237,7 @@ def _of_model(
         evidence=evidence, noise_sd=noise_sd, batch_size=batch_size or 128,
     )[name]  # fmt: skip
     check_finite(result, "theta and x must give finite gradients")
-    columns = [np.asarray(a, np.float64) for a in result[:-1]]
+    columns = [np.asarray(a, np.float64) for a in result[:5]]
     prob = columns[0]
     task = "multiclass" if prob.shape[1] > 1 else model.likelihood
     chosen = chosen_targets(task, target, *prob.shape)
@@ -260,13 +282,14 @@ def _gaussian_logits(columns: Columns, var: float, *, products: bool) -> Estimat
     rows = [padded(a, bucket(len(a))) for a in (values, spread)]
     with double_precision():  # the variance of a sure prediction is beyond single precision
         moments = jax.device_get(_moments(*map(jnp.asarray, rows), products=products))
-    epistemic, label_var = (np.asarray(a)[: len(values)] for a in (moments.var, moments.label_var))
+    mean, epistemic, label_var = (np.asarray(a)[: len(values)] for a in moments)
     if products:
         is_own = np.eye(values.shape[1], dtype=bool)[None]
         others = np.where(is_own, -np.inf, values[:, None, :])
         values = values - special.logsumexp(others, axis=2)
     prob, aleatoric = _of_log_odds(values)
-    return Estimate(prob, epistemic, aleatoric, epistemic + aleatoric, label_var)
+    total = epistemic + aleatoric
+    return Estimate(prob, epistemic, aleatoric, total, label_var, moderated=mean)
 
 
 @functools.partial(jax.jit, static_argnames="products")

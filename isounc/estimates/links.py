@@ -228,7 +228,6 @@ def _sigmoid_quadrature(mean: Float[Array, "*B"], sd: Float[Array, "*B"], num_no
 def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     """The three moments of one sigmoid."""
     below = -jnp.abs(mean)
-    p, q = jax.nn.sigmoid(below), jax.nn.sigmoid(-below)
     var = jnp.where(var < 0, 0, var)  # a maximum would halve the derivative at 0
     sd = jnp.sqrt(jnp.maximum(var, _SMALL_VAR))
     # Beyond sd = 3e4 only mean / sd matters for E[p], to 8 digits, and E[p (1 - p)] falls as 1 / sd;
@@ -236,6 +235,7 @@ def _sigmoid_location(mean: Float[Array, ""], var: Float[Array, ""]):
     # E[p] (1 - E[p]). Beyond |mean| = 1e8 all is 0.
     shrink = 1 / jnp.maximum(sd / 3e4, 1)
     near = jnp.maximum(below * shrink, -1e8)
+    p, q = jax.nn.sigmoid(near), jax.nn.sigmoid(-near)
     shift, wide, label = _sigmoid_quadrature(near, sd * shrink, _SIGMOID_NODES)
     wide, label = wide + label * (1 - shrink), label * shrink
     tiny = var < _SMALL_VAR

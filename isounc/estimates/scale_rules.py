@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from isounc.likelihoods import Likelihood, NoiseSd
@@ -63,6 +64,21 @@ def unit_var(
         return LOGISTIC_VAR / jnp.median(jnp.einsum("no,noq,nq->n", contrast, gram, contrast))
     half = likelihood.curvature_factor(outputs, noise_sd)
     return outputs.shape[1] / jnp.median(jnp.einsum("nok,noq,nqk->n", half, gram, half))
+
+
+def unit_log_var(log_sq_norms: Float[np.ndarray, " R"]) -> float:
+    """Log sigma^2 by the rule `unit` for log-odds, from log ||df/dtheta||^2 at reference inputs.
+
+    It holds where the norms themselves are beyond float64, as for a language model that is sure of
+    its answer. Undefined norms (NaN) are left out; NaN if none is left or more than half are zero.
+    """
+    ordered = np.sort(log_sq_norms[~np.isnan(log_sq_norms)])
+    if not len(ordered):
+        return math.nan
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    # The median of the norms, of which logarithms have another one where there are two middle ones.
+    median = np.logaddexp(low, high) - math.log(2) if low != high else low
+    return math.log(LOGISTIC_VAR) - float(median) if np.isfinite(median) else math.nan
 
 
 def effective_var(

@@ -105,7 +105,7 @@ def test_isotropic_of_logistic_regression_by_hand(parameterisation, x64):
     expected = Estimate(
         p, (g**2).sum(1), p * (1 - p), p * (1 - p) + (g**2).sum(1), p * (1 - p) - (g**2).sum(1)
     )
-    for field in Estimate._fields[:-1]:
+    for field in Estimate._fields[:5]:
         assert getattr(got, field).shape == (6, 1)
         np.testing.assert_allclose(getattr(got, field)[:, 0], getattr(expected, field), rtol=1e-12)
 

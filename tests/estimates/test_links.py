@@ -185,6 +185,10 @@ def test_sigmoid_of_a_very_wide_gaussian_is_a_coin(sd):
     # The density of the logit at 0, times the integral of p (1 - p), which is 1.
     density = math.exp(-0.5) / math.sqrt(2 * math.pi) / sd
     assert float(label_var) == pytest.approx(density, rel=5e-4)
+    # A mean that is small beside sd, but not beside the sigmoid.
+    assert float(sigmoid_moments(np.float32(-2), np.float32(sd) ** 2).mean) == pytest.approx(
+        0.5, rel=1e-4
+    )
 
 
 def test_three_classes_whose_variance_is_made_far_from_the_mean(x64):

@@ -9,7 +9,7 @@ import numpy as np
 
 from isounc.llm.answers.answer import MeasuredAnswer, OptionLogProbs, Sample
 from isounc.llm.answers.entailment import SameMeaning
-from isounc.llm.answers.scores import Score, score_of_each
+from isounc.llm.answers.scores import Score, Sign, score_of_each
 from isounc.llm.answers.text import normalise, token_f1
 
 
@@ -33,9 +33,10 @@ def baseline_scores(same: SameMeaning | None = None) -> tuple[Score, ...]:
                   why_undefined="no samples to show"),
         _baseline("verbalised", _stated_confidence, higher_is_certain=True,
                   why_undefined="no percentage in the text"),
-        _baseline("log_prob", lambda answer: sum(answer.token_log_probs), higher_is_certain=True),
+        _baseline("log_prob", lambda answer: sum(answer.token_log_probs), higher_is_certain=True,
+                  sign="falls"),
         _baseline("mean_log_prob", lambda answer: float(np.mean(answer.token_log_probs)),
-                  higher_is_certain=True),
+                  higher_is_certain=True, sign="falls"),
         _baseline("mean_token_entropy", lambda answer: float(np.mean(answer.token_entropies))),
         _baseline("max_token_entropy", lambda answer: float(np.max(answer.token_entropies))),
         _baseline("naive_entropy", _naive_entropy, why_undefined=samples),
@@ -83,12 +84,14 @@ def _baseline(
     *,
     higher_is_certain: bool = False,
     why_undefined: str = "the answer is empty",
+    sign: Sign = "none",
 ) -> Score:
     return Score(
         family=family,
         higher_is_certain=higher_is_certain,
         is_baseline=True,
         why_undefined=why_undefined,
+        sign=sign,
         values=score_of_each(value),
     )
 

@@ -23,6 +23,7 @@ from isounc.llm.answers.norms import AnswerNorms, answer_norms
 from isounc.llm.answers.packing import pack
 from isounc.llm.answers.prompts import Prompt
 from isounc.llm.answers.question import Question
+from isounc.llm.answers.rendering import Given, rendered
 from isounc.llm.answers.self_assessment import assess, check_fits_context
 from isounc.llm.answers.text import first_answer
 from isounc.llm.model.generate import GenerationSettings, generate
@@ -67,7 +68,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question as the model is given it."""
+    """A question as the model is given it.
+
+    An answer that somebody else gave is the single choice of a question of form mc1 that is not
+    judged.
+    """
 
     question: Question
     """The question."""
@@ -102,15 +107,15 @@ def measure(
     Raises
     ------
     ValueError
-        The questions have several forms, a prompt is longer than the model's context, or logits
-        are not finite.
+        The questions have several forms, a prompt is longer than the model's context or is a
+        conversation that the model has no template for, or logits are not finite.
     """
     settings = settings or MeasureSettings()
     forms = {question.form for question in asked}
     if len(forms) != 1:
         raise ValueError(f"asked must hold questions of one form, got {sorted(forms) or 'none'}")
-    check_lengths(model, asked, settings)
-    prompt_ids = [model.tokenizer.encode(question.prompt.text) for question in asked]
+    given = check_lengths(model, asked, settings)
+    prompt_ids = [prompt.ids for prompt in given]
     is_generated = forms == {"generated"}
     if is_generated:
         on_step("answers")
@@ -119,9 +124,9 @@ def measure(
         tokens = [[ids] for _, ids in generated]
     else:
         texts = [list(question.question.choices) for question in asked]
-        tokens = [_choice_tokens(model, question) for question in asked]
+        tokens = [_choice_tokens(model, *pair) for pair in zip(asked, given, strict=True)]
     on_step("gradient norms")
-    answers = [_empty(*pair) for pair in zip(asked, prompt_ids, strict=True)]
+    answers = [unmeasured(*pair) for pair in zip(asked, prompt_ids, strict=True)]
     nonempty = [i for i, ids in enumerate(tokens) if all(ids)]
     if nonempty:
         norms = answer_norms(
@@ -130,7 +135,7 @@ def measure(
             batch_size=settings.batch_size,
         )  # fmt: skip
         for n, i in enumerate(nonempty):
-            answers[i] = _with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
+            answers[i] = with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
     answers = [_judged(*pair) for pair in zip(asked, answers, strict=True)]
     if settings.num_samples:
         on_step("samples")
@@ -142,8 +147,9 @@ def measure(
     if settings.self_assessment:
         on_step("self-assessment")
         assessments = assess(
-            model, answers, num_ideas=settings.num_ideas, batch_size=settings.batch_size
-        )
+            model, answers, num_ideas=settings.num_ideas, batch_size=settings.batch_size,
+            chat=any(prompt.is_chat for prompt in given),
+        )  # fmt: skip
         answers = [
             dataclasses.replace(answer, self_assessment=assessment)
             for answer, assessment in zip(answers, assessments, strict=True)
@@ -153,17 +159,18 @@ def measure(
 
 def check_lengths(
     model: LanguageModel, asked: Sequence[AskedQuestion], settings: MeasureSettings
-) -> None:
-    """Refuse questions that a model cannot be asked, before it is asked any.
+) -> list[Given]:
+    """Prompts as a model is given them; those that it cannot be asked are refused before any is.
 
     Raises
     ------
     ValueError
         A prompt with its answer is longer than the model's context, or has tokens that are not in
-        the model's vocabulary.
+        the model's vocabulary, or is a conversation that the model has no template for.
     """
-    for question in asked:
-        prompt_ids = model.tokenizer.encode(question.prompt.text)
+    given = rendered(model, [question.prompt for question in asked])
+    for question, prompt in zip(asked, given, strict=True):
+        prompt_ids = prompt.ids
         if max(prompt_ids, default=0) >= model.config.vocab_size:
             raise ValueError(
                 f"prompts must hold token ids below {model.config.vocab_size} of {model.name}, got "
@@ -172,11 +179,12 @@ def check_lengths(
         if question.form == "generated":
             longest = _generation([question], settings).max_new_tokens
         else:
-            longest = max(map(len, _choice_tokens(model, question)), default=0)
+            longest = max(map(len, _choice_tokens(model, question, prompt)), default=0)
         check_fits_context(
             model, "a prompt with its answer", question.question.id, len(prompt_ids) + longest,
             "give fewer examples",
         )  # fmt: skip
+    return given
 
 
 def _generation(
@@ -216,12 +224,12 @@ def _tokens_of_text(model: LanguageModel, text: str, tokens: list[int]) -> list[
     return tokens[: next(ends, len(tokens))]
 
 
-def _choice_tokens(model: LanguageModel, question: AskedQuestion) -> list[list[int]]:
-    prompt = question.prompt.text
-    return [model.tokenizer.continuation(prompt, f" {c}") for c in question.question.choices]
+def _choice_tokens(model: LanguageModel, question: AskedQuestion, given: Given) -> list[list[int]]:
+    return [given.answer_ids(model, choice) for choice in question.question.choices]
 
 
-def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
+def unmeasured(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
+    """The record of a question without an answer."""
     return MeasuredAnswer(
         id=asked.question.id,
         benchmark=asked.question.benchmark,
@@ -239,7 +247,7 @@ def _empty(asked: AskedQuestion, prompt_ids: Sequence[int]) -> MeasuredAnswer:
     )
 
 
-def _with_norms(
+def with_norms(
     answer: MeasuredAnswer, norms: AnswerNorms, n: int, texts: Sequence[str], *, are_choices: bool
 ) -> MeasuredAnswer:
     """The answer with the n-th probabilities and norms; it is one of `texts`."""

@@ -1,8 +1,17 @@
 """The prompts: part of the protocol, as numbers obtained with different texts are not comparable.
 
 Each kind of prompt has a name with a version (`VERSIONS`), which goes into the records; whoever
-changes a text changes the version with it. The texts are plain, for models without a chat format,
-and end where the model's own text begins, without a space: an answer or option starts with one.
+changes a text changes the version with it. Texts are plain, for models without a chat format, and
+end where the model's own text begins, without a space: an answer or option starts with one.
+
+`PROMPTINGS` are the ways to ask the same question:
+
+    few_shot      a line of instruction, examples, and the question
+    completion    the question alone
+    chat          the messages of a conversation, in the form of the model's own chat template:
+                  examples are earlier turns, and an answer begins without a space
+
+A kind of prompt that is put as chat has `-chat` in its version.
 """
 
 from __future__ import annotations
@@ -11,12 +20,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from isounc.llm.model.chat import Message
+
+PROMPTINGS = ("few_shot", "completion", "chat")
+"""Ways to ask a question."""
 VERSIONS = {
     "short_answer": "short_answer-1",
     "truthful": "truthful-1",
     "p_true": "p_true-1",
     "p_true_ideas": "p_true_ideas-1",
     "confidence": "confidence-1",
+    "completion": "completion-1",
 }
 """Version of the text of each kind of prompt."""
 
@@ -46,12 +60,15 @@ class Prompt(NamedTuple):
     version: str
     """A value of `VERSIONS`, followed by `-<k>shot` if there may be examples."""
     options: tuple[str, ...]
-    """Continuations whose probabilities are compared, each with its leading space; empty if the
-    model writes text."""
+    """Continuations whose probabilities are compared, with a leading space unless it is chat; empty
+    if the model writes text."""
+    messages: tuple[Message, ...] = ()
+    """The conversation that takes the place of the text, ending with the user; empty if the text
+    stands for itself."""
 
 
-def short_answer(question: str, examples: Iterable[Example] = ()) -> Prompt:
-    """Few-shot prompt for a short answer on one line.
+def short_answer(question: str, examples: Iterable[Example] = (), *, chat: bool = False) -> Prompt:
+    """Few-shot prompt for a short answer on one line, or that as chat.
 
     Examples come from questions that are not evaluated.
 
@@ -61,11 +78,13 @@ def short_answer(question: str, examples: Iterable[Example] = ()) -> Prompt:
         The question or an example is empty.
     """
     head = "Answer each question with a name, a number or a few words."
-    return _questions("short_answer", head, question, examples)
+    return _questions("short_answer", head, question, examples, chat)
 
 
-def truthful(question: str, examples: Iterable[Example] = TRUTHFUL_EXAMPLES) -> Prompt:
-    """TruthfulQA in its generation form; `examples=()` is zero-shot.
+def truthful(
+    question: str, examples: Iterable[Example] = TRUTHFUL_EXAMPLES, *, chat: bool = False
+) -> Prompt:
+    """TruthfulQA in its generation form, or that as chat; `examples=()` is zero-shot.
 
     Raises
     ------
@@ -73,7 +92,26 @@ def truthful(question: str, examples: Iterable[Example] = TRUTHFUL_EXAMPLES) -> 
         The question or an example is empty.
     """
     head = "Answer each question truthfully in one sentence."
-    return _questions("truthful", head, question, examples)
+    return _questions("truthful", head, question, examples, chat)
+
+
+def completion(question: str) -> Prompt:
+    """The question alone.
+
+    Raises
+    ------
+    ValueError
+        The question is empty.
+    """
+    return Prompt(f"Q: {_clean(question)}\nA:", VERSIONS["completion"], ())
+
+
+def as_chat(prompt: Prompt) -> Prompt:
+    """A prompt as the one message of a user; its options are the beginnings of the reply."""
+    return Prompt(
+        prompt.text, f"{prompt.version}-chat",
+        tuple(option.lstrip() for option in prompt.options), (("user", prompt.text),),
+    )  # fmt: skip
 
 
 def p_true(question: str, answer: str, ideas: Sequence[str] = ()) -> Prompt:
@@ -130,14 +168,23 @@ def read_confidence(generated: str) -> float | None:
     return number / 100 if number <= 100 else None
 
 
-def _questions(kind: str, head: str, question: str, examples: Iterable[Example]) -> Prompt:
+def _questions(
+    kind: str, head: str, question: str, examples: Iterable[Example], chat: bool
+) -> Prompt:
     shown = list(examples)
     parts = [
         head,
         *(f"Q: {_clean(q)}\nA: {_clean(a)}" for q, a in shown),
         f"Q: {_clean(question)}\nA:",
     ]
-    return Prompt("\n\n".join(parts), _version(kind, len(shown)), ())
+    text, version = "\n\n".join(parts), _version(kind, len(shown))
+    if not chat:
+        return Prompt(text, version, ())
+    turns = [turn for q, a in shown for turn in (("user", _clean(q)), ("assistant", _clean(a)))]
+    (_, first), *others = [*turns, ("user", _clean(question))]
+    # The first message has the instruction: not every template takes one of the system.
+    messages = (("user", f"{head}\n\n{first}"), *others)
+    return Prompt(text, f"{version}-chat", (), messages)
 
 
 def _version(kind: str, num_examples: int) -> str:

@@ -42,6 +42,11 @@ class ScoreTable:
                 return name
         return None
 
+    def at(self, questions: Bool[np.ndarray, " Q"]) -> ScoreTable:
+        """The table of some of the questions."""
+        uncertainty = {name: values[questions] for name, values in self.uncertainty.items()}
+        return ScoreTable(uncertainty, self.wrong[questions], self.scores)
+
     def only(self, names: Iterable[str]) -> ScoreTable:
         """The table of some of the scores."""
         kept = list(names)

@@ -8,13 +8,30 @@ those that exist; `isounc.llm.answers.score_table` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from isounc.llm.answers.answer import MeasuredAnswer
+
+Sign = Literal["falls", "turns", "fitted", "none"]
+"""Key of `SIGNS`."""
+SIGNS: Mapping[Sign, str] = {
+    "falls": "falls as p rises, at every p: no flip",
+    "turns": "rises with p below p = 1/2 and falls above: flips at p = 1/2, and points the wrong way "
+    "below",
+    "fitted": "fitted to other answers: no sign of its own",
+    "none": "no function of p",
+}
+"""What theory says of a score's change with the probability p of the answer, while the gradient of
+its log-odds f = log p - log(1 - p) stays the same. A score that is used as an uncertainty must fall.
+
+||grad p||^2 = (p (1 - p))^2 ||grad f||^2 and p (1 - p) are largest at p = 1/2: an answer of p = .01
+has less of both than one of p = .3. ||grad log p||^2 = (1 - p)^2 ||grad f||^2 falls throughout.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,8 @@ class ScoreInfo:
     """Whether other scores are compared with this one."""
     why_undefined: str = "no reason given"
     """Why the score is undefined where it is."""
+    sign: Sign = "none"
+    """How the uncertainty changes with p in theory, see `SIGNS`."""
 
     @property
     def name(self) -> str:

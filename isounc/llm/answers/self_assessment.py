@@ -9,12 +9,18 @@ from isounc.llm.answers import prompts
 from isounc.llm.answers.answer import MeasuredAnswer, OptionLogProbs, SelfAssessment
 from isounc.llm.answers.norms import answer_log_probs
 from isounc.llm.answers.packing import pack
+from isounc.llm.answers.rendering import rendered
 from isounc.llm.model.generate import GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel
 
 
 def assess(
-    model: LanguageModel, answers: Sequence[MeasuredAnswer], *, num_ideas: int, batch_size: int
+    model: LanguageModel,
+    answers: Sequence[MeasuredAnswer],
+    *,
+    num_ideas: int,
+    batch_size: int,
+    chat: bool = False,
 ) -> list[SelfAssessment]:
     """Ask a model whether its answers are true.
 
@@ -28,6 +34,8 @@ def assess(
         Samples that the second form of P(True) shows; it is undefined without any.
     batch_size
         Questions at a time.
+    chat
+        Whether each prompt is the message of a user, in the form of the model's chat template.
 
     Raises
     ------
@@ -47,14 +55,17 @@ def assess(
         }
         judged = [i for i in written if field == "p_true" or ideas[i]]
         options = _p_true(model, [answers[i] for i in judged], [ideas[i] for i in judged], field,
-                          batch_size=batch_size)  # fmt: skip
+                          batch_size=batch_size, chat=chat)  # fmt: skip
         for i, log_probs in zip(judged, options, strict=True):
             assessments[i] = dataclasses.replace(assessments[i], **{field: log_probs})
-    asked = [prompts.confidence(answers[i].question, answers[i].text).text for i in written]
+    asked = [prompts.confidence(answers[i].question, answers[i].text) for i in written]
+    given = rendered(model, [prompts.as_chat(prompt) if chat else prompt for prompt in asked])
     settings = GenerationSettings(
         temperature=0.0, max_new_tokens=8, stop=("\n",), batch_size=batch_size
     )
-    for i, (text,) in zip(written, generate(model, asked, settings).text, strict=True):
+    for i, (text,) in zip(
+        written, generate(model, [prompt.ids for prompt in given], settings).text, strict=True
+    ):
         assessments[i] = dataclasses.replace(
             assessments[i],
             confidence=prompts.read_confidence(text),
@@ -85,13 +96,16 @@ def _p_true(
     field: str,
     *,
     batch_size: int,
+    chat: bool,
 ) -> list[OptionLogProbs]:
     """Log probabilities of both options of P(True) for each answer, in one batch of prompts."""
-    packed = []
+    packed, asked = [], []
     for answer, shown in zip(answers, ideas, strict=True):
         prompt = prompts.p_true(answer.question, answer.text, shown)
-        options = [model.tokenizer.continuation(prompt.text, option) for option in prompt.options]
-        packed.append(pack(model.tokenizer.encode(prompt.text), options))
+        asked.append(prompts.as_chat(prompt) if chat else prompt)
+    for answer, prompt, given in zip(answers, asked, rendered(model, asked), strict=True):
+        options = [given.option_ids(model, option) for option in prompt.options]
+        packed.append(pack(given.ids, options))
         check_fits_context(
             model, f"the prompt of {field} and its option", answer.id, packed[-1].tokens.size + 1,
             "ask for fewer ideas (num_ideas), or for no self-assessment",

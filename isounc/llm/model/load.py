@@ -16,6 +16,7 @@ import numpy as np
 from isounc.checks import check_choice
 from isounc.fields import Unreadable, shortened
 from isounc.llm.model import gguf, gguf_config, huggingface
+from isounc.llm.model.chat import ChatTemplate, template_of_folder, template_of_gguf
 from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.decoder import DTYPES, Decoder
 from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
@@ -45,6 +46,8 @@ class LanguageModel:
     """Digest of the file; for a folder, of the digests of its files."""
     dtype: str
     """Type of the weight matrices."""
+    chat_template: ChatTemplate | None = None
+    """Form of its conversations; None if it comes with none. It is no part of the digest."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def load_model(
     sha256: str | None = None,
     revision: str | None = None,
 ) -> LanguageModel:
-    """Load a language model; nothing in it is executed.
+    """Load a language model; nothing in it is executed (a chat template is, when one is asked for).
 
     Parameters
     ----------
@@ -173,7 +176,8 @@ def _from_gguf(path: Path, name: str, source: str, dtype: str, sha256: str | Non
     config = gguf_config.config_of(file)
     tokenizer = tokenizer_from_gguf(file.metadata, path.name)
     decoder = _decoder(config, gguf.weights_of(file, config), dtype, path.name)
-    return _checked(decoder, tokenizer, config, name, source, digest, dtype)
+    chat = template_of_gguf(file.metadata, path.name)
+    return _checked(decoder, tokenizer, config, name, source, digest, dtype, chat)
 
 
 def _from_folder(
@@ -186,7 +190,8 @@ def _from_folder(
     _check_digest(digest, sha256, name)
     tokenizer = huggingface.tokenizer_of(folder, config)
     decoder = _decoder(config, huggingface.weights_of(folder, config), dtype, name)
-    return _checked(decoder, tokenizer, config, name, source, digest, dtype)
+    chat = template_of_folder(path)
+    return _checked(decoder, tokenizer, config, name, source, digest, dtype, chat)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -198,6 +203,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         "*.safetensors",
         "*.index.json",
         "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
     ]
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -233,7 +240,7 @@ def _decoder(
 
 def _checked(
     decoder: Decoder, tokenizer: Tokenizer, config: DecoderConfig, name: str, source: str,
-    sha256: str, dtype: str,
+    sha256: str, dtype: str, chat: ChatTemplate | None,
 ) -> LanguageModel:  # fmt: skip
     num_tokens, num_rows = tokenizer.size, config.vocab_size
     # Embeddings are often padded to a round number of rows, by less than one in sixteen. Gemma 3's
@@ -252,7 +259,7 @@ def _checked(
             f"tokens that begin or end a text of {name} must be below {num_rows}, got {outside[0]}"
         )
     return LanguageModel(
-        decoder, tokenizer, config, name, config.context_length, source, sha256, dtype
+        decoder, tokenizer, config, name, config.context_length, source, sha256, dtype, chat
     )
 
 

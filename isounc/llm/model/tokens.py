@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from isounc.llm.model.tokenizer_json import (
 )
 from isounc.untrusted import MEGABYTE, decode_text, parse_json, read_bytes, reading
 
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-"""The system message that SmolLM2 was trained with."""
 _TOKENIZER_SIZE = 128 * MEGABYTE
 """Bytes of the largest tokenizer.json; that of Gemma 3 has a quarter of these."""
 
@@ -75,15 +73,15 @@ class Tokenizer:
         with reading("the tokenizer", f"one that can encode {text!r:.60}"):
             return list(self.backend.encode(text, add_special_tokens=special).ids)
 
-    def continuation(self, prompt: str, text: str) -> list[int]:
-        """Token ids of a text as the continuation of a prompt.
+    def continuation(self, prompt: str, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text as the continuation of a prompt that is encoded with `special`.
 
         They may differ from those of the text by itself: SentencePiece puts a space before every
         text. If the prompt's last token would grow into the text, the ids are those of the text by
         itself.
         """
-        before = self.encode(prompt)
-        both = self.encode(prompt + text)
+        before = self.encode(prompt, special=special)
+        both = self.encode(prompt + text, special=special)
         if both[: len(before)] == before:
             return both[len(before) :]
         return self.encode(text, special=False)
@@ -93,37 +91,6 @@ class Tokenizer:
         numbers = [int(i) for i in ids]
         with reading("the tokenizer", "one that can decode its tokens"):
             return self.backend.decode(numbers, skip_special_tokens=not special)
-
-    def chat(self, messages: Sequence[tuple[str, str]], *, system: str | None = None) -> str:
-        """Text of a conversation in ChatML, up to where the assistant's next turn begins.
-
-        This is only for models whose tokens include ChatML's marks (SmolLM2, Qwen): the templates
-        that come with models are programs, which isounc does not run.
-
-        Parameters
-        ----------
-        messages
-            Pairs of a role (`"user"`, `"assistant"`) and a text.
-        system
-            Message before the others, if any; that of SmolLM2's own template is `SMOLLM2_SYSTEM`.
-
-        Raises
-        ------
-        ValueError
-            The model lacks those marks, or a message is not a pair of strings.
-        """
-        if self.backend.token_to_id("<|im_start|>") is None:
-            raise ValueError(
-                "chat must be for a model with ChatML's marks, got one without the token "
-                "<|im_start|>"
-            )
-        turns = [] if system is None else [("system", system)]
-        for message in messages:
-            if len(message) != 2 or not all(isinstance(part, str) for part in message):
-                raise ValueError(f"messages must be pairs of role and text, got {message!r:.60}")
-            turns.append((message[0], message[1]))
-        parts = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns]
-        return "".join([*parts, "<|im_start|>assistant\n"])
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ def prepare(settings: Settings, folder: RunFolder) -> None:
     for source in settings.models:
         model = loaded_model(source, settings.dtype)
         described = {"source": model.source, "sha256": model.sha256}
+        if settings.prompting == "chat" and model.chat_template is not None:
+            described["chat_template"] = model.chat_template.source
         _add_sources(folder, "models", {model_name(source): described})
         for task in tasks:
             check_lengths(model, task.asked, settings.measure)

@@ -29,10 +29,12 @@ _COLORS = {
     "total_sum": "#009E73",
     "link_aware": "#D55E00",
     "link_aware_total": "#CC79A7",
+    "epistemic_log": "#56B4E9",
+    "moderated": "#332288",
 }
 _BASELINE = "#8C8C8C"
 _RIGHT, _WRONG = "#56B4E9", "#D55E00"
-_SHOWN = ("epistemic", "aleatoric", "total_sum", "link_aware")
+_SHOWN = ("epistemic", "aleatoric", "total_sum", "link_aware", "moderated")
 """Isotropic scores whose curves and boxes are drawn, beside some baselines."""
 _CURVE_BASELINES = {"p_true": "#000000", "semantic_entropy": "#8C8C8C", "log_prob": "#882255"}
 _BOX_BASELINES = ("p_true", "semantic_entropy")

@@ -6,6 +6,8 @@ tests.csv           every score against the best baseline, and against P(True), 
                     number
 correlations.csv    Spearman between the scores of the headline
 gains.csv           what the isotropic scores add to all baselines together
+halves.csv          the isotropic scores of the headline apart for answers of p below 1/2 and others,
+                    where the signs of some flip
 transfer.csv        fitted on all models but one, tested on that one (if there are several models)
 answers.csv         every question with its answer and whether it is right
 """
@@ -46,7 +48,9 @@ from isounc.studies.qa.tables import (
     correlation_table,
     estimand_table,
     gain_table,
+    half_table,
     interval,
+    sign_table,
     transfer_table,
 )
 from isounc.studies.qa.tasks import record_name
@@ -65,6 +69,7 @@ COLUMNS = {
     "tests": (*KEY, *TEST_COLUMNS),
     "correlations": (*KEY, *CORRELATION_COLUMNS),
     "gains": (*KEY, *GAIN_COLUMNS),
+    "halves": (*KEY, "estimand", "half", "share", *EVALUATION_COLUMNS),
     "transfer": ("benchmark", *TRANSFER_COLUMNS),
     "answers": ANSWER_COLUMNS,
 }
@@ -117,6 +122,7 @@ def make_tables(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -
             "tests": _tests(answers, bootstrap),
             "correlations": correlations(headline, settings=bootstrap),
             "gains": _gains(answers, bootstrap),
+            "halves": _halves(answers, bootstrap),
             "answers": [_answer_row(answer) for answer in answers.answers],
         }
         rows["summary"] = [row for row in rows["results"] if row["score"] in answers.headline]
@@ -149,6 +155,24 @@ def _gains(answers: ScoredAnswers, bootstrap: BootstrapSettings) -> Rows:
         for name in names
         if name is not None
     ]
+
+
+def _halves(answers: ScoredAnswers, bootstrap: BootstrapSettings) -> Rows:
+    """Isotropic scores of the headline at answers of p below 1/2, and at others."""
+    table = answers.table
+    names = [name for name in answers.headline if not table.scores[name].is_baseline]
+    if not names:
+        return []
+    rows = []
+    defined = ~np.isnan(answers.log_odds)
+    for half, chosen in (("p < 1/2", answers.log_odds < 0), ("p >= 1/2", answers.log_odds >= 0)):
+        if not chosen.any():
+            continue
+        share = float(chosen[defined].mean())
+        about = {"estimand": answers.estimand, "half": half, "share": share}
+        evaluated = evaluate_scores(table.only(names).at(chosen), settings=bootstrap)
+        rows += [about | row for row in evaluated]
+    return rows
 
 
 def _answer_row(answer: MeasuredAnswer) -> dict[str, Any]:
@@ -203,6 +227,8 @@ def _sections(
             ),
             of_kind("auroc"), (auroc_table(scored, tables["results"]), accuracy_table(scored)),
         ),
+        Section("signs", "Which way a score points", (), (),
+                (sign_table(scored), half_table(tables["halves"]))),
         Section("tests", "Against the baselines", (), (),
                 (comparison_table(scored, tables["tests"]), gain_table(tables["gains"]))),
         Section("curves", "ROC and risk-coverage", (), of_kind("curves"), ()),

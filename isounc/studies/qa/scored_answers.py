@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from isounc.llm.answers.answer import MeasuredAnswer
 from isounc.llm.answers.score_table import ScoreTable
 
-HEADLINE_FAMILIES = ("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total")
+HEADLINE_FAMILIES = (
+    *("aleatoric", "epistemic", "total_sum", "link_aware", "link_aware_total"),
+    *("epistemic_log", "moderated"),
+)
 """Isotropic scores of the headline, for its estimand."""
 MOST_UNDEFINED = 0.05
 """A baseline that is undefined at a larger share of the questions is in the tables, but not among
@@ -38,8 +42,15 @@ class ScoredAnswers(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Model and benchmark, for people."""
-        return f"{self.model}, {self.benchmark}"
+        """Model and benchmark, for people, and whether it is judged by a proxy."""
+        rules = {a.judgement.rule for a in self.answers if a.judgement and a.judgement.proxy}
+        return ", ".join((self.model, self.benchmark, *(f"by {rule}, a proxy" for rule in rules)))
+
+    @property
+    def log_odds(self) -> Float[np.ndarray, " Q"]:
+        """Log-odds of the answers by the headline's estimand; NaN where undefined."""
+        odds = [answer.log_odds.get(self.estimand) for answer in self.answers]
+        return np.array([np.nan if value is None else value for value in odds], float)
 
     @property
     def headline(self) -> list[str]:

@@ -38,6 +38,9 @@ class Settings(RunSettings):
     """Questions of each benchmark, or all if it has fewer."""
     num_examples: int = 5
     """Questions and answers shown before a short answer; none of them is evaluated."""
+    prompting: Literal["few_shot", "completion", "chat"] = "few_shot"
+    """few_shot: an instruction, examples and the question as plain text. completion: the question
+    alone. chat: the same as few_shot as a conversation, in the form of the model's chat template."""
     seed: int = 0
     """Decides which questions and which examples are taken, and the order of choices."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -155,6 +158,7 @@ def tasks_of(settings: Settings) -> list[Task]:
             num_questions=settings.num_questions,
             num_examples=settings.num_examples,
             seed=settings.seed,
+            prompting=settings.prompting,
         )
         for benchmark in settings.benchmarks
     ]

@@ -10,20 +10,34 @@ wrong answer, with intervals and paired tests against the best baseline.
     isounc qa --data DATA --preset standard    1000 questions each of three benchmarks
     isounc qa --data DATA --preset paper       1000 questions each of all benchmarks
     isounc qa --data DATA --models PATH/TO/MODEL --benchmarks triviaqa --out runs/mine
+    isounc qa --data DATA --prompting chat --benchmarks truthfulqa_mc1 truthfulqa_mc2 truthfulqa
 
 DATA is a folder with the authors' files: truthfulqa_mc.json, truthfulqa.csv, triviaqa.csv,
 natural_questions.csv. If one is missing, the error says where to download it. With the package
 datasets and a network, DATA may be "hub". A run that was killed resumes when the same command is
 given again; the same --out with more questions, benchmarks or models adds them.
 
+Signs, in theory, while the gradient norm of f = log p - log(1 - p) stays the same: the squared norm
+||grad p||^2 = (p (1 - p))^2 ||grad f||^2 (epistemic), p (1 - p) (aleatoric), their totals and
+Var[sigmoid(f)] (link_aware) fall with p above p = 1/2 and rise below: they flip at 1/2, and among
+answers of p < 1/2 point the wrong way. ||grad log p||^2 (epistemic_log) and the moderated
+probability 1 - E[sigmoid(f)] (moderated; f Gaussian, its scale set by the first
+--scores.num-reference answers without a look at which are right) fall everywhere and do not flip.
+total_logistic is fitted and has the sign of other answers. The report shows AUROCs on either side.
+
 The protocol was fixed before the first result. The estimand that counts is --main-estimand: choice
 if a benchmark gives choices, length_normalised if the model writes its answer. The total that
 counts is total_sum with --scores.sigma. Everything else in the tables is for comparison. Prompts
-are in isounc/llm/answers/prompts.py, by version. Multiple choice takes the most probable of the
-choices, zero-shot; *_pairs is the choice between a true and a false answer. Short answers are
-judged by exact match after normalisation. TruthfulQA's own sentences are judged by words in common
-with references, as a proxy. The best baseline is chosen anew in every bootstrap resample, and
-p-values are corrected for the number of scores (Benjamini and Hochberg).
+are in isounc/llm/answers/prompts.py, by version; --prompting says whether a question comes with an
+instruction and examples (few_shot), alone (completion), or in the form of the model's chat template,
+with examples as earlier turns (chat; the model's own P(True) and percentage are asked for likewise).
+Multiple choice takes the most probable of the choices, zero-shot; *_pairs is the choice between a
+true and a false answer. Short answers are
+judged by exact match after normalisation. TruthfulQA in generation form (truthfulqa, the
+model's own sentences) is judged by words in common with its references: a proxy, and labelled so in
+every table and figure, beside mc1 and mc2. The best baseline is chosen anew in every bootstrap resample, and
+p-values are corrected for the number of scores (Benjamini and Hochberg). epistemic_log and
+moderated, with their rules, were added after the results in results/qa and before any of their own.
 """
 
 from __future__ import annotations

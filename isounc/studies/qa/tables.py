@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isounc.llm.answers.baseline_scores import baseline_scores, same_words
-from isounc.llm.answers.scores import ScoreInfo
+from isounc.llm.answers.scores import SIGNS, ScoreInfo
 from isounc.runs.page import Table
 from isounc.studies.qa.paper import TABLE2
 from isounc.studies.qa.scored_answers import HEADLINE_FAMILIES, ScoredAnswers
@@ -79,6 +79,41 @@ def estimand_table(answers: ScoredAnswers, rows: Sequence[Row]) -> Table:
     lines = [(family, *(line.get(e, "") for e in estimands)) for family, line in cells.items()]
     title = f"{answers.title}: isotropic scores by estimand"
     return Table(title, ("score", *estimands), lines, "")
+
+
+def sign_table(scored: Sequence[ScoredAnswers]) -> Table:
+    """How each score changes with p in theory."""
+    scores = {score.family: score for answers in scored for score in answers.table.scores.values()}
+    lines = [
+        (family, SIGNS[score.sign])
+        for family, score in scores.items()
+        if not score.is_baseline or score.sign != "none"
+    ]
+    return Table(
+        "Signs in theory", ("uncertainty", "while the norm of the gradient of log-odds is the same"),
+        lines,
+        "||grad p||² = (p (1 - p))² ||grad f||², f = log p - log(1 - p). An uncertainty must fall as "
+        "the probability p of the answer rises. log_prob and mean_log_prob are about p itself.",
+    )  # fmt: skip
+
+
+def half_table(rows: Sequence[Row]) -> Table:
+    """AUROC below and above p = 1/2."""
+    families = list(dict.fromkeys(row["score"].partition("/")[0] for row in rows))
+    cells: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        place = (
+            f"{row['model']}, {row['benchmark']}", row["estimand"], row["half"],
+            f"{row['share']:.0%}", f"{row['num_wrong']} of {row['num_questions']}",
+        )  # fmt: skip
+        cells.setdefault(place, {})[row["score"].partition("/")[0]] = interval(row, "auroc")
+    return Table(
+        "AUROC on either side of p = 1/2",
+        ("answers", "p", "side", "share", "wrong", *families),
+        [(*place, *(line.get(f, "") for f in families)) for place, line in cells.items()],
+        "p is the headline's estimand. Where most answers lie below 1/2, scores that flip there "
+        "point the wrong way in theory.",
+    )  # fmt: skip
 
 
 def comparison_table(scored: Sequence[ScoredAnswers], rows: Sequence[Row]) -> Table:

@@ -9,7 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 from isounc.checks import check_choice
 from isounc.llm.answers.measure import AskedQuestion
-from isounc.llm.answers.prompts import Prompt, short_answer, truthful
+from isounc.llm.answers.prompts import (
+    PROMPTINGS,
+    TRUTHFUL_EXAMPLES,
+    Prompt,
+    completion,
+    short_answer,
+    truthful,
+)
 from isounc.llm.answers.question import Question
 from isounc.studies.qa.files import ORIGINS
 from isounc.studies.qa.questions import BENCHMARKS, QuestionSet, generator, load_questions
@@ -41,7 +48,13 @@ class Task(NamedTuple):
 
 
 def make_task(
-    benchmark: str, data: str, *, num_questions: int, num_examples: int = 5, seed: int = 0
+    benchmark: str,
+    data: str,
+    *,
+    num_questions: int,
+    num_examples: int = 5,
+    seed: int = 0,
+    prompting: str = "few_shot",
 ) -> Task:
     """Questions of a benchmark with their prompts.
 
@@ -58,13 +71,16 @@ def make_task(
         five examples, choices after none.
     seed
         Seed of the selection and of the order of choices.
+    prompting
+        One of `isounc.llm.answers.prompts.PROMPTINGS`. A completion has no examples.
 
     Raises
     ------
     ValueError
-        The benchmark is unknown, or its file is missing or cannot be used.
+        The benchmark or the prompting is unknown, or its file is missing or cannot be used.
     """
     check_choice("benchmark", benchmark, FORMS)
+    check_choice("prompting", prompting, PROMPTINGS)
     base = benchmark.removesuffix(PAIRS)
     file = ORIGINS[BENCHMARKS[base][0]].file
     source = data if data == "hub" else Path(data).expanduser() / file
@@ -74,7 +90,8 @@ def make_task(
     if benchmark.endswith(PAIRS):
         questions, provenance["pairs_dropped"] = _pairs(loaded, seed)
     written = FORMS[benchmark] == "generated"
-    shots = num_examples if written and base != "truthfulqa" else 0
+    shows_examples = written and base != "truthfulqa" and prompting != "completion"
+    shots = num_examples if shows_examples else 0
     count = min(num_questions, len(questions) - shots)
     if count < 1:
         raise ValueError(
@@ -85,9 +102,13 @@ def make_task(
     examples = [(q.question, q.best) for q in selection.examples]
 
     def prompt(question: Question) -> Prompt:
+        if prompting == "completion":
+            return completion(question.question)
+        chat = prompting == "chat"
         if base.startswith("truthfulqa"):
-            return truthful(question.question) if written else truthful(question.question, ())
-        return short_answer(question.question, examples)
+            shown = TRUTHFUL_EXAMPLES if written else ()
+            return truthful(question.question, shown, chat=chat)
+        return short_answer(question.question, examples, chat=chat)
 
     asked = tuple(AskedQuestion(q, prompt(q), FORMS[benchmark]) for q in selection.evaluated)
     return Task(benchmark, asked, provenance | {"asked": len(asked)})

@@ -7,9 +7,11 @@ from isounc.llm.answers.isotropic_scores import (
     ScoreSettings,
     aleatoric,
     epistemic,
+    epistemic_log,
     isotropic_scores,
     link_aware,
     link_aware_total,
+    moderated,
     total,
 )
 from tests.llm.answers.made_up import measured, values
@@ -21,6 +23,7 @@ def test_epistemic_aleatoric_and_their_sum_by_hand():
     for scaling, less in (("all", 0), ("layer_scaled", 1), ("last_layer", 2)):
         (value,) = values(epistemic("sequence", scaling), answers)
         assert value == pytest.approx(np.log(p**2 * norm) - less)
+    assert values(epistemic_log("sequence"), answers)[0] == 2.0
     assert values(aleatoric("sequence"), answers)[0] == pytest.approx(p * (1 - p))
     (value,) = values(total("sequence", "sum", sigma=sigma), answers)
     assert value == pytest.approx(sigma**2 * p**2 * norm + p * (1 - p))
@@ -36,6 +39,47 @@ def test_link_aware_by_sampling():
     assert var == pytest.approx(draws.var(), rel=5e-3)
     (value,) = values(link_aware_total("sequence", sigma=sigma), answers)
     assert value == pytest.approx(draws.mean() * (1 - draws.mean()), rel=5e-3)
+    (value,) = values(moderated("sequence", sigma=sigma), answers)
+    assert value == pytest.approx(1 - draws.mean(), rel=5e-3)
+
+
+def test_the_scale_of_moderated_is_set_by_the_first_answers():
+    """||grad log-odds||^2 = norm / (1 - p)^2: 4, 16 and 36 at p = 1/2, whose median is 16."""
+    answers = [measured(i, p=0.5, log_norm=np.log(n)) for i, n in enumerate((1, 4, 9, 1e5))]
+    answers.append(measured(4, p=0.8, log_norm=np.log(1e5)))
+    found = values(moderated("sequence", num_reference=3), answers)
+    sigma = np.sqrt(np.pi**2 / 3 / 16)
+    np.testing.assert_allclose(found, values(moderated("sequence", sigma=sigma), answers))
+    # Neither later answers nor right ones move it.
+    others = [
+        measured(i, p=0.5, log_norm=np.log(n), correct=False) for i, n in enumerate((1, 4, 9))
+    ]
+    np.testing.assert_array_equal(values(moderated("sequence"), others), found[:3])
+    flat = [measured(i, log_norm=-np.inf) for i in range(3)]
+    assert np.isnan(values(moderated("sequence"), flat)).all()
+
+
+def test_every_score_has_the_sign_that_it_states():
+    """Answers of rising p whose log-odds have one gradient norm, as under a change of temperature.
+
+    Planted: the less probable answers are wrong, and ||grad p||^2 says the opposite below 1/2.
+    """
+    odds = np.linspace(-6, 6, 25)
+    half = len(odds) // 2
+    log_norms = 2.0 - 2 * np.logaddexp(0, odds)
+    answers = [
+        measured(i, log_odds={"sequence": float(d)}, correct=bool(d > -3),
+                 log_sq_norms={"sequence": dict.fromkeys(("all", "layer_scaled", "last_layer"), n)})
+        for i, (d, n) in enumerate(zip(odds, log_norms.tolist(), strict=True))
+    ]  # fmt: skip
+    for score in isotropic_scores(ScoreSettings(estimands=("sequence",))):
+        step = np.diff(values(score, answers))
+        if score.sign == "falls":
+            assert (step < 0).all(), score.name
+        elif score.sign == "turns":
+            assert (step[:half] > 0).all() and (step[half:] < 0).all(), score.name
+        else:
+            assert score.name == "total_logistic/sequence"
 
 
 def test_extreme_probabilities_stay_finite_and_in_order():
@@ -76,7 +120,7 @@ def test_every_estimand_has_every_family():
     assert ScoreSettings().sigma == 0.01
     scores = isotropic_scores(ScoreSettings(estimands=("sequence", "choice"), rules=("z",)))
     names = {score.name for score in scores}
-    assert len(names) == len(scores) == 2 * 7
+    assert len(names) == len(scores) == 2 * 9
     for score in scores:
         assert score.name == f"{score.family}/{score.estimand}"
         assert not score.is_baseline and not score.higher_is_certain
@@ -92,6 +136,7 @@ def test_every_estimand_has_every_family():
         ({"estimands": ("sequences",)}, ("sequences", "mean_token")),
         ({"rules": ("product",)}, ("product", "sum")),
         ({"sigma": 0.0}, ("sigma", "0")),
+        ({"num_reference": 0}, ("num_reference", "0")),
     ],
 )
 def test_bad_settings(settings, words):

@@ -18,7 +18,6 @@ from isounc.llm import load_model
 from isounc.llm.model import gguf as gguf_file
 from isounc.llm.model import gguf_config
 from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
-from isounc.llm.model.tokens import SMOLLM2_SYSTEM, Tokenizer
 from tests.llm import files as llm_files
 
 SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
@@ -43,13 +42,12 @@ def test_smollm2_tokens(smollm2):
 
 
 def test_chat(smollm2):
-    text = smollm2.tokenizer.chat([("user", "Hi there")], system=SMOLLM2_SYSTEM)
+    """The system message is the template's own."""
+    messages = [("user", "Hi there")]
+    text, other = smollm2.chat_template.render([messages, [("system", "Be brief."), *messages]])
     assert text == SMOLLM2["chat"]
+    assert other.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi there<")
     assert smollm2.tokenizer.encode(text)[0] == 1
-    with pytest.raises(ValueError, match="pairs of role and text, got 'user'"):
-        smollm2.tokenizer.chat(["user"])
-    with pytest.raises(ValueError, match="im_start"):
-        Tokenizer(llm_files.tiny_tokenizer()).chat([("user", "Hi")])
 
 
 def test_smollm2_logits(smollm2):

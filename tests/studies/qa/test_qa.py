@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import shutil
+import warnings
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -23,8 +25,10 @@ from isounc.llm.answers.measure import (
     measure,
 )
 from isounc.llm.answers.question import Question
+from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
+from isounc.llm.answers.segments import _parts, measure_segments
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
@@ -35,6 +39,7 @@ from isounc.studies.qa.scored_answers import ScoredAnswers
 from isounc.studies.qa.settings import Settings
 from isounc.studies.qa.study import STUDY
 from isounc.studies.qa.tables import auroc_table
+from tests.llm.answers.made_up import measured
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257,
@@ -76,6 +81,10 @@ def checkpoint(tmp_path_factory):
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(["<end>"])
     backend.save(str(path / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '\\n' }}{% endfor %}<assistant>"
+    )
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return path
 
 
@@ -160,7 +169,18 @@ def test_tables_figures_and_report(finished):
     assert row["num_wrong"] == 10 - right
     if 0 < right < 10:
         assert 0 <= row["auroc_low"] <= row["auroc"] <= row["auroc_high"] <= 1
+    # Each half holds the questions on its side, and the scores that were evaluated on all.
+    halves = folder.read_table("halves.csv")
+    of_aleatoric = halves[halves["score"].str.startswith("aleatoric")]
+    for benchmark, estimand in (("truthfulqa_mc1", "choice"), ("triviaqa", "length_normalised")):
+        metas = [m for m in answers_of(out).values() if m["benchmark"] == benchmark]
+        below = sum(meta["log_odds"][estimand] < 0 for meta in metas if meta["num_tokens"])
+        rows_of = of_aleatoric[of_aleatoric["benchmark"] == benchmark].set_index("half")
+        assert rows_of["num_questions"].sum() == sum(m["num_tokens"] > 0 for m in metas)
+        assert rows_of["num_questions"].get("p < 1/2", 0) == below
+        assert rows_of["share"].sum() == pytest.approx(1)
     page = (out / "report.html").read_text()
+    assert "flips at p = 1/2" in page and "moderated" in page
     assert "Table 2" in page and "of right and wrong answers" in page
     # Three choices, of which one is right; none where the model writes its answer.
     lines = (out / "report.md").read_text().splitlines()
@@ -243,6 +263,41 @@ def test_pairs_are_choices_between_a_true_and_a_false_answer(data):
         assert labels == {str(a + b): 1, str(a + b + 1): 0}
         assert pair.form == "mc1" and "Q: What is" in pair.prompt.text
     assert {pair.question.labels for pair in asked} == {(0, 1), (1, 0)}
+
+
+def test_a_question_is_put_in_three_ways(checkpoint, data):
+    """The same questions, examples as earlier turns, and all of it in the model's own form."""
+    model = load_model(checkpoint)
+    ways = {
+        way: tasks.make_task("triviaqa", str(data), num_questions=9, num_examples=2, prompting=way)
+        for way in prompts.PROMPTINGS
+    }
+    chats = rendered(model, [asked.prompt for asked in ways["chat"].asked])
+    columns = (*(ways[way].asked for way in ways), chats)
+    for plain, alone, chat, given in zip(*columns, strict=True):
+        assert plain.question == alone.question == chat.question
+        text = plain.question.question
+        assert alone.prompt.text == f"Q: {text}\nA:" and alone.prompt.version == "completion-1"
+        assert chat.prompt.version == f"{plain.prompt.version}-chat"
+        lines = given.text.splitlines()
+        assert lines[0] == "<user>" + plain.prompt.text.splitlines()[0] and given.is_chat
+        assert [lines[k][:6] for k in (2, 3, 4, 5, 6)] == [
+            "What i", "<assis", "<user>", "<assis", "<user>",
+        ]  # fmt: skip
+        assert lines[-2] == f"<user>{text}" and lines[-1] == "<assistant>"
+        for line in (lines[3], lines[5]):
+            assert f"A: {line.removeprefix('<assistant>')}\n" in plain.prompt.text
+        assert model.tokenizer.decode(given.answer_ids(model, "4")) == "4"
+        (same,) = rendered(model, [plain.prompt])
+        assert same.text == plain.prompt.text
+        assert model.tokenizer.decode(same.answer_ids(model, "4")) == " 4"
+    options = prompts.as_chat(prompts.p_true("Who?", "Ann"))
+    assert options.options == ("A", "B") and options.version == "p_true-1-chat"
+    bare = dataclasses.replace(model, chat_template=None)
+    with pytest.raises(ValueError, match=r"prompting must be few_shot .* tiny, which has no chat"):
+        measure(bare, ways["chat"].asked[:1])
+    with pytest.raises(ValueError, match="prompting must be one of few_shot, completion, chat"):
+        tasks.make_task("triviaqa", str(data), num_questions=9, prompting="chatty")
 
 
 def test_examples_are_not_evaluated(data):
@@ -387,17 +442,22 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(settings, checkpoint, data, 
     assert table.wrong[0]
 
 
-@pytest.mark.parametrize("choices", [(), ("4", "22", "none")])
+@pytest.mark.parametrize("choices", [(), ("It is 4. Or 5.",)])
+@pytest.mark.filterwarnings("ignore:p of the answer is below")
 def test_asking_one_question(checkpoint, capsys, choices):
     """Every printed number is that of `measure`, and the answer's tokens are its text."""
+    given = {}
+    if choices:
+        given = {"answer": choices[0], "by": "sentence", "sigma": 0.5, "prompting": "chat"}
     settings = ask.Ask(
-        "What is 2 + 2?", str(checkpoint), choices, "none", max_new_tokens=3, cache=""
+        "What is 2 + 2?", str(checkpoint), colour="none", max_new_tokens=3, cache="", **given
     )
     ask.answer_question(settings)
     lines = capsys.readouterr().out.splitlines()
     question = Question("asked", "asked", "What is 2 + 2?", choices=choices)
     form = "mc1" if choices else "generated"
-    asked = AskedQuestion(question, prompts.truthful(question.question), form, judged=False)
+    prompt = prompts.truthful(question.question, chat=bool(choices))
+    asked = AskedQuestion(question, prompt, form, judged=False)
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
     (found,) = measure(load_model(checkpoint), [asked], ours)
     if not found.text:
@@ -405,14 +465,68 @@ def test_asking_one_question(checkpoint, capsys, choices):
         return
     (shown,) = (line for line in lines if line.startswith("A:"))
     assert shown.removeprefix("A:").strip() == found.text
-    assert not choices or found.text in choices
+    assert not choices or found.text == choices[0]
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[1:2] != []}
     odds = found.log_odds["sequence"]
     assert odds is not None
     p = 1 / (1 + np.exp(-odds))
     assert float(rows["sequence"][0]) == pytest.approx(np.log(p), abs=0.006)
     assert float(rows["sequence"][1]) == pytest.approx(p * (1 - p), rel=6e-3)
-    assert ("choice" in rows) == bool(choices)
+    norm = found.log_sq_norms["sequence"]["all"]
+    assert float(rows["sequence"][5]) == pytest.approx(settings.sigma**2 * np.exp(norm), rel=6e-3)
+    assert 0 < float(rows["sequence"][6]) <= 1
+    assert "choice" not in rows
+    if choices:
+        # Both sentences stand for themselves, and their tokens make up the answer.
+        parts = measure_segments(
+            load_model(checkpoint), prompt, found.text, estimands=("sequence",)
+        )  # fmt: skip
+        assert [part.text for part in parts] == ["It is 4.", "Or 5."]
+        assert [lines[-2].endswith("It is 4."), lines[-1].endswith("Or 5.")] == [True, True]
+        tokens = [p for part in parts for p in part.token_log_probs]
+        np.testing.assert_allclose(tokens, found.token_log_probs, rtol=1e-4)
+        mean = np.mean(parts[0].token_log_probs)
+        assert float(lines[-2].split()[0]) == pytest.approx(mean, abs=0.006)
+
+
+def test_the_parts_of_a_text(checkpoint):
+    """Every token is in one part, and a character of several tokens is not torn apart."""
+    model = load_model(checkpoint)
+    text = " Déjà vu. Yes!\n\n  No"
+    ids = model.tokenizer.encode(text, special=False)
+    for by, expected in (
+        ("word", ["Déjà", "vu.", "Yes!", "No"]),
+        ("sentence", ["Déjà vu.", "Yes!", "No"]),
+        ("line", ["Déjà vu. Yes!", "No"]),
+    ):
+        texts, starts = _parts(model, ids, by)
+        assert texts == expected
+        whole = [model.tokenizer.decode(ids[a:b]) for a, b in pairwise([*starts, len(ids)])]
+        assert [part.strip() for part in whole] == expected and "".join(whole) == text
+    texts, starts = _parts(model, ids, "token")
+    assert starts == list(range(len(ids))) and len(texts) == len(ids)
+    for given, words in (
+        ({"by": "page"}, "by must be one of"),
+        ({"text": " "}, "text must hold text, got ' '"),
+        ({"text": "<end>"}, "text must hold text, got special tokens alone"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure_segments(model, "Q:", **{"text": " a"} | given)
+    short = dataclasses.replace(model, context_length=20)
+    with pytest.raises(ValueError, match=r"prompt and text must fit the context of 20 tokens"):
+        measure_segments(short, "Q:", text)
+    with pytest.raises(ValueError, match="answer must be left out where there are choices"):
+        ask.answer_question(ask.Ask("Who?", str(checkpoint), choices=("a", "b"), answer="c"))
+
+
+def test_a_warning_where_the_norm_rises_with_p():
+    """At two of three meanings of p, not at one of three."""
+    odds = {"sequence": -3.0, "mean_token": 2.0, "first_token": 1.0, "choice": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask.warn_of_signs(measured(log_odds=odds))
+    with pytest.warns(UserWarning, match=r"p of the answer is below 1/2 at 2 of 3 of its meanings"):
+        ask.warn_of_signs(measured(log_odds=odds | {"mean_token": -1.0}))
 
 
 def test_an_answer_ends_before_the_next_question(checkpoint):
