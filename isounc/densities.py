@@ -109,7 +109,7 @@ def log_likelihood_terms(
 def in_units(model: Model, n: int) -> bool:
     """Whether a row for each unit, and not for each example, makes gradients faster on a CPU.
 
-    Measured with `benchmarks/layouts.py`, by up to a factor of 2.5: narrow networks are faster that
+    Measured with `benchmarks/layouts.py`, by up to a factor of 3: narrow networks are faster that
     way, and those of several outputs at any width.
     """
     if model.depth > 1:
