@@ -61,6 +61,10 @@ class CentredModel(Model):
         """Outputs at features X, before the link."""
         return self._of_features().apply(self._without_bias(theta), X)
 
+    def apply_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "O N"]:
+        """`apply` with a row for each output."""
+        return self._of_features().apply_transposed(self._without_bias(theta), X)
+
     def group_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " L"]:
         """1 in the first layer."""
         sds = super().group_prior_sd(prior_sd)
@@ -73,6 +77,12 @@ class CentredModel(Model):
             scale = 1 / math.sqrt(self.in_features + 1) if self.parameterisation == "ntk" else 1.0
             return jnp.asarray(X) * scale
         return self._of_features().features(self._without_bias(theta), X)
+
+    def features_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "F N"]:
+        """`features` with a row for each feature."""
+        if self.depth == 0:
+            return self.features(theta, X).T
+        return self._of_features().features_transposed(self._without_bias(theta), X)
 
 
 class Centred(NamedTuple):

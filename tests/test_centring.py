@@ -45,6 +45,12 @@ def test_the_changed_model_is_the_model_and_its_prior(depth, parameterisation, x
             assert np.ptp(expected) > 1e-12
             found = frame.model.apply(jnp.asarray(one), ours)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
+    for name in ("apply", "features"):
+        rows, columns = (
+            getattr(frame.model, name + end)(jnp.asarray(u[0]), frame.data.X[0])
+            for end in ("", "_transposed")
+        )
+        np.testing.assert_allclose(rows, columns.T, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(
         ((theta / model.param_prior_sd(PRIOR_SD)) ** 2).sum(1),
         ((u / frame.data.prior_sd[0]) ** 2).sum(1),

@@ -391,6 +391,7 @@ def test_german_credit(shared):
     np.testing.assert_allclose(sd, reference["logistic_gt_sd"], rtol=0.02)
 
 
+@slow  # the study `agreement` is tested with a cell that NumPyro samples, too
 def test_numpyro_samples_the_same_posterior():
     from numpyro import infer
 

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from scipy.special import expit
 
-from isounc.estimates.links import sigmoid_normal_moments
+from isounc.estimates.moderated import sigmoid_mean_and_var
 from isounc.estimates.scale_rules import LOGISTIC_VAR
 from isounc.gradnorm import value_and_sq_grad_norm
 from isounc.llm.answers.estimands import log_odds_of_product
@@ -39,7 +39,6 @@ from isounc.studies.world.corpus import (
 
 AT_A_TIME = 100
 """Questions at a time, which bounds memory."""
-_moments = jax.jit(sigmoid_normal_moments)
 
 
 class Score(NamedTuple):
@@ -283,10 +282,9 @@ def make_scores(
     f, g = said.log_odds, said.odds_sq_norm
     p, q = expit(f), expit(-f)
     scale = sigma_sq(said, taught)
-    # E[1 - sigmoid(f)] = E[sigmoid(-f)] keeps its digits where p is near 1.
-    with jax.enable_x64(True):
-        both = jnp.asarray(np.concatenate([f, -f])), jnp.asarray(np.tile(scale * g, 2))
-        moments = jax.device_get(_moments(*both))
+    # E[1 - sigmoid(f)] = E[sigmoid(-f)] keeps its digits where p is near 1; the variance is the same.
+    with np.errstate(divide="ignore"):
+        mean_error, var = sigmoid_mean_and_var(-f, np.log(scale * g))
     probs = np.exp(said.log_probs)
     whole = np.concatenate([probs, np.maximum(1 - probs.sum(1, keepdims=True), 0)], axis=1)
     sq_norm = (p * q) ** 2 * g
@@ -299,8 +297,8 @@ def make_scores(
         "log_sq_norm": q**2 * g,
         "odds_sq_norm": g,
         "total": scale * sq_norm + p * q,
-        "logit_scaled": moments.var[: len(f)],
-        "moderated": moments.mean[len(f) :],
+        "logit_scaled": var,
+        "moderated": mean_error,
         "p_true": 1 - said.p_true,
         "frequency": -said.frequency,
         "ensemble_trace": others.trace,

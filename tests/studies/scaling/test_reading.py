@@ -191,7 +191,8 @@ def test_cells_that_were_sampled_again_are_counted(run, rows):
 # A smaller publication of the same study is always made again; these only where time is no matter.
 # The world's large table is read again by the test of that study, from a smaller run.
 LARGER = {
-    "standard", "covariance", "covariance/standard", "spectrum", "spectrum/standard", "world",
+    "standard", "covariance", "covariance/standard", "spectrum/standard",
+    "spectrum/standard_parameterisation", "world",
 }  # fmt: skip
 PUBLISHED = [
     pytest.param(path, id=name)

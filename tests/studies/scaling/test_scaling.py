@@ -182,19 +182,10 @@ def test_resume_after_sigkill_and_damage_gives_the_same_numbers(finished, tmp_pa
     assert_same(results(finished[0]), results(out))
 
 
-@pytest.mark.parametrize(
-    "widths",
-    [
-        ("3",),
-        # A second shape to compile, which the second worker takes.
-        pytest.param(
-            ("3", "4"),
-            marks=pytest.mark.skipif(
-                os.environ.get("ISOUNC_SLOW") != "1",
-                reason="takes a minute or more: set ISOUNC_SLOW=1",
-            ),
-        ),
-    ],
+# Of the second one the second worker compiles another shape.
+@pytest.mark.parametrize("widths", [("3",), ("3", "4")])
+@pytest.mark.skipif(
+    os.environ.get("ISOUNC_SLOW") != "1", reason="takes a minute or more: set ISOUNC_SLOW=1"
 )
 def test_worker_processes_give_the_same_numbers(finished, tmp_path, widths):
     out = tmp_path / "workers"
