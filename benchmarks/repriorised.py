@@ -1,4 +1,4 @@
-"""What a read-out that is whitened class by class leaves of a softmax, however wide the network.
+"""How far a posterior of several classes stays from N(0, I) when each class is whitened by itself.
 
     uv run benchmarks/repriorised.py
     uv run benchmarks/repriorised.py --problems clusters3 spirals3 rings3 --sizes 30 100 300

@@ -49,7 +49,9 @@ def stored(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 OURS, THEIRS = "hmc auto", "numpyro model"
-"""The ways that `pairs` holds against each other."""
+"""The ways that `pairs` compares."""
+GOAL = 5.0
+"""Times NumPyro that isounc aims at."""
 
 
 def pairs(rows: list[dict[str, Any]]) -> str:
@@ -87,12 +89,8 @@ def pairs(rows: list[dict[str, Any]]) -> str:
     ])  # fmt: skip
 
 
-GOAL = 5.0
-"""Times NumPyro that isounc aims at."""
-
-
 def _sampled(row: Mapping[str, Any]) -> str:
-    """What a way gave, in what time; in brackets where it fails its checks, and R-hat says by how much."""
+    """Effective draws, seconds and R-hat of a run, in brackets if it failed its checks."""
     text = f"{row['ess_mean']}, {row['ess_var']} in {row['seconds']:.3g} s, R-hat {row['rhat_max']:.3f}"
     return text if row["gate"] == "pass" else f"({text})"
 

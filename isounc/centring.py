@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from isounc.densities import Data, host_data
-from isounc.models import Inputs, Model, Theta
+from isounc.models import MLP, Inputs, Model, Theta
 from isounc.problems import Problem
 
 OFF_CENTRE = 10.0
@@ -51,19 +51,15 @@ class CentredModel(Model):
         changed: dict[str, Any] = {"in_features": self.in_features + 1}
         return Model(**_fields(self) | changed)
 
-    def _without_bias(self, theta: Theta) -> Float[Array, " Q"]:
-        inputs, units = self.layer_sizes[0]
-        end = (inputs + 1) * units
-        theta = jnp.asarray(theta)
-        return jnp.concatenate([theta[:end], jnp.zeros(units, theta.dtype), theta[end:]])
+    def _module(self, params: dict) -> MLP:
+        """The network on the features; u_0 belongs to one of them."""
+        first = params["layers"][0]
+        kernel = jnp.concatenate([first["kernel"], first["bias"][None]])
+        changed = {"kernel": kernel, "bias": jnp.zeros_like(first["bias"])}
+        return self._of_features()._module({"layers": params["layers"] | {0: changed}})
 
-    def apply(self, theta: Theta, X: Inputs) -> Float[Array, "N O"]:
-        """Outputs at features X, before the link."""
-        return self._of_features().apply(self._without_bias(theta), X)
-
-    def apply_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "O N"]:
-        """`apply` with a row for each output."""
-        return self._of_features().apply_transposed(self._without_bias(theta), X)
+    def _check_inputs(self, X: Any) -> None:
+        self._of_features()._check_inputs(X)
 
     def group_prior_sd(self, prior_sd: float) -> Float[np.ndarray, " L"]:
         """1 in the first layer."""
@@ -76,13 +72,13 @@ class CentredModel(Model):
         if self.depth == 0:
             scale = 1 / math.sqrt(self.in_features + 1) if self.parameterisation == "ntk" else 1.0
             return jnp.asarray(X) * scale
-        return self._of_features().features(self._without_bias(theta), X)
+        return super().features(theta, X)
 
     def features_transposed(self, theta: Theta, X: Inputs) -> Float[Array, "F N"]:
         """`features` with a row for each feature."""
-        if self.depth == 0:
-            return self.features(theta, X).T
-        return self._of_features().features_transposed(self._without_bias(theta), X)
+        return (
+            self.features(theta, X).T if self.depth == 0 else super().features_transposed(theta, X)
+        )
 
 
 class Centred(NamedTuple):

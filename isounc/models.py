@@ -92,9 +92,8 @@ class MLP(nnx.Module):
     def transposed(self, x: Real[Array, "D N"]) -> Float[Array, "O N"]:
         """The outputs with the examples along the last axis, of inputs that have them there too.
 
-        CPUs work along the last axis. With eight times as many examples as units the gradient of a
-        log likelihood takes half to all of the time that it takes the other way; with fewer it may
-        take longer.
+        CPUs work along the last axis. `isounc.densities.in_units` says when that makes the gradient
+        of a log likelihood faster.
         """
         return _affine(self.layers[-1], self.hidden_transposed(x))
 

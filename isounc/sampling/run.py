@@ -189,30 +189,17 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: jax.lax.map(lambda xs: function(*xs), args)
 
 
-def together(
-    function: Callable[..., Any], in_axes: int | tuple[int | None, ...] = 0
-) -> Callable[..., Any]:
-    """`jax.vmap`, but an axis of length one is taken off: on CPUs a batch of one costs a lot.
+def together(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` over the first axis, which is taken off instead if its length is one.
 
-    XLA computes products of matrices with a batch dimension in another way, two to four times as
-    slow for a single network.
+    XLA computes products of matrices with a batch dimension in another way, which on CPUs is two to
+    four times as slow for a single network.
     """
 
     def mapped(*args: Any) -> Any:
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
-        is_mapped = [axis is not None for axis in axes]
-        lengths = {
-            leaf.shape[0]
-            for arg, yes in zip(args, is_mapped, strict=True)
-            if yes
-            for leaf in jax.tree.leaves(arg)
-        }
-        if lengths != {1}:
-            return jax.vmap(function, in_axes)(*args)
-        alone = [
-            jax.tree.map(lambda a: a[0], arg) if yes else arg
-            for arg, yes in zip(args, is_mapped, strict=True)
-        ]
+        if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(args)):
+            return jax.vmap(function)(*args)
+        alone = jax.tree.map(lambda a: a[0], args)
         return jax.tree.map(lambda a: jnp.asarray(a)[None], function(*alone))
 
     return mapped

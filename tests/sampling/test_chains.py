@@ -41,17 +41,16 @@ def exact(problem):
 
 
 def test_an_axis_of_one_is_that_of_a_batch():
-    """As `jax.vmap` has it, also with keys, trees and arguments that all share."""
+    """As `jax.vmap` has it, also with keys, trees and what a function closes over."""
+    shared = jnp.array([1.0, 2.0])
 
-    def function(key, tree, shared):
+    def function(key, tree):
         return tree["a"] @ shared + jax.random.normal(key), (tree["b"], 0.0)
 
     for length in (1, 3):
         keys = jax.random.split(jax.random.key(0), length)
         tree = {"a": jnp.arange(4.0 * length).reshape(length, 2, 2), "b": jnp.arange(length)}
-        given = keys, tree, jnp.array([1.0, 2.0])
-        found = together(function, (0, 0, None))(*given)
-        wanted = jax.vmap(function, (0, 0, None))(*given)
+        found, wanted = together(function)(keys, tree), jax.vmap(function)(keys, tree)
         assert jax.tree.structure(found) == jax.tree.structure(wanted)
         for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
             np.testing.assert_array_equal(a, b)

@@ -26,8 +26,8 @@ SIGNS: Mapping[Sign, str] = {
     "fitted": "fitted to other answers: no sign of its own",
     "none": "no function of p",
 }
-"""What theory says of a score's change with the probability p of the answer, while the gradient of
-its log-odds f = log p - log(1 - p) stays the same. A score that is used as an uncertainty must fall.
+"""How a score changes, in theory, with the probability p of the answer, while the gradient of its
+log-odds f = log p - log(1 - p) stays the same. A score that is used as an uncertainty must fall.
 
 ||grad p||^2 = (p (1 - p))^2 ||grad f||^2 and p (1 - p) are largest at p = 1/2: an answer of p = .01
 has less of both than one of p = .3. ||grad log p||^2 = (1 - p)^2 ||grad f||^2 falls throughout.

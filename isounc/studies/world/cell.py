@@ -213,7 +213,7 @@ class Judged(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What rows are about."""
+    """The questions and the temperature that rows are about."""
 
     condition: str
     """One of `CONDITIONS`."""

@@ -1,4 +1,4 @@
-"""What a decoder says of the questions of a world, and the scores made of it.
+"""Answers of a decoder to the questions of a world, and scores of how likely they are wrong.
 
 Every score is to be higher where the answer is wrong. With p the probability of the answer, f its
 log-odds and theta all parameters,
@@ -47,7 +47,7 @@ class Score(NamedTuple):
     label: str
     """Name in tables and figures."""
     equation: str
-    """What it is."""
+    """Its definition."""
     sign: str
     """What theory says of its sign."""
 
