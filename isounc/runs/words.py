@@ -40,8 +40,11 @@ def ratio_interval(row: Row, prefix: str = "log2_level_") -> str:
 
 
 def cells_run(done: int, batches: Iterable[Sequence[object]]) -> str:
-    """Whether a run has all its cells."""
-    return f"The run has {done} of {sum(map(len, batches))} cells."
+    """Whether a run has all its cells, or more than are asked for now."""
+    planned = sum(map(len, batches))
+    if done > planned:
+        return f"The run has {done} cells; {planned} are asked for."
+    return f"The run has {done} of {planned} cells."
 
 
 def listed(parts: Iterable[str]) -> str:
