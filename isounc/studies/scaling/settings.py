@@ -17,6 +17,10 @@ from isounc.studies.scaling.paper import TABLE1
 from isounc.training import TrainSettings
 
 
+LISTS = ("problems", "widths", "depths", "activations", "parameterisations", "prior_sds")
+"""Settings whose combinations are the cells; a run may be computed in parts that differ in them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
     """Settings of the scaling study."""
@@ -133,8 +137,7 @@ def check(settings: Settings) -> None:
     ValueError
         If a name is unknown, a list is empty or a number is out of its range.
     """
-    lists = ("problems", "widths", "depths", "activations", "parameterisations", "prior_sds")
-    for argument in lists:
+    for argument in LISTS:
         if not (getattr(settings, argument) or settings.protocol):
             raise ValueError(f"{argument} must have at least one value, got none")
     for argument, choices in (
@@ -158,7 +161,7 @@ def check(settings: Settings) -> None:
         if not (settings.protocol and argument == "n" and settings.n == 0):
             check_count(argument, getattr(settings, argument), least, most)
     check_real("label_noise", settings.label_noise)
-    count = settings.num_seeds * math.prod(len(getattr(settings, argument)) for argument in lists)
+    count = settings.num_seeds * math.prod(len(getattr(settings, argument)) for argument in LISTS)
     check_cells(count, "num_seeds and the lists of settings")
 
 

@@ -36,7 +36,7 @@ from isounc.runs.study import Report, Study
 from isounc.studies.scaling.cell import evaluate
 from isounc.studies.scaling.cost import plan
 from isounc.studies.scaling.protocols import check, defaults, skipped_lines
-from isounc.studies.scaling.settings import PRESETS, Settings
+from isounc.studies.scaling.settings import LISTS, PRESETS, Settings
 
 
 def _report(folder: RunFolder, settings: Settings) -> Report:
@@ -61,7 +61,7 @@ STUDY = Study(
     # A single worker is a process of its own as well, so that numbers do not depend on how many
     # there are.
     executor="processes",
-    growing=("protocol", "try_unreachable"),
+    growing=("protocol", "try_unreachable", *LISTS),
     defaults=defaults,
     remarks=skipped_lines,
 )
