@@ -234,7 +234,10 @@ def run_groups(
     num_batches, num_finished = sum(map(len, groups)), 0
     text_of: dict[int, str] = {}
     layout = "{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}"
-    with tqdm(total=total, bar_format=layout, mininterval=0.5, dynamic_ncols=True) as bar:
+    # miniters: what is being done is news, too, however little of the total it adds.
+    with tqdm(
+        total=total, bar_format=layout, mininterval=0.5, miniters=0, dynamic_ncols=True
+    ) as bar:
 
         def tell(event: Event) -> None:
             nonlocal num_finished

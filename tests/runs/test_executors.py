@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -22,6 +23,20 @@ def names(group, tell):
     for batch in group:
         tell(Event(os.getpid(), batch.label, batch.seconds))
     return os.getpid(), "".join(cell for batch in group for cell in batch.cells)
+
+
+def news(group, tell):
+    """A finished batch, and then steps of the next that finish nothing."""
+    tell(Event(1, "first", group[0].seconds))
+    for step in ("MAP", "warm-up", "sampling"):
+        time.sleep(0.6)  # the bar is drawn at most every half second
+        tell(Event(1, step, 0.0))
+
+
+def test_steps_are_said_while_nothing_is_finished(capsys):
+    run_groups([(Batch("one", (), 200.0), Batch("two", (), 100.0))], news)
+    said = capsys.readouterr().err
+    assert all(f"1/2 | {step}" in said for step in ("MAP", "warm-up", "sampling"))
 
 
 def fail_at_c(group, tell):
