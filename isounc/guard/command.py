@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -188,9 +189,9 @@ def _parquet_columns(file: Path) -> dict[str, list]:
     return {str(name): frame[name].tolist() for name in frame.columns}
 
 
-def _number(value: object, what: str, column: str, row: int) -> float:
+def _number(value: Any, what: str, column: str, row: int) -> float:
     try:
-        return float(value)  # pyright: ignore[reportArgumentType]
+        return float(value)
     except (TypeError, ValueError):
         raise ValueError(
             f"{column} of {what} must be numbers, got {value!r:.60} in row {row + 1} below the header"

@@ -29,7 +29,7 @@ def curve(sample: Sample, certificate: Certificate) -> Figure:
         axes.axhline(found.risk[-1], color=_GREY, lw=0.8, label="any order, on average")
         axes.axhline(certificate.target_risk, color=_RED, ls="--", label="target")
         coverage, risk = certificate.coverage.value, certificate.risk.value
-        if certificate.threshold is not None and risk is not None:
+        if coverage is not None and risk is not None:
             axes.plot([coverage], [risk], "o", color=_RED, ms=7, label="threshold")
         axes.set(
             xlabel="coverage: share of the answers accepted", ylabel="share of wrong among them",
