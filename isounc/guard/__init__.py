@@ -12,6 +12,7 @@ decides without it.
 
 from __future__ import annotations
 
+from isounc.guard.cascade import Cascade
 from isounc.guard.certificate import Certificate, Share
 from isounc.guard.combination import Combination
 from isounc.guard.costs import CostMatrix
@@ -27,6 +28,7 @@ __all__ = [  # noqa: RUF022 (from the decision to what watches it)
     "Share",
     "CostMatrix",
     "Combination",
+    "Cascade",
     "conformal_p_values",
     "RiskMonitor",
     "ScoreMonitor",

@@ -163,15 +163,20 @@ def digest(scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> 
     return hashlib.sha256(content).hexdigest()
 
 
-_SHARE = fields.section(
-    {
-        "count": fields.integer(0),
-        "of": fields.integer(0),
-        "value": fields.number(0, 1, default=None),
-        "low": fields.number(0, 1),
-        "high": fields.number(0, 1),
-    }
-)
+def share_field() -> fields.Field:
+    """A `Share` in a file."""
+    return fields.section(
+        {
+            "count": fields.integer(0),
+            "of": fields.integer(0),
+            "value": fields.number(0, 1, default=None),
+            "low": fields.number(0, 1),
+            "high": fields.number(0, 1),
+        }
+    )
+
+
+_SHARE = share_field()
 _FIELDS = {
     "target_risk": fields.number(0, 1),
     "target_false_alarm": fields.number(0, 1, default=None),
