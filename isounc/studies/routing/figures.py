@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -29,16 +31,17 @@ def gains(results: Results) -> Figure:
     NothingToDraw
         If no gain has two seeds.
     """
-    places = {f"{p}, cheap width {w}": (p, w) for p, w in results.places}
+    rows = [(width, name) for width in results.widths for name in results.scores]
 
     def at(i: int, region: str, name: str) -> IntervalEnds:
-        interval = results.over(places[region], results.scores[i], "gain").interval
+        width, score = rows[i]
+        interval = results.over((region, width), score, "gain").interval
         return interval.mean, interval.low, interval.high
 
-    labels = [SCORES[name] for name in results.scores]
     figure, axes = interval_panels(
-        "Gain of passing on by a score: 0 at random, 1 an oracle", labels, labels, list(places),
-        _LOOK, at,
+        "Gain of passing on by a score: 0 at random, 1 an oracle",
+        [f"{SCORES[score]}, cheap width {width}" for width, score in rows],
+        [str(width) for width, _ in rows], results.problems, _LOOK, at,
     )  # fmt: skip
     for ax in axes:
         ax.axvline(0, color="#555555", linewidth=0.8)
@@ -55,11 +58,14 @@ def costs(results: Results) -> Figure:
         If no cascade keeps any target.
     """
     with styled():
-        number = len(results.places)
-        figure = Figure(figsize=(3.2 * number, 3.4), layout="constrained")
-        panels = figure.subplots(1, number, sharey=True, squeeze=False)[0]
+        problems, widths = results.problems, results.widths
+        size = (1.0 + 2.6 * len(widths), 0.8 + 2.3 * len(problems))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(
+            len(problems), len(widths), sharex=True, sharey=True, squeeze=False
+        )
         drawn: dict[str, object] = {}
-        for ax, place in zip(panels, results.places, strict=True):
+        for ax, place in zip(panels.flat, itertools.product(problems, widths), strict=True):
             for shift, (name, look) in enumerate(LOOKS.items()):
                 for i, target in enumerate(results.targets):
                     interval = results.over(place, name, "cost_share", target=target).interval
@@ -74,10 +80,12 @@ def costs(results: Results) -> Figure:
             ax.axhline(1, color="#555555", lw=0.8)
             ax.set_xticks(np.arange(len(results.targets)), [f"{t:g}" for t in results.targets])
             ax.set_title(f"{place[0]}, cheap width {place[1]}", loc="left")
-            ax.set_xlabel("target risk")
         if not drawn:
             raise NothingToDraw("no cascade keeps any target")
-        panels[0].set_ylabel("cost / always the expensive network")
-        panels[0].set_ylim(0, None)
+        for ax in panels[-1]:
+            ax.set_xlabel("target risk")
+        for ax in panels[:, 0]:
+            ax.set_ylabel("cost / always expensive")
+        panels[0, 0].set_ylim(0, None)
         legend_below(figure, drawn)
     return figure

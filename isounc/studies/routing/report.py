@@ -147,7 +147,7 @@ def gain_table(results: Results) -> Table:
         for score in results.scores:
             gain, auroc, cheap, seconds = (
                 results.over(place, score, name).interval
-                for name in ("gain", "auroc", "cheap_seconds", "seconds")
+                for name in ("gain", "auroc", "cheap_microseconds", "microseconds")
             )
             lines.append((
                 place[0], str(place[1]), SCORES[score], interval(gain._asdict()),

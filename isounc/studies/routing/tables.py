@@ -89,6 +89,8 @@ class Results:
     def __init__(self, rows: Sequence[Row], cascades: Sequence[Row]):
         self.rows, self.cascades = rows, cascades
         self.places = list(dict.fromkeys((r["problem"], r["cheap_width"]) for r in rows))
+        self.problems = list(dict.fromkeys(problem for problem, _ in self.places))
+        self.widths = sorted({width for _, width in self.places})
         self.scores = [name for name in SCORES if any(r["score"] == name for r in rows)]
         self.targets = sorted({row["target"] for row in cascades})
 

@@ -155,7 +155,7 @@ def test_a_tiny_run(tmp_path, capsys):
     table = run.results
     assert len(table) == 2 * 7
     of_p = table[table["score"] == "p"]
-    assert (of_p["cheap_seconds"] > 0).all()
+    assert (of_p["cheap_microseconds"] > 0).all()
     record = run.read("breast_cancer-w2-seed0")
     right, score = record.arrays["right"], record.arrays["score/isotropic"]
     row = table[(table["score"] == "isotropic") & (table["seed"] == 0)].iloc[0]
