@@ -20,6 +20,8 @@ COMMANDS = {
     "references": "List, show, check and install reference posteriors.",
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
 }
+GUARD_ACTIONS = ("fit", "check", "report")
+"""What `isounc guard` does with a table of scores, beside running its study."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,6 +45,8 @@ def _run(given: Sequence[str]) -> None:
     for name, line in (STUDIES | COMMANDS).items():
         choices.add_parser(name, help=line, add_help=False)
     chosen, rest = parser.parse_args(given[:1]).command, given[1:]
+    if chosen == "guard" and rest and rest[0] in GUARD_ACTIONS:
+        _guard(rest)
     if chosen in STUDIES:
         _study(chosen, rest)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
@@ -175,6 +179,17 @@ def _references(arguments: Sequence[str]) -> None:
                 verdict = "pass" if entry.passed else "FAIL"
                 print(f"{entry.name:<40}{entry.method:<14}P = {entry.num_params:<7}{verdict}")
         return True
+
+    end(act, kept="files")
+
+
+def _guard(arguments: Sequence[str]) -> None:
+    from isounc.doorway import end
+
+    def act() -> bool:
+        from isounc.guard.command import run
+
+        return run(arguments)
 
     end(act, kept="files")
 

@@ -51,7 +51,7 @@ def interval_panels(
         figure = Figure(figsize=(3.0 + 2.7 * len(regions), height), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left")
         axes = figure.subplots(1, len(regions), sharex=True, sharey=True, squeeze=False)[0]
-        offsets = np.linspace(-0.3, 0.3, len(looks))
+        offsets = np.linspace(-0.3, 0.3, len(looks)) if len(looks) > 1 else np.zeros(1)
         for ax, region in zip(axes, regions, strict=True):
             ax.set_title(region, loc="left")
             for (name, look), offset in zip(looks.items(), offsets, strict=True):

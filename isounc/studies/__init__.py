@@ -20,6 +20,7 @@ STUDIES = {
     "covariance": "What does a covariance of the parameters from other data than the training data do?",
     "spectrum": "Is the posterior isotropic where it matters? Curvature, draws and a correction.",
     "shift": "Do gradient norms tell inputs of another distribution, beside scores made for it?",
+    "routing": "Which score of a small network says when a large one should answer?",
     "world": "Language models in a world whose truth is known: which uncertainty tells wrong answers?",
     "claims": "The paper's claims, settled from the tables of all studies.",
     "agreement": "Does the sampler find the same posteriors as NumPyro's NUTS?",

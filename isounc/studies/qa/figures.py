@@ -20,7 +20,7 @@ from sklearn.metrics import roc_curve
 from isounc.llm.answers.scores import ScoreInfo
 from isounc.runs import style
 from isounc.runs.figures import Plot
-from isounc.studies.qa.curves import risk_coverage
+from isounc.statistics.risk_coverage import risk_coverage
 from isounc.studies.qa.scored_answers import ScoredAnswers
 
 _COLORS = {

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from isounc.studies.qa.curves import risk_coverage
+from isounc.statistics.risk_coverage import risk_coverage
 from isounc.studies.qa.ranking import draw_weights, estimated, p_value, ranking, spearman
 from tests.studies.qa.planted import sample
 
