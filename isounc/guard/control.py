@@ -71,7 +71,8 @@ def quantile_thresholds(
 
     The first accepts so many answers that it would be certified with wrong ones at half the target
     rate or, where that is more than half of the sample, so many that it is if all of them are right;
-    the last accepts all. Nothing of this depends on the labels. Equal scores are one threshold.
+    the last accepts all. Nothing of this depends on the labels. Equal scores are one threshold, and
+    infinite ones are none.
     """
     from scipy.stats import binom
 
@@ -83,7 +84,8 @@ def quantile_thresholds(
         return np.empty(0)
     ranks = np.unique(np.linspace(first, len(certainty), MOST_QUANTILES).round().astype(int))
     safest_first = np.sort(certainty)[::-1]
-    return -np.unique(-safest_first[ranks - 1])
+    thresholds = -np.unique(-safest_first[ranks - 1])
+    return thresholds[np.isfinite(thresholds)]
 
 
 def certified(

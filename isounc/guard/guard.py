@@ -60,7 +60,7 @@ class Guard:
         Parameters
         ----------
         scores
-            A score for each answer of the calibration sample. Infinite ones are as good as any other.
+            A score for each answer of the calibration sample. Infinite ones are never thresholds.
         correct
             Whether each answer is right: true or false, or 1 and 0.
         target_risk
@@ -244,6 +244,8 @@ def _reason(sample: Sample, tried: Float[np.ndarray, " T"], promise: control.Pro
             f"even without an error {fewest} accepted answers are needed, and the calibration sample "
             f"has {len(sample.correct)}"
         )
+    if not len(tried):
+        return "no score of the calibration sample is finite where a threshold could be"
     accepted = sample.certainty >= tried[0]
     wrong = int((accepted & ~sample.correct).sum())
     if promise.method == "fixed_sequence":

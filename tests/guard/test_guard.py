@@ -112,6 +112,19 @@ def test_only_the_order_counts(transform):
     assert base.certificate.coverage == other.certificate.coverage
 
 
+def test_infinite_scores_are_never_thresholds(tmp_path):
+    """An infinite uncertainty is not accepted even where all answers are right; -inf is."""
+    scores = np.r_[np.full(50, -np.inf), np.linspace(0, 1, 200), np.full(50, np.inf)]
+    guard = Guard.fit(scores, np.ones(300))
+    assert guard.threshold == pytest.approx(1, abs=0.02)
+    assert guard.accept([-np.inf, 0.5, np.inf]).tolist() == [True, True, False]
+    guard.save(tmp_path / "guard.json")
+    assert Guard.load(tmp_path / "guard.json") == guard
+    nothing = Guard.fit(np.full(100, np.inf), np.ones(100))
+    assert nothing.threshold is None
+    assert "no score of the calibration sample is finite" in nothing.certificate.reason
+
+
 def test_other_sign_and_kinds_of_labels():
     scores, correct = uniform_sample(500, 0.6, np.random.default_rng(2))
     base = Guard.fit(scores, correct)
