@@ -280,6 +280,7 @@ def _path(scores: Float[np.ndarray, "N S"], answerers: Answerers) -> Float[np.nd
         )
         for column in scores.T
     ]
+    ladders = [ladder[ladder < np.inf] for ladder in ladders]  # such answers are never kept
     place = np.zeros(len(ladders), int)
     now = np.array([ladder[0] for ladder in ladders])
     path = [now]

@@ -122,7 +122,7 @@ def test_stored(tmp_path):
         ("some", Cascade.fit(scores, correct, [1, 10], target_risk=0.15, names=("a", "b"))),
         ("budget", Cascade.fit(scores, correct, [1, 10], budget=5)),
         ("none", Cascade.fit(scores, correct, [1, 10], target_risk=0.001)),
-        ("last", Cascade.fit(never, correct, [1, 10], target_risk=0.5)),
+        ("last", Cascade.fit(never, correct, [1, 10], target_risk=0.7)),
     ):
         cascade.save(tmp_path / name)
         assert Cascade.load(tmp_path / name) == cascade
