@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from isounc.studies.guard.cell import PLUG_IN, QUANTILES, SCORES
 from isounc.studies.guard.scenarios import QUALITIES, SCENARIOS
 from isounc.studies.guard.tables import LOOKS, Row, Rows, Tables
 
-_BEST = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
+_BEST: dict[str, Any] = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 _RATES = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
 _COLUMNS = 5
 
@@ -28,7 +29,7 @@ def violations_figure(tables: Tables, target: float) -> Figure:
         ax.axhline(nominal, **_BEST)
         _draw(ax, lines, "n", lambda r: (r["rate"], r["low"], r["high"]))
         ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, 1.1)
         ax.yaxis.set_major_locator(FixedLocator(_RATES))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         _sizes(ax, lines)
@@ -59,7 +60,7 @@ def quality_figure(tables: Tables, target: float) -> Figure:
     ]
     if len({line["auroc"] for line in lines}) < 2:
         raise NothingToDraw("there are no two qualities of scores")
-    sizes = sorted({line["n"] for line in lines})
+    sizes = _shown(lines)
 
     def draw(ax: Axes, here: Rows) -> None:
         best = sorted({(line["auroc"], line["best_coverage"]) for line in here})
@@ -86,7 +87,7 @@ def _by_scenario(
     if not lines:
         raise NothingToDraw(f"there is no cell with target {target:g}")
     panels = {
-        scenario.label: here
+        scenario.label + " (cannot exceed)" * (not here[0]["can_exceed"]): here
         for name, scenario in SCENARIOS.items()
         if (here := [line for line in lines if line["scenario"] == name])
     }
@@ -110,12 +111,12 @@ def _panels(
             ax.set_axisbelow(True)
         for ax in axes.flat[len(panels) :]:
             ax.set_visible(False)
+        for ax in axes.flat[: len(panels) - columns]:  # another panel is below
+            ax.set_xlabel("")
         for ax in axes[:, 0]:
             ax.set_ylabel(ylabel)
-        legend = {
-            look.label: Line2D(
-                [], [], color=look.color, marker=look.marker, linestyle=look.linestyle
-            )
+        legend: dict[str, Any] = {
+            look.label: Line2D([], [], color=look.color, marker=look.marker, ls=look.linestyle)
             for look in LOOKS.values()
         }
         legend_below(figure, {**legend, dotted: Line2D([], [], **_BEST)})
@@ -144,11 +145,15 @@ def _draw(ax: Axes, lines: Rows, x: str, ends: Callable[[Row], tuple[float, floa
         ax.vlines(places, low, high, color=look.color, linewidth=1.0)
 
 
-def _sizes(ax: Axes, lines: Rows) -> None:
+def _shown(lines: Rows) -> list[int]:
+    """The sizes that there is room for."""
     sizes = sorted({line["n"] for line in lines})
+    return [n for n in sizes if n in (50, 200, 1000, 5000)] or sizes
+
+
+def _sizes(ax: Axes, lines: Rows) -> None:
     ax.set_xscale("log")
-    shown = [n for n in sizes if n in (50, 200, 1000, 5000)] or sizes
-    ax.xaxis.set_major_locator(FixedLocator(shown))
+    ax.xaxis.set_major_locator(FixedLocator(_shown(lines)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("answers in the calibration sample")
+    ax.set_xlabel("calibration sample n")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import expit, log_ndtr, logit, ndtri
 
 CONFIDENT_MEAN = -2.0
@@ -115,7 +115,7 @@ class Answers:
         def excess(t: float) -> float:
             return float(self.risk(np.array([t]))[0]) - target
 
-        return float(brentq(excess, tried[last], tried[last + 1], xtol=1e-12))
+        return float(root_scalar(excess, bracket=(tried[last], tried[last + 1]), xtol=1e-12).root)
 
     def can_exceed(self, target: float) -> bool:
         """Whether any threshold has a risk above the target."""
