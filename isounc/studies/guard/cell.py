@@ -7,8 +7,9 @@ first ones go through `Guard.fit` as well, and have to give the same thresholds.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class Tried(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What is kept of R calibration samples."""
+    """What is kept of R calibration samples for a target."""
 
     tried: dict[str, Tried]
     """By where the thresholds come from."""
@@ -53,18 +54,19 @@ class Samples(NamedTuple):
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
-    """Evaluate the cells of a scenario; one record each."""
-    for cell in batch.cells:
-        say(f"n = {cell.n}, target {cell.target:g}")
-        meta = {"cell": dataclasses.asdict(cell), "rows": measure(cell, settings)}
-        yield Record(cell.name, meta, {})
+    """Evaluate the cells of a scenario, one record each; the targets of a size share their samples."""
+    for n, group in itertools.groupby(batch.cells, key=lambda cell: cell.n):
+        say(f"n = {n}")
+        cells = list(group)
+        for cell, samples in zip(cells, draw_samples(cells, settings), strict=True):
+            meta = {"cell": dataclasses.asdict(cell), "rows": measure(cell, samples, settings)}
+            yield Record(cell.name, meta, {})
 
 
-def measure(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
+def measure(cell: Cell, samples: Samples, settings: Settings) -> list[dict[str, Any]]:
     """A row for each grid and method."""
     scenario = SCENARIOS[cell.scenario]
     judged = (scenario.shifted or scenario.calibration).of_target(cell.target)
-    samples = draw_samples(cell, settings)
     chosen: dict[tuple[str, str], Float[np.ndarray, " R"]] = {(SCORES, PLUG_IN): samples.plug_in}
     for grid, tried in samples.tried.items():
         p_values = binom.cdf(tried.wrong, tried.accepted, cell.target)
@@ -93,34 +95,62 @@ def measure(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_samples(cell: Cell, settings: Settings) -> Samples:
-    """Draw the calibration samples of a cell, each from a seed of its own."""
-    answers = SCENARIOS[cell.scenario].calibration.of_target(cell.target)
-    promise = Promise(cell.target, None, settings.confidence, "fixed_sequence")
-    # Ranks of untied scores, whose certainty of rank k is n - k.
-    ranks = cell.n - quantile_thresholds(np.arange(float(cell.n)), promise).astype(int)
-    grids = (QUANTILES, *([GIVEN] if cell.scenario in settings.given_grids else []))
-    found: dict[str, list[tuple[np.ndarray, ...]]] = {grid: [] for grid in grids}
-    plug_in, first = [], []
+def draw_samples(cells: Sequence[Cell], settings: Settings) -> list[Samples]:
+    """Draw the calibration samples of cells that differ in the target alone, each from its own seed."""
+    n, scenario = cells[0].n, SCENARIOS[cells[0].scenario]
+    grids = (QUANTILES, *([GIVEN] if cells[0].scenario in settings.given_grids else []))
+    ranks = [_ranks(n, cell.target, settings.confidence) for cell in cells]
+    kept = [_Kept(grids) for _ in cells]
     for i in range(settings.num_repetitions):
-        rng = np.random.default_rng([cell.seed, i])
-        scores, wrong = answers.draw(cell.n, rng)
-        order = np.argsort(scores, kind="stable")
-        scores, wrong = scores[order], wrong[order]
-        errors = np.concatenate([[0], np.cumsum(wrong)])
-        plug_in.append(_plug_in(scores, errors[1:], cell.target))
-        for grid in grids:
-            from_scores = scores if grid == QUANTILES else np.sort(answers.draw(cell.n, rng)[0])
-            thresholds = from_scores[ranks - 1]
-            accepted = np.searchsorted(scores, thresholds, side="right")
-            found[grid].append((thresholds, accepted, errors[accepted]))
-        if i < settings.num_checked:
-            first.append((scores, ~wrong))
-    tried = {
-        grid: Tried(*(np.stack(parts) for parts in zip(*rows, strict=True)))
-        for grid, rows in found.items()
-    }
-    return Samples(tried, np.array(plug_in), first)
+        drawn: dict[Answers, dict[str, np.ndarray]] = {}
+        for cell, cell_ranks, samples in zip(cells, ranks, kept, strict=True):
+            answers = scenario.calibration.of_target(cell.target)
+            if answers not in drawn:
+                drawn[answers] = _draw(answers, n, [cell.seed, i], grids)
+            scores, errors = drawn[answers][QUANTILES], drawn[answers]["errors"]
+            samples.plug_in.append(_plug_in(scores, errors[1:], cell.target))
+            for grid in grids:
+                thresholds = drawn[answers][grid][cell_ranks - 1]
+                accepted = np.searchsorted(scores, thresholds, side="right")
+                samples.tried[grid].append((thresholds, accepted, errors[accepted]))
+            if i < settings.num_checked:
+                samples.first.append((scores, np.diff(errors) == 0))
+    return [samples.stacked() for samples in kept]
+
+
+class _Kept:
+    """What is kept of the samples of a cell while they are drawn."""
+
+    def __init__(self, grids: Sequence[str]):
+        self.tried: dict[str, list[tuple[np.ndarray, ...]]] = {grid: [] for grid in grids}
+        self.plug_in: list[float] = []
+        self.first: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def stacked(self) -> Samples:
+        tried = {
+            grid: Tried(*(np.stack(parts) for parts in zip(*rows, strict=True)))
+            for grid, rows in self.tried.items()
+        }
+        return Samples(tried, np.array(self.plug_in), self.first)
+
+
+def _ranks(n: int, target: float, confidence: float) -> Int[np.ndarray, " T"]:
+    """Ranks of the scores that a guard tries: those of untied ones, whose certainty at rank k is n - k."""
+    promise = Promise(target, None, confidence, "fixed_sequence")
+    return n - quantile_thresholds(np.arange(float(n)), promise).astype(int)
+
+
+def _draw(
+    answers: Answers, n: int, seed: list[int], grids: Sequence[str]
+) -> dict[str, Float[np.ndarray, " n"] | Int[np.ndarray, " n+1"]]:
+    """Ascending scores, by the grid that is made of them, and wrong answers among the first k."""
+    rng = np.random.default_rng(seed)
+    scores, wrong = answers.draw(n, rng)
+    order = np.argsort(scores, kind="stable")
+    found = {QUANTILES: scores[order], "errors": np.concatenate([[0], np.cumsum(wrong[order])])}
+    if GIVEN in grids:
+        found[GIVEN] = np.sort(answers.draw(n, rng)[0])
+    return found
 
 
 def _plug_in(

@@ -6,7 +6,7 @@ accepted answers is wrong. Here scores and errors are drawn from distributions i
 wrong answers is known at every threshold (`isounc.studies.guard.scenarios`), so that whether a
 threshold breaks the promise is decided exactly, without a test set. A cell is a scenario, a size n of
 the calibration sample (50 to 5000) and a target alpha (.01, .05, .1, .2), with 1000 calibration
-samples. Scenarios, with 30% wrong answers and an AUROC of .8 unless said:
+samples, which the targets share. Scenarios, with 30% wrong answers and an AUROC of .8 unless said:
 
     auroc_50 ... auroc_95   scores from no signal to nearly perfect
     no_slack                no signal and a share of wrong answers of 1.001 alpha: whatever is accepted

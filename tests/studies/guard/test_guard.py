@@ -22,12 +22,17 @@ from isounc.runs.style import NothingToDraw
 from isounc.runs.tables import declared_rows
 from isounc.studies.guard import cell as cells
 from isounc.studies.guard import figures
-from isounc.studies.guard.cell import measure, pick
+from isounc.studies.guard.cell import draw_samples, pick
 from isounc.studies.guard.reading import reading
 from isounc.studies.guard.scenarios import SCENARIOS, Answers, Scenario, separation
 from isounc.studies.guard.settings import Cell, Settings
 from isounc.studies.guard.study import STUDY
 from isounc.studies.guard.tables import ROW, Tables
+
+
+def measure(cell, settings):
+    return cells.measure(cell, *draw_samples([cell], settings), settings)
+
 
 BINARY = Answers(0.8, 0.4, cuts=(0.0,))
 """A score of two values."""
@@ -150,12 +155,17 @@ def test_methods_by_hand():
     assert np.isnan(pick(thresholds[:, :0], p_values[:, :0], "holm", 0.1))
 
 
-def test_numbers_depend_on_the_cell_alone():
-    few, more = (
-        measure(Cell("ties", 60, 0.2), Settings(num_repetitions=n, num_checked=0)) for n in (40, 40)
-    )
-    assert few == more
-    assert Cell("ties", 60, 0.2).seed != Cell("ties", 60, 0.1).seed
+@pytest.mark.parametrize("name", ["ties", "no_slack"])
+def test_numbers_depend_on_the_cell_alone(name):
+    settings = Settings(num_repetitions=40, num_checked=0)
+    group = [Cell(name, 60, target) for target in (0.1, 0.2)]
+    together = [
+        cells.measure(c, s, settings)
+        for c, s in zip(group, draw_samples(group, settings), strict=True)
+    ]
+    assert together == [measure(cell, settings) for cell in group]
+    assert together[0] != together[1]
+    assert Cell(name, 60, 0.2).seed != Cell(name, 61, 0.2).seed
 
 
 def test_coverage_is_paired_and_beside_the_best():
