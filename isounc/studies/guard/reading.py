@@ -6,6 +6,7 @@ from statistics import fmean
 
 from isounc.runs.words import listed
 from isounc.studies.guard.cell import PLUG_IN, QUANTILES, SCORES
+from isounc.studies.guard.scenarios import SCENARIOS
 from isounc.studies.guard.tables import GRIDS, LOOKS, Row, Rows, Tables, cell_name
 
 
@@ -40,7 +41,9 @@ def _promise(row: Row) -> str:
         f"{_called(row)}: {row['verdict']}. The promise is kept beyond doubt in {row['confirmed']} of "
         f"{row['num_cells']} cells, undecided in {row['undecided']} and broken in {row['refuted']} "
         f"({by_chance}). The highest rate of violations is {row['highest']:.3f} {ends} "
-        f"({row['highest_cell']}); the smallest p-value after Holm is {row['p_adjusted']:.2g}."
+        f"({row['highest_cell']}); the smallest p-value after Holm is {row['p_adjusted']:.2g}. Half of "
+        f"the samples or more have a threshold in {row['num_answering']} cells, of which it is kept "
+        f"beyond doubt in {row['confirmed_answering']}; none has one in {row['num_silent']}."
     )
 
 
@@ -108,11 +111,12 @@ def _paired(tables: Tables) -> str:
         if not lines:
             continue
         ahead = sum(line["gain_mean"] > 1.96 * line["gain_se"] for line in lines)
-        behind = sum(line["gain_mean"] < -1.96 * line["gain_se"] for line in lines)
+        behind = [line for line in lines if line["gain_mean"] < -1.96 * line["gain_se"]]
         mean = fmean(line["gain_mean"] for line in lines)
+        places = listed(dict.fromkeys(SCENARIOS[line["scenario"]].label for line in behind) or [""])
         parts.append(
             f"than {LOOKS[method].label} in {ahead} of {len(lines)} cells beyond doubt and fewer in "
-            f"{behind} (mean difference {mean:+.3f})"
+            f"{len(behind)} (mean difference {mean:+.3f}{f'; fewer: {places}' * bool(behind)})"
         )
     return f"Fixed sequence accepts more {listed(parts)}." if parts else ""
 
@@ -143,12 +147,17 @@ def _grids(tables: Tables) -> str:
 
 
 def _shifted(tables: Tables) -> str:
+    """Say the rates after a shift, by target, for the largest calibration sample."""
     lines = [line for line in tables.found(method="fixed_sequence") if line["is_shifted"]]
     if not lines:
         return ""
     n = max(line["n"] for line in lines)
-    said = [f"{line['rate']:.2f} ({cell_name(line)})" for line in lines if line["n"] == n]
+    parts = []
+    for name in dict.fromkeys(line["scenario"] for line in lines):
+        found = [line for line in lines if (line["scenario"], line["n"]) == (name, n)]
+        rates = listed(f"{line['rate']:.2f} at {line['target']:g}" for line in found)
+        parts.append(f"{SCENARIOS[name].label}: {rates}")
     return (
-        f"After a shift nothing is promised, and fixed sequence violates the target at a rate of "
-        f"{listed(said)}."
+        "After a shift nothing is promised. Rates at which fixed sequence violates the target then, "
+        f"n = {n}: {'; '.join(parts)}."
     )

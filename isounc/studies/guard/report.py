@@ -110,6 +110,7 @@ def verdict_table(tables: Tables) -> Table:
         (
             LOOKS[row["method"]].label, GRIDS[row["grid"]], row["verdict"],
             *(str(row[name]) for name in ("num_cells", "confirmed", "undecided", "refuted")),
+            f"{row['confirmed_answering']} of {row['num_answering']}", str(row["num_silent"]),
             f"{row['expected_refuted']:.1f}", f"{row['highest']:.3f}", row["highest_cell"],
             f"{row['p_adjusted']:.2g}",
         )
@@ -119,11 +120,13 @@ def verdict_table(tables: Tables) -> Table:
         "Verdicts",
         (
             "method", "thresholds", "verdict", "cells", "kept", "undecided", "broken",
+            "kept, of those that answer", "silent",
             "broken by chance", "highest rate", "where", "smallest p after Holm",
         ),
         lines,
         "Cells that count: something can be broken, and nothing is shifted. Broken: the 95% interval "
-        "of the rate lies above the nominal one; by chance, at most this many at exactly the nominal.",
+        "of the rate lies above the nominal one; by chance, at most this many at exactly the nominal. "
+        "A cell answers where half of the samples or more have a threshold, and is silent where none has.",
     )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ SUMMARY_COLUMNS = (
 VERDICT_COLUMNS = (
     *("grid", "method", "num_cells", "confirmed", "undecided", "refuted", "expected_refuted"),
     *("highest", "highest_low", "highest_high", "highest_cell", "p_adjusted", "verdict"),
+    *("num_answering", "confirmed_answering", "num_silent"),
 )
 """Columns of `verdicts.csv`."""
 _SHARE = number(-1e-9, 1 + 1e-9)
@@ -136,7 +137,8 @@ def verdicts(summary: Sequence[Row]) -> Rows:
     """What the rows that count say of each grid and method.
 
     Refuted where the smallest adjusted p-value is below `LEVEL`, confirmed where every row is,
-    undecided otherwise.
+    undecided otherwise. Cells are answering where half of the samples or more have a threshold, and
+    silent where none has.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for line in summary:
@@ -145,6 +147,7 @@ def verdicts(summary: Sequence[Row]) -> Rows:
     rows = []
     for (grid, method), lines in found.items():
         counts = {name: sum(line["verdict"] == name for line in lines) for name in _VERDICTS}
+        answering = [line for line in lines if line["without"] <= 0.5]
         highest = max(lines, key=lambda line: line["rate"])
         p = min(line["p_adjusted"] for line in lines)
         said = "refuted" if p < LEVEL else "undecided"
@@ -154,6 +157,9 @@ def verdicts(summary: Sequence[Row]) -> Rows:
             "highest": highest["rate"], "highest_low": highest["low"],
             "highest_high": highest["high"], "highest_cell": cell_name(highest), "p_adjusted": p,
             "verdict": "confirmed" if counts["confirmed"] == len(lines) else said,
+            "num_answering": len(answering),
+            "confirmed_answering": sum(line["verdict"] == "confirmed" for line in answering),
+            "num_silent": sum(line["without"] == 1 for line in lines),
         })  # fmt: skip
     return rows
 

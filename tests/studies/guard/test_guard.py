@@ -208,6 +208,7 @@ def test_verdicts_are_those_of_the_rule():
     # One interval above the nominal rate is no refutation: chance does that, too.
     row = said["bonferroni"]
     assert (row["confirmed"], row["undecided"], row["refuted"]) == (2, 1, 1)
+    assert (row["num_answering"], row["confirmed_answering"], row["num_silent"]) == (4, 2, 0)
     assert row["p_adjusted"] == pytest.approx(11 * binom.sf(120, 1000, 0.1))
     assert said["fixed_sequence"]["p_adjusted"] == pytest.approx(12 * binom.sf(159, 1000, 0.1))
     line = tables.found(method="holm", n=50)[0]
@@ -228,6 +229,20 @@ def test_what_cannot_be_broken_or_is_not_promised_does_not_count():
     assert any(
         "in 4 of 4 of these cells, with a mean rate of 0.50, 40 points" in s for s in plug_in
     )
+
+
+def test_without_a_signal_the_first_threshold_decides():
+    """Whatever is accepted breaks the promise: the rate is the chance that the first test rejects."""
+    target, repetitions = 0.1, 2000
+    rows = measure(
+        Cell("no_slack", 300, target), Settings(num_repetitions=repetitions, num_checked=0)
+    )
+    row = next(row for row in rows if row["method"] == "fixed_sequence")
+    k = cells._ranks(300, target, 0.9)[0]
+    most = np.flatnonzero(binom.cdf(np.arange(k), k, target) <= 0.1)[-1]
+    p = binom.cdf(most, k, 1.001 * target)
+    assert 0.09 < p < 0.1
+    assert abs(row["num_violations"] / repetitions - p) < 4 * math.sqrt(p * (1 - p) / repetitions)
 
 
 def test_a_planted_method_that_breaks_the_promise_is_refuted(monkeypatch):
