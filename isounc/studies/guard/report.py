@@ -85,7 +85,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         checks={"verdicts": said, "unlike_guard_fit": unlike},
         passed=not unlike,
         reading=reading(tables),
-        reading_tables=[verdict_table(tables), *(rate_table(tables, t) for t in targets)],
+        reading_tables=[verdict_table(tables)],
     )  # fmt: skip
 
 
