@@ -22,6 +22,7 @@ STUDIES = {
     "shift": "Do gradient norms tell inputs of another distribution, beside scores made for it?",
     "routing": "Which score of a small network says when a large one should answer?",
     "world": "Language models in a world whose truth is known: which uncertainty tells wrong answers?",
+    "guard": "Does a guard keep its promise? Thresholds judged by exact risks, and what they accept.",
     "claims": "The paper's claims, settled from the tables of all studies.",
     "agreement": "Does the sampler find the same posteriors as NumPyro's NUTS?",
     "calibration": "Is the sampler right? Simulation-based calibration and Geweke's test.",

@@ -182,6 +182,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         "spectrum",
         "shift",
         "world",
+        "guard",
         "agreement",
         "calibration",
         "bank",

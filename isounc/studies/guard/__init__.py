@@ -1,0 +1,1 @@
+"""Guard: whether thresholds with a guarantee keep it, and what they cost in answers."""
