@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -147,7 +146,7 @@ class Cascade:
             mean_cost=None if paid is None else float(paid.mean()),
             mean_cost_se=None if paid is None else float(paid.std(ddof=1) / np.sqrt(len(paid))),
             reason=reason, names=tuple(map(str, names)),
-            versions={name: importlib.metadata.version(name) for name in ("isounc", "mapie", "numpy")},
+            versions=dict(control.versions()),
         )  # fmt: skip
 
     def choose(self, scores: Any) -> Int[np.ndarray, " N"]:

@@ -10,7 +10,9 @@ Source: Angelopoulos, Bates, Candes, Jordan, Lei 2021, "Learn then test" (arXiv 
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import math
 from types import ModuleType
 from typing import NamedTuple
@@ -54,6 +56,12 @@ def mapie(module: str) -> ModuleType:
         raise ImportError(
             "fitting or watching a guard needs the package mapie: pip install isounc[guard]"
         ) from error
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what computes thresholds; looking them up takes milliseconds."""
+    return {name: importlib.metadata.version(name) for name in ("isounc", "mapie", "numpy")}
 
 
 def fewest_accepted(promise: Promise) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +54,8 @@ class Guard:
         By default the thresholds are quantiles of the scores, tried in a fixed sequence from the safe
         end until one fails. The promise is then exact for a score whose local share of wrong answers
         rises with it; for any other give `thresholds` that do not come from this sample, or the method
-        holm or bonferroni.
+        holm or bonferroni. Where the most certain answers are often wrong, the sequence ends at its
+        first threshold and hardly anything is accepted; holm goes past them (results/guard).
 
         Parameters
         ----------
@@ -149,9 +149,7 @@ class Guard:
                 score=str(score),
                 model=str(model),
                 data=digest(sign * sample.certainty, sample.correct),
-                versions={
-                    name: importlib.metadata.version(name) for name in ("isounc", "mapie", "numpy")
-                },
+                versions=dict(control.versions()),
             )
         )
 

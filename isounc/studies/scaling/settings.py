@@ -16,7 +16,6 @@ from isounc.sampling.settings import SamplerSettings
 from isounc.studies.scaling.paper import TABLE1
 from isounc.training import TrainSettings
 
-
 LISTS = ("problems", "widths", "depths", "activations", "parameterisations", "prior_sds")
 """Settings whose combinations are the cells; a run may be computed in parts that differ in them."""
 
