@@ -10,6 +10,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.studies.world.corpus import FORMS
+from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
 
 FEWEST_MEMBERS = 5
@@ -47,6 +48,9 @@ class Settings(RunSettings):
     """Decoders whose answers are judged; a world's number is their mean."""
     temperatures: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Temperatures, 1 among them; answers are those of temperature 1."""
+    local: LocalChains = field(default_factory=LocalChains)
+    """Chains around the decoders that are judged, after the longest training. None by default: they
+    more than double the time of the preset quick, which is to stay within three minutes."""
     match: float = 0.6
     """Accuracy, on recall of what was told, at which sizes are compared."""
     train: WorldTraining = field(default_factory=WorldTraining)
@@ -116,6 +120,8 @@ def check(settings: Settings) -> None:
         ("num_members", FEWEST_MEMBERS, 1000), ("num_judged", 1, settings.num_members),
     ):  # fmt: skip
         check_count(argument, getattr(settings, argument), least, most)
+    if settings.local.num_chains:
+        check_count("local.num_members", settings.local.num_members, 1, settings.num_judged)
     if settings.num_bootstrap != 0:
         check_count("num_bootstrap", settings.num_bootstrap, 2, 1000)
     check_count("first_world", settings.first_world, 0, MOST_SEED - settings.num_worlds)

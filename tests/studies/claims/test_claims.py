@@ -237,7 +237,11 @@ def world_tables(total, p_true, rivals=(0.7, 0.6)):
                 "part": "all", "temperature": 1.0, "score": score, "auroc": auroc + noise,
                 "with_p_true": 0.05 + noise,
             }  # fmt: skip
-            rows += [late, late | {"epochs": 3, "auroc": 0.1}, late | {"part": "above", "auroc": 0.2}]
+            rows += [
+                late,
+                late | {"epochs": 3, "auroc": 0.1},
+                late | {"part": "above", "auroc": 0.2},
+            ]
             rows.append(late | {"temperature": 2.0, "auroc": 0.3})
     return {"results": rows}
 
