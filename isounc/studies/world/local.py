@@ -57,9 +57,9 @@ class LocalChains:
     """Chains, which all start at theta*; at least 2, or 0 for none."""
     num_members: int = 1
     """Judged decoders that have chains of their own, the first ones; the others have none."""
-    num_warmup: int = 1000
+    num_warmup: int = 500
     """Steps that are left out."""
-    num_draws: int = 100
+    num_draws: int = 50
     """Draws that are kept of a chain."""
     thin: int = 40
     """Steps from one draw to the next."""
@@ -67,7 +67,7 @@ class LocalChains:
     """Sentences of fact in a step, as in the training; those of self-assessment in proportion."""
     step: float = 5e-3
     """Step size epsilon times the number of sentences of fact."""
-    memory: int = 100
+    memory: int = 50
     """Steps m in which chains forget, by the tether to theta*; 0 is no tether."""
     prior_sd: float = 1.0
     """Standard deviation s of the prior of every parameter."""
