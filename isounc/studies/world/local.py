@@ -83,11 +83,6 @@ class LocalChains:
         check_real("step", self.step, positive=True)
         check_real("prior_sd", self.prior_sd, positive=True)
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of all chains."""
-        return self.num_chains * (self.num_warmup + self.num_draws * self.thin)
-
     def tether(self, num_facts: int) -> float:
         """Precision 1 / (m epsilon) of the tether; 0 without one."""
         return num_facts / (self.memory * self.step) if self.memory else 0.0

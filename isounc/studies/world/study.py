@@ -35,15 +35,18 @@ over ten splits, stepped up by Spearman and Brown. Correlations are rank correla
 raw and partial given p (1 - p).
 
 Local references (`isounc.studies.world.local`) are chains around the first judged decoder after the
-longest training: stochastic gradient Langevin dynamics (BlackJAX), four chains of 500 + 2000 steps
-that start at theta*, on the summed loss of the training with the prior N(0, 1) of every parameter
-(AdamW's decoupled decay is no Gaussian; of this order it has hardly any effect within chains' reach)
-and a tether N(theta*, m epsilon I), m = 50 steps, which leaves some 80 effective draws of what the tether alone holds.
-The step size was fixed on world 999, without correlations: epsilon = .005 over the number of sentences, which is stable in the sharpest
-direction (curvature 3.8e5 at width 16, of 5040 sentences; the mean is 1900), and with which the noise of
-minibatches (variance 9.6e4 per parameter) adds 5% to the variance in an average direction. A reference has converged where 95% of the judged questions have R-hat < 1.1 and 50 effective draws of p
+longest training: stochastic gradient Langevin dynamics (BlackJAX), four chains of 500 + 2000 steps that
+start at theta*, on the summed loss of the training with the prior N(0, 1) of every parameter (AdamW's
+decoupled decay is no Gaussian; of this order it hardly matters within the chains' reach) and a tether
+N(theta*, m epsilon I), m = 50 steps, which leaves some 80 effective draws of what the tether alone holds.
+The step size was fixed on world 999: epsilon = .005 over the number of sentences, which is stable in the
+sharpest direction (curvature 3.8e5 at width 16, of 5040 sentences; the mean is 1900), and with which the
+noise of minibatches (variance 9.6e4 per parameter) adds 5% to the variance in an average direction. A
+reference has converged where 95% of the judged questions have R-hat < 1.1 and 50 effective draws of p
 and of its square about the mean; the correlations of one that has not are shown and are in no verdict.
 Without the tether twice as many steps did not converge on world 999 (width 16: R-hat 1.6, 7 draws).
+Bounds on correlations with chains were set when those without a tether had been seen there (.47 of
+||grad p||^2 with Var p), and before any with one.
 
 Transfer: a logistic regression of scores (logarithms, or normal scores within a width) on the wrong
 answers of a world's other widths is judged on the width left out: AUROC beside that of a fit on its own
