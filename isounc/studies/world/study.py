@@ -84,8 +84,8 @@ else *undecided*; a single world decides nothing. None is corrected for the numb
 A tether puts isotropy in as far as the data say nothing within its reach, so that "near theta*" is no
 evidence that a posterior is isotropic; without one nothing converged.
 
-Not done: HMC, which would take minutes of gradients a transition (`results/world`); deeper decoders and
-more sentences for self-assessment.
+Not done: HMC, which would take minutes of gradients a transition (`results/world`); deeper decoders for
+self-assessment (more sentences about more questions did not teach it to two layers).
 
 The run folder holds results.csv (a row for each cell, condition, part, temperature and score),
 summary.csv, verdicts.csv, matched.csv, transfer.csv and the figures. The same command resumes a run that
