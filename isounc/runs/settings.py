@@ -61,6 +61,11 @@ class RunSettings:
 S = TypeVar("S", bound=RunSettings)
 
 
+def folder_of_run(settings: RunSettings, study: str) -> str:
+    """The run folder of a study."""
+    return settings.out or f"runs/{study}-{settings.preset}"
+
+
 def check_run_settings(settings: RunSettings) -> None:
     """Refuse shared settings that cannot be used.
 

@@ -30,6 +30,7 @@ from isounc.runs.settings import (
     S,
     check_run_settings,
     executor_and_workers,
+    folder_of_run,
     restored_settings,
     stored_settings,
     use_device,
@@ -146,7 +147,7 @@ def run_study(study: Study[S], settings: S) -> bool:
         If the run folder cannot be written; records that are there are kept.
     """
     check_run_settings(settings)
-    out = settings.out or f"runs/{study.name}-{settings.preset}"
+    out = folder_of_run(settings, study.name)
     check_place(out)  # before a plan, which may read much, and before anything is computed
     study.check(settings)
     process.use_compilation_cache(settings.cache)

@@ -95,6 +95,36 @@ def out_of_fold_log_odds(
     return total / settings.num_repeats
 
 
+def log_odds_from_others(
+    train: Float[np.ndarray, "Q_train F"],
+    wrong: Bool[np.ndarray, " Q_train"],
+    test: Float[np.ndarray, "Q F"],
+    *,
+    settings: LogisticSettings = DEFAULT_LOGISTIC,
+) -> Float[np.ndarray, " Q"]:
+    r"""Log odds that each answer is wrong, by a logistic regression fitted on other answers.
+
+    Features are standardised by the mean and standard deviation of those fitted on; one fit, without
+    folds. Ranks, if they are wanted, are for the caller to take.
+
+    Raises
+    ------
+    ValueError
+        If the answers fitted on are all wrong or all right.
+    """
+    from sklearn.linear_model import LogisticRegression  # takes seconds to import
+
+    if wrong.all() or not wrong.any():
+        raise ValueError(
+            f"wrong must hold right and wrong answers, got {wrong.sum()} wrong of {len(wrong)}"
+        )
+    mean, sd = train.mean(axis=0), train.std(axis=0)
+    sd = np.where(sd > 0, sd, 1.0)
+    fit = LogisticRegression(C=settings.inverse_penalty, max_iter=1000)
+    fit.fit((train - mean) / sd, wrong)
+    return fit.decision_function((test - mean) / sd)
+
+
 def normal_scores(
     values: Float[np.ndarray, "Q F"], among: Float[np.ndarray, "Q_ref F"]
 ) -> Float[np.ndarray, "Q F"]:

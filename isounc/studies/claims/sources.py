@@ -65,6 +65,12 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "gains.csv": ("model", "benchmark", "extra", "num_questions", "gain", "gain_se"),
     },
+    "world": {
+        "results.csv": (
+            "world", "width", "depth", "epochs", "condition", "part", "temperature", "score", "auroc",
+            "with_p_true",
+        ),
+    },
     "cost": {COSTS: ("process", "model", "width", "examples", "way", "to_forward")},
 }  # fmt: skip
 """Columns that are needed of the tables of each study."""
@@ -87,12 +93,14 @@ TEXTS = (
         "against",
         "extra",
         "other",
+        "condition",
+        "part",
     ),
 )
 """Columns of text, in folders that do not say so."""
 _CORRELATION, _COUNT = (-1 - 1e-6, 1 + 1e-6), (0, 2**53)
 RANGES = {
-    **dict.fromkeys(("pearson", "spearman", "partial_spearman", "order"), _CORRELATION),
+    **dict.fromkeys(("pearson", "spearman", "partial_spearman", "order", "with_p_true"), _CORRELATION),
     **dict.fromkeys(("num_seeds", "num_cells", "num_failed", "num_questions"), _COUNT),
     **dict.fromkeys(("gain_se", "auroc_se", "spearman_se", "slope", "to_forward", "width"),
                     (0, math.inf)),

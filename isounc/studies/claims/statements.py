@@ -75,6 +75,7 @@ def _crossed(
 
 
 _SCALING = "isounc scaling --preset paper"
+_WORLD = "isounc world --preset standard"
 _QA = "isounc qa --data DATA --preset standard"
 
 CLAIMS = {
@@ -181,15 +182,19 @@ CLAIMS = {
         "(main estimand of the benchmark) less the best of all baselines, chosen anew in each "
         "resample; on TriviaQA and Natural Questions the sum less 1/2. The unit is the question, "
         "so this is about new questions for the same model: three models or more are needed to "
-        "support it whole.",
-        ("combined is best", "chance on recall"), "qa", _QA, least_points=3,
+        "support it whole. Beside them the small decoders of the world study, by width, with the world as "
+        "the unit: the sum (σ² by the rule of logit_scaled) less the best of −log p, entropy, P(True) and "
+        "said frequency in each world on 16 tellings in conflict, and less 1/2 on recall.",
+        ("combined is best", "chance on recall"), "qa", f"{_QA}; {_WORLD}", least_points=3,
     ),
     "12": Claim(
         "A different signal than self-assessment",
         "The uncertainty of the parameters is another signal than what a model says about itself.",
         "Rank correlation of ‖g‖² (main estimand) with P(True), and what it adds to the AUROC of "
-        "all baselines in a cross-validated logistic regression; errors over the questions.",
-        ("unlike P(True)", "adds to all baselines"), "qa", _QA, least_points=3,
+        "all baselines in a cross-validated logistic regression; errors over the questions. Decoders "
+        "of the world study take part where their P(True) ranks wrong answers above chance; to be unlike "
+        "what says nothing is no signal.",
+        ("unlike P(True)", "adds to all baselines"), "qa", f"{_QA}; {_WORLD}", least_points=3,
     ),
 }  # fmt: skip
 """The claims by number."""

@@ -9,7 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isounc.checks import check_choice
-from isounc.llm.answers.logistic import DEFAULT_LOGISTIC, LogisticSettings, normal_scores
+from isounc.llm.answers.logistic import (
+    DEFAULT_LOGISTIC,
+    LogisticSettings,
+    log_odds_from_others,
+    normal_scores,
+)
 from isounc.llm.answers.score_table import ScoreTable
 from isounc.llm.answers.totals import standardised
 from isounc.studies.qa.evaluation import DEFAULT_BOOTSTRAP, BootstrapSettings
@@ -93,7 +98,7 @@ def transfer(
             which = "training" if _one_class(labels) else "left-out"
             rows.append(row | {"reason": f"one class only among the {which} answers"})
             continue
-        log_odds = _fitted_log_odds(train, labels, test, logistic)
+        log_odds = log_odds_from_others(train, labels, test, settings=logistic)
         weights = draw_weights(len(test), bootstrap.num_resamples, seed=bootstrap.seed)
         auroc = estimated(ranking(log_odds, wrong, weights).auroc, level=bootstrap.level)
         rows.append(row | auroc.cells("auroc") | {"reason": auroc.reason})
@@ -119,21 +124,6 @@ def _features_of(
 
 def _one_class(wrong: Bool[np.ndarray, " Q"]) -> bool:
     return bool(wrong.all() or not wrong.any())
-
-
-def _fitted_log_odds(
-    train: Float[np.ndarray, "Q_train F"],
-    labels: Bool[np.ndarray, " Q_train"],
-    test: Float[np.ndarray, "Q F"],
-    settings: LogisticSettings,
-) -> Float[np.ndarray, " Q"]:
-    from sklearn.linear_model import LogisticRegression  # takes seconds to import
-
-    mean, sd = train.mean(axis=0), train.std(axis=0)
-    sd = np.where(sd > 0, sd, 1.0)
-    fit = LogisticRegression(C=settings.inverse_penalty, max_iter=1000)
-    fit.fit((train - mean) / sd, labels)
-    return fit.decision_function((test - mean) / sd)
 
 
 def _columns_standardised(features: Float[np.ndarray, "Q F"]) -> Float[np.ndarray, "Q F"]:

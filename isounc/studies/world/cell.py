@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,11 @@ from isounc.llm.answers.logistic import (
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
+from isounc.runs.settings import folder_of_run
 from isounc.statistics import compare
+from isounc.studies.world.checkpoint import Progress
 from isounc.studies.world.corpus import World, make_world, of_kind, oracle_auroc
+from isounc.studies.world.local import Convergence, convergence, sample_locally
 from isounc.studies.world.scores import (
     SCORES,
     answer_log_probs,
@@ -61,9 +65,12 @@ UNKNOWN = "unknown"
 """The condition whose task is to tell what was never told."""
 REFERENCES = ("trace", "mi", "var_p")
 """Numbers of a reference."""
+LOCAL = ("local", "local_var_p")
+"""Numbers of the local reference: the trace, and Var p of the answer."""
 OF_CONDITION = (
     *("num_questions", "accuracy", "share_below", "oracle", "most_told"),
     *(f"reliability_{name}" for name in REFERENCES),
+    *("local_passed", "local_rhat", "local_ess"),
 )
 """Columns of numbers that all scores share.
 
@@ -71,10 +78,13 @@ OF_CONDITION = (
     oracle                  the oracle's AUROC in closed form, for these answers
     most_told               share of answers that are what was told most often
     reliability_*           rank correlation between halves of the members, stepped up
+    local_passed            share of the local references that converged
+    local_rhat, local_ess   their R-hat and effective draws (`isounc.studies.world.local`)
 """
 OF_SCORE = (
     *("auroc", "below_oracle", "auroc_turn", "with_p_true"),
-    *(f"{kind}_{name}" for name in (*REFERENCES, "bootstrap") for kind in ("r", "partial")),
+    *(f"{kind}_{name}" for name in (*REFERENCES, "bootstrap", *LOCAL) for kind in ("r", "partial")),
+    *("near", "nearer", "nearer_var_p"),
 )
 """Columns of numbers of a score.
 
@@ -83,8 +93,16 @@ OF_SCORE = (
     auroc_turn      AUROC at the highest temperature less that at the lowest
     with_p_true     rank correlation with 1 - P(True)
     r_*, partial_*  rank correlation with a reference, raw and given p (1 - p)
+    near            r_local_var_p, where the local references converged
+    nearer          r_local less r_trace, where they did
+    nearer_var_p    r_local_var_p less r_var_p, where they did
 """
 NUMBERS = (*OF_CONDITION, *OF_SCORE)
+_OF_LOCAL = {
+    *("local_passed", "local_rhat", "local_ess", "near", "nearer", "nearer_var_p"),
+    *(f"{kind}_{name}" for name in LOCAL for kind in ("r", "partial")),
+}
+"""Columns that only the decoders with chains of their own have."""
 UNHEATED = ("p_true", "frequency", "ensemble_trace", "ensemble_mi", "oracle", "regression")
 """Scores that have no temperature."""
 _FITTED = LogisticSettings(num_repeats=1)
@@ -93,7 +111,10 @@ Values = Mapping[str, Float[np.ndarray, " Q"]]
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
-    """Train the decoders of a world and size, and make a record after each training length."""
+    """Train the decoders of a world and size, and make a record after each training length.
+
+    A run that was killed goes on after the last length whose state was stored, with equal bits.
+    """
     first: Cell = batch.cells[0]
     world = make_world(first.world, settings.num_relations)
     config = config_of(world.vocab_size, first.width, first.depth)
@@ -103,10 +124,14 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
         world, settings.num_members, settings.num_bootstrap, seed_of(first, "bootstrap")
     )
     cells = {cell.epochs: cell for cell in batch.cells}
-    trained = train_members(world, config, sorted(cells), seeds, rows, settings.train, say)
+    progress = Progress(Path(folder_of_run(settings, "world")), batch.cells, settings)
+    trained = train_members(
+        world, config, sorted(cells), seeds, rows, settings.train, say, store=progress
+    )
     for epochs, members in trained:
         say(f"scores after epoch {epochs}")
-        yield _record(cells[epochs], world, members, num_params(config), settings)
+        yield _record(cells[epochs], world, members, num_params(config), settings, say)
+    progress.remove()
 
 
 def conditions(world: World) -> dict[str, Bool[np.ndarray, " Q"]]:
@@ -172,14 +197,17 @@ def _stepped_up(rs: list[float | None]) -> float | None:
     return 2 * r / (1 + r)
 
 
-def _record(cell: Cell, world: World, members: Members, size: int, settings: Settings) -> Record:
+def _record(
+    cell: Cell, world: World, members: Members, size: int, settings: Settings, say: Say
+) -> Record:
     count = settings.num_members + settings.num_bootstrap
     log_probs = np.stack(
         [answer_log_probs(members.graphdef, members.member(i), world) for i in range(count)]
     )
     judged, arrays, scales = [], {}, []
     for i in range(settings.num_judged):
-        rows, kept, scale = judge(cell, world, members, log_probs, i, settings)
+        draws = _draws(cell, world, members, i, settings, say)
+        rows, kept, scale = judge(cell, world, members, log_probs, i, settings, draws)
         judged.append(rows)
         scales.append(scale)
         if i == 0:
@@ -188,9 +216,21 @@ def _record(cell: Cell, world: World, members: Members, size: int, settings: Set
         "cell": dataclasses.asdict(cell),
         "num_params": size,
         "sigma_sq": scales,
-        "rows": [_mean_row(rows) for rows in zip(*judged, strict=True)],
+        "rows": [_mean_row(rows, settings.local.num_members) for rows in zip(*judged, strict=True)],
     }
     return Record(cell.name, meta, arrays)
+
+
+def _draws(
+    cell: Cell, world: World, members: Members, i: int, settings: Settings, say: Say
+) -> Float[np.ndarray, "K S Q C"] | None:
+    """Log probabilities at the draws of chains around a member that has them."""
+    local = settings.local
+    if not local.num_chains or i >= local.num_members or cell.epochs != settings.epochs[-1]:
+        return None
+    say(f"chains around member {i}")
+    seed = seed_of(cell, f"local {i}")
+    return sample_locally(members.graphdef, members.member(i), world, local, seed)
 
 
 class Judged(NamedTuple):
@@ -210,6 +250,8 @@ class Judged(NamedTuple):
     """References, by the end of their columns' names."""
     halves: Mapping[str, Mapping[str, float | None]]
     """Reliability of each number of the reference, by condition."""
+    converged: Convergence | None
+    """Convergence of the local reference, where there is one."""
 
 
 class Place(NamedTuple):
@@ -235,6 +277,7 @@ def judge(
     log_probs: Float[np.ndarray, "M Q C"],
     i: int,
     settings: Settings,
+    draws: Float[np.ndarray, "K S Q C"] | None = None,
 ) -> tuple[list[Row], dict[str, np.ndarray], float]:
     """Rows about the answers of one member, what figures draw of them, and its sigma^2."""
     wheres, taught, shares = conditions(world), of_kind(world, "taught"), world.shares()
@@ -246,6 +289,11 @@ def judge(
     if settings.num_bootstrap:
         drawn = log_probs[settings.num_members :]
         targets["bootstrap"] = reference(drawn, said.answer).trace
+    converged = None
+    if draws is not None:
+        converged = convergence(draws, said.answer, wheres["all"])
+        near = reference(draws.reshape(-1, *draws.shape[2:]), said.answer)
+        targets |= {"local": near.trace, "local_var_p": near.var_p}
     heated: dict[float, Values] = {}
     below: dict[float, Bool[np.ndarray, " Q"]] = {}
     for t in settings.temperatures:
@@ -254,7 +302,8 @@ def judge(
         )  # fmt: skip
         heated[t], below[t] = make_scores(at, spread, shares, taught), at.log_odds < 0
     halves = reliability(others, said.answer, wheres, seed_of(cell, f"halves {i}"))
-    judged = Judged(world, said.answer, said.answer != world.truth, heated, below, targets, halves)
+    wrong = said.answer != world.truth
+    judged = Judged(world, said.answer, wrong, heated, below, targets, halves, converged)
     rows = []
     for name, where in wheres.items():
         for t in settings.temperatures if name != UNKNOWN else (1.0,):
@@ -266,6 +315,7 @@ def judge(
     kept = {
         "log_odds": said.log_odds, "sq_norm": heated[1.0]["sq_norm"], "wrong": judged.wrong,
         "judged": wheres["all"], "kind": world.form,
+        **{f"score/{name}": values.astype(np.float32) for name, values in heated[1.0].items()},
     }  # fmt: skip
     rows = [dataclasses.asdict(cell) | row for row in rows]
     return rows, kept, sigma_sq(said, taught)
@@ -289,6 +339,12 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
     if place.is_full and not is_task:
         reliable = judged.halves[place.condition]
         shared |= {f"reliability_{name}": reliable[name] for name in REFERENCES}
+        if judged.converged is not None:
+            shared["local_passed"] = float(judged.converged.passed)
+            # JSON and tables hold no infinity: R-hat of chains that stand still.
+            if np.isfinite(judged.converged.rhat):
+                shared["local_rhat"] = judged.converged.rhat
+            shared["local_ess"] = judged.converged.ess
     rows = []
     for name in SCORES:
         if place.temperature != 1 and name in UNHEATED:
@@ -313,7 +369,15 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
             for number, target in judged.targets.items():
                 found = compare(score, target[where], given=values["null"][where])
                 row |= {f"r_{number}": found.spearman, f"partial_{number}": found.partial_spearman}
+            if judged.converged is not None and judged.converged.passed:
+                row["near"] = row["r_local_var_p"]
+                row["nearer"] = _less(row["r_local"], row["r_trace"])
+                row["nearer_var_p"] = _less(row["r_local_var_p"], row["r_var_p"])
     return rows
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def _fitted(
@@ -326,10 +390,10 @@ def _fitted(
     return out_of_fold_log_odds(features, wrong, settings=_FITTED)
 
 
-def _mean_row(rows: tuple[Row, ...]) -> Row:
-    """The mean of each number over the members judged; None where one has none."""
+def _mean_row(rows: tuple[Row, ...], num_local: int) -> Row:
+    """The mean of each number over the members judged that are to have it; None where one has none."""
     mean = dict(rows[0])
     for name in NUMBERS:
-        known = [row[name] for row in rows]
+        known = [row[name] for row in (rows[:num_local] if name in _OF_LOCAL else rows)]
         mean[name] = None if None in known else float(f"{np.mean(known):.{DIGITS}g}")
     return mean

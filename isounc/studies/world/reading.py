@@ -7,7 +7,7 @@ from typing import Any
 
 from isounc.runs.words import interval, listed, short, signed
 from isounc.statistics import VERDICTS
-from isounc.studies.world.cell import CONDITIONS
+from isounc.studies.world.cell import CONDITIONS, LOCAL
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.tables import ALL, Results, Row, Rows, What
 from isounc.studies.world.verdicts import HYPOTHESES, SIGNED
@@ -33,7 +33,7 @@ def reading(tables: Tables) -> list[str]:
     found = [_scope(tables), _aurocs(tables), _combined(tables)]
     found += [_single(tables, name) for name in ("chance on recall", "unlike self-assessment")]
     found += [_sign(tables), _temperature(tables), _oracle(tables), _correspondence(tables)]
-    found += [_unknown(tables), _size(tables)]
+    found += [_local(tables), _unknown(tables), _size(tables)]
     return [paragraph for paragraph in found if paragraph]
 
 
@@ -183,6 +183,37 @@ def _correspondence(tables: Tables) -> str:
         label = SCORES[row["score"]].label
         parts.append(f"“norm beyond p”, {label}: {row['verdict']} ({interval(row)})")
     return f"Rank correlation with the other members. {'. '.join(_capital(parts))}." * bool(parts)
+
+
+def _local(tables: Tables) -> str:
+    """Say whether the chains around theta* converged, and what norms share with their spread."""
+    results, parts = tables.results, []
+    for size in results.longest:
+        passed, ess = (results.over(size, What(), f"local_{n}").mean for n in ("passed", "ess"))
+        if passed is None or ess is None:
+            continue
+        said = []
+        for score in ("sq_norm", "log_sq_norm", "logit_scaled", "null", "entropy"):
+            trace, var_p = (
+                results.over(size, What(score=score), f"r_{name}").mean for name in LOCAL
+            )
+            if trace is not None and var_p is not None:
+                said.append(f"{SCORES[score].label} {signed(trace)} and {signed(var_p)}")
+        parts.append(f"{size.label}, {passed:.0%} converged ({ess:.0f} draws): {', '.join(said)}")
+    if not parts:
+        return ""
+    verdicts = []
+    for name in ("near theta*", "nearer than seeds", "nearer than seeds, Var p"):
+        for row in tables.found(name, size=ALL):
+            label = SCORES[row["score"]].label
+            verdicts.append(f"“{name}”, {label}: {row['verdict']} ({interval(row)})")
+    decided = "; ".join(verdicts) or (
+        "no verdict, as a correlation with chains that did not converge is none"
+    )
+    return (
+        "Rank correlation with Σ_c Var p_c and Var p of chains around θ*. "
+        f"{'. '.join(_capital(parts))}. {_capital([decided])[0]}."
+    )
 
 
 def _unknown(tables: Tables) -> str:

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from isounc.runs import files
 from isounc.runs.figures import Plot
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
-from isounc.runs.tables import rows_of_run
+from isounc.runs.tables import rows_of_run, rows_of_table
 from isounc.runs.words import cells_run, interval, short
 from isounc.statistics import Interval
 from isounc.studies.world import figures
-from isounc.studies.world.cell import CONDITIONS
+from isounc.studies.world.cell import CONDITIONS, LOCAL
+from isounc.studies.world.local import SHARE
 from isounc.studies.world.reading import Tables, reading
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.settings import DEPTH, Cell, Settings, batches
@@ -27,13 +29,29 @@ from isounc.studies.world.tables import (
     SUMMARY_COLUMNS,
     VERDICT_COLUMNS,
     Results,
+    Rows,
     What,
     matched,
     summarise,
     verdicts,
 )
+from isounc.studies.world.transfer import (
+    TRANSFER_COLUMNS,
+    TRANSFER_ROW,
+    transfer,
+    transfer_table,
+)
 from isounc.studies.world.verdicts import HYPOTHESES
 
+_REFERENCES = {
+    "trace": "Σ_c Var p_c",
+    "mi": "mutual information",
+    "var_p": "Var p",
+    "bootstrap": "Σ_c Var p_c, bootstrap",
+    "local": "Σ_c Var p_c, around θ*",
+    "local_var_p": "Var p, around θ*",
+}
+"""References with their labels."""
 _BARS = "Bars are 95% intervals over worlds."
 
 
@@ -56,6 +74,7 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         why_none = str(error)
     tables = Tables(results, verdicts(results, at_match), at_match, why_none, settings.match)
     cells = {(row["world"], row["width"], row["depth"], row["epochs"]) for row in rows}
+    transferred = _transferred(folder, results)
     state = cells_run(len(cells), batches(settings))
     return Report(
         tables={
@@ -63,9 +82,10 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "summary.csv": TableFile(SUMMARY_COLUMNS, summarise(results)),
             "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
             "matched.csv": TableFile(MATCHED_COLUMNS, at_match),
+            **({"transfer.csv": TableFile(TRANSFER_COLUMNS, transferred)} if transferred else {}),
         },
         plots=_plots(folder, tables),
-        sections=functools.partial(_sections, tables, state),
+        sections=functools.partial(_sections, tables, transferred, state),
         text=state,
         checks={
             "verdicts": {
@@ -76,8 +96,24 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             }
         },
         reading=reading(tables),
-        reading_tables=(auroc_table(results), verdict_table(tables)),
+        reading_tables=(
+            auroc_table(results),
+            *(correspondence_table(results, i) for i in range(len(results.longest))),
+            *([transfer_table(transferred)] if transferred else []),
+            verdict_table(tables),
+        ),
     )
+
+
+def _transferred(folder: RunFolder, results: Results) -> Rows:
+    """Rows of the transfer between sizes: from the records, or as they were published."""
+    if not results.epochs:
+        return []
+    rows = transfer(folder.records(), results.epochs[-1])
+    if not rows and files.table_path(folder.path, "transfer.csv"):
+        table = folder.read_table("transfer.csv")
+        rows = rows_of_table(table, TRANSFER_ROW, f"transfer.csv of {folder.path}")
+    return rows
 
 
 def _plots(folder: RunFolder, tables: Tables) -> list[Plot]:
@@ -120,7 +156,9 @@ def _sign(folder: RunFolder, width: int, results: Results) -> Figure:
     return figures.sign([r for r in map(folder.read, (c.name for c in chosen)) if r is not None])
 
 
-def _sections(tables: Tables, state: str, drawn: Sequence[FigureFile]) -> list[Section]:
+def _sections(
+    tables: Tables, transferred: Rows, state: str, drawn: Sequence[FigureFile]
+) -> list[Section]:  # fmt: skip
     def of(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind and figure.paths)
 
@@ -136,6 +174,10 @@ def _sections(tables: Tables, state: str, drawn: Sequence[FigureFile]) -> list[S
         Section(
             "correspondence", "Correspondence with the ensemble", (), of("size"),
             tuple(correspondence_table(results, i) for i in range(len(sizes))),
+        ),
+        *(
+            [Section("transfer", "Transfer between sizes", (), (), (transfer_table(transferred),))]
+            if transferred else []
         ),
     ]  # fmt: skip
 
@@ -196,7 +238,7 @@ def verdict_table(tables: Tables) -> Table:
 def correspondence_table(results: Results, i: int) -> Table:
     """Tabulate rank correlations with the references for a size."""
     size = results.longest[i]
-    names = [n for n in ("trace", "mi", "var_p", "bootstrap") if _has(results, f"r_{n}", i)]
+    names = [n for n in _REFERENCES if _has(results, f"r_{n}", i)]
     lines = [
         (
             "reliability",
@@ -204,7 +246,7 @@ def correspondence_table(results: Results, i: int) -> Table:
                 text
                 for name in names
                 for text in (
-                    "-" if name == "bootstrap"
+                    "-" if name in ("bootstrap", *LOCAL)
                     else _spelled(results.over(size, What(), f"reliability_{name}")),
                     "-",
                 )
@@ -218,15 +260,19 @@ def correspondence_table(results: Results, i: int) -> Table:
             for kind in ("r", "partial")
         )
         lines.append((SCORES[score].label, *cells))
-    labels = {"trace": "Σ_c Var p_c", "mi": "mutual information", "var_p": "Var p"}
-    headings = [
-        heading
-        for name in names
-        for heading in (labels.get(name, "Σ_c Var p_c, bootstrap"), "given p(1−p)")
-    ]
+    headings = [h for name in names for h in (_REFERENCES[name], "given p(1−p)")]
+    note = "All judged questions, with 95% intervals over worlds."
+    passed, rhat, ess = (
+        results.over(size, What(), f"local_{name}").mean for name in ("passed", "rhat", "ess")
+    )
+    if passed is not None and ess is not None:
+        r = "infinite" if rhat is None else f"{rhat:.2f}"
+        note += (
+            f" Of the local references {passed:.0%} converged (mean R-hat {r}, which {SHARE:.0%} of the "
+            f"questions do not exceed, and {ess:.0f} effective draws, which {SHARE:.0%} of them reach)."
+        )
     return Table(
-        f"Rank correlations, {size.label}", ("score", *headings), lines,
-        "All judged questions, with 95% intervals over worlds.",
+        f"Rank correlations, {size.label}", ("score", *headings), lines, note,
     )  # fmt: skip
 
 

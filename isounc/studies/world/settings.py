@@ -9,7 +9,8 @@ from typing import Any
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.studies.world.corpus import FORMS
+from isounc.studies.world.corpus import FORMS, NUM_ENTITIES
+from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
 
 FEWEST_MEMBERS = 5
@@ -47,6 +48,9 @@ class Settings(RunSettings):
     """Decoders whose answers are judged; a world's number is their mean."""
     temperatures: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Temperatures, 1 among them; answers are those of temperature 1."""
+    local: LocalChains = field(default_factory=LocalChains)
+    """Chains around the decoders that are judged, after the longest training. The preset quick has
+    none: they add half to its time, which is to stay within three minutes on a shared core."""
     match: float = 0.6
     """Accuracy, on recall of what was told, at which sizes are compared."""
     train: WorldTraining = field(default_factory=WorldTraining)
@@ -57,11 +61,12 @@ PRESETS = {
     "quick": Settings(figures="shown"),
     "standard": Settings(
         preset="standard", widths=(8, 16, 32, 64), num_worlds=5, num_relations=8, num_members=8,
-        epochs=(3, 5, 10, 17, 30),
+        epochs=(3, 5, 10, 17, 30), local=LocalChains(num_chains=4),
     ),
     "paper": Settings(
         preset="paper", widths=(8, 16, 32, 64, 128, 256), other_depths=(1, 3, 4, 6), num_worlds=10,
         num_relations=8, num_members=8, num_bootstrap=8, epochs=(3, 5, 10, 17, 30),
+        local=LocalChains(num_chains=4),
     ),
 }  # fmt: skip
 
@@ -116,6 +121,8 @@ def check(settings: Settings) -> None:
         ("num_members", FEWEST_MEMBERS, 1000), ("num_judged", 1, settings.num_members),
     ):  # fmt: skip
         check_count(argument, getattr(settings, argument), least, most)
+    if settings.local.num_chains:
+        check_count("local.num_members", settings.local.num_members, 1, settings.num_judged)
     if settings.num_bootstrap != 0:
         check_count("num_bootstrap", settings.num_bootstrap, 2, 1000)
     check_count("first_world", settings.first_world, 0, MOST_SEED - settings.num_worlds)
@@ -157,8 +164,13 @@ def plan(settings: Settings) -> list[Group]:
         size = num_params(config_of(_TOKENS_OF_WORLD, width, depth))
         # Measured on one core of a 2-core server: .28 s a member and epoch of eight relations at
         # width 16, .53 s at width 32; the scores of a training length take some seconds.
-        steps = members * settings.epochs[-1] * sentences
-        seconds = steps * (5.8e-6 * depth + 9.3e-10 * size) + 6 * len(settings.epochs)
+        # A draw of a chain asks for all answers, eight short rows a question.
+        local, questions = settings.local, NUM_ENTITIES * settings.num_relations
+        steps = local.num_chains * (local.num_warmup + local.num_draws * local.thin)
+        draws = local.num_chains * local.num_draws * 2 * questions
+        seen = members * settings.epochs[-1] * sentences
+        seen += local.num_members * (steps * local.minibatch + draws)
+        seconds = seen * (5.8e-6 * depth + 9.3e-10 * size) + 6 * len(settings.epochs)
         mebibytes = 300 + 16e-6 * members * size
         label = f"width {width} depth {depth} world {cells[0].world}"
         work = sentences * size

@@ -52,7 +52,9 @@ ROW = {
     **dict.fromkeys(("accuracy", "share_below", "oracle", "most_told", "auroc"), _SHARE),
     # Stepped up, a negative correlation of halves may go far below -1.
     **{name: number(default=None) for name in NUMBERS if name.startswith("reliability")},
-    "num_questions": number(0, 1e9, None),
+    "local_passed": _SHARE,
+    **dict.fromkeys(("local_rhat", "local_ess", "num_questions"), number(0, 1e9, None)),
+    **dict.fromkeys(("nearer", "nearer_var_p"), number(-2 - 1e-6, 2 + 1e-6, None)),
 }
 """What a row must hold, which anybody may have edited."""
 

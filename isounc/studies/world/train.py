@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,19 @@ class Members(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[i], self.params)
 
 
+@runtime_checkable
+class Store(Protocol):
+    """Keeps the state of a training: parameters, and the optimiser's state."""
+
+    def save(self, epoch: int, state: Any) -> None:
+        """Keep the state after some epochs."""
+        ...
+
+    def load(self, like: Any) -> tuple[int, Any]:
+        """The number of epochs and the state to go on from; 0 and `like` to begin."""
+        ...
+
+
 def config_of(vocab_size: int, width: int, depth: int) -> DecoderConfig:
     """A decoder of the Llama family with tied embeddings and a gated MLP of twice its width."""
     head = HEAD_WIDTHS[width]
@@ -89,6 +102,7 @@ def train_members(
     rows: Int[np.ndarray, "M S"],
     settings: WorldTraining,
     say: Any = lambda text: None,
+    store: Store | None = None,
 ) -> Iterator[tuple[int, Members]]:
     """Train decoders that differ in initialisation, order and maybe rows; yield them after `epochs`.
 
@@ -100,6 +114,8 @@ def train_members(
         One for each member.
     rows
         Sentences of fact of each member (`rows_of_members`).
+    store
+        Where states are kept and a training goes on from; None trains from the start.
 
     Yields
     ------
@@ -113,13 +129,23 @@ def train_members(
     state = jax.vmap(optimiser.init)(params)
     facts, claims = jnp.asarray(world.facts), jnp.asarray(world.claims)
     orders = [np.random.default_rng([seed, 1]) for seed in seeds]
+    done = 0
+    if store is not None:
+        done, (params, state) = store.load((params, state))
+        if done in epochs:
+            yield done, Members(graphdef, params)
     for epoch in range(1, epochs[-1] + 1):
-        say(f"epoch {epoch}/{epochs[-1]}")
+        # Orders of epochs that are done are drawn, too, as later ones depend on them.
         of_facts, of_claims = _orders(orders, rows, len(world.claims), settings.minibatch)
+        if epoch <= done:
+            continue
+        say(f"epoch {epoch}/{epochs[-1]}")
         params, state = _epoch(
             params, state, facts, claims, of_facts, of_claims, graphdef=graphdef, settings=settings
         )
         if epoch in epochs:
+            if store is not None:
+                store.save(epoch, (params, state))
             yield epoch, Members(graphdef, params)
 
 
@@ -166,10 +192,8 @@ def _epoch(
     def loss(params, fact, claim):
         """The mean loss of the tokens of facts, and of the replies beside them."""
         decoder = nnx.merge(graphdef, params)
-        of_fact = _nll(decoder(fact[:, :-1]), fact[:, 1:]).sum()
-        states = decoder.hidden(claim[:, :-1])[:, -1]
-        of_reply = _nll(decoder.head(states), claim[:, -1]).sum()
-        return (of_fact + of_reply) / fact[:, 1:].size
+        total = nll_of_facts(decoder, fact) + nll_of_replies(decoder, claim)
+        return total / fact[:, 1:].size
 
     def step(carry, rows):
         params, state = carry
@@ -181,6 +205,17 @@ def _epoch(
         return jax.lax.scan(step, (params, state), (of_facts, of_claims))[0]
 
     return jax.vmap(one)(params, state, of_facts, of_claims)
+
+
+def nll_of_facts(decoder: Decoder, facts: Int[Array, "B 5"]) -> Float[Array, ""]:
+    """Summed loss of the tokens of sentences of fact, nats."""
+    return _nll(decoder(facts[:, :-1]), facts[:, 1:]).sum()
+
+
+def nll_of_replies(decoder: Decoder, claims: Int[Array, "B 7"]) -> Float[Array, ""]:
+    """Summed loss of the replies of sentences of self-assessment, nats."""
+    states = decoder.hidden(claims[:, :-1])[:, -1]
+    return _nll(decoder.head(states), claims[:, -1]).sum()
 
 
 def _nll(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -8,6 +8,8 @@ RIVALS = ("log_p", "entropy", "p_true", "moderated", "log_sq_norm")
 """Scores that the combined estimate is held against."""
 NEAR = 0.05
 """AUROC that counts as near."""
+STRONG = 0.7
+"""Rank correlation that counts as strong: it explains half of the variance of the ranks."""
 UNLIKE = 0.5
 """Rank correlation below which two scores are unlike."""
 SIGNED = (
@@ -68,6 +70,19 @@ HYPOTHESES = {
     "norm beyond p": Hypothesis(
         "the rank correlation with Σ_c Var p_c of the other members, given p(1−p), is above zero",
         "partial_trace", 0.0, ("sq_norm", "log_sq_norm", "odds_sq_norm", "logit_scaled"), ("all",),
+    ),
+    "near theta*": Hypothesis(
+        "the rank correlation of this score with Var p of chains around θ* is above .7", "near",
+        STRONG, ("sq_norm",), ("all",),
+    ),
+    "nearer than seeds": Hypothesis(
+        "this score's rank correlation with Σ_c Var p_c of chains around θ* is above that with "
+        "Σ_c Var p_c of the other members", "nearer", 0.0,
+        ("sq_norm", "log_sq_norm", "logit_scaled", "null"), ("all",),
+    ),
+    "nearer than seeds, Var p": Hypothesis(
+        "the same of Var p of the answer", "nearer_var_p", 0.0,
+        ("sq_norm", "log_sq_norm", "logit_scaled", "null"), ("all",),
     ),
     "unknown from conflict": Hypothesis(
         "tells what was never told from what is told in conflict better than entropy", "auroc", 0.0,

@@ -224,6 +224,50 @@ def test_language_models(tmp_path):
     assert tables.where(both[1]) == "Holds: adds to all baselines. Fails: unlike P(True)"
 
 
+def world_tables(total, p_true, rivals=(0.7, 0.6)):
+    """Six worlds, whose AUROCs differ by thousandths; earlier epochs and other parts are of no account."""
+    rows = []
+    for world, condition in itertools.product(range(6), ("all", "conflict16", "recall")):
+        noise = 1e-3 * np.sin(7 * world)
+        own = {"total": total, "log_p": rivals[world % 2], "entropy": rivals[1 - world % 2]}
+        own |= {"p_true": p_true, "frequency": 0.4, "sq_norm": 0.6}
+        for score, auroc in own.items():
+            late = {
+                "world": world, "width": 16, "depth": 2, "epochs": 30, "condition": condition,
+                "part": "all", "temperature": 1.0, "score": score, "auroc": auroc + noise,
+                "with_p_true": 0.05 + noise,
+            }  # fmt: skip
+            rows += [
+                late,
+                late | {"epochs": 3, "auroc": 0.1},
+                late | {"part": "above", "auroc": 0.2},
+            ]
+            rows.append(late | {"temperature": 2.0, "auroc": 0.3})
+    return {"results": rows}
+
+
+def test_worlds_of_small_decoders(tmp_path):
+    def found(name, *numbers):
+        source = run(tmp_path / name, "world", **world_tables(*numbers))
+        return {s.key: s for s in settled(source, "11", "12")}
+
+    good = found("a", 0.75, 0.6)
+    by_measure = {f.condition.measure: f for f in good["11"].findings}
+    # The best rival has .7 in every world, though neither has it in all of them.
+    assert by_measure["combined is best"].mean == pytest.approx(0.05, abs=2e-3)
+    assert by_measure["combined is best"].state == "supported"
+    assert by_measure["chance on recall"].mean == pytest.approx(0.25, abs=2e-3)
+    assert by_measure["chance on recall"].state == "contradicted"
+    (unlike,) = good["12"].findings
+    assert unlike.mean == pytest.approx(-0.05, abs=2e-3) and unlike.state == "supported"
+    # Of P(True) at chance nothing is said, whatever its correlation.
+    chance = found("b", 0.75, 0.5)
+    assert chance["12"].verdict == "not run" and not chance["12"].rows
+    assert "P(True) of a decoder of width 16 is at chance" in chance["12"].notes[0]
+    worse = found("c", 0.68, 0.6)
+    assert worse["11"].verdict == "contradicted"
+
+
 def test_verdicts_of_other_studies_and_costs(tmp_path):
     def verdict(hypothesis, mean, problem="xor", **where):
         return {

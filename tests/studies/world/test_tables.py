@@ -22,6 +22,7 @@ from isounc.statistics import interval_over_seeds
 from isounc.studies.world import cell, figures
 from isounc.studies.world.cell import NUMBERS, PARTS
 from isounc.studies.world.corpus import NUM_ANSWERS
+from isounc.studies.world.local import LocalChains
 from isounc.studies.world.reading import Tables, reading
 from isounc.studies.world.scores import Said
 from isounc.studies.world.settings import PRESETS, Cell, Settings, batches, check, plan
@@ -161,6 +162,10 @@ def test_figures_show_the_rows_or_say_why_not():
     [
         ({"num_members": 1}, "num_members must be an integer from 5 to 1000, got 1"),
         ({"num_judged": 7}, "num_judged must be an integer from 1 to 6, got 7"),
+        (
+            {"local": LocalChains(num_chains=2, num_members=3)},
+            "local.num_members must be .* 1 to 2",
+        ),
         ({"num_bootstrap": 1}, "num_bootstrap must be an integer from 2"),
         ({"widths": (48,)}, "widths must be one of 8, 16, 32, 64, 128, 256, got '48'"),
         ({"depth_width": 7}, "depth_width must be one of 8, 16, 32"),
@@ -191,8 +196,13 @@ def test_plans_hold_every_cell_once():
 
 def test_a_number_of_a_world_is_the_mean_over_the_members_judged():
     a, b = ROWS[0] | {"auroc": 0.5, "oracle": None}, ROWS[0] | {"auroc": 0.7, "oracle": 0.6}
-    mean = cell._mean_row((a, b))
+    mean = cell._mean_row((a, b), 1)
     assert (mean["auroc"], mean["oracle"], mean["score"]) == (0.6, None, "log_p")
+    # Of chains, only members that are to have them count.
+    a |= {"r_local": 0.4}
+    assert (
+        cell._mean_row((a, b), 1)["r_local"] == 0.4 and cell._mean_row((a, b), 2)["r_local"] is None
+    )
 
 
 def test_edited_records_are_refused(tmp_path):
@@ -207,7 +217,7 @@ def test_edited_records_are_refused(tmp_path):
             rows_of_run(folder, ROW)
 
 
-def some_members(world, config, epochs, seeds, rows, settings, say=lambda text: None):
+def some_members(world, config, epochs, seeds, rows, settings, say, *, store):
     """In place of training: members that are their number, and the time."""
     assert rows.shape == (len(seeds), len(world.facts)) and num_params(config)
     for epoch in epochs:
@@ -237,10 +247,20 @@ def some_said(graphdef, member, world, *, temperature=1.0, answer=None):
     return Said(answer, log_p - np.log1p(-p), norm, (p * (1 - p)) ** 2, log_probs, p, 3 * p)
 
 
+def some_draws(graphdef, member, world, settings, seed):
+    """In place of chains: the member with noise of every draw's own."""
+    member, rng = np.asarray(member), np.random.default_rng(seed)
+    base = some_log_probs(graphdef, member, world)
+    noise = rng.standard_normal((settings.num_chains, settings.num_draws, *base.shape))
+    logits = base + 0.5 * noise
+    return logits - np.logaddexp.reduce(logits, axis=3, keepdims=True) - 1e-6
+
+
 def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cell, "train_members", some_members)
     monkeypatch.setattr(cell, "answer_log_probs", some_log_probs)
     monkeypatch.setattr(cell, "say", some_said)
+    monkeypatch.setattr(cell, "sample_locally", some_draws)
     monkeypatch.setattr(cell, "SPLITS", 2)
     every = cell.conditions
     monkeypatch.setattr(cell, "conditions", lambda world: {n: every(world)[n] for n in SHOWN})
@@ -248,6 +268,7 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     settings = Settings(
         widths=(8,), epochs=(1, 4), num_relations=1, num_bootstrap=2, cache="", num_judged=1, temperatures=(1.0, 2.0),
         executor="serial", out=str(tmp_path / "run"), match=0.5,
+        local=LocalChains(num_chains=4, num_draws=50),
     )  # fmt: skip
     assert run_study(STUDY, settings)
     folder = RunFolder.load(tmp_path / "run")
@@ -260,6 +281,12 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     assert row["num_questions"] == judged.sum() == 185
     assert row["accuracy"] == pytest.approx(1 - wrong[judged].mean(), abs=1e-6)
     assert row["r_bootstrap"] == pytest.approx(row["r_trace"], abs=0.6)
+    # Chains are drawn after the longest training alone, and these draws are independent.
+    assert row["local_passed"] == 1 and row["local_rhat"] < 1.1 and row["local_ess"] > 50
+    assert row["near"] == row["r_local_var_p"] and row["r_local"] is not None
+    assert row["nearer"] == pytest.approx(row["r_local"] - row["r_trace"], abs=1e-5)
+    assert rows.query("epochs == 1")["local_passed"].isna().all()
+    assert not (tmp_path / "run" / "training").exists()
     assert 0.5 < row["auroc"] <= row["oracle"] + 0.05
     split = rows.query(f"{cells} and condition == 'all' and part != 'all'")
     assert set(split["part"]) == {"below", "above"} and set(split["share_below"]) == {0.0, 1.0}
