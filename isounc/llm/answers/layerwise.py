@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from isounc.gradnorm.api import value_and_sq_grad_norm
-from isounc.gradnorm.stages import Pullback, linearise_stage
+from isounc.gradnorm import Pullback, linearise_stage, value_and_sq_grad_norm
 from isounc.llm.answers.estimands import log_odds_of_logits
 from isounc.llm.answers.packing import PackedAnswers
 from isounc.llm.model import transformer
