@@ -58,7 +58,7 @@ class Pullback:
 
     def __call__(
         self, params: PyTree[Array], cotangents: Float[Array, "K B *out"]
-    ) -> tuple[PyTree[Float[Array, "K B *?input"], "X"], dict[str, Float[Array, "B K"]]]:
+    ) -> tuple[PyTree[Array], dict[str, Float[Array, "B K"]]]:
         """Cotangents of x, and the squared gradient norm of each leaf by path.
 
         `params` are those of the forward pass.
@@ -84,7 +84,7 @@ class Pullback:
 def linearise_stage(
     f: Callable[..., tuple[Any, Any]],
     params: PyTree[Array],
-    x: PyTree[Float[Array, "B *?input"], "X"],
+    x: PyTree[Array],
     *args: PyTree[Array],
     wrt: Filter = None,
     policy: Callable[..., bool] | None = None,

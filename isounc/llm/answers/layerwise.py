@@ -159,8 +159,8 @@ def _top(
     def one(params, given, packed, chosen):
         x, added = given
         states = transformer.final_norm(config, params["norm"], x)[packed.at]
-        head = params["head"]
-        logits = transformer.logits_of(states, head if tied else None, None if tied else head)
+        matrix = params["head"]
+        logits = transformer.logits_of(states, matrix, None if tied else matrix)
         logits = logits if added is None else logits + added
         out, aux = columns(*log_odds_of_logits(logits, packed.targets), packed, chosen)
         return out, (aux, states if tied else None)

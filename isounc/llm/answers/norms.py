@@ -231,12 +231,13 @@ def factors_of(weights: Weights, scaling: str) -> LayerNorms:
     tops = {"embed": weights.embed, "norm": weights.norm}
     tops |= {} if weights.head is None else {"head": weights.head}
     if scaling == "layer_scaled":
-        ends, *layers = jax.device_get([_mean_squares(part) for part in (tops, *weights.layers)])
-        return LayerNorms(ends, tuple(layers))
+        means = jax.device_get([_mean_squares(part) for part in (tops, *weights.layers)])
+        return LayerNorms(means[0], tuple(means[1:]))
     if scaling == "last_layer":
         last = "embed" if weights.head is None else "head"
-        ends = {name: np.float32(name == last) for name in tops}
-        return LayerNorms(ends, tuple(dict.fromkeys(w, np.float32(0)) for w in weights.layers))
+        ends: dict[str, Any] = {name: np.float32(name == last) for name in tops}
+        layers: list[dict[str, Any]] = [dict.fromkeys(w, np.float32(0)) for w in weights.layers]
+        return LayerNorms(ends, tuple(layers))
     return jax.tree.map(lambda _: np.float32(1), LayerNorms(tops, weights.layers))
 
 
@@ -247,7 +248,8 @@ def _mean_squares(part: dict[str, Array]) -> dict[str, Float[Array, ""]]:
 
 def _scaled_sum(norms: LayerNorms, factors: LayerNorms) -> Float[np.ndarray, "B E"]:
     """Sum of squared norms, each times its factor."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda n, f: n.astype(float) * f, norms, factors)))
+    parts = jax.tree.map(lambda norm, factor: norm.astype(float) * factor, norms, factors)
+    return np.sum(jax.tree.leaves(parts), axis=0)
 
 
 def _in_batches(

@@ -307,7 +307,7 @@ def final_norm(
 @jax.jit
 def logits_of(
     states: Float[Array, "*axes W"],
-    embed: Float[Array, "V W"] | None,
+    embed: Float[Array, "_ _"],
     head: Float[Array, "W V"] | None,
 ) -> Float[Array, "*axes V"]:
     """Logits of states, float32; without a head the embedding is the head."""
