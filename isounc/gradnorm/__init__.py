@@ -9,6 +9,7 @@ from isounc.gradnorm.api import (
 from isounc.gradnorm.comparison import Comparison, LeafComparison, check
 from isounc.gradnorm.leaves import Filter, check_leaves
 from isounc.gradnorm.report import Explanation, LeafReport, explain
+from isounc.gradnorm.stages import Pullback, linearise_stage
 
 __all__ = [
     "Comparison",
@@ -16,9 +17,11 @@ __all__ = [
     "Filter",
     "LeafComparison",
     "LeafReport",
+    "Pullback",
     "check",
     "check_leaves",
     "explain",
+    "linearise_stage",
     "value_and_grad_gram",
     "value_and_log_sq_grad_norm",
     "value_and_sq_grad_norm",

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,77 @@ class _Evaluation:
         return list(map(Item, statuses, values))
 
 
+class Rewritten(NamedTuple):
+    """A function with the rules in place of the uses of its leaves."""
+
+    plan: Plan
+    """Treatment of each leaf and of each use."""
+    totals: dict[Path, Float[Array, "*turns"]]
+    """Zeros whose cotangents become the squared norms of fast uses."""
+    taps: dict[Path, Float[Array, "*turns_and_out"]]
+    """Zeros added to the outputs of tied uses."""
+    evaluate: Callable[..., tuple[Any, tuple[dict[Path, Any], list[Any]]]]
+    """Function of (leaves, args, formed, totals, taps), where `formed` holds leaves by index, that
+    returns the first output, and the data of tied uses with the other outputs."""
+
+
+def rewrite(
+    f: Callable[..., Sequence[Any]],
+    leaves: Sequence[Any],
+    args: Sequence[Any],
+    dtype: np.dtype,
+    *,
+    gram: bool = False,
+) -> Rewritten:
+    """Trace f of leaves and args, of which only shapes and types matter, and plan its rules.
+
+    The parameters are those of `linearise`.
+    """
+    closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(list(leaves), list(args))
+    plan = make_plan(closed, len(leaves), len(args), gram=gram)
+    taps, totals = {}, {}
+    for path, (origin, rule, turns) in plan.ruled.items():
+        if plan.ways[origin.leaf] == "tied":
+            out = aval_of(rule.eqn.outvars[0])
+            taps[path] = jnp.zeros((*turns, *out.shape), out.dtype)
+        else:
+            totals[path] = jnp.zeros(turns, dtype)
+
+    def evaluate(leaves, args, formed, totals, taps):
+        evaluation = _Evaluation(plan, totals, taps, {})
+        values = [formed.get(i, leaf) for i, leaf in enumerate(leaves)]
+        if not plan.rewritten:
+            out, *others = f(values, args)
+            return out, ({}, others)
+        inputs = [*leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
+        out, *others = walk(closed.jaxpr, closed.consts, inputs, (), evaluation)
+        return out.value, (evaluation.data, [other.value for other in others])
+
+    return Rewritten(plan, totals, taps, evaluate)
+
+
+def sq_norms(
+    plan: Plan,
+    shapes: Sequence[tuple[int, ...]],
+    cotangents: tuple[dict[int, Any], dict[Path, Any], dict[Path, Any]],
+    data: dict[Path, Any],
+    dtype: np.dtype,
+) -> list[Float[Array, ""]]:
+    """Squared gradient norm of each leaf, from the cotangents of what `Rewritten` holds."""
+    gradients, total_cotangents, tap_cotangents = cotangents
+    result = [jnp.zeros((), dtype) for _ in shapes]
+    for i, gradient in gradients.items():
+        result[i] = products.sum_of_squares(gradient.astype(dtype))
+    for path, total in total_cotangents.items():
+        origin = plan.ruled[path].origin
+        result[origin.leaf] += origin.scale**2 * total.sum()
+    for i, way in enumerate(plan.ways):
+        if way == "tied":
+            uses = [p for p in tap_cotangents if plan.ruled[p].origin.leaf == i]
+            result[i] = _tied_sq_norm(plan, uses, shapes[i], data, tap_cotangents, dtype)
+    return result
+
+
 Pull = Callable[[Float[Array, "*out"]], list[Float[Array, "*k"]]]
 """Function from a cotangent of the output to each leaf's squared gradient norm (), or from K
 cotangents to each leaf's products (K, K)."""
@@ -147,48 +218,24 @@ def linearise(
     # those of the leaves that all devices share.
     axes = frozenset().union(*map(varying, (*leaves, *args)))
     leaves = [vary(leaf, axes) for leaf in leaves]
-    closed = jax.make_jaxpr(lambda leaves, args: f(leaves, args))(leaves, list(args))
-    plan = make_plan(closed, len(leaves), len(args), gram=gram)
-    taps, totals = {}, {}
-    for path, (origin, rule, turns) in plan.ruled.items():
-        if plan.ways[origin.leaf] == "tied":
-            out = aval_of(rule.eqn.outvars[0])
-            taps[path] = vary(jnp.zeros((*turns, *out.shape), out.dtype), axes)
-        else:
-            totals[path] = vary(jnp.zeros(turns, dtype), axes)
-    formed = {i: leaf for i, leaf in enumerate(leaves) if plan.ways[i] == "formed"}
+    rewritten = rewrite(f, leaves, args, dtype, gram=gram)
+    plan = rewritten.plan
+    formed = {i: leaves[i] for i in plan.formed}
+    totals, taps = jax.tree.map(lambda zeros: vary(zeros, axes), (rewritten.totals, rewritten.taps))
 
-    def rewritten(formed, totals, taps):
-        evaluation = _Evaluation(plan, totals, taps, {})
-        values = [formed.get(i, leaf) for i, leaf in enumerate(leaves)]
-        if not plan.rewritten:
-            out, *others = f(values, list(args))
-            return out, ({}, others)
-        inputs = [*leaf_items(leaves, values), *(Item(None, arg) for arg in args)]
-        out, *others = walk(closed.jaxpr, closed.consts, inputs, (), evaluation)
-        return out.value, (evaluation.data, [other.value for other in others])
-
-    with _while_loops_named():
-        out, pullback, (data, others) = jax.vjp(rewritten, formed, totals, taps, has_aux=True)
+    with while_loops_named():
+        out, pullback, (data, others) = jax.vjp(
+            functools.partial(rewritten.evaluate, leaves, list(args)),
+            formed, totals, taps, has_aux=True,
+        )  # fmt: skip
 
     def norms(cotangent: Float[Array, "*out"]) -> list[Float[Array, ""]]:
-        with _while_loops_named():
-            gradients, total_cotangents, tap_cotangents = pullback(cotangent)
-        result = [jnp.zeros((), dtype) for _ in leaves]
-        for i, gradient in gradients.items():
-            result[i] = products.sum_of_squares(gradient.astype(dtype))
-        for path, total in total_cotangents.items():
-            origin = plan.ruled[path].origin
-            result[origin.leaf] += origin.scale**2 * total.sum()
-        for i, way in enumerate(plan.ways):
-            if way == "tied":
-                uses = [p for p in tap_cotangents if plan.ruled[p].origin.leaf == i]
-                shape = leaves[i].shape
-                result[i] = _tied_sq_norm(plan, uses, shape, data, tap_cotangents, dtype)
-        return result
+        with while_loops_named():
+            cotangents = pullback(cotangent)
+        return sq_norms(plan, [leaf.shape for leaf in leaves], cotangents, data, dtype)
 
     def grams(cotangents: Float[Array, "K *out"]) -> list[Float[Array, "K K"]]:
-        with _while_loops_named():
+        with while_loops_named():
             gradients, _, tap_cotangents = jax.vmap(pullback)(cotangents)
         k = cotangents.shape[0]
         result = [jnp.zeros((k, k), dtype) for _ in leaves]
@@ -207,7 +254,7 @@ def linearise(
 
 
 @contextlib.contextmanager
-def _while_loops_named() -> Iterator[None]:
+def while_loops_named() -> Iterator[None]:
     """Raise JAX's error about the derivative of a while loop as one that says what to do."""
     try:
         yield

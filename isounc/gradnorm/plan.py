@@ -125,6 +125,11 @@ class Plan(NamedTuple):
     rewritten: bool = True
     """Whether the function is evaluated with the rules; else all gradients are formed."""
 
+    @property
+    def formed(self) -> list[int]:
+        """Indices of the leaves whose gradients are formed."""
+        return [i for i, way in enumerate(self.ways) if way == "formed"]
+
 
 def leaf_items(leaves: Sequence[Any], values: Sequence[Any]) -> list[Item]:
     """Return the leaves as inputs of a walk."""

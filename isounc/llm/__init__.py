@@ -8,10 +8,11 @@ from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import ScoreTable, make_score_table, score_answers
 from isounc.llm.answers.scores import Score, ScoreInfo
 from isounc.llm.model.config import DecoderConfig, Rotary
-from isounc.llm.model.decoder import Cache, Decoder
+from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.generate import Generated, GenerationSettings, generate
 from isounc.llm.model.load import LanguageModel, load_model
 from isounc.llm.model.tokens import Tokenizer
+from isounc.llm.model.transformer import Cache
 
 __all__ = [  # noqa: RUF022 (in the order of use)
     # models

@@ -24,7 +24,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from isounc.llm.answers.packing import PackedAnswers
 from isounc.llm.model.decoder import Decoder
@@ -48,10 +48,16 @@ def token_log_odds(
     sequence = (packed.tokens, packed.positions, packed.branches)
     tokens, positions, branches = (jnp.asarray(array)[None] for array in sequence)
     states = decoder.hidden(tokens, positions=positions, branches=branches)[0]
-    logits = decoder.head(states[packed.at])
-    is_target = jnp.arange(logits.shape[-1])[None, :] == packed.targets[:, None]
+    return log_odds_of_logits(decoder.head(states[packed.at]), packed.targets)
+
+
+def log_odds_of_logits(
+    logits: Float[Array, "A V"], targets: Int[Array | np.ndarray, " A"]
+) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
+    """Log-odds of tokens, and entropies (nats) of the distributions, from logits."""
+    is_target = jnp.arange(logits.shape[-1])[None, :] == targets[:, None]
     others = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=-1)
-    target = jnp.take_along_axis(logits, packed.targets[:, None], axis=-1)[:, 0]
+    target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return target - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
 

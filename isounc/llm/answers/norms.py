@@ -16,19 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from isounc.checks import check_choice, check_count
-from isounc.gradnorm import value_and_sq_grad_norms
 from isounc.llm.answers.estimands import (
     ESTIMANDS,
     SCALINGS,
     log_odds_of_mean,
     log_odds_of_product,
     logit_of_log,
-    token_log_odds,
 )
+from isounc.llm.answers.layerwise import Columns, LayerNorms, values, values_and_norms
 from isounc.llm.answers.packing import (
     NO_ANSWER,
     PackedAnswers,
@@ -40,6 +38,7 @@ from isounc.llm.answers.packing import (
     shape_of,
 )
 from isounc.llm.model.decoder import Decoder
+from isounc.llm.model.transformer import Weights
 
 
 class AnswerNorms(NamedTuple):
@@ -117,8 +116,8 @@ def answer_norms(
     columns = [e for e in ("sequence", "mean_token", "first_token") if e in estimands]
     if "length_normalised" in estimands and "sequence" not in columns:
         columns.insert(0, "sequence")
-    graphdef, params = nnx.split(decoder, nnx.Param)
-    weights = {scaling: leaf_weights(decoder, scaling) for scaling in scalings}
+    config, weights = decoder.config, decoder.weights()
+    factors = {scaling: factors_of(weights, scaling) for scaling in scalings}
 
     def norms(
         sequences: Sequence[PackedAnswers], chosen: Int[np.ndarray, " N"], columns: Sequence[str]
@@ -127,10 +126,15 @@ def answer_norms(
             # All probabilities of a single token are the same one.
             computed = tuple(columns[: 1 if shape.num_targets == 1 else None])
             repeated = np.resize(chosen[numbers], len(stacked.tokens)).astype(np.int32)
-            return _log_odds_and_norms(
-                params, stacked, repeated, weights,
-                graphdef=graphdef, columns=computed, num_answers=shape.num_answers,
-            )  # fmt: skip
+            function = _columns(computed, shape.num_answers)
+            if not computed:
+                out, aux = values(config, weights, stacked, repeated, columns=function)
+                return out, dict.fromkeys(factors, out), *aux
+            out, aux, by_leaf = values_and_norms(
+                config, weights, stacked, repeated, columns=function
+            )
+            by_leaf = jax.device_get(by_leaf)
+            return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, *aux
 
         return [_Norms(*arrays) for arrays in _in_batches(sequences, shape_of, batch_size, program)]
 
@@ -181,7 +185,7 @@ def answer_norms(
 
 
 class _Norms(NamedTuple):
-    """Results of `_log_odds_and_norms` for one sequence."""
+    """Results for one sequence."""
 
     log_odds: Float[np.ndarray, " E"]
     """Log-odds of E probabilities."""
@@ -207,11 +211,13 @@ def answer_log_probs(
     """
     check_count("batch_size", batch_size, 1)
     check_vocabulary(packed, decoder.config.vocab_size)
-    graphdef, params = nnx.split(decoder, nnx.Param)
-    by_token = _in_batches(
-        packed, forward_shape_of, batch_size,
-        lambda stacked, numbers, shape: _token_log_probs(params, stacked, graphdef=graphdef),
-    )  # fmt: skip
+    weights = decoder.weights()
+
+    def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> Any:
+        nothing = np.zeros(len(stacked.tokens), np.int32)
+        return values(decoder.config, weights, stacked, nothing, columns=_token_log_probs)[1]
+
+    by_token = _in_batches(packed, forward_shape_of, batch_size, program)
     log_probs = []
     for i, (sequence, log_p) in enumerate(zip(packed, by_token, strict=True)):
         _check_finite(i, sequence, log_p)
@@ -220,20 +226,30 @@ def answer_log_probs(
     return log_probs
 
 
-def leaf_weights(decoder: Decoder, scaling: str) -> dict[str, Float[Array, ""]]:
-    """Factor of each parameter array's squared norm under a scaling, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(decoder, nnx.Param))
-    last = "embed" if decoder.config.tied else "unembed"
-    weights = {}
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path)
-        if scaling == "layer_scaled":
-            weights[name] = jnp.mean(jnp.square(leaf.astype(jnp.float32)))
-        elif scaling == "last_layer":
-            weights[name] = jnp.float32(f"['{last}']" in name)
-        else:
-            weights[name] = jnp.float32(1)
-    return weights
+def factors_of(weights: Weights, scaling: str) -> LayerNorms:
+    """Factor of each parameter's squared norm under a scaling."""
+    tops = {"embed": weights.embed, "norm": weights.norm}
+    tops |= {} if weights.head is None else {"head": weights.head}
+    if scaling == "layer_scaled":
+        means = jax.device_get([_mean_squares(part) for part in (tops, *weights.layers)])
+        return LayerNorms(means[0], tuple(means[1:]))
+    if scaling == "last_layer":
+        last = "embed" if weights.head is None else "head"
+        ends: dict[str, Any] = {name: np.float32(name == last) for name in tops}
+        layers: list[dict[str, Any]] = [dict.fromkeys(w, np.float32(0)) for w in weights.layers]
+        return LayerNorms(ends, tuple(layers))
+    return jax.tree.map(lambda _: np.float32(1), LayerNorms(tops, weights.layers))
+
+
+@jax.jit
+def _mean_squares(part: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+    return {name: jnp.mean(jnp.square(a.astype(jnp.float32))) for name, a in part.items()}
+
+
+def _scaled_sum(norms: LayerNorms, factors: LayerNorms) -> Float[np.ndarray, "B E"]:
+    """Sum of squared norms, each times its factor."""
+    parts = jax.tree.map(lambda norm, factor: norm.astype(float) * factor, norms, factors)
+    return np.sum(jax.tree.leaves(parts), axis=0)
 
 
 def _in_batches(
@@ -254,45 +270,28 @@ def _in_batches(
     return [results[i] for i in range(len(packed))]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef",))
 def _token_log_probs(
-    params: PyTree[Array], packed: PackedAnswers, *, graphdef: nnx.GraphDef
-) -> Float[Array, "B A"]:
-    def log_probs(sequence: PackedAnswers) -> Float[Array, " A"]:
-        log_odds, _ = token_log_odds(nnx.merge(graphdef, params), sequence)
-        return -jax.nn.softplus(-log_odds)
-
-    return jax.vmap(log_probs)(packed)
+    log_odds: Float[Array, " A"], _: Any, packed: PackedAnswers, chosen: Int[Array, ""]
+) -> tuple[Float[Array, " 0"], Float[Array, " A"]]:
+    """No probabilities of their own, and log p of the answers' tokens."""
+    return jnp.zeros(0), -jax.nn.softplus(-log_odds)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "columns", "num_answers"))
-def _log_odds_and_norms(
-    params: PyTree[Array],
-    packed: PackedAnswers,
-    chosen: Int[Array, " B"],
-    weights: dict[str, dict[str, Float[Array, ""]]],
-    *,
-    graphdef: nnx.GraphDef,
-    columns: tuple[str, ...],
-    num_answers: int,
-) -> tuple[
-    Float[Array, "B E"],
-    dict[str, Float[Array, "B E"]],
-    Float[Array, "B C"],
-    Float[Array, "B A"],
-    Float[Array, "B A"],
-]:
-    """The fields of `_Norms` for each sequence of a batch.
+@functools.cache
+def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
+    """A function to the fields of `_Norms` for one sequence, but for the norms.
 
     `columns` is `choice` alone, or estimands about the one answer of a sequence.
     """
 
     def log_odds_of_columns(
-        params: PyTree[Array], sequence: PackedAnswers, chosen: Int[Array, ""]
+        log_odds: Float[Array, " A"],
+        entropies: Float[Array, " A"],
+        sequence: PackedAnswers,
+        chosen: Int[Array, ""],
     ) -> tuple[
         Float[Array, " E"], tuple[Float[Array, " C"], Float[Array, " A"], Float[Array, " A"]]
     ]:
-        log_odds, entropies = token_log_odds(nnx.merge(graphdef, params), sequence)
         log_p = -jax.nn.softplus(-log_odds)
         belongs = sequence.answer[None, :] == jnp.arange(num_answers)[:, None]
         sums = jnp.where(belongs, log_p[None, :], 0).sum(1)
@@ -312,16 +311,7 @@ def _log_odds_and_norms(
                 values.append(sums[chosen] - jax.nn.logsumexp(rest))
         return jnp.stack(values) if values else jnp.zeros(0), (totals, log_p, entropies)
 
-    if not columns:
-        values, rest = jax.vmap(log_odds_of_columns, (None, 0, 0))(params, packed, chosen)
-        return values, dict.fromkeys(weights, values), *rest
-    norms = value_and_sq_grad_norms(log_odds_of_columns, per_leaf=True, has_aux=True, in_axes=0)
-    (values, rest), by_leaf = norms(params, packed, chosen)
-    sq_norms: dict[str, Any] = {
-        scaling: sum(factor * by_leaf[name] for name, factor in factors.items())
-        for scaling, factors in weights.items()
-    }
-    return values, sq_norms, *rest
+    return log_odds_of_columns
 
 
 def _by_estimand(

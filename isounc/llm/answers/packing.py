@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from isounc.llm.model.decoder import PADDING, SHARED
 from isounc.llm.model.tokens import check_token_ids
+from isounc.llm.model.transformer import PADDING, SHARED
 from isounc.padding import batches, bucket
 
 MOST_TOKENS = 256

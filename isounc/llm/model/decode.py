@@ -1,4 +1,6 @@
-"""The compiled steps of generation: read the prompts, then choose and read one token after another.
+"""The steps of generation: read the prompts, then choose and read one token after another.
+
+Python goes from one compiled program to the next, a block's being the same for all layers.
 
 Axes: B prompts, S samples of each, T tokens, V tokens of the vocabulary.
 """
@@ -13,10 +15,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from isounc.llm.model.decoder import Cache, Decoder
+from isounc.llm.model.config import DecoderConfig
+from isounc.llm.model.transformer import (
+    Cache,
+    Weights,
+    empty_cache,
+    extend,
+    final_norm,
+    logits_of,
+)
 
 SEGMENT = 8
 """Steps between two looks for stop strings and for samples that have ended."""
@@ -64,43 +73,45 @@ class DecodedTokens(NamedTuple):
     """Entropy of the distribution of each token, in nats."""
 
 
-Carry = tuple[Int[Array, ""] | int, Cache, DecodeState, DecodedTokens]
-"""Number of a step in its segment, cache and state before it, and the tokens so far."""
-
-
 def prompt_keys(seed: int, prompts: Sequence[Sequence[int]], num_samples: int) -> Key[Array, "B S"]:
     """A key for each prompt and sample, from the prompt's own tokens."""
     words = []
     for ids in prompts:
         digest = hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()
         words.append(np.frombuffer(digest[:4], "<u4")[0])
-    root = jax.random.key(seed)
-    by_prompt = jax.vmap(lambda word: jax.random.fold_in(root, word))(np.array(words))
+    return _folded(jax.random.key(seed), np.array(words), num_samples)
+
+
+@functools.partial(jax.jit, static_argnames="num_samples")
+def _folded(
+    root: Key[Array, ""], words: UInt32[Array, " B"], num_samples: int
+) -> Key[Array, "B S"]:
     samples = jnp.arange(num_samples)
+    by_prompt = jax.vmap(lambda word: jax.random.fold_in(root, word))(words)
     return jax.vmap(lambda key: jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples))(
         by_prompt
     )
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def read_prefix(graphdef: nnx.GraphDef, params: PyTree[Array], tokens: Int[Array, " T"]) -> Cache:
+def read_prefix(config: DecoderConfig, weights: Weights, tokens: Int[np.ndarray, " T"]) -> Cache:
     """Cache of the tokens that all prompts begin with: one row, without padding."""
-    decoder: Decoder = nnx.merge(graphdef, params)
-    positions = jnp.arange(tokens.size)[None]
-    return decoder.extend(tokens[None], positions, decoder.empty_cache(1, tokens.size))[1]
+    positions = np.arange(tokens.size, dtype=np.int32)[None]
+    cache = empty_cache(config, 1, tokens.size, weights.embed.dtype)
+    return extend(
+        config, weights, jnp.asarray(tokens[None]), jnp.asarray(positions), cache, in_place=True
+    )[1]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "num_slots", "strategy"))
 def prefill(
-    graphdef: nnx.GraphDef,
-    params: PyTree[Array],
+    config: DecoderConfig,
+    weights: Weights,
     prefix: Cache,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
+    tokens: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
     keys: Key[Array, "B S"],
     stops: Bool[Array, " V"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: np.float32,
+    top_p: np.float32,
     *,
     num_slots: int,
     strategy: DecodingStrategy,
@@ -110,69 +121,111 @@ def prefill(
     Tokens beyond `lengths` are padding. The cache, with a row for each prompt and a branch for each
     sample, has room for `num_slots` more tokens.
     """
-    decoder: Decoder = nnx.merge(graphdef, params)
     num_prompts, num_tokens = tokens.shape
     start = prefix.positions.shape[1]
-    positions = jnp.arange(num_tokens)[None]
-    positions = jnp.where(positions < lengths[:, None], start + positions, -1)
-    states, cache = decoder.extend(
-        tokens, positions, prefix.repeated(num_prompts).grown(num_tokens)
-    )
-    last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
-    num_samples = keys.shape[1]
-    logits = jnp.repeat(decoder.head(last), num_samples, axis=1)
+    positions = np.arange(num_tokens, dtype=np.int32)[None]
+    positions = np.where(positions < lengths[:, None], start + positions, -1)
+    x, cache = extend(
+        config, weights, jnp.asarray(tokens), jnp.asarray(positions),
+        prefix.repeated(num_prompts).grown(num_tokens), in_place=True,
+    )  # fmt: skip
+    state, first = _first(
+        config, weights.norm, weights.embed, weights.head, x, lengths, np.int32(start), keys, stops,
+        temperature, top_p, strategy=strategy,
+    )  # fmt: skip
+    return cache.grown(num_slots), state, first
+
+
+@functools.partial(jax.jit, static_argnames=("config", "strategy"))
+def _first(
+    config: DecoderConfig,
+    norm: Float[Array, " W"],
+    embed: Float[Array, "V W"],
+    head: Float[Array, "W V"] | None,
+    x: Float[Array, "B T W"],
+    lengths: Int[Array, " B"],
+    start: Int[Array, ""],
+    keys: Key[Array, "B S"],
+    stops: Bool[Array, " V"],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    *,
+    strategy: DecodingStrategy,
+) -> tuple[DecodeState, DecodedTokens]:
+    """The state after the prompts, and the first token of every sample."""
+    last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
+    num_prompts, num_samples = keys.shape
+    logits = logits_of(final_norm(config, norm, last), embed, head)
     step = jnp.zeros((), jnp.int32)
+    logits = jnp.repeat(logits, num_samples, axis=1)
     first = _choose(logits, keys, step, temperature, top_p, strategy)
     branches = jnp.broadcast_to(jnp.arange(num_samples)[None], (num_prompts, num_samples))
-    cache = cache.grown(num_slots)
     state = DecodeState(
         jnp.asarray(first.token), stops[first.token], start + lengths,
         keys, branches, step + 1,
     )  # fmt: skip
-    return cache, state, first
+    return state, first
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "strategy"), donate_argnames="cache")
 def decode_segment(
-    graphdef: nnx.GraphDef,
-    params: PyTree[Array],
+    config: DecoderConfig,
+    weights: Weights,
     cache: Cache,
+    state: DecodeState,
+    stops: Bool[Array, " V"],
+    temperature: np.float32,
+    top_p: np.float32,
+    *,
+    strategy: DecodingStrategy,
+) -> tuple[Cache, DecodeState, DecodedTokens]:
+    """Up to `SEGMENT` further tokens of each sample; none after all samples are done.
+
+    The cache is donated, so that it is not in memory twice.
+    """
+    shape = (SEGMENT, *state.token.shape)
+    tokens = DecodedTokens(np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape))
+    for i in range(SEGMENT):
+        if np.asarray(state.done).all():
+            break
+        x, cache = extend(
+            config, weights, state.token, _positions(state), cache, branches=state.branches,
+            in_place=True,
+        )  # fmt: skip
+        state, new = _next(
+            config, weights.norm, weights.embed, weights.head, x, state, stops, temperature, top_p,
+            strategy=strategy,
+        )  # fmt: skip
+        for array, value in zip(tokens, new, strict=True):
+            np.asarray(array)[i] = value
+    return cache, state, tokens
+
+
+@jax.jit
+def _positions(state: DecodeState) -> Int[Array, "B S"]:
+    """Positions of the newest tokens."""
+    positions = (state.lengths + state.step - 1)[:, None]
+    return jnp.broadcast_to(positions, state.token.shape)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "strategy"))
+def _next(
+    config: DecoderConfig,
+    norm: Float[Array, " W"],
+    embed: Float[Array, "V W"],
+    head: Float[Array, "W V"] | None,
+    x: Float[Array, "B S W"],
     state: DecodeState,
     stops: Bool[Array, " V"],
     temperature: Float[Array, ""],
     top_p: Float[Array, ""],
     *,
     strategy: DecodingStrategy,
-) -> tuple[Cache, DecodeState, DecodedTokens]:
-    """Up to `SEGMENT` further tokens of each sample; none after all samples are done.
-
-    The cache is donated, so that it is not in memory twice. Nothing else is: tokens and the like
-    may share their memory with NumPy arrays of the caller.
-    """
-    decoder: Decoder = nnx.merge(graphdef, params)
-    num_prompts, num_samples = state.token.shape
-
-    def step(carry: Carry) -> Carry:
-        i, cache, state, tokens = carry
-        positions = (state.lengths + state.step - 1)[:, None]
-        positions = jnp.broadcast_to(positions, (num_prompts, num_samples))
-        states, cache = decoder.extend(state.token, positions, cache, branches=state.branches)
-        logits = decoder.head(states)
-        new = _choose(logits, state.keys, state.step, temperature, top_p, strategy)
-        tokens = jax.tree.map(lambda array, value: array.at[i].set(value), tokens, new)
-        done = state.done | stops[new.token]
-        i = i + 1
-        return i, cache, state._replace(token=new.token, done=done, step=state.step + 1), tokens
-
-    def unfinished(carry: Carry) -> Bool[Array, ""]:
-        i, _, state, _ = carry
-        return (i < SEGMENT) & ~state.done.all()
-
-    shape = (SEGMENT, num_prompts, num_samples)
-    nothing = DecodedTokens(jnp.zeros(shape, state.token.dtype), jnp.zeros(shape), jnp.zeros(shape))
-    start: Carry = (0, cache, state, nothing)
-    _, cache, state, tokens = jax.lax.while_loop(unfinished, step, start)
-    return cache, state, tokens
+) -> tuple[DecodeState, DecodedTokens]:
+    """The state after one more token of every sample, and these tokens."""
+    logits = logits_of(final_norm(config, norm, x), embed, head)
+    new = _choose(logits, state.keys, state.step, temperature, top_p, strategy)
+    token, done = jnp.asarray(new.token), state.done | stops[new.token]
+    return state._replace(token=token, done=done, step=state.step + 1), new
 
 
 def _choose(

@@ -2,7 +2,7 @@
 
 The tokens that all prompts begin with are read once for all. The rests are padded on the right to
 a few lengths; all samples of a prompt share its keys and values (the branches of `Decoder.extend`).
-Tokens are chosen in segments of a few steps inside of one compiled loop. Between segments the text
+Tokens are chosen in segments of a few steps. Between segments the text
 is searched for stop strings that span tokens, and samples that have ended are left out of the next.
 
 Axes: N prompts in all, B of them in a batch, S samples of each, T tokens, V tokens of the
@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from isounc.checks import check_count, check_real
 from isounc.llm.model.decode import (
@@ -31,9 +30,9 @@ from isounc.llm.model.decode import (
     prompt_keys,
     read_prefix,
 )
-from isounc.llm.model.decoder import Cache
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.tokens import Tokenizer, check_token_ids
+from isounc.llm.model.transformer import Cache, Weights
 from isounc.padding import batches, bucket
 
 _LEAST = 32
@@ -145,18 +144,18 @@ def generate(
     encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
     if not encoded:
         raise ValueError("prompts must hold at least one prompt, got none")
-    graphdef, params = nnx.split(model.decoder)
+    weights = model.decoder.weights()
     stops = _stop_table(model, settings)
     start = _prefix_length(encoded)
     if start:
-        prefix = read_prefix(graphdef, params, np.array(encoded[0][:start], np.int32))
+        prefix = read_prefix(model.config, weights, np.array(encoded[0][:start], np.int32))
     else:
         prefix = model.decoder.empty_cache(1, 0)
     answers: dict[int, _Answers] = {}
     lengths = [len(ids) for ids in encoded]
     for numbers, num_rows in batches(lengths, lambda _: settings.batch_size):
         batch = [encoded[i] for i in np.resize(numbers, num_rows)]
-        decoded = _decode(model, graphdef, params, prefix, batch, stops, settings)
+        decoded = _decode(model, weights, prefix, batch, stops, settings)
         for row, i in enumerate(numbers):
             answers[i] = _cut_answers(model, settings, stops, decoded, row)
     return _together([answers[i] for i in range(len(encoded))], lengths)
@@ -224,8 +223,7 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
 
 def _decode(
     model: LanguageModel,
-    graphdef: nnx.GraphDef,
-    params: PyTree[Array],
+    weights: Weights,
     prefix: Cache,
     prompts: Sequence[Sequence[int]],
     stops: Bool[np.ndarray, " V"],
@@ -251,7 +249,7 @@ def _decode(
     # The last token is never read.
     num_segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
     cache, state, first = prefill(
-        graphdef, params, prefix, tokens, lengths, keys, jnp.asarray(stops), temperature, top_p,
+        model.config, weights, prefix, tokens, lengths, keys, jnp.asarray(stops), temperature, top_p,
         num_slots=num_samples * SEGMENT * num_segments, strategy=strategy,
     )  # fmt: skip
     shape = (1 + SEGMENT * num_segments, num_prompts, num_samples)
@@ -264,7 +262,7 @@ def _decode(
             break
         rest = _unfinished(state, done)
         cache, state, segment = decode_segment(
-            graphdef, params, cache, rest, jnp.asarray(stops), temperature, top_p,
+            model.config, weights, cache, rest, jnp.asarray(stops), temperature, top_p,
             strategy=strategy,
         )  # fmt: skip
         _put(decoded, segment, slice(num_steps, num_steps + SEGMENT), state.branches)

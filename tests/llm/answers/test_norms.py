@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from isounc.llm.answers.estimands import ESTIMANDS, SCALINGS, logit_of_log
+from isounc.llm.answers.estimands import (
+    ESTIMANDS,
+    SCALINGS,
+    log_odds_of_logits,
+    logit_of_log,
+)
+from isounc.llm.answers.layerwise import values_and_norms
 from isounc.llm.answers.norms import answer_log_probs, answer_norms
-from isounc.llm.answers.packing import only, pack
+from isounc.llm.answers.packing import PackedAnswers, only, pack, pad
+from isounc.llm.model import transformer
+from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.huggingface_config import from_huggingface
 
@@ -255,3 +263,44 @@ def test_logits_that_are_not_finite():
     broken.norm[...] = broken.norm[...] * jnp.nan
     with pytest.raises(ValueError, match=r"finite, got .* for question 0"):
         answer_norms(broken, [pack(PROMPT, [[1]])], batch_size=1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_norms_by_layer_are_those_of_plain_gradients(tied):
+    """Of each parameter by its name; layers with a window and a rotary embedding of their own."""
+    config = DecoderConfig(
+        "gemma3_text", 11, 8, 3, 2, 1, 4, 12, 64, Rotary(1e4, 4), windows=(0, 2, 0),
+        local_rotary=Rotary(100.0, 4), tied=tied, qkv_bias=True, qk_norm="head", norm_out=True,
+        embed_scale=2.0,
+    )  # fmt: skip
+    weights = Decoder.random(config).weights()
+    rows = [pack(PROMPT, [[9, 2, 6]]), pack(PROMPT[1:], [[5, 5, 1, 3]])]
+    packed = PackedAnswers(*map(np.stack, zip(*(pad(row, 12, 4) for row in rows), strict=True)))
+
+    def columns(log_odds, entropies, sequence, chosen):
+        log_odds = jnp.where(sequence.answer == chosen, log_odds, 0)
+        return jnp.stack([log_odds.sum(), jnp.sin(log_odds).sum()]), entropies
+
+    @jax.jit
+    def dense(weights, packed):
+        def one(weights, sequence):
+            batch = jax.tree.map(lambda a: jnp.asarray(a)[None], sequence)
+            states = transformer.hidden(config, weights, *batch[:3])[0]
+            logits = transformer.logits_of(states[sequence.at], weights.embed, weights.head)
+            return columns(*log_odds_of_logits(logits, sequence.targets), sequence, 0)[0]
+
+        def squares(sequence):
+            gradients = jax.jacrev(one)(weights, sequence)
+            return jax.tree.map(lambda g: (g**2).reshape(2, -1).sum(1), gradients)
+
+        return jax.vmap(one, (None, 0))(weights, packed), jax.lax.map(squares, packed)
+
+    chosen = np.zeros(2, np.int32)
+    values, _, found = values_and_norms(config, weights, packed, chosen, columns=columns)
+    right_values, right = dense(weights, packed)
+    np.testing.assert_allclose(values, right_values, rtol=1e-4)
+    ends = {"embed": right.embed, "norm": right.norm} | ({} if tied else {"head": right.head})
+    for norms, expected in zip((found.ends, *found.layers), (ends, *right.layers), strict=True):
+        assert norms.keys() == expected.keys()
+        for name, norm in norms.items():
+            np.testing.assert_allclose(norm, expected[name], rtol=2e-4, atol=1e-9, err_msg=name)
