@@ -78,10 +78,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that read files outside the repository; `-m "not shared"` leaves them out."""
+    """Mark tests that read files outside the repository, and skip slow ones unless asked for.
+
+    `-m "not shared"` leaves the former out, ISOUNC_SLOW=1 runs the latter.
+    """
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
+        if item.get_closest_marker("slow") and os.environ.get("ISOUNC_SLOW") != "1":
+            item.add_marker(pytest.mark.skip(reason="takes long: set ISOUNC_SLOW=1"))
 
 
 @pytest.fixture

@@ -162,7 +162,10 @@ def test_composes_with_jit_vmap_map_and_checkpoint(x64):
         np.testing.assert_allclose(norms, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mlp", "decoder", "decoder_scan", "recurrence", "cnn"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", pytest.param("decoder", marks=pytest.mark.slow), "decoder_scan", "recurrence", "cnn"],
+)
 def test_value_and_norm_can_be_differentiated(name, x64):
     case = CASES[name]
     params, args = cast(case.params, jnp.float64), cast(case.args, jnp.float64)

@@ -36,7 +36,7 @@ def uninterrupted():
     [
         ({}, chains.SERIAL_WORK),
         ({}, 0),
-        ({"metric": "low_rank"}, chains.SERIAL_WORK),
+        pytest.param({"metric": "low_rank"}, chains.SERIAL_WORK, marks=pytest.mark.slow),
     ],
 )
 def test_no_bit_depends_on_where_the_work_is_cut(monkeypatch, changes, serial_work):

@@ -61,6 +61,7 @@ def assert_same_bits(a, b):
             np.testing.assert_array_equal(left, right, err_msg=name)
 
 
+@pytest.mark.slow  # a run of the scaling study is killed and resumed in every session
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_runs_give_the_same_bits(tmp_path, uninterrupted):
     here = str(Path(__file__).resolve().parents[2])

@@ -139,6 +139,7 @@ def test_a_verdict_takes_the_p_value_over():
     assert not failed.passed and "may have missed a mode" in failed.reasons[0]
 
 
+@pytest.mark.slow
 def test_chains_in_one_mode_of_xor_are_found_out():
     problem = make_problem("xor", n=100, seed=0)
     model = make_model(problem, width=2)

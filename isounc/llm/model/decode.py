@@ -243,7 +243,8 @@ def _choose(
         token = jnp.argmax(logits, axis=-1)
     else:
         keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-        scores = logits / temperature
+        # Of the best token exactly 0, however small the temperature and the rounding of a division.
+        scores = (logits - logits.max(axis=-1, keepdims=True)) / temperature
         draw = jax.vmap(jax.vmap(_draw))
         if strategy.top_k is None and not strategy.nucleus:
             token = draw(keys, scores)

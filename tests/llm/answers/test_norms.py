@@ -91,7 +91,7 @@ def dense(decoder, answers, chosen):
     return np.asarray(values), sums
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_norms_are_those_of_plain_gradients(tied):
     """The numbers of a packed, padded and batched answer are those of the answer by itself."""
     decoder = make(tied)
@@ -265,7 +265,7 @@ def test_logits_that_are_not_finite():
         answer_norms(broken, [pack(PROMPT, [[1]])], batch_size=1)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_norms_by_layer_are_those_of_plain_gradients(tied):
     """Of each parameter by its name; layers with a window and a rotary embedding of their own."""
     config = DecoderConfig(

@@ -276,7 +276,10 @@ def test_transitions_keep_the_joint_distribution(likelihood, width, depth, sampl
 
 @pytest.mark.parametrize(
     ("likelihood", "depth", "coordinates"),
-    [("gaussian", 0, "readout"), ("bernoulli", 1, "curvature")],
+    [
+        ("gaussian", 0, "readout"),
+        pytest.param("bernoulli", 1, "curvature", marks=pytest.mark.slow),
+    ],
 )
 def test_transitions_in_any_coordinates_keep_it_far_from_the_origin(likelihood, depth, coordinates):
     settings = dataclasses.replace(GEWEKE, num_iterations=200)

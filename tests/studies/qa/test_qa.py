@@ -360,6 +360,7 @@ def another(checkpoint, path):
     return path
 
 
+@pytest.mark.slow
 def test_two_models_and_the_other_forms(settings, checkpoint, data, tmp_path):
     """Choices judged by mass, pairs and sentences; tables without samples; transfer."""
     lines = [

@@ -429,6 +429,7 @@ def check_run(run, settings):
     assert set(names) == set(settings.protocol)
 
 
+@pytest.mark.slow
 def test_a_run_of_protocols_is_extended_by_others(tmp_path, capsys):
     out, base = tmp_path / "run", ("--problems", "moons", "--widths", "2", "--n", "24")
     run_tiny(out, "--protocol", "near", *base)

@@ -201,8 +201,8 @@ def test_worker_processes_give_the_same_numbers(finished, tmp_path, widths):
 
 
 def test_other_settings_are_refused(finished, run_here):
-    code, _, _ = run_here(finished[0], "--prior-sds", "1.0")
-    assert "prior_sds: [2.0] in the folder, [1.0] asked for" in code
+    code, _, _ = run_here(finished[0], "--n", "30")
+    assert "n: 24 in the folder, 30 asked for" in code
 
 
 @pytest.mark.parametrize(
@@ -237,5 +237,7 @@ def test_help_names_the_settings(tmp_path, run_here):
 
 def test_settings_are_stored(finished):
     stored = json.loads((finished[0] / "settings.json").read_text())["settings"]
-    assert stored["widths"] == [3] and stored["n"] == 24
-    assert "workers" not in stored
+    assert stored["n"] == 24 and "workers" not in stored
+    # What a run may be extended by stands beside it.
+    views = json.loads((finished[0] / "info.json").read_text())["info"]["views"]
+    assert views["widths"] == [3] and "widths" not in stored
