@@ -108,7 +108,7 @@ def _check(options: argparse.Namespace) -> bool:
         f"Accepted: {Share.of_counts(int(accepted.sum()), len(accepted))}, of these wrong {risk}."
     )
     print(
-        f"The guard promises at most {certificate.target_risk:g}, with {LEVEL:.0%} intervals here."
+        f"The guard promises at most {certificate.target_risk:g}. Intervals are {LEVEL:.0%}."
     )
     broken, since = risk.low > certificate.target_risk, None
     if guard.threshold is not None:

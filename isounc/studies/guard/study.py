@@ -43,6 +43,10 @@ figures. The same command resumes a run that was killed. It needs `pip install i
     isounc guard                       a minute: three sizes, one target, 200 samples a cell
     isounc guard --preset standard     seven sizes, four targets, 1000 samples
     isounc guard --scenarios discrete ties --targets 0.15 --confidence 0.95 --out runs/mine
+
+A guard for scores of your own is fitted, checked and reported on by other commands:
+
+    isounc guard fit --help            likewise isounc guard check and isounc guard report
 """
 
 from __future__ import annotations
