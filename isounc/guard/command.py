@@ -107,9 +107,7 @@ def _check(options: argparse.Namespace) -> bool:
     print(
         f"Accepted: {Share.of_counts(int(accepted.sum()), len(accepted))}, of these wrong {risk}."
     )
-    print(
-        f"The guard promises at most {certificate.target_risk:g}. Intervals are {LEVEL:.0%}."
-    )
+    print(f"The guard promises at most {certificate.target_risk:g}. Intervals are {LEVEL:.0%}.")
     broken, since = risk.low > certificate.target_risk, None
     if guard.threshold is not None:
         since = RiskMonitor(guard).update(_scores(guard, sample), sample.correct).alarm_since
