@@ -192,7 +192,7 @@ def test_cells_that_were_sampled_again_are_counted(run, rows):
 # The world's large table is read again by the test of that study, from a smaller run.
 LARGER = {
     "standard", "covariance", "covariance/standard", "spectrum/standard",
-    "spectrum/standard_parameterisation", "world", "protocols",
+    "spectrum/standard_parameterisation", "world", "protocols", "paper",
 }  # fmt: skip
 PUBLISHED = [
     pytest.param(path, id=name)
