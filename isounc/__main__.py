@@ -21,7 +21,7 @@ COMMANDS = {
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
 }
 GUARD_ACTIONS = ("fit", "check", "report")
-"""What `isounc guard` does with a table of scores, beside running its study."""
+"""Words after `isounc guard` that work on a table of scores instead of running the study."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from isounc import fields
-from isounc.checks import check_choice, check_path, check_real
+from isounc.checks import check_choice, check_real
 from isounc.estimates.adapters import Bound, output_shape
 from isounc.estimates.columns import TASK_OF_LIKELIHOOD, TASKS, bind_task, columns_of
 from isounc.estimates.inputs import split
@@ -25,8 +25,7 @@ from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
-from isounc.runs.files import json_bytes, write_atomic
-from isounc.untrusted import MEGABYTE, read_json
+from isounc.runs.files import store_json, stored_json
 
 RULES = ("unit", "effective_dimension")
 """Rules that set sigma^2 (`isounc.estimates.scale_rules`)."""
@@ -54,8 +53,7 @@ class LogitScale:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a JSON file, which `load` reads."""
-        file = check_path("path", path)
-        write_atomic({file: json_bytes(dataclasses.asdict(self))}, f"scale {file.name}")
+        store_json(path, dataclasses.asdict(self), "scale")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LogitScale:
@@ -68,8 +66,7 @@ class LogitScale:
         OSError
             If it is absent or may not be read.
         """
-        what = f"path {check_path('path', path)}"
-        content = read_json(check_path("path", path), most=MEGABYTE, what=what)
+        content, what = stored_json(path)
         return cls(**fields.declared(content, _FIELDS, what))
 
 

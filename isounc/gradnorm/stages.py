@@ -30,7 +30,7 @@ from isounc.gradnorm.plan import Plan
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Form:
-    """What of a pullback is no array; the same object wherever a compiled stage is used."""
+    """Structure of a pullback without its arrays; one object for all uses of a compiled stage."""
 
     tree: Any
     """Structure of the function that JAX made."""
@@ -51,7 +51,7 @@ class Pullback:
     """Function from cotangents of a stage's output to those of its input, and to norms."""
 
     arrays: list[Array]
-    """What the backward pass needs of the forward pass, but for the parameters."""
+    """Values of the forward pass that the backward pass needs, without the parameters."""
     data: PyTree[Array]
     """Data of parameters with several uses."""
     form: _Form = dataclasses.field(metadata={"static": True})

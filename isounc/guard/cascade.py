@@ -11,13 +11,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from isounc import fields
-from isounc.checks import check_count, check_path, check_real, real_array
+from isounc.checks import check_count, check_real, real_array
 from isounc.guard import control
 from isounc.guard.certificate import Share, share_field
 from isounc.guard.cost_risk import Answerers, checked_answerers, costs_and_errors
 from isounc.guard.sample import check_share
-from isounc.runs.files import json_bytes, write_atomic
-from isounc.untrusted import MEGABYTE, read_json
+from isounc.runs.files import store_json, stored_json
 
 STEPS = 50
 """Quantiles of each score at which the path of a cascade may turn."""
@@ -184,11 +183,10 @@ class Cascade:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a JSON file, which `load` reads."""
-        file = check_path("path", path)
         content = asdict(self)
         if self.thresholds is not None:  # JSON has no -inf
             content["thresholds"] = [None if t == -np.inf else t for t in self.thresholds]
-        write_atomic({file: json_bytes(content)}, f"cascade {file.name}")
+        store_json(path, content, "cascade")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cascade:
@@ -201,8 +199,7 @@ class Cascade:
         OSError
             If it is absent or may not be read.
         """
-        what = f"path {check_path('path', path)}"
-        content = read_json(check_path("path", path), most=MEGABYTE, what=what)
+        content, what = stored_json(path)
         values = fields.declared(content, _FIELDS, what)
         thresholds = values["thresholds"]
         if thresholds is not None and len(thresholds) != len(values["costs"]) - 1:

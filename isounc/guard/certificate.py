@@ -1,4 +1,4 @@
-"""What a guard promises, on what evidence: an object, and a JSON file."""
+"""The certificate of a guard: its promise and the evidence for it, as an object and a JSON file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Share:
     """A share of a sample, with its exact 95% interval (Clopper-Pearson)."""
 
     count: int
-    """How many are so."""
+    """Number of answers that are counted."""
     of: int
-    """Of how many."""
+    """Size of the sample."""
     value: float | None
     """The share; None of none."""
     low: float

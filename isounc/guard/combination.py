@@ -24,7 +24,7 @@ class Combination:
     features: Float[np.ndarray, "N F"]
     """Scores of the sample it was fitted to, among which new ones are ranked."""
     weights: Float[np.ndarray, " F"]
-    """Of the normal score of each."""
+    """Weight of the normal score of each."""
     intercept: float
     """Log odds of a wrong answer whose scores are all in the middle."""
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from isounc.checks import check_choice, check_kind, check_path, real_array, real_vector
+from isounc.checks import check_choice, check_kind, real_array, real_vector
 from isounc.guard import control
 from isounc.guard.certificate import METHODS, Certificate, Share, digest
 from isounc.guard.costs import CostMatrix
 from isounc.guard.sample import Sample, Values, check_share, checked_sample
-from isounc.runs.files import json_bytes, write_atomic
-from isounc.untrusted import MEGABYTE, read_json
+from isounc.runs.files import store_json, stored_json
 
 
 @dataclass(frozen=True)
@@ -175,8 +174,7 @@ class Guard:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the certificate as a JSON file, which `load` reads."""
-        file = check_path("path", path)
-        write_atomic({file: json_bytes(self.certificate.to_json())}, f"guard {file.name}")
+        store_json(path, self.certificate.to_json(), "guard")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Guard:
@@ -189,8 +187,7 @@ class Guard:
         OSError
             If it is absent or may not be read.
         """
-        what = f"path {check_path('path', path)}"
-        content = read_json(check_path("path", path), most=MEGABYTE, what=what)
+        content, what = stored_json(path)
         return cls(Certificate.from_json(content, what))
 
 

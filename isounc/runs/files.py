@@ -28,6 +28,7 @@ from filelock import FileLock
 from numpy.lib import format as npy_format
 
 from isounc import untrusted
+from isounc.checks import check_path
 from isounc.fields import Unreadable
 
 if TYPE_CHECKING:
@@ -364,6 +365,27 @@ def json_bytes(payload: dict[str, Any]) -> bytes:
     """File content of an encoded payload, with its format version."""
     text = json.dumps({"format_version": FORMAT_VERSION, **payload}, indent=1, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def store_json(path: str | os.PathLike[str], content: dict[str, Any], kind: str) -> None:
+    """Write a small object that a user keeps, such as a `kind` of scale, as a file of its own."""
+    file = check_path("path", path)
+    write_atomic({file: json_bytes(content)}, f"{kind} {file.name}")
+
+
+def stored_json(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Content of a file of `store_json`, and how error messages name the file.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or has more than a megabyte.
+    OSError
+        If it is absent or may not be read.
+    """
+    file = check_path("path", path)
+    what = f"path {file}"
+    return untrusted.read_json(file, most=untrusted.MEGABYTE, what=what), what
 
 
 @contextlib.contextmanager
