@@ -34,6 +34,10 @@ _BLOCK = 256
 """Weights summed up together when one of many is drawn."""
 
 
+Scale = np.float32 | Float[Array | np.ndarray, "B 1 1"]
+"""A number for all prompts, or one for each."""
+
+
 class DecodingStrategy(NamedTuple):
     """How a token is chosen, as far as it is compiled."""
 
@@ -110,8 +114,8 @@ def prefill(
     lengths: Int[np.ndarray, " B"],
     keys: Key[Array, "B S"],
     stops: Bool[Array, " V"],
-    temperature: np.float32,
-    top_p: np.float32,
+    temperature: Scale,
+    top_p: Scale,
     *,
     num_slots: int,
     strategy: DecodingStrategy,
@@ -147,8 +151,8 @@ def _first(
     start: Int[Array, ""],
     keys: Key[Array, "B S"],
     stops: Bool[Array, " V"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     *,
     strategy: DecodingStrategy,
 ) -> tuple[DecodeState, DecodedTokens]:
@@ -173,8 +177,8 @@ def decode_segment(
     cache: Cache,
     state: DecodeState,
     stops: Bool[Array, " V"],
-    temperature: np.float32,
-    top_p: np.float32,
+    temperature: Scale,
+    top_p: Scale,
     *,
     strategy: DecodingStrategy,
 ) -> tuple[Cache, DecodeState, DecodedTokens]:
@@ -216,8 +220,8 @@ def _next(
     x: Float[Array, "B S W"],
     state: DecodeState,
     stops: Bool[Array, " V"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     *,
     strategy: DecodingStrategy,
 ) -> tuple[DecodeState, DecodedTokens]:
@@ -232,8 +236,8 @@ def _choose(
     logits: Float[Array, "B S V"],
     keys: Key[Array, "B S"],
     step: Int[Array, ""],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     strategy: DecodingStrategy,
 ) -> DecodedTokens:
     """One token a sample, with its log probability and the entropy under the model itself."""
