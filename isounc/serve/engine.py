@@ -238,8 +238,7 @@ class Engine:
                     self._measured(
                         [Check([0] * (longest - num), [0] * num, "") for _ in range(rows)]
                     )
-            if length < self.max_tokens:
-                self._writer.warm_up(length)
+            self._writer.warm_up(min(length, self.max_tokens - 1))
 
     def _fail_all(self, error: BaseException) -> None:
         """Tell everybody who waits."""

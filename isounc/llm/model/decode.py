@@ -134,10 +134,16 @@ def prefill(
         prefix.repeated(num_prompts).grown(num_tokens), in_place=True,
     )  # fmt: skip
     state, first = _first(
-        config, weights.norm, weights.embed, weights.head, x, lengths, np.int32(start), keys, stops,
-        temperature, top_p, strategy=strategy,
+        config, weights.norm, weights.embed, weights.head, _last(x, lengths), lengths,
+        np.int32(start), keys, stops, temperature, top_p, strategy=strategy,
     )  # fmt: skip
     return cache.grown(num_slots), state, first
+
+
+@jax.jit
+def _last(x: Float[Array, "B T W"], lengths: Int[Array, " B"]) -> Float[Array, "B 1 W"]:
+    """What stands at each prompt's last token; apart, so that `_first` is the same for every T."""
+    return jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "strategy"))
@@ -146,7 +152,7 @@ def _first(
     norm: Float[Array, " W"],
     embed: Float[Array, "V W"],
     head: Float[Array, "W V"] | None,
-    x: Float[Array, "B T W"],
+    last: Float[Array, "B 1 W"],
     lengths: Int[Array, " B"],
     start: Int[Array, ""],
     keys: Key[Array, "B S"],
@@ -157,7 +163,6 @@ def _first(
     strategy: DecodingStrategy,
 ) -> tuple[DecodeState, DecodedTokens]:
     """The state after the prompts, and the first token of every sample."""
-    last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
     num_prompts, num_samples = keys.shape
     logits = logits_of(final_norm(config, norm, last), embed, head)
     step = jnp.zeros((), jnp.int32)

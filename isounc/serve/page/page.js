@@ -105,7 +105,7 @@ async function write(messages, begun) {
 }
 
 async function measure(event) {
-  event.preventDefault();
+  event?.preventDefault();
   by("error").hidden = true;
   by("result").hidden = true;
   by("ask").disabled = true;
@@ -138,3 +138,7 @@ async function introduce() {
 by("form").addEventListener("submit", measure);
 by("token").addEventListener("change", introduce);
 introduce();
+// A link may carry a question and its answer behind the #, which browsers do not send to the service.
+const linked = new URLSearchParams(location.hash.slice(1));
+for (const name of ["question", "answer"]) if (linked.has(name)) by(name).value = linked.get(name);
+if (linked.has("question")) measure();
