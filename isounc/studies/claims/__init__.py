@@ -1,1 +1,1 @@
-"""The paper's twelve claims, settled from the tables of all studies."""
+"""Thirteen claims of the paper, settled from the tables of all studies."""

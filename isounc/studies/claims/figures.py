@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from isounc.runs.style import Look, NothingToDraw, legend_below, styled
-from isounc.studies.claims.rules import MEASURES, Finding
+from isounc.studies.claims.measures import MEASURES
+from isounc.studies.claims.rules import Finding
 from isounc.studies.claims.tables import Settled, bound_text, of_widths, place, words
 
 STATES = {

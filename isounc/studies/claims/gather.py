@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from isounc.studies.claims import other_runs, scaling_runs, world_runs
+from isounc.studies.claims import other_runs, routing_runs, scaling_runs, world_runs
 from isounc.studies.claims.evidence import Row, best
 from isounc.studies.claims.sources import Source
 from isounc.studies.claims.statements import CLAIMS
@@ -45,6 +45,7 @@ def gather(sources: Sequence[Source], claims: Sequence[str]) -> Gathered:
         *other_runs.cost(of("cost")),
         *other_runs.qa(of("qa"), claims),
         *world_runs.world(of("world"), claims, note),
+        *routing_runs.routing(of("routing")),
     ]
     said = {(row["claim"], row["source"]) for row in rows}
     said |= {(other["claim"], other["source"]) for other in notes}

@@ -16,10 +16,10 @@ from isounc.runs.tables import rows_of_table
 from isounc.studies.claims.evidence import ROW_COLUMNS, Row
 from isounc.studies.claims.figures import forest
 from isounc.studies.claims.gather import gather
+from isounc.studies.claims.measures import MEASURES
 from isounc.studies.claims.pages import write_table
 from isounc.studies.claims.rules import (
     LEVEL,
-    MEASURES,
     NAMED_LEVEL,
     Condition,
     Stratum,

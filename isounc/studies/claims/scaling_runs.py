@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isounc.studies.claims.evidence import Row, records, row_of, row_of_interval
-from isounc.studies.claims.rules import MEASURES, Condition, to_scale
+from isounc.studies.claims.measures import MEASURES
+from isounc.studies.claims.rules import Condition, to_scale
 from isounc.studies.claims.sources import NEEDED, PROTOCOLS, Source
 from isounc.studies.claims.statements import NARROW, NARROWEST_WIDE, WIDE
 

@@ -71,6 +71,17 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "with_p_true",
         ),
     },
+    "routing": {
+        "verdicts.csv": (
+            "hypothesis", "problem", "cheap_width", "score", "target", "mean", "low", "high",
+            "num_seeds",
+        ),
+        "cascades.csv": (
+            "problem", "cheap_width", "seed", "gate", "score", "target", "found", "log2_cost",
+            "cascade_risk",
+        ),
+        "results.csv": ("problem", "cheap_width", "seed", "gate", "score", "risk"),
+    },
     "cost": {COSTS: ("process", "model", "width", "examples", "way", "to_forward")},
 }  # fmt: skip
 """Columns that are needed of the tables of each study."""
@@ -106,7 +117,8 @@ RANGES = {
                     (0, math.inf)),
     **dict.fromkeys(("mean", "low", "high", "slope_mean", "slope_low", "slope_high", "gain"),
                     (-math.inf, math.inf)),
-    "auroc": (0, 1),
+    **dict.fromkeys(("auroc", "risk", "cascade_risk", "target", "found"), (0, 1)),
+    "log2_cost": (-math.inf, math.inf),
 }  # fmt: skip
 """Columns of numbers, with the range that they must lie in."""
 DEEPEST = 3

@@ -1,4 +1,4 @@
-"""The paper's twelve claims, settled from the tables of all studies.
+"""Thirteen claims of the paper and of the article about it, settled from the tables of all studies.
 
 Nothing is sampled here. The command reads the tables of run folders, by default the committed ones
 below results/, and gives each claim a verdict: supported, contradicted, supported under conditions
@@ -11,9 +11,10 @@ below results/, and gives each claim a verdict: supported, contradicted, support
      5  it says more than p(1-p)                  10  cost
      6  p(1-p) tracks E[p(1-p)]; the sum          11  language models: conflict and recall
         counts Var p twice                        12  a different signal than self-assessment
+                                                 13  routing: less cost, no less reliability
 
 What is measured, the bound on it with its reason, and the rule that makes a verdict of intervals over
-seeds are fixed in isounc/studies/claims/rules.py; what the paper says, in our words, and the protocol
+seeds are fixed in isounc/studies/claims, measures.py and rules.py; what the paper says, in our words, and the protocol
 of each claim in statements.py beside it. In short: a claim has conditions (kind of theta*, region,
 setting), in each of which the unit of replication is the seed. It is supported if every condition is,
 at a level that simulation with few and skewed seeds puts below 5% of false verdicts; conditions are

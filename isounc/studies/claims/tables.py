@@ -11,14 +11,8 @@ from isounc.fields import integer, number, text
 from isounc.runs.page import Table
 from isounc.runs.words import listed, short, signed
 from isounc.studies.claims.evidence import Row, conditions
-from isounc.studies.claims.rules import (
-    MEASURES,
-    Condition,
-    Finding,
-    Measure,
-    Verdict,
-    find,
-)
+from isounc.studies.claims.measures import MEASURES, Measure
+from isounc.studies.claims.rules import Condition, Finding, Verdict, find
 from isounc.studies.claims.statements import CLAIMS, NARROW, WIDE, WORDS, Claim
 
 SUMMARY_COLUMNS = (
@@ -87,7 +81,7 @@ def settle(
         claim = CLAIMS[key]
         findings, verdict = find(
             conditions(rows, key), planned=claim.planned, problems=claim.problems,
-            least_points=claim.least_points,
+            least_points=claim.least_points, together=claim.together,
         )  # fmt: skip
         own = tuple(row for row in rows if row["claim"] == key)
         said = tuple(f"{n['source']}: {n['note']}" for n in notes if n["claim"] == key)

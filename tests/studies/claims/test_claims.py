@@ -268,6 +268,61 @@ def test_worlds_of_small_decoders(tmp_path):
     assert worse["11"].verdict == "contradicted"
 
 
+def routing_tables(*places, target=0.1):
+    """Verdicts and cascades of ‖g‖² at widths 2, 4, ...: of each the log2 of its cost and its excess."""
+    tables = {"verdicts": [], "cascades": [], "results": []}
+    for i, numbers in enumerate(places):
+        at = {"problem": "digits", "cheap_width": 2 ** (i + 1)}
+        for hypothesis, mean in zip(("saves", "keeps the risk"), numbers, strict=True):
+            row = at | {"hypothesis": hypothesis, "score": "isotropic", "target": target}
+            row |= {"mean": mean, "low": mean - 0.001, "high": mean + 0.001, "num_seeds": 9}
+            tables["verdicts"] += [row, row | {"problem": "all", "cheap_width": None, "mean": 9.0}]
+            tables["verdicts"] += [row | {"score": "moderated"}, row | {"hypothesis": "routes"}]
+        for seed, score in itertools.product(range(11), ("isotropic", "p")):
+            # Seed 9 has no cascade, and the networks of seed 10 failed their check.
+            cell = at | {"seed": seed, "gate": "fail" if seed == 10 else "pass", "score": score}
+            tables["results"].append(cell | {"risk": 0.06})
+            cascade = {"found": 1, "log2_cost": numbers[0] + 1e-3 * seed, "cascade_risk": 0.08}
+            if score == "p":
+                cascade |= {"log2_cost": numbers[0] - 0.5, "cascade_risk": 0.5}
+            if seed == 9:
+                cascade = {"found": 0, "log2_cost": None, "cascade_risk": None}
+            tables["cascades"] += [
+                cell | cascade | {"target": target},
+                cell | {"target": 0.2, "found": 1, "log2_cost": 5.0, "cascade_risk": 0.9},
+            ]
+    return tables
+
+
+def test_cascades_of_the_routing_study(tmp_path):
+    def found(name, *places):
+        (claim,) = settled(run(tmp_path / name, "routing", **routing_tables(*places)), "13")
+        return claim
+
+    good = found("a", (-1.0, -0.02), (-0.5, -0.03))
+    assert (good.verdict, tables.where(good)) == ("supported", "Holds everywhere")
+    assert {f.condition.setting for f in good.findings} == {"digits, width 2", "digits, width 4"}
+    assert {f.condition.point for f in good.findings} == {"‖g‖²"}
+    for row in good.rows:
+        counts = [row[name] for name in ("num_cells", "num_failed", "num_undefined")]
+        assert counts == [9, 1, 1] and row["num_seeds"] == 9
+    beside = {f.condition[0]: f for f in good.findings if f.condition.setting == "digits, width 2"}
+    assert beside["against the large network"].mean == pytest.approx(0.02)
+    assert beside["against 1 − p"].mean == pytest.approx(0.5 + 1e-3 * 4)
+    # Less cost at the price of the promise, or the promise at a higher cost: neither is the claim.
+    costly = found("b", (0.1, -0.02), (-1.0, 0.02))
+    assert costly.verdict == "contradicted" and len(costly.of_state("contradicted")) == 2
+    some = found("c", (-1.0, -0.02), (-1.0, 0.0))
+    assert some.verdict == "supported under" and tables.where(some, most=2) == (
+        "Holds: costs less (digits, width 2); keeps its target (digits, width 2)"
+    )
+    assert found("d", (0.0, -0.02), (-1.0, 0.0)).verdict == "undecided"
+    rows = routing_tables((-1.0, -0.02))
+    rows["verdicts"] = [row for row in rows["verdicts"] if row["hypothesis"] == "routes"]
+    (absent,) = settled(run(tmp_path / "e", "routing", **rows), "13")
+    assert absent.verdict == "not run" and "no row that the claim is about" in absent.notes[0]
+
+
 def test_verdicts_of_other_studies_and_costs(tmp_path):
     def verdict(hypothesis, mean, problem="xor", **where):
         return {
@@ -430,7 +485,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         (("--runs", "out"), "pearson in results.csv of out must hold numbers from -1 to 1, got 1.5"),
         (("--results", "empty"), "results must hold published runs of scaling.*which has none"),
         ((), r"results must be the folder of published results .*which does not exist"),
-        (("--runs", "good", "--claims", "13"), "claims must be one of 1, 2, .*got '13'"),
+        (("--runs", "good", "--claims", "99"), "claims must be one of 1, 2, .*got '99'"),
         (("--runs", "good", "--claims", "3", "3"), "none twice"),
         (("--runs", "good", "--pages", "page.md"), r"pages must have the line <!-- claims -->"),
         (("--runs", "good", "--pages", "absent.md"), "which is none"),

@@ -11,7 +11,8 @@ from scipy.special import ndtr
 
 from isounc.statistics import interval_over_strata
 from isounc.studies.claims import rules
-from isounc.studies.claims.rules import MEASURES, Condition, Stratum, find, stratum
+from isounc.studies.claims.measures import MEASURES
+from isounc.studies.claims.rules import Condition, Stratum, find, stratum
 from isounc.studies.claims.statements import CLAIMS
 
 SLOPE, WITHIN, RANK = "slope", "unlike P(True)", "correspondence"
@@ -102,6 +103,35 @@ def test_what_is_shown_beside_decides_nothing():
     found, said = find(evidence)
     assert said == "supported" and [f.state for f in found] == ["supported", "beside"]
     assert find({beside: strata(STRONG)})[1] == "not run"
+
+
+PAIR = ("costs less", "keeps its target")
+
+
+def together(*places):
+    """The verdict and states of places at which two measures are needed at once."""
+    evidence = {
+        condition(i, measure): strata(values)
+        for i, place in enumerate(places)
+        for measure, values in zip(PAIR, place, strict=False)
+    }
+    found, said = find(evidence, together=PAIR)
+    return said, [f.state for f in found], [f.why for f in found]
+
+
+def test_measures_that_are_needed_at_once():
+    """Both lie below their bounds, so that `AGAINST` is for the claim."""
+    yes, no, open_ = "supported", "contradicted", "undecided"
+    good, bad = AGAINST, STRONG
+    assert together((good, good), (good, good))[:2] == (yes, [yes] * 4)
+    said, states, why = together((good, good), (good, WEAK))
+    assert (said, states) == ("supported under", [yes, yes, open_, open_])
+    assert why[2] == "not supported here: keeps its target"
+    # A saving that breaks the promise everywhere is no support, nor a promise kept at a higher cost.
+    assert together((good, bad), (bad, good))[:2] == (no, [open_, no, no, open_])
+    assert together((good, WEAK))[:2] == (open_, [open_, open_])
+    said, states, why = together((good,))
+    assert (said, states) == (open_, [open_]) and why == ["not supported here: keeps its target"]
 
 
 def test_an_exception_and_a_missing_problem_forbid_a_whole_claim():
