@@ -13,10 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from isounc.llm.answers.norms import answer_norms
 from isounc.llm.model.load import LanguageModel
-from isounc.serve.settings import ESTIMANDS
-from isounc.serve.shapes import check_shape, length_of, lengths, rows_of, targets_of
+from isounc.serve.shapes import check_shape, length_of, rows_of
+from isounc.serve.warming import measure_together, warm_up
 from isounc.serve.work import Check, Continuation
 from isounc.serve.writing import ROWS, Writer
 
@@ -126,7 +125,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
+            for _ in warm_up(self.model, self.max_tokens, self.max_new_tokens):
+                if self._closing:
+                    return
             self.is_ready = True
             while self._turn():
                 pass
@@ -197,7 +198,7 @@ class Engine:
         if not running:
             return
         try:
-            self._measured(running)
+            measure_together(self.model, running)
         except ValueError as error:
             # One answer's fault must not be that of the others in its batch.
             for check in running:
@@ -209,36 +210,9 @@ class Engine:
 
     def _alone(self, check: Check) -> None:
         try:
-            self._measured([check])
+            measure_together(self.model, [check])
         except ValueError as error:
             check.result.set_exception(error)
-
-    def _measured(self, checks: list[Check]) -> None:
-        packed = [check.packed() for check in checks]
-        # Of one sequence or of a full batch: two programs a shape.
-        rows = 1 if len(packed) == 1 else rows_of(check_shape(packed[0]).num_tokens)
-        norms = answer_norms(
-            self.model.decoder, [packed[i % len(packed)] for i in range(rows)],
-            estimands=ESTIMANDS, scalings=("all",), batch_size=rows, shape=check_shape,
-        )  # fmt: skip
-        for row, check in enumerate(checks):
-            check.result.set_result(check.measured(norms, row))
-
-    def _warm_up(self) -> None:
-        """Run every program once, on tokens that mean nothing."""
-        for length in lengths(self.max_tokens):
-            longest = min(length, self.max_tokens)
-            for targets in targets_of(length):
-                num = min(targets, longest - 1)
-                if check_shape(Check([0], [0] * num, "").packed()).num_targets != targets:
-                    continue
-                for rows in sorted({1, rows_of(length)}):
-                    if self._closing:
-                        return
-                    self._measured(
-                        [Check([0] * (longest - num), [0] * num, "") for _ in range(rows)]
-                    )
-            self._writer.warm_up(min(length, self.max_tokens - 1))
 
     def _fail_all(self, error: BaseException) -> None:
         """Tell everybody who waits."""

@@ -11,7 +11,7 @@ from isounc.llm.answers.packing import MOST_TOKENS, PackedAnswers, PackedShape
 
 _LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 """T of a check, and lengths of a prompt that is continued."""
-_TARGETS = (16, 64)
+_TARGETS = (64,)
 """A of a check, beside T itself."""
 
 
@@ -28,7 +28,7 @@ def length_of(num_tokens: int) -> int:
 
 def targets_of(length: int) -> tuple[int, ...]:
     """The numbers of answer tokens that sequences of a length are padded to."""
-    return tuple(n for n in (*_TARGETS, length) if n <= length)
+    return tuple(sorted({n for n in (*_TARGETS, length) if n <= length}))
 
 
 def check_shape(packed: PackedAnswers) -> PackedShape:

@@ -15,6 +15,7 @@ from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.generate import cut_answer
 from isounc.llm.model.load import LanguageModel
+from isounc.llm.model.transformer import empty_cache
 from isounc.serve.shapes import length_of
 from isounc.serve.work import Continuation, Written
 
@@ -79,9 +80,10 @@ class Writer:
         def has_ended(tokens: Int[np.ndarray, "T B 1"]) -> Bool[np.ndarray, "B 1"]:
             return np.array([[i >= len(prompts) or finished[i]] for i in range(num_rows)])
 
+        weights = self._model.decoder.weights()
         yield from decode_steps(
-            self._model.config, self._model.decoder.weights(),
-            self._model.decoder.empty_cache(1, 0), [row.prompt_ids for row in rows],
+            self._model.config, weights,
+            empty_cache(self._model.config, 1, 0, weights.embed.dtype), [row.prompt_ids for row in rows],
             jnp.concatenate([row.key for row in rows]), self._stops,
             strategy=DecodingStrategy(is_greedy, None, is_nucleus),
             temperature=scale([max(row.temperature, 1e-30) if row.temperature else 1.0 for row in rows]),
@@ -114,20 +116,6 @@ class Writer:
             text = text[:kept].rstrip(_REPLACEMENT)
         return Written(ids[: cut.length], log_probs, text, cut.text_length, finish)
 
-    def warm_up(self, length: int) -> None:
-        """Run the programs that continue prompts of a length, for one prompt and for several."""
-        for num_rows in (1, ROWS):
-            for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.9)):
-                prompts = [
-                    Continuation(
-                        [0] * length, min(2, self._most), temperature, top_p, (), key_of(0, [0]),
-                        _nothing,
-                    )
-                    for _ in range(num_rows)
-                ]  # fmt: skip
-                for _ in self.write(prompts):
-                    pass
-
 
 def key_of(seed: int, prompt_ids: Sequence[int]) -> Key[Array, "1 1"]:
     """The random key of a request: as in `isounc.llm.model.generate.generate`."""
@@ -138,8 +126,3 @@ def _begun(text: str, stop: str) -> int:
     """Length of the longest end of a text with which a stop string begins."""
     lengths = range(min(len(stop), len(text)), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)
-
-
-def _nothing(written: Written | BaseException) -> None:
-    if isinstance(written, BaseException):
-        raise written

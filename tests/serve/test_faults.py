@@ -180,15 +180,15 @@ def test_a_client_that_leaves_frees_its_place(service, client, monkeypatch):
 
 def test_one_fault_is_not_that_of_the_batch(service, client, monkeypatch):
     """NaN logits of one answer: the others that were measured with it have their numbers."""
-    from isounc.serve import engine
+    from isounc.serve import warming
 
     def norms(decoder, packed, **keywords):
         if any(9 in sequence.targets for sequence in packed):
             raise ValueError("logits must be finite")
         return real(decoder, packed, **keywords)
 
-    real = engine.answer_norms
-    monkeypatch.setattr(engine, "answer_norms", norms)
+    real = warming.answer_norms
+    monkeypatch.setattr(warming, "answer_norms", norms)
     bad, good = {"prompt": "a", "answer": "g"}, {"prompt": "a", "answer": "c"}
     assert service.model.tokenizer.encode("g") == [9]
     found = {}
