@@ -19,6 +19,7 @@ COMMANDS = {
     "publish": "Write what of a run is small enough to commit: tables, reading, figures.",
     "references": "List, show, check and install reference posteriors.",
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
+    "serve": "Put a service in front of a language model: answers with their uncertainty.",
 }
 GUARD_ACTIONS = ("fit", "check", "report")
 """Words after `isounc guard` that work on a table of scores instead of running the study."""
@@ -51,6 +52,7 @@ def _run(given: Sequence[str]) -> None:
         _study(chosen, rest)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "report": _report, "publish": _publish, "references": _references, "ask": _ask,
+        "serve": _serve,
     }  # fmt: skip
     commands[chosen](rest)
 
@@ -198,6 +200,12 @@ def _ask(arguments: Sequence[str]) -> None:
     from isounc.studies.qa.ask import main as ask
 
     ask(arguments)
+
+
+def _serve(arguments: Sequence[str]) -> None:
+    from isounc.serve.command import main as serve
+
+    serve(arguments)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def answer_norms(
     estimands: Sequence[str] = ESTIMANDS,
     scalings: Sequence[str] = SCALINGS,
     batch_size: int = 8,
+    shape: Callable[[PackedAnswers], PackedShape] = shape_of,
 ) -> AnswerNorms:
     """Log-odds and exact squared gradient norms of answers.
 
@@ -91,6 +92,8 @@ def answer_norms(
     batch_size
         Sequences at a time. Long ones go fewer at a time, so that the memory of their activations
         is bounded (`isounc.llm.answers.packing.packed_batches`).
+    shape
+        What a sequence is padded to.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def answer_norms(
             by_leaf = jax.device_get(by_leaf)
             return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, *aux
 
-        return [_Norms(*arrays) for arrays in _in_batches(sequences, shape_of, batch_size, program)]
+        return [_Norms(*arrays) for arrays in _in_batches(sequences, shape, batch_size, program)]
 
     several = [i for i, count in enumerate(num_answers) if count > 1]
     together = [packed[i] for i in several]

@@ -7,9 +7,6 @@ it reaches nothing but the messages, in a process of its own with bounds on its 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 
 from isounc.fields import Unreadable, declared, integer, text
 from isounc.llm.model import chat_renderer
+from isounc.llm.model.chat_process import NoAnswer, rendering_process
 from isounc.untrusted import MEGABYTE, decode_text, read_bytes, read_json
 
 Message = tuple[str, str]
@@ -79,22 +77,16 @@ class ChatTemplate:
             "conversations": given,
             "tokens": {"bos_token": self.bos_token, "eos_token": self.eos_token},
         }
-        # Isolated: neither the folder nor the environment of this process has a say in what it loads.
-        command = [sys.executable, "-I", str(Path(chat_renderer.__file__))]
+        process = rendering_process(str(Path(chat_renderer.__file__)))
         try:
-            done = subprocess.run(
-                command, input=json.dumps(request).encode(), capture_output=True,
-                timeout=_MOST_SECONDS, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise self._refused(f"one that takes more than {_MOST_SECONDS} seconds") from None
-        if done.returncode < 0:
-            raise self._refused(f"one that goes beyond them (signal {-done.returncode})")
-        try:
-            answer = json.loads(done.stdout)
-        except ValueError:
-            error = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise self._refused(f"one whose rendering ended with {error!r:.200}") from None
+            answer = process.ask(request, seconds=_MOST_SECONDS)
+        except NoAnswer as none:
+            what = (
+                f"takes more than {_MOST_SECONDS} seconds" if none.is_late else f"ends with {none}"
+            )
+            raise self._refused(f"one that {what}") from None
+        if "signal" in answer:
+            raise self._refused(f"one that goes beyond them (signal {answer['signal']})")
         if "error" in answer:
             raise self._refused(f"one that ends with {answer['error']:.300}")
         return answer["texts"]

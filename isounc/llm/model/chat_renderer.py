@@ -1,10 +1,12 @@
-"""The process that renders a chat template: conversations in, texts out, as JSON.
+"""The process that renders chat templates: conversations in, texts out, as JSON.
 
-It is run by its path and imports nothing of isounc, so that it starts at once. Its bounds hold for the
-whole process, whatever the template does.
+It is run by its path and imports nothing of isounc, so that it starts at once. A request is a line, and
+each is worked on in a process forked for it, where the system can fork: its bounds hold for that process,
+whatever the template does, and imports are paid once.
 """
 
 import json
+import os
 import sys
 
 MOST_SECONDS = 20
@@ -60,14 +62,47 @@ def render(request: dict) -> list[str]:
     return texts
 
 
-def main() -> None:
-    """Read a request from the standard input, and write its answer."""
-    bound()
+def answer(line: bytes) -> bytes:
+    """The answer to a request: texts, or an error."""
     try:
-        answer = {"texts": render(json.load(sys.stdin))}
+        said = {"texts": render(json.loads(line))}
     except (Exception, MemoryError, RecursionError) as error:
-        answer = {"error": f"{type(error).__name__}: {error!s:.300}"}
-    json.dump(answer, sys.stdout)
+        said = {"error": f"{type(error).__name__}: {error!s:.300}"}
+    return json.dumps(said).encode()
+
+
+def answer_in_a_fork(line: bytes) -> bytes:
+    """The same within the bounds; or the signal that ended the process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        bound()
+        said = answer(line)
+        with os.fdopen(writer, "wb") as out:
+            out.write(said)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as given:
+        said = given.read()
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return json.dumps({"signal": os.WTERMSIG(status)}).encode()
+    return said or json.dumps({"error": "it ended without an answer"}).encode()
+
+
+def main() -> None:
+    """Answer requests, a line each, until there are no more."""
+    can_fork = hasattr(os, "fork")
+    if can_fork:
+        import jinja2.ext
+        import jinja2.sandbox  # noqa: F401, the forks have it
+    else:
+        bound()
+    for line in sys.stdin.buffer:
+        said = (answer_in_a_fork if can_fork else answer)(line)
+        sys.stdout.buffer.write(said + b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

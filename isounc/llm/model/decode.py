@@ -34,6 +34,10 @@ _BLOCK = 256
 """Weights summed up together when one of many is drawn."""
 
 
+Scale = np.float32 | Float[Array | np.ndarray, "B 1 1"]
+"""A number for all prompts, or one for each."""
+
+
 class DecodingStrategy(NamedTuple):
     """How a token is chosen, as far as it is compiled."""
 
@@ -110,8 +114,8 @@ def prefill(
     lengths: Int[np.ndarray, " B"],
     keys: Key[Array, "B S"],
     stops: Bool[Array, " V"],
-    temperature: np.float32,
-    top_p: np.float32,
+    temperature: Scale,
+    top_p: Scale,
     *,
     num_slots: int,
     strategy: DecodingStrategy,
@@ -130,10 +134,16 @@ def prefill(
         prefix.repeated(num_prompts).grown(num_tokens), in_place=True,
     )  # fmt: skip
     state, first = _first(
-        config, weights.norm, weights.embed, weights.head, x, lengths, np.int32(start), keys, stops,
-        temperature, top_p, strategy=strategy,
+        config, weights.norm, weights.embed, weights.head, _last(x, lengths), lengths,
+        np.int32(start), keys, stops, temperature, top_p, strategy=strategy,
     )  # fmt: skip
     return cache.grown(num_slots), state, first
+
+
+@jax.jit
+def _last(x: Float[Array, "B T W"], lengths: Int[Array, " B"]) -> Float[Array, "B 1 W"]:
+    """What stands at each prompt's last token; apart, so that `_first` is the same for every T."""
+    return jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "strategy"))
@@ -142,18 +152,17 @@ def _first(
     norm: Float[Array, " W"],
     embed: Float[Array, "V W"],
     head: Float[Array, "W V"] | None,
-    x: Float[Array, "B T W"],
+    last: Float[Array, "B 1 W"],
     lengths: Int[Array, " B"],
     start: Int[Array, ""],
     keys: Key[Array, "B S"],
     stops: Bool[Array, " V"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     *,
     strategy: DecodingStrategy,
 ) -> tuple[DecodeState, DecodedTokens]:
     """The state after the prompts, and the first token of every sample."""
-    last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
     num_prompts, num_samples = keys.shape
     logits = logits_of(final_norm(config, norm, last), embed, head)
     step = jnp.zeros((), jnp.int32)
@@ -173,8 +182,8 @@ def decode_segment(
     cache: Cache,
     state: DecodeState,
     stops: Bool[Array, " V"],
-    temperature: np.float32,
-    top_p: np.float32,
+    temperature: Scale,
+    top_p: Scale,
     *,
     strategy: DecodingStrategy,
 ) -> tuple[Cache, DecodeState, DecodedTokens]:
@@ -216,8 +225,8 @@ def _next(
     x: Float[Array, "B S W"],
     state: DecodeState,
     stops: Bool[Array, " V"],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     *,
     strategy: DecodingStrategy,
 ) -> tuple[DecodeState, DecodedTokens]:
@@ -232,8 +241,8 @@ def _choose(
     logits: Float[Array, "B S V"],
     keys: Key[Array, "B S"],
     step: Int[Array, ""],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | Float[Array, "B 1 1"],
+    top_p: Float[Array, ""] | Float[Array, "B 1 1"],
     strategy: DecodingStrategy,
 ) -> DecodedTokens:
     """One token a sample, with its log probability and the entropy under the model itself."""

@@ -15,21 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count, check_real
-from isounc.llm.model.decode import (
-    SEGMENT,
-    DecodedTokens,
-    DecodeState,
-    DecodingStrategy,
-    decode_segment,
-    prefill,
-    prompt_keys,
-    read_prefix,
-)
+from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys, read_prefix
+from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.tokens import Tokenizer, check_token_ids
 from isounc.llm.model.transformer import Cache, Weights
@@ -233,67 +224,28 @@ def _decode(
 
     The tokens of each prompt after the prefix are padded to one length.
     """
-    num_prompts, num_samples = len(prompts), settings.num_samples
-    start = prefix.positions.shape[1]
-    padded = bucket(max(map(len, prompts)) - start, _LEAST)
-    tokens = np.stack([np.pad(ids[start:], (0, start + padded - len(ids))) for ids in prompts])
-    lengths = np.array([len(ids) - start for ids in prompts])
+    strategy, temperature, top_p = strategy_of(settings)
+    steps = decode_steps(
+        model.config, weights, prefix, prompts,
+        prompt_keys(settings.seed, prompts, settings.num_samples), stops,
+        strategy=strategy, temperature=temperature, top_p=top_p,
+        num_tokens=bucket(max(map(len, prompts)) - prefix.positions.shape[1], _LEAST),
+        max_new_tokens=settings.max_new_tokens,
+        has_ended=lambda tokens: _has_stop(model.tokenizer, tokens, settings),
+    )  # fmt: skip
+    *_, decoded = steps
+    return decoded
+
+
+def strategy_of(settings: GenerationSettings) -> tuple[DecodingStrategy, np.float32, np.float32]:
+    """How a token is chosen, with the temperature and the share of probability in single precision."""
     strategy = DecodingStrategy(
         settings.temperature == 0, settings.top_k, settings.top_p is not None
     )
     # Beyond these bounds single precision overflows, and nothing changes any more: all weight is on
     # the most probable token, or on all alike.
     temperature = np.float32(np.clip(settings.temperature or 1, 1e-30, 1e30))
-    top_p = np.float32(settings.top_p or 1)
-    keys = prompt_keys(settings.seed, prompts, num_samples)
-    # The last token is never read.
-    num_segments = -(-(settings.max_new_tokens - 1) // SEGMENT)
-    cache, state, first = prefill(
-        model.config, weights, prefix, tokens, lengths, keys, jnp.asarray(stops), temperature, top_p,
-        num_slots=num_samples * SEGMENT * num_segments, strategy=strategy,
-    )  # fmt: skip
-    shape = (1 + SEGMENT * num_segments, num_prompts, num_samples)
-    decoded = DecodedTokens(np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape))
-    _put(decoded, first, 0, state.branches)
-    for num_steps in range(1, shape[0], SEGMENT):
-        tokens = np.asarray(decoded.token[:num_steps])
-        done = _has_stop(model.tokenizer, tokens, settings) | stops[tokens].any(0)
-        if done.all():
-            break
-        rest = _unfinished(state, done)
-        cache, state, segment = decode_segment(
-            model.config, weights, cache, rest, jnp.asarray(stops), temperature, top_p,
-            strategy=strategy,
-        )  # fmt: skip
-        _put(decoded, segment, slice(num_steps, num_steps + SEGMENT), state.branches)
-    return DecodedTokens(*(array[: settings.max_new_tokens] for array in decoded))
-
-
-def _put(
-    decoded: DecodedTokens, part: DecodedTokens, steps: int | slice, branches: Int[Array, "B S"]
-) -> None:
-    """Write the tokens of some samples into the arrays of all."""
-    rows = np.arange(decoded.token.shape[1])[:, None]
-    for array, new in zip(decoded, part, strict=True):
-        array[steps, rows, np.asarray(branches)] = np.asarray(new)
-
-
-def _unfinished(state: DecodeState, done: Bool[np.ndarray, "B S"]) -> DecodeState:
-    """The state of the samples that have not ended.
-
-    The number of samples is halved as often as the prompt with the most of them allows.
-    """
-    branches = np.asarray(state.branches)
-    ended = np.take_along_axis(done, branches, axis=1)
-    most, size = int((~ended).sum(1).max()), ended.shape[1]
-    while most <= (size + 1) // 2 < size:
-        size = (size + 1) // 2
-    kept = np.argsort(ended, axis=1, kind="stable")[:, :size]
-    rows = np.arange(len(kept))[:, None]
-    return state._replace(
-        token=state.token[rows, kept], keys=state.keys[rows, kept],
-        done=jnp.array(ended[rows, kept]), branches=jnp.array(branches[rows, kept]),
-    )  # fmt: skip
+    return strategy, temperature, np.float32(settings.top_p or 1)
 
 
 def _has_stop(
@@ -317,7 +269,7 @@ def _cut_answers(
 ) -> _Answers:
     """Cut the samples of one prompt where they end."""
     tokens, log_probs, entropies = (np.asarray(array)[:, row].T for array in decoded)
-    cut = [_cut(model.tokenizer, ids, stops, settings.stop) for ids in tokens]
+    cut = [cut_answer(model.tokenizer, ids, stops, settings.stop) for ids in tokens]
     texts = [answer.text for answer in cut]
     lengths = np.array([answer.length for answer in cut])
     inside = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
@@ -337,7 +289,7 @@ def _cut_answers(
     )
 
 
-class _Cut(NamedTuple):
+class CutAnswer(NamedTuple):
     """One answer, cut where it ends."""
 
     text: str
@@ -349,12 +301,13 @@ class _Cut(NamedTuple):
     """Whether anything stopped it."""
 
 
-def _cut(
+def cut_answer(
     tokenizer: Tokenizer,
     ids: Int[np.ndarray, " T"],
     stops: Bool[np.ndarray, " V"],
     strings: Sequence[str],
-) -> _Cut:
+) -> CutAnswer:
+    """The tokens of an answer up to where it ends: at one of `stops`, or with a stop string."""
     ends = np.flatnonzero(stops[ids])
     ids = ids[: ends[0] + 1] if len(ends) else ids
     text = tokenizer.decode(ids)
@@ -362,11 +315,11 @@ def _cut(
     if at < 0:
         # Special tokens have no text: the answer's tokens end where its text does.
         text_length = _fewest(tokenizer, ids, lambda t: t.startswith(text))
-        return _Cut(text, len(ids), text_length, bool(len(ends)))
+        return CutAnswer(text, len(ids), text_length, bool(len(ends)))
     length = _fewest(tokenizer, ids, lambda t: any(s in t for s in strings))
     text = text[:at]
     text_length = _fewest(tokenizer, ids[:length], lambda t: t.startswith(text))
-    return _Cut(text, length, text_length, True)
+    return CutAnswer(text, length, text_length, True)
 
 
 def _fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[str], bool]) -> int:

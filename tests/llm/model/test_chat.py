@@ -8,6 +8,7 @@ from jinja2.exceptions import SecurityError
 
 from isounc.llm.model import chat_renderer
 from isounc.llm.model.chat import ChatTemplate, template_of_folder, template_of_gguf
+from isounc.llm.model.chat_process import NoAnswer, RenderingProcess
 
 HI = [[("user", "Hi")]]
 TURNS = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
@@ -68,6 +69,28 @@ def test_a_template_without_end_is_stopped(monkeypatch, tmp_path):
     monkeypatch.setattr(chat_renderer, "__file__", str(file))
     with pytest.raises(ValueError, match="one that goes beyond them"):
         ChatTemplate(endless, "m").render(HI)
+
+
+def test_a_process_that_ends_or_hangs_is_started_again(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "for line in sys.stdin:\n"
+        "    if 'end' in line: sys.exit(3)\n"
+        "    if 'hang' in line: time.sleep(60)\n"
+        "    print('{\"pid\": %d}' % __import__('os').getpid(), flush=True)\n"
+    )
+    process = RenderingProcess(str(program))
+    first = process.ask({}, seconds=30)
+    assert process.ask({}, seconds=30) == first
+    with pytest.raises(NoAnswer, match="status 3"):
+        process.ask({"end": 1}, seconds=30)
+    second = process.ask({}, seconds=30)
+    with pytest.raises(NoAnswer) as late:
+        process.ask({"hang": 1}, seconds=0.2)
+    assert late.value.is_late
+    assert len({x["pid"] for x in (first, second, process.ask({}, seconds=30))}) == 3
+    process.end()
 
 
 def test_where_templates_are(tmp_path):

@@ -1,0 +1,253 @@
+"""The work behind the endpoints: prompts to tokens, the engine's results to what clients are told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from isounc.guard.guard import Guard
+from isounc.llm.answers.answer import MeasuredAnswer
+from isounc.llm.model.chat import Message
+from isounc.llm.model.load import LanguageModel
+from isounc.serve.engine import Busy, Engine, Unavailable
+from isounc.serve.judgement import Judge
+from isounc.serve.monitoring import Feedback, FeedbackState, Metrics
+from isounc.serve.settings import Serve
+from isounc.serve.work import Check, Continuation, Written
+from isounc.serve.writing import key_of
+
+T = TypeVar("T")
+LOG = logging.getLogger("isounc.serve")
+
+
+class Refused(Exception):
+    """A request that cannot be answered, with its status and the argument at fault."""
+
+    def __init__(self, status: int, message: str, argument: str | None = None):
+        super().__init__(message)
+        self.status, self.argument = status, argument
+
+
+class Given(NamedTuple):
+    """A prompt as the model is given it."""
+
+    text: str
+    """Its text."""
+    is_chat: bool
+    """Whether the chat template made it, with all special tokens."""
+    ids: list[int]
+    """Its tokens."""
+
+
+class Judged(NamedTuple):
+    """A measured answer."""
+
+    identity: str
+    """Its id, for feedback."""
+    uncertainty: dict[str, Any]
+    """See `Judge.uncertainty`."""
+    usage: dict[str, int]
+    """Numbers of tokens, in OpenAI's words."""
+
+
+class Service:
+    """A model, its engine, a guard, and what they have seen.
+
+    Raises
+    ------
+    ValueError
+        The guard was fitted to another model or score.
+    """
+
+    def __init__(self, model: LanguageModel, settings: Serve, guard: Guard | None = None):
+        self.model, self.settings = model, settings
+        self.judge = Judge(model, guard)
+        self.feedback = Feedback(guard)
+        self.metrics = Metrics()
+        self.engine = Engine(
+            model, max_tokens=settings.max_tokens, max_new_tokens=settings.max_new_tokens,
+            max_waiting=settings.max_waiting, max_streams=settings.max_streams,
+        )  # fmt: skip
+        self.engine.on_batch = self._count_batch
+        self.created = int(time.time())
+
+    def _count_batch(self, kind: str, rows: int, seconds: float) -> None:
+        self.metrics.batches.labels(kind).observe(seconds)
+        self.metrics.batch_rows.labels(kind).observe(rows)
+
+    def deadline(self) -> float:
+        """When a request of now must be answered, by the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.settings.seconds
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model."""
+        if name is not None and name != self.model.name:
+            raise Refused(
+                404, f"model must be {self.model.name!r}, the one that is served, got {name!r:.100}",
+                "model",
+            )  # fmt: skip
+
+    async def given(self, messages: Sequence[Message] | None, prompt: str | None) -> Given:
+        """Tokens of a conversation, or of a text."""
+        if prompt is not None:
+            return Given(prompt, False, self._encoded(prompt, special=True))
+        if self.model.chat_template is None:
+            raise Refused(
+                400, f"messages must be left out, since {self.model.name} has no chat template; give "
+                "a prompt", "messages",
+            )  # fmt: skip
+        template = self.model.chat_template
+        try:
+            (text,) = await asyncio.to_thread(template.render, [list(messages or ())])
+        except ValueError as error:
+            raise Refused(400, str(error), "messages") from error
+        return Given(text, True, self._encoded(text, special=False))
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        try:
+            ids = self.model.tokenizer.encode(text, special=special)
+        except ValueError as error:
+            raise Refused(400, str(error), "prompt") from error
+        if not ids:
+            raise Refused(400, "prompt must hold at least one token, got none", "prompt")
+        return ids
+
+    async def check(self, given: Given, answer: str) -> Judged:
+        """Measure and judge an answer that somebody gave."""
+        ids = self.model.tokenizer.continuation(given.text, answer, special=not given.is_chat)
+        total = len(given.ids) + len(ids)
+        if not self.model.tokenizer.decode(ids).strip():
+            raise Refused(400, "answer must hold text, got special tokens alone", "answer")
+        if total > self.engine.max_tokens:
+            raise Refused(
+                400, f"prompt and answer must have at most {self.engine.max_tokens} tokens, got "
+                f"{total}", "answer",
+            )  # fmt: skip
+        self._log_text(given.text, answer)
+        return await self.measured(given.ids, ids, answer, f"check-{secrets.token_hex(12)}")
+
+    async def measured(
+        self, prompt_ids: list[int], ids: list[int], text: str, identity: str
+    ) -> Judged:
+        """Measure and judge the tokens of an answer."""
+        check = Check(prompt_ids, ids, text)
+        self._put(self.engine.check, check)
+        try:
+            answer = await asyncio.wrap_future(check.result)
+        except ValueError as error:
+            raise Refused(500, str(error)) from error
+        return self._judged(answer, ids, identity)
+
+    def _judged(self, answer: MeasuredAnswer, ids: list[int], identity: str) -> Judged:
+        uncertainty = self.judge.uncertainty(answer, self.pieces(ids))
+        if uncertainty["decision"]:
+            self.metrics.decisions.labels(uncertainty["decision"]).inc()
+        self.feedback.remember(identity, uncertainty["scores"])
+        return Judged(identity, uncertainty, usage(answer.num_prompt_tokens, answer.num_tokens))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token by itself."""
+        return [self.model.tokenizer.decode([i], special=True) for i in ids]
+
+    async def written(
+        self,
+        given: Given,
+        *,
+        max_tokens: int | None,
+        temperature: float | None,
+        top_p: float | None,
+        stop: tuple[str, ...],
+        seed: int | None,
+    ) -> AsyncGenerator[Written]:
+        """What the model has written so far, after every segment and at the end.
+
+        Whoever stops iterating frees the answer's place.
+        """
+        room = self.engine.max_tokens - len(given.ids)
+        if room < 1:
+            raise Refused(
+                400, f"prompt must have fewer than {self.engine.max_tokens} tokens, got "
+                f"{len(given.ids)}", "messages" if given.is_chat else "prompt",
+            )  # fmt: skip
+        most = min(self.engine.max_new_tokens, room)
+        if max_tokens is not None and max_tokens > most:
+            raise Refused(
+                400, f"max_tokens must be at most {most} after a prompt of {len(given.ids)} tokens, "
+                f"got {max_tokens}", "max_tokens",
+            )  # fmt: skip
+        self._log_text(given.text, None)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+        seed = secrets.randbits(31) if seed is None else seed % 2**32
+        prompt = Continuation(
+            given.ids, max_tokens or most, 1.0 if temperature is None else float(temperature),
+            1.0 if top_p is None else float(top_p), stop, key_of(seed, given.ids),
+            lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
+        )  # fmt: skip
+        self._put(self.engine.write, prompt)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, ValueError):
+                    raise Refused(500, str(event)) from event
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if event.finish is not None:
+                    return
+        finally:
+            prompt.left.set()
+
+    def add_feedback(self, identity: str, correct: bool) -> FeedbackState:
+        """Take feedback about an answer."""
+        try:
+            state = self.feedback.add(identity, correct)
+        except KeyError:
+            raise Refused(
+                404, f"id must be that of a check or completion of this service without feedback, "
+                f"got {identity!r:.100}", "id",
+            ) from None  # fmt: skip
+        except OverflowError as error:
+            raise Refused(429, str(error)) from error
+        self.metrics.alarm.set(float(state.alarm_since is not None))
+        return state
+
+    def _put(self, put: Any, item: Check | Continuation) -> None:
+        try:
+            put(item)
+        except Busy as error:
+            raise Refused(429, f"{error}; try again later") from error
+        except Unavailable as error:
+            raise Refused(503, str(error)) from error
+
+    def _log_text(self, prompt: str, answer: str | None) -> None:
+        if self.settings.log_text:
+            LOG.info("prompt %r answer %r", prompt, answer)
+
+
+async def within(work: Awaitable[T], deadline: float) -> T:
+    """The result of some work, if it comes before a time of the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError:
+        raise Refused(504, "the answer took longer than a request may (--seconds)") from None
+
+
+def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
+    """Numbers of tokens, in OpenAI's words."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_tokens,
+        "total_tokens": num_prompt_tokens + num_tokens,
+    }
+
+
+def tokens_of(written: Written) -> list[int]:
+    """Token ids of the text that was written, without what ended it."""
+    return np.asarray(written.tokens)[: written.num_text_tokens].tolist()
