@@ -43,6 +43,9 @@ import jaxtyping
 import matplotlib
 import pytest
 
+from tests.annotations import check_sparingly
+
+check_sparingly()
 matplotlib.use("Agg")
 # A plugin may have imported JAX before the variables were set; XLA reads its flags later.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
