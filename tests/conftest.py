@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -17,8 +18,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Compiling takes most of the tests' time; these flags halve it. JAX 0.12 no longer knows one.
+# Small programs too: storing one takes a millisecond, compiling it again in another process thirty.
+os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Where Python is told to write no bytecode, every process that tests start translates some two
+# thousand modules anew, which takes longer than all else that it does. A folder apart leaves the
+# sources' own folders as they are.
+if sys.dont_write_bytecode and sys.pycache_prefix is None:
+    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".bytecode_cache")
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Compiling takes most of the tests' time: XLA leaves most optimizations out, but in modules that have
+# the fixture `optimized`, for which these flags halve it. JAX 0.12 no longer knows one of them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
@@ -33,12 +45,18 @@ import jaxtyping
 import matplotlib
 import pytest
 
+from tests.annotations import check_sparingly
+
+check_sparingly()
 matplotlib.use("Agg")
 # A plugin may have imported JAX before the variables were set; XLA reads its flags later.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update(
     "jax_persistent_cache_min_compile_time_secs",
     float(os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"]),
+)
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 )
 # (N,) against (N, C) is a mistake until somebody writes the axis down.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -74,6 +92,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Let Python look for cycles of garbage more rarely, and not among what was imported."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -116,6 +140,15 @@ def x64() -> Iterator[None]:
     """Float64 for one test, if the backend has it."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Optimized programs in one module, the tests of which compute for longer than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

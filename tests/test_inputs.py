@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +240,7 @@ def test_importing_starts_no_device_and_a_device_that_is_absent_is_refused():
         "import jax; print(jax.default_backend())"
     )
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PATH": ""}
+    environment |= {k: v for k, v in os.environ.items() if k == "PYTHONPYCACHEPREFIX"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )

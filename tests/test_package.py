@@ -8,10 +8,13 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintViolation
 
 import isounc
 from isounc.padding import bucket
+from isounc.statistics import compare
 from tests.conftest import checked_raises
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +60,10 @@ def test_x64_fixture_gives_float64():
 
 
 def test_annotations_are_checked():
-    with checked_raises(jaxtyping.TypeCheckError, match="'n'"):
+    with checked_raises(BeartypeCallHintViolation, match="parameter n="):
         bucket("3")
+    with checked_raises(jaxtyping.TypeCheckError, match="reference"):  # which names axes
+        compare(np.arange(3.0), np.arange(4.0))
     with pytest.raises(TypeError, match="bad operand"):  # the function's own error
         bucket("3")
 

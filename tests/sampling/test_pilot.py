@@ -14,6 +14,7 @@ from isounc.problems import Problem
 from isounc.sampling import SamplerSettings, coordinates, pilot, readout, sample_posterior
 from isounc.sampling.clock import TimeIsUp
 
+pytestmark = pytest.mark.usefixtures("optimized")
 SETTINGS = SamplerSettings(num_warmup=80, num_draws=40, max_draws=40, block=20)
 KEY = jax.random.key(3)
 
