@@ -214,7 +214,7 @@ def test_a_rule_is_admitted_only_where_it_was_learnt(accuracies, low, admitted):
     assert [(of.size.width, of.is_admitted) for of in decided] == [(8, admitted), (16, False)]
     if len(accuracies) > 1:
         wanted = interval_over_seeds(accuracies, kind="mean").low
-        assert decided[0].accuracy.low == pytest.approx(wanted)
+        assert wanted is not None and decided[0].accuracy.low == pytest.approx(wanted)
         assert admitted == (wanted > 1 / 32 + 0.1) and pytest.approx(0.13125) == CHANCE + MARGIN
     kept = [row for row in without_dropped(rows, decided) if row["condition"] == "rule"]
     assert {(row["width"], row["epochs"]) for row in kept} == (
