@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from isounc.runs import files
 from isounc.runs.figures import Plot
-from isounc.runs.folder import RunFolder
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run, rows_of_table
@@ -17,6 +18,12 @@ from isounc.runs.words import cells_run, interval, short
 from isounc.statistics import Interval
 from isounc.studies.world import figures
 from isounc.studies.world.admission import admissions, sentence, without_dropped
+from isounc.studies.world.cascade import (
+    CASCADE_COLUMNS,
+    CASCADE_ROW,
+    cascade_table,
+    cascades,
+)
 from isounc.studies.world.cell import CONDITIONS, LOCAL
 from isounc.studies.world.local import SHARE
 from isounc.studies.world.reading import Tables, reading
@@ -78,7 +85,12 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         why_none = str(error)
     tables = Tables(results, verdicts(results, at_match), at_match, why_none, settings.match)
     cells = {(row["world"], row["width"], row["depth"], row["epochs"]) for row in rows}
-    transferred = _transferred(folder, results)
+    transferred = _between_sizes(folder, results, "transfer.csv", transfer, TRANSFER_ROW)
+    passed_on = _between_sizes(folder, results, "cascade.csv", cascades, CASCADE_ROW)
+    between = [
+        *([transfer_table(transferred)] if transferred else []),
+        *([cascade_table(passed_on)] if passed_on else []),
+    ]
     state = cells_run(len(cells), batches(settings))
     said = reading(tables)
     if decided:
@@ -90,9 +102,10 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
             "matched.csv": TableFile(MATCHED_COLUMNS, at_match),
             **({"transfer.csv": TableFile(TRANSFER_COLUMNS, transferred)} if transferred else {}),
+            **({"cascade.csv": TableFile(CASCADE_COLUMNS, passed_on)} if passed_on else {}),
         },
         plots=_plots(folder, tables),
-        sections=functools.partial(_sections, tables, transferred, state),
+        sections=functools.partial(_sections, tables, between, state),
         text=state,
         checks={
             "verdicts": {
@@ -107,20 +120,25 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             auroc_table(results),
             *([table] if (table := assessment_table(results)).rows else []),
             *(correspondence_table(results, i) for i in range(len(results.longest))),
-            *([transfer_table(transferred)] if transferred else []),
+            *between,
             verdict_table(tables),
         ),
     )
 
 
-def _transferred(folder: RunFolder, results: Results) -> Rows:
-    """Rows of the transfer between sizes: from the records, or as they were published."""
+def _between_sizes(
+    folder: RunFolder,
+    results: Results,
+    name: str,
+    make: Callable[[Iterable[Record], int], Rows],
+    fields: Mapping[str, Any],
+) -> Rows:
+    """Rows of a table about several widths of a world: from the records, or as they were published."""
     if not results.epochs:
         return []
-    rows = transfer(folder.records(), results.epochs[-1])
-    if not rows and files.table_path(folder.path, "transfer.csv"):
-        table = folder.read_table("transfer.csv")
-        rows = rows_of_table(table, TRANSFER_ROW, f"transfer.csv of {folder.path}")
+    rows = make(folder.records(), results.epochs[-1])
+    if not rows and files.table_path(folder.path, name):
+        rows = rows_of_table(folder.read_table(name), fields, f"{name} of {folder.path}")
     return rows
 
 
@@ -173,7 +191,7 @@ def _sign(folder: RunFolder, size: Size, results: Results) -> Figure:
 
 
 def _sections(
-    tables: Tables, transferred: Rows, state: str, drawn: Sequence[FigureFile]
+    tables: Tables, between: Sequence[Table], state: str, drawn: Sequence[FigureFile]
 ) -> list[Section]:  # fmt: skip
     def of(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind and figure.paths)
@@ -193,8 +211,8 @@ def _sections(
             tuple(correspondence_table(results, i) for i in range(len(sizes))),
         ),
         *(
-            [Section("transfer", "Transfer between sizes", (), (), (transfer_table(transferred),))]
-            if transferred else []
+            [Section("transfer", "Transfer and cascades between sizes", (), (), tuple(between))]
+            if between else []
         ),
     ]  # fmt: skip
 

@@ -73,6 +73,11 @@ Transfer: a logistic regression of scores (logarithms, or normal scores within a
 answers of a world's other widths is judged on the width left out: AUROC beside that of a fit on its own
 answers, wrong answers as predicted, and what a threshold that keeps 80% of the others' answers keeps.
 
+Cascades: the narrow decoder of a world answers, or passes the question on to a wide one. By each score,
+what its order gains (0 by chance, 1 by who is right); and cascades fitted to a random half of the questions
+that promise at most .1 to .5 wrong answers with confidence .9 (`isounc.guard`), judged on the other half at
+the smallest target that half of the worlds' cascades on -log p keep. Costs are numbers of parameters.
+
 Everything is shown for all questions and below and above p = 1/2, with the share below; and at
 temperatures 1/2, 1 and 2, which divide the logits of the answer that is taken at temperature 1. An AUROC
 needs ten wrong and ten right answers, else it is undefined. Sizes are compared at equal accuracy (.6 on
@@ -109,7 +114,7 @@ evidence that a posterior is isotropic; without one nothing converged.
 Not done: HMC, which would take minutes of gradients a transition (`results/world`).
 
 The run folder holds results.csv (a row for each cell, condition, part, temperature and score),
-summary.csv, verdicts.csv, matched.csv, transfer.csv and the figures. The same command resumes a run that
+summary.csv, verdicts.csv, matched.csv, transfer.csv, cascade.csv and the figures. The same command resumes a run that
 was killed from the last training length of each world and size, with equal bits.
 
     isounc world                       one small world, widths 16 and 32: a minute or two
