@@ -165,7 +165,7 @@ def cascade_table(rows: Rows) -> Table:
         lines.append(
             (
                 f"{narrow} to {wide}", SCORES[score].label, _over(of_worlds, "gain"),
-                _over(ahead, "less"), f"{sum(r['found'] or 0 for r in of_worlds)} of {len(of_worlds)}",
+                _over(ahead, "less"), f"{sum(int(r['found'] or 0) for r in of_worlds)} of {len(of_worlds)}",
                 *(_over(of_worlds, name) for name in (
                     "passed_on", "cost_share", "cascade_wrong", "narrow_wrong", "wide_wrong"
                 )),
