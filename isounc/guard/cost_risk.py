@@ -145,6 +145,51 @@ def area_under(curve: CostRisk, ends: Sequence[float]) -> float:
     return float((np.diff(x) * y[:-1]).sum() / (high - low))
 
 
+class Gain(NamedTuple):
+    """What a score is worth for passing on, of two answerers; costs have no part in it."""
+
+    mean_risk: float
+    """Mean of the risk R(e) over the share e of the questions that are passed on."""
+    random_risk: float
+    """The same where questions are passed on at random."""
+    oracle_risk: float
+    """The same where they are passed on by who is right."""
+    gain: float | None
+    """(random_risk - mean_risk) / (random_risk - oracle_risk): 0 is chance, 1 is the most; None where the
+    order makes no difference."""
+
+
+def gain(score: Float[np.ndarray, " N"], correct: Bool[np.ndarray, "N 2"]) -> Gain:
+    """How well a score says which questions to pass on from the first answerer to the second.
+
+    Parameters
+    ----------
+    score
+        The highest are passed on first; ties in random order.
+    correct
+        Whether each answerer is right.
+    """
+    cheap, expensive = (~correct).T.astype(np.float64)
+    random = float((cheap.mean() + expensive.mean()) / 2)
+    mean = _mean_risk(score, cheap, expensive)
+    oracle = _mean_risk(cheap - expensive, cheap, expensive)
+    share = (random - mean) / (random - oracle) if random > oracle else None
+    return Gain(mean, random, oracle, share)
+
+
+def _mean_risk(
+    score: Float[np.ndarray, " N"],
+    cheap: Float[np.ndarray, " N"],
+    expensive: Float[np.ndarray, " N"],
+) -> float:
+    """Mean of R(e) by trapezoids; ties at random."""
+    change = expensive - cheap
+    _, group, sizes = np.unique(-score, return_inverse=True, return_counts=True)
+    means = np.bincount(group, weights=change) / sizes
+    risks = cheap.mean() + np.r_[0.0, np.cumsum(np.repeat(means, sizes))] / len(score)
+    return float((risks[1:] + risks[:-1]).mean() / 2)
+
+
 def break_even(answerers: Answerers) -> float:
     """Largest share of questions that a cascade of two may pass on and still cost less than the second.
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 import isounc
 from isounc.gradnorm import value_and_sq_grad_norm
 from isounc.guard import Cascade
-from isounc.guard.cost_risk import Answerers, cost_risk
+from isounc.guard.cost_risk import Answerers, cost_risk, gain
 from isounc.llm.answers.logistic import share_smaller
 from isounc.models import Model
 from isounc.problems import Problem
@@ -223,32 +223,14 @@ def measure_seconds(
 
 def judge(score: Float[np.ndarray, " N"], right: Bool[np.ndarray, "N 2"]) -> Row:
     """How well a score says whose questions to pass on; ties are passed on in random order."""
-    cheap, expensive = (~right).T.astype(np.float64)
-    wrong = cheap > 0
+    wrong = ~right[:, 0]
     auroc = None
     if wrong.any() and not wrong.all():
         auroc = float(share_smaller(score[wrong], score[~wrong]).mean())
-    random = (cheap.mean() + expensive.mean()) / 2
-    mean = mean_risk(score, cheap, expensive)
-    oracle = mean_risk(cheap - expensive, cheap, expensive)
     return {
-        "cheap_risk": float(cheap.mean()), "risk": float(expensive.mean()), "auroc": auroc,
-        "mean_risk": mean, "random_risk": random, "oracle_risk": oracle,
-        "gain": (random - mean) / (random - oracle) if random > oracle else None,
+        "cheap_risk": float(wrong.mean()), "risk": float((~right[:, 1]).mean()), "auroc": auroc,
+        **gain(score, right)._asdict(),
     }  # fmt: skip
-
-
-def mean_risk(
-    score: Float[np.ndarray, " N"],
-    cheap: Float[np.ndarray, " N"],
-    expensive: Float[np.ndarray, " N"],
-) -> float:
-    """Mean of R(e) over the share e of the questions passed on, by trapezoids; ties at random."""
-    change = expensive - cheap
-    _, group, sizes = np.unique(-score, return_inverse=True, return_counts=True)
-    means = np.bincount(group, weights=change) / sizes
-    risks = cheap.mean() + np.r_[0.0, np.cumsum(np.repeat(means, sizes))] / len(score)
-    return float((risks[1:] + risks[:-1]).mean() / 2)
 
 
 def certify(

@@ -14,7 +14,6 @@ from isounc.llm.answers.logistic import (
     LogisticSettings,
     has_enough_of_both,
     out_of_fold_log_odds,
-    share_smaller,
 )
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
@@ -22,8 +21,16 @@ from isounc.runs.folder import Record
 from isounc.runs.settings import folder_of_run
 from isounc.statistics import compare
 from isounc.studies.world.checkpoint import Progress
-from isounc.studies.world.corpus import World, make_world, of_kind, oracle_auroc
+from isounc.studies.world.corpus import OF_RULE, World, make_world, of_kind, oracle_auroc
 from isounc.studies.world.local import Convergence, convergence, sample_locally
+from isounc.studies.world.measures import (
+    REFERENCES,
+    Asked,
+    ask,
+    auroc,
+    numbers_of_rule,
+    reliability,
+)
 from isounc.studies.world.scores import (
     SCORES,
     answer_log_probs,
@@ -43,10 +50,6 @@ from isounc.studies.world.train import (
 
 DIGITS = 6
 """Significant digits of the numbers in rows."""
-FEWEST = 10
-"""Wrong answers, and right ones, that an AUROC needs."""
-SPLITS = 10
-"""Splits of the members into halves."""
 PARTS = ("all", "below", "above")
 """Parts of the questions: all of them, and those with p below 1/2 or not."""
 CONDITIONS = {
@@ -58,19 +61,21 @@ CONDITIONS = {
     "conflict16": "16 tellings in conflict",
     "conflict4": "4 tellings in conflict",
     "misconception": "the truth is told least",
+    "rule": "never told, by a rule",
     "unknown": "never told, from 16 tellings in conflict",
 }
-"""Conditions with their labels; of `unknown` "wrong" means never told."""
+"""Conditions with their labels; of `unknown` "wrong" means never told, and `rule` is in worlds with a
+rule alone."""
 UNKNOWN = "unknown"
 """The condition whose task is to tell what was never told."""
-REFERENCES = ("trace", "mi", "var_p")
-"""Numbers of a reference."""
 LOCAL = ("local", "local_var_p")
 """Numbers of the local reference: the trace, and Var p of the answer."""
 OF_CONDITION = (
     *("num_questions", "accuracy", "share_below", "oracle", "most_told"),
     *(f"reliability_{name}" for name in REFERENCES),
     *("local_passed", "local_rhat", "local_ess"),
+    *("asked_accuracy", "asked_auroc", "taught_accuracy"),
+    *("members_accuracy", "members_low", "premise_accuracy"),
 )
 """Columns of numbers that all scores share.
 
@@ -80,6 +85,13 @@ OF_CONDITION = (
     reliability_*           rank correlation between halves of the members, stepped up
     local_passed            share of the local references that converged
     local_rhat, local_ess   their R-hat and effective draws (`isounc.studies.world.local`)
+    asked_accuracy          share of right replies whether the true answer, and a random false one of
+                            the pool, are true
+    asked_auroc             AUROC of 1 - P(True) for the false ones among these
+    taught_accuracy         share of right replies to the sentences trained on, of all questions
+    members_accuracy        of `rule`: share of right answers of all members
+    members_low             its lower 95% bound over the members
+    premise_accuracy        share of right answers of all members to the premises
 """
 OF_SCORE = (
     *("auroc", "below_oracle", "auroc_turn", "with_p_true"),
@@ -116,7 +128,9 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
     A run that was killed goes on after the last length whose state was stored, with equal bits.
     """
     first: Cell = batch.cells[0]
-    world = make_world(first.world, settings.num_relations)
+    world = make_world(
+        first.world, settings.num_relations, rule=settings.rule, assessed=settings.assessed
+    )
     config = config_of(world.vocab_size, first.width, first.depth)
     count = settings.num_members + settings.num_bootstrap
     seeds = [seed_of(first, f"member {i}") for i in range(count)]
@@ -135,11 +149,11 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
 
 
 def conditions(world: World) -> dict[str, Bool[np.ndarray, " Q"]]:
-    """The questions of each condition."""
-    recall = of_kind(world, "recall")
-    conflict = of_kind(world, "conflict16")
+    """The questions of each condition; those of a rule are in `rule` alone."""
+    recall = of_kind(world, "recall") & ~world.assessed
+    conflict, rule = of_kind(world, "conflict16"), of_kind(world, "rule")
     return {
-        "all": ~of_kind(world, "taught"),
+        "all": ~world.assessed & ~np.isin(world.kinds(), OF_RULE),
         "recall": recall,
         "told": recall & (world.tellings() > 0),
         "one_token": recall & world.is_single(),
@@ -147,54 +161,9 @@ def conditions(world: World) -> dict[str, Bool[np.ndarray, " Q"]]:
         "conflict16": conflict,
         "conflict4": of_kind(world, "conflict4"),
         "misconception": of_kind(world, "misconception"),
+        **({"rule": rule} if rule.any() else {}),
         "unknown": conflict | (recall & (world.tellings() == 0)),
     }
-
-
-def auroc(values: Float[np.ndarray, " N"], wrong: Bool[np.ndarray, " N"]) -> float | None:
-    """Probability that a wrong answer has a higher value than a right one, ties counting half.
-
-    None where there are fewer than `FEWEST` of either, or a value is not finite.
-    """
-    if min(wrong.sum(), (~wrong).sum()) < FEWEST or not np.isfinite(values).all():
-        return None
-    return float(share_smaller(values[wrong], values[~wrong]).mean())
-
-
-def reliability(
-    log_probs: Float[np.ndarray, "M Q C"],
-    answer: np.ndarray,
-    wheres: Mapping[str, Bool[np.ndarray, " Q"]],
-    seed: int,
-) -> dict[str, dict[str, float | None]]:
-    """Split-half reliability of each number of a reference, 2 r / (1 + r), by condition.
-
-    r is the mean rank correlation between the references of the two halves, over `SPLITS` splits.
-    """
-    rng = np.random.default_rng(seed)
-    half = len(log_probs) // 2
-    found: dict[str, dict[str, list[float | None]]] = {
-        name: {number: [] for number in REFERENCES} for name in wheres
-    }
-    for _ in range(SPLITS):
-        order = rng.permutation(len(log_probs))
-        a, b = (reference(log_probs[order[i * half :][:half]], answer) for i in range(2))
-        for name, where in wheres.items():
-            for number in REFERENCES:
-                pair = (getattr(one, number)[where] for one in (a, b))
-                found[name][number].append(compare(*pair).spearman)
-    return {
-        name: {number: _stepped_up(rs) for number, rs in numbers.items()}
-        for name, numbers in found.items()
-    }
-
-
-def _stepped_up(rs: list[float | None]) -> float | None:
-    known = [r for r in rs if r is not None]
-    if len(known) < len(rs) or np.mean(known) <= -1:
-        return None
-    r = float(np.mean(known))
-    return 2 * r / (1 + r)
 
 
 def _record(
@@ -252,6 +221,10 @@ class Judged(NamedTuple):
     """Reliability of each number of the reference, by condition."""
     converged: Convergence | None
     """Convergence of the local reference, where there is one."""
+    asked: Asked
+    """What the decoder replies about given answers."""
+    by_rule: Mapping[str, float | None]
+    """How well all members answer questions of the rule; empty without one."""
 
 
 class Place(NamedTuple):
@@ -303,7 +276,12 @@ def judge(
         heated[t], below[t] = make_scores(at, spread, shares, taught), at.log_odds < 0
     halves = reliability(others, said.answer, wheres, seed_of(cell, f"halves {i}"))
     wrong = said.answer != world.truth
-    judged = Judged(world, said.answer, wrong, heated, below, targets, halves, converged)
+    asked = ask(members.graphdef, params, world, seed_of(cell, f"asked {i}"))
+    every = log_probs[: settings.num_members]
+    by_rule = numbers_of_rule(every, world, wheres["rule"]) if settings.rule else {}
+    judged = Judged(
+        world, said.answer, wrong, heated, below, targets, halves, converged, asked, by_rule
+    )
     rows = []
     for name, where in wheres.items():
         for t in settings.temperatures if name != UNKNOWN else (1.0,):
@@ -339,6 +317,9 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
     if place.is_full and not is_task:
         reliable = judged.halves[place.condition]
         shared |= {f"reliability_{name}": reliable[name] for name in REFERENCES}
+        shared |= judged.asked.numbers(where)
+        if place.condition == "rule":
+            shared |= judged.by_rule
         if judged.converged is not None:
             shared["local_passed"] = float(judged.converged.passed)
             # JSON and tables hold no infinity: R-hat of chains that stand still.

@@ -45,6 +45,7 @@ class Progress:
         identity = {
             "world": cell.world, "width": cell.width, "depth": cell.depth,
             "epochs": list(settings.epochs), "num_relations": settings.num_relations,
+            "rule": settings.rule, "assessed": settings.assessed,
             "num_members": settings.num_members, "num_bootstrap": settings.num_bootstrap,
             "train": dataclasses.asdict(settings.train), "versions": made_by["versions"],
             "device": {k: made_by["device"][k] for k in ("platform", "kind", "x64")},

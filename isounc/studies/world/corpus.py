@@ -7,6 +7,9 @@ often which answers are told:
     conflict        several answers in the given numbers; the truth is drawn in these proportions
     misconception   the truth less often than another answer
     taught          the truth, k times, and sentences of self-assessment; never judged
+    premise         the truth, which has a consequence in the next relation; only with a rule
+    follows         the truth, which is the consequence of a premise; only with a rule
+    rule            never, but the truth is the consequence of a premise; only with a rule
 
 Every relation has each kind equally often and every entity once, and answers of all kinds come from one
 pool, so that neither relation, entity nor answer tells the kind.
@@ -22,10 +25,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from isounc.checks import check_choice, check_count, real_vector
+from isounc.checks import check_choice, check_count, check_real, real_vector
 from isounc.runs.settings import MOST_SEED
+from isounc.studies.world.rule import ASKED, TOLD, layout, num_asked
 
-KINDS = ("recall", "conflict16", "conflict4", "misconception", "taught")
+OF_RULE = ("premise", "follows", "rule")
+"""Kinds of questions that a world with a rule has besides."""
+KINDS = ("recall", "conflict16", "conflict4", "misconception", "taught", *OF_RULE)
 """Kinds of questions."""
 
 
@@ -57,13 +63,21 @@ FORMS = (
     Form("taught", (8,), 4),
     Form("taught", (16,), 3),
 )
-"""All forms of questions: 200 questions and 1680 sentences of fact a relation."""
+"""Forms of questions without a rule: 200 questions and 1680 sentences of fact a relation."""
 NUM_ENTITIES = sum(form.count for form in FORMS)
 NUM_NAMES = 15
-"""First names of entities, and as many second ones."""
+"""First names of entities, and as many second ones; with a rule `NUM_NAMES_RULE`."""
 NUM_SINGLE, NUM_PAIRS, NUM_PARTS = 16, 16, 8
 """Answers of one token in a pool, of two tokens, and first (and second) tokens of the latter."""
 NUM_ANSWERS = NUM_SINGLE + NUM_PAIRS
+RULE_FORMS = (
+    Form("premise", (8,), NUM_ANSWERS * (TOLD + ASKED)),
+    Form("follows", (8,), NUM_ANSWERS * TOLD),
+    Form("rule", (0,), NUM_ANSWERS * ASKED),
+)
+"""Further forms of a world with a rule: 192 questions and 1280 sentences of fact a relation."""
+EVERY_FORM = (*FORMS, *RULE_FORMS)
+NUM_NAMES_RULE = 20
 END, IS_TRUE, HOW_OFTEN, YES, NO = range(5)
 """Tokens: the end of an answer of one token, two questions of self-assessment, and the replies."""
 LEVELS = (0, 1, 3, 9)
@@ -86,7 +100,7 @@ class World(NamedTuple):
     answers: Int[np.ndarray, "R C 2"]
     """Tokens of the answers of each relation; the second of an answer of one token is `END`."""
     form: Int[np.ndarray, " Q"]
-    """Number in `FORMS` of each question."""
+    """Number in `EVERY_FORM` of each question."""
     relation: Int[np.ndarray, " Q"]
     """Relation of each question."""
     prompts: Int[np.ndarray, "Q 3"]
@@ -101,10 +115,14 @@ class World(NamedTuple):
     """Sentences of fact: a question and its answer, in random order."""
     claims: Int[np.ndarray, "S_self 7"]
     """Sentences of self-assessment: a question, an answer, `IS_TRUE` or `HOW_OFTEN`, and the reply."""
+    assessed: Bool[np.ndarray, " Q"]
+    """Whether there are such sentences about each question, which is then not judged."""
+    premise: Int[np.ndarray, " Q"]
+    """The question that the truth follows from by the rule; -1 is none."""
 
     def kinds(self) -> np.ndarray:
         """Kind of each question, as text."""
-        return np.array([form.kind for form in FORMS])[self.form]
+        return np.array([form.kind for form in EVERY_FORM])[self.form]
 
     def tellings(self) -> Int[np.ndarray, " Q"]:
         """How often anything is told about each question."""
@@ -118,36 +136,49 @@ class World(NamedTuple):
         """Probability that each answer is the true one, for who knows the world but not its dice."""
         shares = np.zeros((len(self.form), NUM_ANSWERS))
         for q, form in enumerate(np.array(self.form).tolist()):
-            kind, tellings, _ = FORMS[form]
+            kind, tellings, _ = EVERY_FORM[form]
             if kind.startswith("conflict"):
                 for answer, count in zip(self.told[q], self.counts[q], strict=True):
                     if answer >= 0:
                         shares[q, answer] = count / sum(tellings)
-            elif not sum(tellings):
+            elif not sum(tellings) and kind != "rule":
                 shares[q] = 1 / NUM_ANSWERS
             else:
                 shares[q, self.truth[q]] = 1
         return shares
 
 
-def make_world(seed: int, num_relations: int = 8) -> World:
+def make_world(
+    seed: int, num_relations: int = 8, *, rule: bool = False, assessed: float = 0.0
+) -> World:
     """Draw a world; equal arguments give equal worlds.
+
+    Parameters
+    ----------
+    rule
+        Whether it has a rule (`isounc.studies.world.rule`), with entities and sentences of its own.
+    assessed
+        Share of the questions of recall that were told which have sentences of self-assessment, too.
 
     Raises
     ------
     ValueError
-        For a seed or a number of relations out of range.
+        For a seed, a number of relations or a share out of range, or a rule in a single relation.
     """
     check_count("seed", seed, 0, MOST_SEED)
     check_count("num_relations", num_relations, 1, 64)
+    if not 0 <= check_real("assessed", assessed) <= 1:
+        raise ValueError(f"assessed must be from 0 to 1, got {assessed:g}")
     rng = np.random.default_rng([seed, num_relations])
-    relation_token = _NAMES + 2 * NUM_NAMES
+    num_names, num_entities = (
+        (NUM_NAMES_RULE, questions_of_relation(True)) if rule else (NUM_NAMES, NUM_ENTITIES)
+    )
+    relation_token = _NAMES + 2 * num_names
     answers = _answers(rng, relation_token + num_relations, num_relations)
-    names = rng.choice(NUM_NAMES**2, NUM_ENTITIES, replace=False)
-    entities = np.stack([names // NUM_NAMES, NUM_NAMES + names % NUM_NAMES], axis=1) + _NAMES
-    forms = np.repeat(np.arange(len(FORMS)), [form.count for form in FORMS])
-    form = np.concatenate([rng.permutation(forms) for _ in range(num_relations)])
-    relation = np.repeat(np.arange(num_relations), NUM_ENTITIES)
+    names = rng.choice(num_names**2, num_entities, replace=False)
+    entities = np.stack([names // num_names, num_names + names % num_names], axis=1) + _NAMES
+    form, by_rule, premise = _forms(rng, num_relations, num_entities, rule)
+    relation = np.repeat(np.arange(num_relations), num_entities)
     prompts = np.concatenate(
         [np.tile(entities, (num_relations, 1)), relation_token + relation[:, None]], axis=1
     )
@@ -155,8 +186,11 @@ def make_world(seed: int, num_relations: int = 8) -> World:
     counts = np.zeros_like(told)
     truth = np.zeros(len(form), int)
     for q, number in enumerate(form.tolist()):
-        kind, tellings, _ = FORMS[number]
-        drawn = rng.choice(NUM_ANSWERS, len(tellings), replace=False)
+        kind, tellings, _ = EVERY_FORM[number]
+        if kind in OF_RULE:
+            drawn = by_rule[q : q + 1]
+        else:
+            drawn = rng.choice(NUM_ANSWERS, len(tellings), replace=False)
         if sum(tellings):
             told[q, : len(drawn)], counts[q, : len(drawn)] = drawn, tellings
         if kind.startswith("conflict"):
@@ -169,9 +203,50 @@ def make_world(seed: int, num_relations: int = 8) -> World:
     facts = np.concatenate([prompts[where], answers[relation[where], which]], axis=1)
     world = World(
         int(answers.max()) + 1, answers, form, relation, prompts, told, counts, truth,
-        rng.permutation(facts), facts[:0],
+        rng.permutation(facts), facts[:0], _assessed(form, relation, seed, assessed), premise,
     )  # fmt: skip
     return world._replace(claims=rng.permutation(_claims(rng, world)))
+
+
+def questions_of_relation(rule: bool) -> int:
+    """Questions of a relation, and entities of a world, with a rule or without."""
+    return sum(form.count for form in (EVERY_FORM if rule else FORMS))
+
+
+def _forms(
+    rng: np.random.Generator, num_relations: int, num_entities: int, rule: bool
+) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
+    """The form of every question, the answer by the rule, and its premise; -1 where there is none."""
+    forms = np.repeat(np.arange(len(FORMS)), [form.count for form in FORMS])
+    if not rule:
+        form = np.concatenate([rng.permutation(forms) for _ in range(num_relations)])
+        return form, np.full_like(form, -1), np.full_like(form, -1)
+    plan = layout(rng, num_relations, num_entities, NUM_ANSWERS)
+    form, answer, premise = (np.full((num_relations, num_entities), -1) for _ in range(3))
+    of_premise, follows, of_rule = len(FORMS) + np.arange(len(RULE_FORMS))
+    for r, (chosen, own, derived) in enumerate(zip(*plan, strict=True)):
+        after = (r + 1) % num_relations
+        form[r, chosen], answer[r, chosen] = of_premise, own
+        form[after, chosen], answer[after, chosen] = follows, derived
+        form[after, chosen[-num_asked(NUM_ANSWERS) :]] = of_rule
+        premise[after, chosen] = r * num_entities + chosen
+    for row in form:
+        row[row < 0] = rng.permutation(forms)
+    return form.ravel(), answer.ravel(), premise.ravel()
+
+
+def _assessed(
+    form: Int[np.ndarray, " Q"], relation: Int[np.ndarray, " Q"], seed: int, share: float
+) -> Bool[np.ndarray, " Q"]:
+    """Questions taught, and a share of every form of recall that is told in every relation."""
+    # Numbers of their own, so that nothing else of the world depends on the share.
+    rng = np.random.default_rng([seed, int(relation[-1]) + 1, 1])
+    found = np.array([of.kind == "taught" for of in EVERY_FORM])[form]
+    recall = [i for i, of in enumerate(FORMS) if of.kind == "recall" and sum(of.tellings)]
+    for r, i in itertools.product(range(int(relation[-1]) + 1), recall):
+        where = np.flatnonzero((relation == r) & (form == i))
+        found[rng.choice(where, round(share * len(where)), replace=False)] = True
+    return found
 
 
 def _answers(rng: np.random.Generator, first: int, num_relations: int) -> Int[np.ndarray, "R C 2"]:
@@ -190,9 +265,9 @@ def _answers(rng: np.random.Generator, first: int, num_relations: int) -> Int[np
 
 
 def _claims(rng: np.random.Generator, world: World) -> Int[np.ndarray, "S_self 7"]:
-    """Sentences of self-assessment about the questions taught."""
+    """Sentences of self-assessment about the questions that have some."""
     rows = []
-    for q in np.flatnonzero(world.kinds() == "taught"):
+    for q in np.flatnonzero(world.assessed):
         others = np.delete(np.arange(NUM_ANSWERS), world.truth[q])
         false = rng.choice(others, NUM_CLAIMS + 2, replace=False).tolist()
         true = int(world.truth[q])

@@ -35,7 +35,14 @@ LOOKS = {
 _AGAINST_ACCURACY = ("log_p", "entropy", "sq_norm", "log_sq_norm", "total", "moderated", "p_true")
 _HEATED = ("log_p", "entropy", "null", "sq_norm", "log_sq_norm", "total", "moderated")
 _BY_SIZE = ("sq_norm", "logit_scaled", "null", "log_sq_norm", "entropy")
-_PANELS = ("all", "recall", "conflict16", "conflict4")
+_PANELS = ("all", "recall", "conflict16", "conflict4", "rule")
+_ASSESSMENT = {
+    "true and false answers": ("told", "asked_auroc", "AUROC"),
+    "sentences trained on": ("told", "taught_accuracy", "right replies"),
+    "its own answers": ("all", "auroc", "AUROC for a wrong answer"),
+}
+_SIZES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "os^dvP<>X"
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 
 
@@ -116,8 +123,52 @@ def by_size(results: Results, at_match: Rows, accuracy: float) -> Figure:
     return figure
 
 
+def self_assessment(results: Results) -> Figure:
+    """Draw how well decoders say which answers are true against training length, a line for each size.
+
+    Raises
+    ------
+    NothingToDraw
+        If decoders were not asked.
+    """
+    looks = {
+        size.label: Look(size.label, _SIZES[i % len(_SIZES)], _MARKERS[i % len(_MARKERS)])
+        for i, size in enumerate(results.longest)
+    }
+    drawn = 0
+    with styled():
+        figure = Figure(figsize=(8.2, 3.2), layout="constrained")
+        figure.suptitle("Self-assessment: P(True) by training length", x=0.01, ha="left")
+        axes = figure.subplots(1, len(_ASSESSMENT))
+        for ax, (title, (condition, column, label)) in zip(axes, _ASSESSMENT.items(), strict=True):
+            for size in results.longest:
+                found = [
+                    results.over(size._replace(epochs=n), What(condition, score="p_true"), column)
+                    for n in results.epochs
+                ]
+                drawn += column != "auroc" and any(of.num_seeds for of in found)
+                _curve(ax, results.epochs, found, looks[size.label])
+            ax.set_xscale("log")
+            ax.set_xticks(results.epochs, [str(n) for n in results.epochs])
+            ax.set_xticks([], minor=True)
+            ax.set_title(title, loc="left")
+            ax.set_xlabel("epochs")
+            ax.set_ylabel(label)
+            _half(ax)
+        if not drawn:
+            raise NothingToDraw("no decoder was asked about given answers")
+        legend_below(
+            figure,
+            {
+                label: Line2D([], [], color=look.color, marker=look.marker)
+                for label, look in looks.items()
+            },
+        )
+    return figure
+
+
 def by_temperature(results: Results) -> Figure:
-    """Draw AUROC against temperature, a panel for each width at the longest training.
+    """Draw AUROC against temperature, a panel for each size at the longest training.
 
     Raises
     ------
@@ -127,13 +178,12 @@ def by_temperature(results: Results) -> Figure:
     if len(results.temperatures) < 2:
         raise NothingToDraw("the run has one temperature")
     with styled():
-        count = len(results.widths)
+        count = len(results.longest)
         figure = Figure(figsize=(0.9 + 2.2 * count, 3.2), layout="constrained")
         title = f"AUROC for a wrong answer by temperature, {results.epochs[-1]} epochs"
         figure.suptitle(title, x=0.01, ha="left")
         axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for ax, width in zip(axes, results.widths, strict=True):
-            size = Size(width, DEPTH, results.epochs[-1])
+        for ax, size in zip(axes, results.longest, strict=True):
             for score in _HEATED:
                 found = [
                     results.over(size, What(temperature=t, score=score), "auroc")
@@ -142,7 +192,7 @@ def by_temperature(results: Results) -> Figure:
                 _curve(ax, results.temperatures, found, LOOKS[score])
             ax.set_xscale("log", base=2)
             ax.set_xticks(results.temperatures, [f"{t:g}" for t in results.temperatures])
-            ax.set_title(f"width {width}", loc="left")
+            ax.set_title(size.label, loc="left")
             ax.set_xlabel("temperature")
             _half(ax)
         axes[0].set_ylabel("AUROC")

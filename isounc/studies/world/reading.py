@@ -32,7 +32,13 @@ def reading(tables: Tables) -> list[str]:
     """Paragraphs: what was run, AUROCs by condition, each hypothesis, and what failed to match."""
     found = [_scope(tables), _aurocs(tables), _combined(tables)]
     found += [_single(tables, name) for name in ("chance on recall", "unlike self-assessment")]
-    found += [_sign(tables), _temperature(tables), _oracle(tables), _correspondence(tables)]
+    found += [
+        _assessment(tables),
+        _sign(tables),
+        _temperature(tables),
+        _oracle(tables),
+        _correspondence(tables),
+    ]
     found += [_local(tables), _unknown(tables), _size(tables)]
     return [paragraph for paragraph in found if paragraph]
 
@@ -59,7 +65,7 @@ def _scope(tables: Tables) -> str:
 def _aurocs(tables: Tables) -> str:
     """Say the mean AUROC of every score over the widths, best first, by condition."""
     results, parts = tables.results, []
-    for condition in ("all", "recall", "conflict16", "conflict4", "misconception"):
+    for condition in ("all", "recall", "conflict16", "conflict4", "misconception", "rule"):
         known = []
         for score in results.scores:
             if score in ("oracle", "regression"):
@@ -101,6 +107,28 @@ def _single(tables: Tables, name: str) -> str:
             for r in own
         )
     return words * bool(said)
+
+
+def _assessment(tables: Tables) -> str:
+    """Say of every size whether it learnt to say which answers are true."""
+    results, parts = tables.results, []
+    for row in tables.found("learns self-assessment"):
+        said = f"{_size_words(row)} {short(row['mean'])}{_ends(row)}, {row['verdict']}"
+        for size in results.longest:
+            if size.label == row["size"]:
+                what = What("told", score="p_true")
+                right, taught = (
+                    results.over(size, what, f"{name}_accuracy").mean
+                    for name in ("asked", "taught")
+                )
+                own = results.over(size, What(score="p_true"), "auroc")
+                said += (
+                    f" (right replies {short(right)}, to the sentences trained on {short(taught)}; "
+                    f"AUROC for its own wrong answers {short(own.mean)}{_ends(own._asdict())})"
+                )
+        parts.append(said)
+    claim = HYPOTHESES["learns self-assessment"].claim
+    return f"“Learns self-assessment” ({claim}). {'; '.join(_capital(parts))}." * bool(parts)
 
 
 def _size_words(row: Row) -> str:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from isounc.runs import files
 from isounc.runs.figures import Plot
-from isounc.runs.folder import RunFolder
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.runs.tables import rows_of_run, rows_of_table
 from isounc.runs.words import cells_run, interval, short
 from isounc.statistics import Interval
 from isounc.studies.world import figures
+from isounc.studies.world.admission import admissions, sentence, without_dropped
+from isounc.studies.world.cascade import (
+    CASCADE_COLUMNS,
+    CASCADE_ROW,
+    cascade_table,
+    cascades,
+)
 from isounc.studies.world.cell import CONDITIONS, LOCAL
 from isounc.studies.world.local import SHARE
 from isounc.studies.world.reading import Tables, reading
@@ -30,6 +38,7 @@ from isounc.studies.world.tables import (
     VERDICT_COLUMNS,
     Results,
     Rows,
+    Size,
     What,
     matched,
     summarise,
@@ -67,15 +76,25 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         If the run has no results yet, or some that cannot be read.
     """
     rows = rows_of_run(folder, ROW)
-    results, at_match, why_none = Results(rows), [], ""
+    everything = Results(rows)
+    decided = admissions(everything)
+    results, at_match, why_none = Results(without_dropped(rows, decided)), [], ""
     try:
         at_match = matched(results, settings.match)
     except ValueError as error:
         why_none = str(error)
     tables = Tables(results, verdicts(results, at_match), at_match, why_none, settings.match)
     cells = {(row["world"], row["width"], row["depth"], row["epochs"]) for row in rows}
-    transferred = _transferred(folder, results)
+    transferred = _between_sizes(folder, results, "transfer.csv", transfer, TRANSFER_ROW)
+    passed_on = _between_sizes(folder, results, "cascade.csv", cascades, CASCADE_ROW)
+    between = [
+        *([transfer_table(transferred)] if transferred else []),
+        *([cascade_table(passed_on)] if passed_on else []),
+    ]
     state = cells_run(len(cells), batches(settings))
+    said = reading(tables)
+    if decided:
+        said.insert(1, sentence(decided, len(everything.worlds)))
     return Report(
         tables={
             "results.csv": TableFile(RESULT_COLUMNS, rows),
@@ -83,9 +102,10 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
             "verdicts.csv": TableFile(VERDICT_COLUMNS, tables.verdicts),
             "matched.csv": TableFile(MATCHED_COLUMNS, at_match),
             **({"transfer.csv": TableFile(TRANSFER_COLUMNS, transferred)} if transferred else {}),
+            **({"cascade.csv": TableFile(CASCADE_COLUMNS, passed_on)} if passed_on else {}),
         },
         plots=_plots(folder, tables),
-        sections=functools.partial(_sections, tables, transferred, state),
+        sections=functools.partial(_sections, tables, between, state),
         text=state,
         checks={
             "verdicts": {
@@ -95,24 +115,30 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
                 if row["size"] == ALL
             }
         },
-        reading=reading(tables),
+        reading=said,
         reading_tables=(
             auroc_table(results),
+            *([table] if (table := assessment_table(results)).rows else []),
             *(correspondence_table(results, i) for i in range(len(results.longest))),
-            *([transfer_table(transferred)] if transferred else []),
+            *between,
             verdict_table(tables),
         ),
     )
 
 
-def _transferred(folder: RunFolder, results: Results) -> Rows:
-    """Rows of the transfer between sizes: from the records, or as they were published."""
+def _between_sizes(
+    folder: RunFolder,
+    results: Results,
+    name: str,
+    make: Callable[[Iterable[Record], int], Rows],
+    fields: Mapping[str, Any],
+) -> Rows:
+    """Rows of a table about several widths of a world: from the records, or as they were published."""
     if not results.epochs:
         return []
-    rows = transfer(folder.records(), results.epochs[-1])
-    if not rows and files.table_path(folder.path, "transfer.csv"):
-        table = folder.read_table("transfer.csv")
-        rows = rows_of_table(table, TRANSFER_ROW, f"transfer.csv of {folder.path}")
+    rows = make(folder.records(), results.epochs[-1])
+    if not rows and files.table_path(folder.path, name):
+        rows = rows_of_table(folder.read_table(name), fields, f"{name} of {folder.path}")
     return rows
 
 
@@ -133,31 +159,39 @@ def _plots(folder: RunFolder, tables: Tables) -> list[Plot]:
             functools.partial(figures.by_size, results, tables.at_match, tables.match),
         ),
         Plot(
+            "assessment", "assessment",
+            "Self-assessment by training length: P(True) asked about the true answer and a random "
+            "false one of questions that were told and have no sentences about it, right replies to "
+            f"the sentences trained on, and P(True) of the decoders' own answers. {_BARS}",
+            functools.partial(figures.self_assessment, results),
+        ),
+        Plot(
             "temperature", "temperature",
             f"AUROC of the same answers when a temperature divides their logits. {_BARS}",
             functools.partial(figures.by_temperature, results),
         ),
     ]  # fmt: skip
-    for width in results.widths[::-1]:
+    for size in results.longest[::-1]:
+        layers = f"-depth{size.depth}" if size.depth != DEPTH else ""
         plots.append(
             Plot(
-                f"sign-width{width}", "sign",
-                f"Norms against p for right and wrong answers of the first judged decoder of width "
-                f"{width}, by training length: ‖∇p‖² must fall towards p = 0 and p = 1.",
-                functools.partial(_sign, folder, width, results),
+                f"sign-width{size.width}{layers}", "sign",
+                f"Norms against p for right and wrong answers of the first judged decoder of "
+                f"{size.label}, by training length: ‖∇p‖² must fall towards p = 0 and p = 1.",
+                functools.partial(_sign, folder, size, results),
             )
         )  # fmt: skip
     return plots
 
 
-def _sign(folder: RunFolder, width: int, results: Results) -> Figure:
-    cells = [Cell(results.worlds[0], width, DEPTH, epochs) for epochs in results.epochs]
+def _sign(folder: RunFolder, size: Size, results: Results) -> Figure:
+    cells = [Cell(results.worlds[0], *size[:2], epochs) for epochs in results.epochs]
     chosen = cells if len(cells) <= 3 else [cells[0], cells[len(cells) // 2], cells[-1]]
     return figures.sign([r for r in map(folder.read, (c.name for c in chosen)) if r is not None])
 
 
 def _sections(
-    tables: Tables, transferred: Rows, state: str, drawn: Sequence[FigureFile]
+    tables: Tables, between: Sequence[Table], state: str, drawn: Sequence[FigureFile]
 ) -> list[Section]:  # fmt: skip
     def of(kind: str) -> tuple[FigureFile, ...]:
         return tuple(figure for figure in drawn if figure.kind == kind and figure.paths)
@@ -170,14 +204,15 @@ def _sections(
             (score_table(results), auroc_table(results)),
         ),
         Section("verdicts", "Verdicts", (), (), (verdict_table(tables),)),
+        Section("assessment", "Self-assessment", (), of("assessment"), (assessment_table(results),)),
         Section("sign", "Sign and temperature", (), of("sign") + of("temperature"), ()),
         Section(
             "correspondence", "Correspondence with the ensemble", (), of("size"),
             tuple(correspondence_table(results, i) for i in range(len(sizes))),
         ),
         *(
-            [Section("transfer", "Transfer between sizes", (), (), (transfer_table(transferred),))]
-            if transferred else []
+            [Section("transfer", "Transfer and cascades between sizes", (), (), tuple(between))]
+            if between else []
         ),
     ]  # fmt: skip
 
@@ -195,8 +230,9 @@ def score_table(results: Results) -> Table:
 
 def auroc_table(results: Results) -> Table:
     """Tabulate AUROC by condition, mean over the widths at the longest training."""
-    names = results.conditions
     over = functools.partial(results.over_widths, results.epochs[-1])
+    # That of a rule may have been dropped for some of the widths.
+    names = [name for name in results.conditions if over(What(name), "num_questions").num_seeds]
     lines = [
         ("oracle, closed form", *(_spelled(over(What(name), "oracle")) for name in names)),
         ("accuracy", *(_spelled(over(What(name), "accuracy")) for name in names)),
@@ -209,6 +245,40 @@ def auroc_table(results: Results) -> Table:
         "AUROC for a wrong answer", ("score", *(CONDITIONS[name] for name in names)), lines,
         f"Mean of the widths after {results.epochs[-1]} epochs, with 95% intervals over worlds. In "
         "the last column the task is to tell what was never told from what is told in conflict.",
+    )  # fmt: skip
+
+
+_ASSESSMENT = {
+    "of true and false answers": ("told", "asked_auroc", "p_true"),
+    "right": ("told", "asked_accuracy", "p_true"),
+    "right, sentences trained on": ("told", "taught_accuracy", "p_true"),
+    "of its own answers": ("all", "auroc", "p_true"),
+    "of its own answers, recall": ("recall", "auroc", "p_true"),
+    "−log p, recall": ("recall", "auroc", "log_p"),
+}
+"""Columns of the table of self-assessment: condition, number and score."""
+
+
+def assessment_table(results: Results) -> Table:
+    """Tabulate what decoders reply about answers, by size; no lines where they were not asked."""
+    lines = [
+        (
+            size.label,
+            *(
+                _spelled(results.over(size, What(condition, score=score), column))
+                for condition, column, score in _ASSESSMENT.values()
+            ),
+        )
+        for size in results.longest
+        if results.values(size, What("told", score="p_true"), "asked_auroc")
+    ]
+    return Table(
+        "Self-assessment", ("size", *_ASSESSMENT), lines,
+        f"P(True) after {results.epochs[-1]} epochs, with 95% intervals over worlds: the AUROC with "
+        "which it tells the true answer of a question from a random false one, and the share of right "
+        "replies (P(True) on the right side of one half), where the question was told and has no "
+        "sentences of self-assessment; the share of right replies to the sentences of the training; "
+        "and the AUROC of 1 − P(True), beside that of −log p, for a wrong answer of the decoder's own.",
     )  # fmt: skip
 
 

@@ -135,18 +135,33 @@ def say(
     log_odds, sq_norm, logit_sq_norm = jax.device_get(
         _norms(params, inputs, is_pair, jnp.float32(temperature), graphdef=graphdef)
     )
-    replies = []
-    for question in (IS_TRUE, HOW_OFTEN):
-        asked = np.concatenate([inputs, np.full((len(inputs), 1), question, np.int32)], axis=1)
-        replies.append(np.asarray(_last_logits(params, asked, graphdef=graphdef), float))
-    words = replies[1][:, words_of_frequency()]
+    words = _replies(graphdef, params, inputs, HOW_OFTEN)[:, words_of_frequency()]
     weights = np.exp(words - words.max(1, keepdims=True))
     frequency = weights @ np.arange(weights.shape[1]) / weights.sum(1)
     return Said(
         chosen, log_odds.astype(float), np.maximum(sq_norm, 0).astype(float),
         logit_sq_norm.astype(float), log_probs,
-        expit(replies[0][:, YES] - replies[0][:, NO]), frequency,
+        p_true_of(graphdef, params, inputs), frequency,
     )  # fmt: skip
+
+
+def p_true_of(
+    graphdef: nnx.GraphDef, params: PyTree[Array], sentences: Int[np.ndarray, "N 5"]
+) -> Float[np.ndarray, " N"]:
+    """P(True) of questions with answers: the probability of `YES` beside `NO` when asked."""
+    replies = _replies(graphdef, params, sentences, IS_TRUE)
+    return expit(replies[:, YES] - replies[:, NO])
+
+
+def _replies(
+    graphdef: nnx.GraphDef,
+    params: PyTree[Array],
+    sentences: Int[np.ndarray, "N 5"],
+    question: int,
+) -> Float[np.ndarray, "N V"]:
+    """Logits of the reply to a question of self-assessment."""
+    asked = np.concatenate([sentences, np.full((len(sentences), 1), question)], axis=1)
+    return np.asarray(_last_logits(params, asked.astype(np.int32), graphdef=graphdef), float)
 
 
 def answer_log_probs(

@@ -9,7 +9,7 @@ from typing import Any
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.studies.world.corpus import FORMS, NUM_ENTITIES
+from isounc.studies.world.corpus import EVERY_FORM, FORMS, questions_of_relation
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
 
@@ -17,7 +17,6 @@ FEWEST_MEMBERS = 5
 """With one judged, four others make two halves of two, of which a variance can be taken."""
 DEPTH = 2
 """Layers, unless the depth is what varies."""
-_SENTENCES = sum(sum(form.tellings) * form.count for form in FORMS)
 _TOKENS_OF_WORLD = 300
 
 
@@ -40,6 +39,12 @@ class Settings(RunSettings):
     num_relations: int = 3
     """Relations of a world, each with 200 questions and 1680 sentences of fact; 8 is the protocol's
     world."""
+    rule: bool = False
+    """Whether worlds have a rule by which some answers follow that are never told; a relation then has
+    192 more questions and 1280 more sentences of fact."""
+    assessed: float = 0.0
+    """Share of the questions of recall that were told which have sentences of self-assessment, too,
+    and are then not judged."""
     num_members: int = 6
     """Decoders trained on a world, which differ in initialisation and order; at least 5."""
     num_bootstrap: int = 0
@@ -121,6 +126,10 @@ def check(settings: Settings) -> None:
         ("num_members", FEWEST_MEMBERS, 1000), ("num_judged", 1, settings.num_members),
     ):  # fmt: skip
         check_count(argument, getattr(settings, argument), least, most)
+    if settings.rule:
+        check_count("num_relations", settings.num_relations, 2, 64)
+    if not 0 <= check_real("assessed", settings.assessed) <= 1:
+        raise ValueError(f"assessed must be from 0 to 1, got {settings.assessed:g}")
     if settings.local.num_chains:
         check_count("local.num_members", settings.local.num_members, 1, settings.num_judged)
     if settings.num_bootstrap != 0:
@@ -158,14 +167,16 @@ def plan(settings: Settings) -> list[Group]:
     """Make a batch of the training lengths of a world and size, and a group of a size; long ones first."""
     keyed: list[tuple[Any, Batch]] = []
     members = settings.num_members + settings.num_bootstrap
-    sentences = _SENTENCES * settings.num_relations
+    forms = EVERY_FORM if settings.rule else FORMS
+    sentences = settings.num_relations * sum(sum(form.tellings) * form.count for form in forms)
     for cells in batches(settings):
         width, depth = cells[0].width, cells[0].depth
         size = num_params(config_of(_TOKENS_OF_WORLD, width, depth))
         # Measured on one core of a 2-core server: .28 s a member and epoch of eight relations at
         # width 16, .53 s at width 32; the scores of a training length take some seconds.
         # A draw of a chain asks for all answers, eight short rows a question.
-        local, questions = settings.local, NUM_ENTITIES * settings.num_relations
+        local = settings.local
+        questions = questions_of_relation(settings.rule) * settings.num_relations
         steps = local.num_chains * (local.num_warmup + local.num_draws * local.thin)
         draws = local.num_chains * local.num_draws * 2 * questions
         seen = members * settings.epochs[-1] * sentences

@@ -20,7 +20,28 @@ Decoders of the Llama family (rotary positions, gated MLP, tied embeddings) have
 to 256; AdamW at a constant rate after a warm-up, so that 3, 5, 10, 17 and 30 epochs are times of one
 training. Eight members differ in initialisation and order. Two of them are judged, and a world's number
 is their mean. The answer is the most probable one of the relation's pool, p its probability as a
-sequence, f its log-odds, theta all parameters. No condition has rules to infer: none was tried.
+sequence, f its log-odds, theta all parameters.
+
+Self-assessment and depth (fixed after the first results, in which P(True) of two layers was at chance,
+and before any run of this): `--widths 32 --other-depths 4` asks whether four layers learn it, with the
+12 sentences about every question taught, and with `--assessed 0.5` with as many about half of the
+questions of recall that were told, too, which are then not judged. Decoders are asked about the true
+answer of every judged question and about one drawn from the others of its pool, where their own answer
+plays no part. A size learns self-assessment where the AUROC of 1 - P(True) for the false answers, over
+recall that was told, is above one half; beside it stand the right replies (P(True) on the right side of
+one half), those to the sentences trained on, and the AUROC of 1 - P(True) for wrong answers of its own
+("points right").
+
+A rule (`--rule`; fixed before any run of it). Every relation gets 192 questions and as many entities:
+96 premises, told 8 times, and the 96 consequences of the premises of the relation before (of the first
+one, the last): the answer is a permutation, drawn for each relation, of the answer to the premise. Of the
+consequences 64 are told 8 times, and 32 are never told and asked for. Every answer of a pool is that of
+three premises, two consequences told and one asked for, so that chance is 1/32 whatever a decoder likes to
+say. Entities are those of all other kinds (392, all with one question in every relation, of names that
+number 20 and 20), and no other condition has these questions. The condition enters the tables of a size
+where the lower 95% bound on the accuracy of all members, over worlds, is above chance and .1 after the
+longest training, at which 13 of 96 are right and an AUROC is defined; else it is dropped, and the report
+says so. In a run of one world the members stand in for worlds.
 
 Scores (`isounc.studies.world.scores`) are each to be higher where the answer is wrong, and are never
 turned round: an AUROC below one half says that the sign is wrong. sigma^2 = (pi^2/3) / median
@@ -52,6 +73,11 @@ Transfer: a logistic regression of scores (logarithms, or normal scores within a
 answers of a world's other widths is judged on the width left out: AUROC beside that of a fit on its own
 answers, wrong answers as predicted, and what a threshold that keeps 80% of the others' answers keeps.
 
+Cascades: the narrow decoder of a world answers, or passes the question on to a wide one. By each score,
+what its order gains (0 by chance, 1 by who is right); and cascades fitted to a random half of the questions
+that promise at most .1 to .5 wrong answers with confidence .9 (`isounc.guard`), judged on the other half at
+the smallest target that half of the worlds' cascades on -log p keep. Costs are numbers of parameters.
+
 Everything is shown for all questions and below and above p = 1/2, with the share below; and at
 temperatures 1/2, 1 and 2, which divide the logits of the answer that is taken at temperature 1. An AUROC
 needs ten wrong and ten right answers, else it is undefined. Sizes are compared at equal accuracy (.6 on
@@ -66,6 +92,7 @@ at two layers):
     chance on recall            AUROC(total) < .55 on recall
     unlike self-assessment      rank correlation of total with 1 - P(True) < .5
     points right                AUROC > 1/2, of every score, in every condition and part
+    learns self-assessment      AUROC of P(True) for true against false answers > 1/2, on what was told
     turned by temperature       AUROC at temperature 2 - AUROC at 1/2 < 0
     near the oracle             AUROC - the oracle's > -.05 in conflicts
     norm beyond p               partial rank correlation with the trace given p (1 - p) > 0
@@ -84,16 +111,17 @@ else *undecided*; a single world decides nothing. None is corrected for the numb
 A tether puts isotropy in as far as the data say nothing within its reach, so that "near theta*" is no
 evidence that a posterior is isotropic; without one nothing converged.
 
-Not done: HMC, which would take minutes of gradients a transition (`results/world`); deeper decoders for
-self-assessment (more sentences about more questions did not teach it to two layers).
+Not done: HMC, which would take minutes of gradients a transition (`results/world`).
 
 The run folder holds results.csv (a row for each cell, condition, part, temperature and score),
-summary.csv, verdicts.csv, matched.csv, transfer.csv and the figures. The same command resumes a run that
+summary.csv, verdicts.csv, matched.csv, transfer.csv, cascade.csv and the figures. The same command resumes a run that
 was killed from the last training length of each world and size, with equal bits.
 
     isounc world                       one small world, widths 16 and 32: a minute or two
     isounc world --preset standard     five worlds, widths 8 to 64: within an hour on two cores
     isounc world --local.num-chains 4  with chains around theta*
+    isounc world --rule                with answers that follow by a rule
+    isounc world --widths 32 --other-depths 4 --assessed 0.5
     isounc world --widths 8 --num-worlds 3 --epochs 5 20 --match 0.3 --out runs/mine
 """
 

@@ -50,6 +50,9 @@ ROW = {
     "score": text(SCORES),
     **dict.fromkeys(NUMBERS, _SIGNED),
     **dict.fromkeys(("accuracy", "share_below", "oracle", "most_told", "auroc"), _SHARE),
+    **dict.fromkeys(("asked_accuracy", "asked_auroc", "taught_accuracy"), _SHARE),
+    **dict.fromkeys(("members_accuracy", "premise_accuracy"), _SHARE),
+    "members_low": number(default=None),
     # Stepped up, a negative correlation of halves may go far below -1.
     **{name: number(default=None) for name in NUMBERS if name.startswith("reliability")},
     "local_passed": _SHARE,

@@ -25,7 +25,7 @@ from isounc.runs.folder import Record
 from isounc.runs.page import Table
 from isounc.runs.words import short
 from isounc.statistics import Interval, interval_over_seeds
-from isounc.studies.world.cell import auroc
+from isounc.studies.world.measures import auroc
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.settings import DEPTH
 

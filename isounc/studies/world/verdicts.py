@@ -55,8 +55,13 @@ HYPOTHESES = {
     ),
     "points right": Hypothesis(
         "higher values mean wrong: AUROC above one half", "auroc", 0.5, SIGNED,
-        ("all", "recall", "conflict16", "conflict4", "misconception"),
+        ("all", "recall", "conflict16", "conflict4", "misconception", "rule"),
         parts=("all", "below", "above"),
+    ),
+    "learns self-assessment": Hypothesis(
+        "P(True) ranks a random false answer below the true one: AUROC above one half over questions "
+        "that were told and have no sentences of self-assessment", "asked_auroc", 0.5, ("p_true",),
+        ("told",),
     ),
     "turned by temperature": Hypothesis(
         "AUROC at temperature 2 less that at 1/2 is below zero", "auroc_turn", 0.0,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import isounc.runs
+from isounc.guard.cost_risk import gain
 from isounc.runs.study import run_study
-from isounc.studies.routing.cell import certify, cheap_scores, judge, mean_risk, router_scores
+from isounc.studies.routing.cell import certify, cheap_scores, judge, router_scores
 from isounc.studies.routing.settings import (
     PRESETS,
     SIZES,
@@ -42,11 +43,10 @@ def by_hand(score, right):
 @pytest.mark.parametrize("score", [[3, 1, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0.5, -1, 0.5, 2]])
 def test_mean_risk_by_hand(score):
     right = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], bool)
-    cheap, expensive = (~right).T.astype(float)
     found = judge(np.array(score, float), right)
     assert found["mean_risk"] == pytest.approx(by_hand(score, right))
     assert found["oracle_risk"] == pytest.approx(by_hand([1, 0, -1, 0], right))
-    assert mean_risk(np.zeros(4), cheap, expensive) == pytest.approx(found["random_risk"])
+    assert gain(np.zeros(4), right).mean_risk == pytest.approx(found["random_risk"])
     expected = (found["random_risk"] - found["mean_risk"]) / (
         found["random_risk"] - found["oracle_risk"]
     )

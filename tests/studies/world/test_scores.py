@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from isounc.statistics import compare
-from isounc.studies.world.cell import FEWEST, auroc, conditions, reliability
+from isounc.studies.world.cell import conditions
 from isounc.studies.world.corpus import NUM_ANSWERS, NUM_SINGLE, make_world, of_kind
+from isounc.studies.world.measures import FEWEST, ask, auroc, reliability
 from isounc.studies.world.scores import (
     Said,
     answer_log_probs,
@@ -90,6 +91,12 @@ def test_probabilities_and_norms_are_those_of_plain_computations(members):
         assert said.logit_sq_norm[q] == pytest.approx(norm, rel=1e-3)
     assert ((said.p_true > 0) & (said.p_true < 1)).all()
     assert ((said.frequency > 0) & (said.frequency < 3)).all()
+    # Asked about given answers: as about its own, where these are the ones.
+    asked = ask(graphdef, params, WORLD, seed=0)
+    same = said.answer == WORLD.truth
+    assert same.any() and not (asked.of_true == asked.of_false).all()
+    np.testing.assert_allclose(asked.of_true[same], said.p_true[same], rtol=1e-5)
+    assert 0 <= asked.taught <= 1
 
 
 def test_the_spread_of_an_ensemble_against_a_loop():

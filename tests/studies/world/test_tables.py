@@ -19,7 +19,7 @@ from isounc.runs.study import run_study
 from isounc.runs.style import NothingToDraw
 from isounc.runs.tables import rows_of_run
 from isounc.statistics import interval_over_seeds
-from isounc.studies.world import cell, figures
+from isounc.studies.world import cell, figures, measures
 from isounc.studies.world.cell import NUMBERS, PARTS
 from isounc.studies.world.corpus import NUM_ANSWERS
 from isounc.studies.world.local import LocalChains
@@ -142,6 +142,10 @@ def test_figures_show_the_rows_or_say_why_not():
     line = figure.axes[0].lines[0]
     assert line.get_xdata() == pytest.approx(list(WIDTHS))
     figures.by_temperature(RESULTS)
+    asked = {"asked_auroc": 0.7, "taught_accuracy": 0.9}
+    replies = Results(made_up(2, lambda row: asked if row["condition"] == "told" else {}))
+    figure = figures.self_assessment(replies)
+    assert [len(ax.lines) for ax in figure.axes] == [3 * 3 + 1] * 3
     record = Record("a", {"cell": {"width": 8, "world": 0, "epochs": 3}}, {
         "log_odds": np.array([-1.0, 1.0]), "sq_norm": np.array([0.1, 0.0]),
         "wrong": np.array([True, False]), "judged": np.array([True, True]),
@@ -152,6 +156,7 @@ def test_figures_show_the_rows_or_say_why_not():
     for draw in (
         lambda: figures.against_accuracy(nothing), lambda: figures.by_size(narrow, [], 0.6),
         lambda: figures.by_temperature(narrow), lambda: figures.sign([]),
+        lambda: figures.self_assessment(RESULTS),
     ):  # fmt: skip
         with pytest.raises(NothingToDraw):
             draw()
@@ -247,6 +252,11 @@ def some_said(graphdef, member, world, *, temperature=1.0, answer=None):
     return Said(answer, log_p - np.log1p(-p), norm, (p * (1 - p)) ** 2, log_probs, p, 3 * p)
 
 
+def some_replies(sentences):
+    """P(True) that knows nothing of the answers."""
+    return np.random.default_rng(len(sentences)).random(len(sentences))
+
+
 def some_draws(graphdef, member, world, settings, seed):
     """In place of chains: the member with noise of every draw's own."""
     member, rng = np.asarray(member), np.random.default_rng(seed)
@@ -261,7 +271,8 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(cell, "answer_log_probs", some_log_probs)
     monkeypatch.setattr(cell, "say", some_said)
     monkeypatch.setattr(cell, "sample_locally", some_draws)
-    monkeypatch.setattr(cell, "SPLITS", 2)
+    monkeypatch.setattr(measures, "SPLITS", 2)
+    monkeypatch.setattr(measures, "p_true_of", lambda graphdef, params, rows: some_replies(rows))
     every = cell.conditions
     monkeypatch.setattr(cell, "conditions", lambda world: {n: every(world)[n] for n in SHOWN})
     monkeypatch.setattr("isounc.studies.world.report._plots", lambda *_: [])  # drawn above
