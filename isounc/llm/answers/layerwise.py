@@ -70,9 +70,9 @@ def values_and_norms(
         config, weights.norm, matrix, x, packed, chosen, columns=columns
     )
     layers, mean_abs = [], []
-    token = jnp.asarray(np.zeros(len(packed.tokens), np.int32) if token is None else token)
+    at = jnp.zeros(len(packed.tokens), jnp.int32) if token is None else jnp.asarray(token)
     for layer in reversed(weights.layers):
-        cotangents, norms, of_token = _backward(pullbacks.pop(), layer, cotangents, token)
+        cotangents, norms, of_token = _backward(pullbacks.pop(), layer, cotangents, at)
         layers.append(norms)
         mean_abs.append(of_token)
     ends["embed"] = _embedding(config, weights.embed, packed.tokens, cotangents, tied)
