@@ -9,9 +9,11 @@ Each derivative is a total one: the state changes all that follows it. No state 
 is among them, as no other token attends to it, and a decoder of one block has no S.
 
 Layers
-    Those of the authors' code and of the heads of their Table 2. Section 3.2 begins one later.
+    Those of the authors' code, for even L also those of the heads of their Table 2. Section 3.2
+    begins one later.
 Tokens of the answer
-    Equation 4 has the sum over t, the authors' code the mean, which is S/A.
+    Equation 4 has the sum over t, the authors' code the mean, which is S/A. What stopped the answer
+    is not among its tokens here.
 The token of the prompt
     The authors take the one whose states are most alike among paraphrases of a question and least
     among questions: it opens the turn of the assistant in Qwen3 (the third from the end) and Llama

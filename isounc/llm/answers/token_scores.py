@@ -8,9 +8,8 @@ norm, in the type of the matrix), and U the matrix that makes them, z = U^T h,
     grad_U log p = h (e_y - q)^T   ||grad_U log p||^2 = ||grad_z log p||^2 ||h||^2
 
 and grad p = p grad log p. The second line is exact for U as a layer of its own, whose input h is
-fixed. It is not the norm over all parameters, of which it has no more than a part, and it need not
-order tokens as that does; `isounc.llm.answers.norms.answer_norms` measures that one, with a
-backward pass. Where the embedding is tied, U is also the embedding of the tokens before: the
+fixed. It is not the norm over all parameters, and need not order tokens as that does;
+`isounc.llm.answers.norms.answer_norms` measures that one, with a backward pass. Where the embedding is tied, U is also the embedding of the tokens before: the
 gradient in the array has both parts, and only the one through the logits is here. (`answer_norms`
 with the scaling `last_layer` has both.)
 
