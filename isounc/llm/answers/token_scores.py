@@ -9,9 +9,9 @@ norm, in the type of the matrix), and U the matrix that makes them, z = U^T h,
 
 and grad p = p grad log p. The second line is exact for U as a layer of its own, whose input h is
 fixed. It is not the norm over all parameters, and need not order tokens as that does;
-`isounc.llm.answers.norms.answer_norms` measures that one, with a backward pass. Where the embedding is tied, U is also the embedding of the tokens before: the
-gradient in the array has both parts, and only the one through the logits is here. (`answer_norms`
-with the scaling `last_layer` has both.)
+`isounc.llm.answers.norms.answer_norms` measures that one, with a backward pass. Where the embedding
+is tied, U is also the embedding of the tokens before: the gradient in the array has both parts, and
+only the one through the logits is here. (`answer_norms` with the scaling `last_layer` has both.)
 
 Signs in theory, while h and the shares r_c of the other tokens in 1 - p stay the same: the norms of
 grad log p have the factor (1 - p)^2 (1 + sum_c r_c^2) and fall as p rises, at every p. Those of grad p
