@@ -7,6 +7,7 @@ from isounc.llm.answers.norms import AnswerNorms, answer_norms
 from isounc.llm.answers.question import Question
 from isounc.llm.answers.score_table import ScoreTable, make_score_table, score_answers
 from isounc.llm.answers.scores import Score, ScoreInfo
+from isounc.llm.answers.token_scores import TokenScores, token_scores
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.generate import Generated, GenerationSettings, generate
@@ -30,6 +31,8 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     # answers
     "AnswerNorms",
     "answer_norms",
+    "TokenScores",
+    "token_scores",
     "Question",
     "AskedQuestion",
     "MeasureSettings",

@@ -75,6 +75,8 @@ class MeasuredAnswer:
     """Entropy of the distribution of each of the A tokens, in nats."""
     choice_log_probs: tuple[float, ...] | None
     """Log probability of each given choice as a sequence, in nats; None if there are no choices."""
+    log_semgrad: float | None = None
+    """Log of SemGrad (`isounc.llm.answers.semgrad`); None if it is zero or was not asked for."""
     correct: bool | None = None
     """Whether the answer is right; None if it was not judged."""
     judgement: Judgement | None = None
@@ -111,6 +113,8 @@ def to_record(answer: MeasuredAnswer) -> dict[str, Any]:
             "token_entropies": list(answer.token_entropies),
             "choice_log_probs": None if choices is None else list(choices),
         }
+        if answer.log_semgrad is not None:
+            record["log_semgrad"] = answer.log_semgrad
     record |= {"correct": answer.correct, "judgement": _as_dict(answer.judgement)}
     if answer.samples is not None:
         record["samples"] = [sample._asdict() for sample in answer.samples]
@@ -149,6 +153,7 @@ def from_record(record: Mapping[str, Any]) -> MeasuredAnswer:
         token_log_probs=tuple(record.get("token_log_probs", ())),
         token_entropies=tuple(record.get("token_entropies", ())),
         choice_log_probs=None if choices is None else tuple(choices),
+        log_semgrad=record.get("log_semgrad"),
         correct=record["correct"],
         judgement=None if judgement is None else Judgement(**judgement),
         samples=None if samples is None else tuple(Sample(**sample) for sample in samples),

@@ -23,10 +23,14 @@ def baseline_scores(same: SameMeaning | None = None) -> tuple[Score, ...]:
         `isounc.llm.answers.entailment.load_entailment`, or a function of your own. None leaves
         that score out; `semantic_entropy` compares normal forms.
 
+    `semgrad` is log S as defined in equation 4 of its source, `semgrad_mean` log S/A as in the
+    authors' code (`isounc.llm.answers.semgrad`); A is the number of the answer's tokens.
+
     Source: P(True) Kadavath et al. 2022; verbalised confidence Lin et al. 2022; semantic entropy
-    Farquhar et al. 2024; naive entropy (Monte Carlo, of whole sequences) Malinin and Gales 2021.
+    Farquhar et al. 2024; naive entropy (Monte Carlo, of whole sequences) Malinin and Gales 2021;
+    SemGrad Li et al. 2026 (arXiv 2605.04638).
     """
-    samples = "no samples"
+    samples, no_semgrad = "no samples", "not measured (measure.semgrad_token), or zero"
     scores = [
         _baseline("p_true", _p_true, higher_is_certain=True, why_undefined="not asked"),
         _baseline("p_true_ideas", _p_true_ideas, higher_is_certain=True,
@@ -45,6 +49,9 @@ def baseline_scores(same: SameMeaning | None = None) -> tuple[Score, ...]:
         _baseline("lexical_similarity", _lexical_similarity, higher_is_certain=True,
                   why_undefined=samples),
         _baseline("choice_entropy", _choice_entropy, why_undefined="no choices"),
+        _baseline("semgrad", lambda answer: answer.log_semgrad, sign="entropy",
+                  why_undefined=no_semgrad),
+        _baseline("semgrad_mean", _mean_semgrad, sign="entropy", why_undefined=no_semgrad),
         _baseline("answer_length", lambda answer: answer.num_tokens),
     ]  # fmt: skip
     if same is not None:
@@ -149,6 +156,11 @@ def _overlap(sample: Sample, other: Sample) -> float:
     if not normalise(sample.text) and not normalise(other.text):
         return 1.0
     return token_f1(sample.text, other.text)
+
+
+def _mean_semgrad(answer: MeasuredAnswer) -> float | None:
+    """SemGrad of the mean over the tokens, on the log scale."""
+    return None if answer.log_semgrad is None else answer.log_semgrad - np.log(answer.num_tokens)
 
 
 def _choice_entropy(answer: MeasuredAnswer) -> float | None:

@@ -58,7 +58,12 @@ def log_odds_of_logits(
     is_target = jnp.arange(logits.shape[-1])[None, :] == targets[:, None]
     others = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=-1)
     target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    # log p of the most probable token is log1p of the rest: a sum with its 1 would round to 1, and the
+    # entropy lose the share of that token.
+    shifted = logits - logits.max(-1, keepdims=True)
+    is_top = jnp.arange(logits.shape[-1])[None, :] == logits.argmax(-1)[:, None]
+    rest = jnp.where(is_top, 0, jnp.exp(shifted)).sum(-1, keepdims=True)
+    log_probs = shifted - jnp.log1p(rest)
     return target - others, -(jnp.exp(log_probs) * log_probs).sum(-1)
 
 

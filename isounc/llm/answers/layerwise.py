@@ -5,7 +5,7 @@ for all blocks' forward pass and one for their backward pass (`isounc.gradnorm.s
 from one to the next.
 
 Axes: B sequences, T tokens, W width, V tokens of the vocabulary, A tokens of the answers in a packed
-sequence, C answers, E probabilities.
+sequence, C answers, E probabilities, L blocks.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def values_and_norms(
     chosen: Int[np.ndarray, " B"],
     *,
     columns: Columns,
-) -> tuple[Float[Array, "B E"], Any, LayerNorms]:
+    token: Int[np.ndarray, " B"] | None = None,
+) -> tuple[Float[Array, "B E"], Any, LayerNorms, Float[Array, "L E B"]]:
     """Values of E probabilities' log-odds for B sequences, and their squared gradient norms.
 
     `columns` also gives aux, a pytree. It must be the same function wherever the program is the
-    same.
+    same. The last result is the mean absolute derivative in the residual stream before each block
+    at one token of each sequence: `token`, or the first. The same backward pass gives it.
     """
     arrays = (jnp.asarray(a) for a in (packed.tokens, packed.positions, packed.branches))
     given = transformer.inputs(config, weights.embed, *arrays)
@@ -67,12 +69,14 @@ def values_and_norms(
     out, aux, ends, cotangents, tied = _top(
         config, weights.norm, matrix, x, packed, chosen, columns=columns
     )
-    layers = []
+    layers, mean_abs = [], []
+    at = jnp.zeros(len(packed.tokens), jnp.int32) if token is None else jnp.asarray(token)
     for layer in reversed(weights.layers):
-        cotangents, norms = _backward(pullbacks.pop(), layer, cotangents)
+        cotangents, norms, of_token = _backward(pullbacks.pop(), layer, cotangents, at)
         layers.append(norms)
+        mean_abs.append(of_token)
     ends["embed"] = _embedding(config, weights.embed, packed.tokens, cotangents, tied)
-    return out, aux, LayerNorms(ends, tuple(reversed(layers)))
+    return out, aux, LayerNorms(ends, tuple(layers[::-1])), jnp.stack(mean_abs[::-1])
 
 
 def values(
@@ -128,11 +132,19 @@ def _forward(
 
 @jax.jit
 def _backward(
-    pullback: Pullback, weights: BlockWeights, cotangents: Float[Array, "E B T W"]
-) -> tuple[Float[Array, "E B T W"], dict[str, Float[Array, "B E"]]]:
-    """Cotangents of the residual stream before a block, and norms of its parameters."""
+    pullback: Pullback,
+    weights: BlockWeights,
+    cotangents: Float[Array, "E B T W"],
+    token: Int[Array, " B"],
+) -> tuple[Float[Array, "E B T W"], dict[str, Float[Array, "B E"]], Float[Array, "E B"]]:
+    """Cotangents of the residual stream before a block, and norms of its parameters.
+
+    The last result is the mean absolute cotangent at one token of each sequence.
+    """
     cotangents, norms = pullback(weights, cotangents)
-    return cotangents, _named(norms)
+    of_token = cotangents[:, jnp.arange(len(token)), token]
+    mean_abs = jnp.abs(of_token.astype(at_least_float32(of_token.dtype))).mean(-1)
+    return cotangents, _named(norms), mean_abs
 
 
 @functools.partial(jax.jit, static_argnames=("config", "columns"))

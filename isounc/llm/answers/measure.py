@@ -48,6 +48,10 @@ class MeasureSettings:
     """Ask the model whether its answer is true, and for a percentage."""
     num_ideas: int = 5
     """Samples that P(True) is shown in its second form."""
+    semgrad_token: int = 0
+    """Token of the prompt, counted from its end, in whose states SemGrad takes derivatives: 1 without
+    a chat template, 3 as the authors for ChatML, 4 for Llama 3 (isounc.llm.answers.semgrad). An answer
+    of several tokens then costs one more backward pass. 0 leaves it out."""
     batch_size: int = 8
     """Questions at a time, which bounds memory."""
     seed: int = 0
@@ -60,7 +64,7 @@ class MeasureSettings:
             check_choice("scalings", value, SCALINGS)
         for name, least, most in (
             ("max_new_tokens", 1, 10**6), ("num_samples", 0, 10**4), ("num_ideas", 1, 10**4),
-            ("batch_size", 1, 10**5), ("seed", 0, 2**32 - 1),
+            ("semgrad_token", 0, 10**4), ("batch_size", 1, 10**5), ("seed", 0, 2**32 - 1),
         ):  # fmt: skip
             check_count(name, getattr(self, name), least, most)
         check_real("sample_temperature", self.sample_temperature, positive=True)
@@ -132,7 +136,7 @@ def measure(
         norms = answer_norms(
             model.decoder, [pack(prompt_ids[i], tokens[i]) for i in nonempty],
             estimands=settings.estimands, scalings=settings.scalings,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size, semgrad_token=settings.semgrad_token,
         )  # fmt: skip
         for n, i in enumerate(nonempty):
             answers[i] = with_norms(answers[i], norms, n, texts[i], are_choices=not is_generated)
@@ -263,12 +267,17 @@ def with_norms(
         token_log_probs=tuple(norms.token_log_probs[n].tolist()),
         token_entropies=tuple(norms.token_entropies[n].tolist()),
         choice_log_probs=tuple(norms.log_probs[n].tolist()) if are_choices else None,
+        log_semgrad=None if norms.log_semgrad is None else _finite(norms.log_semgrad[n]),
         reasons=(),
     )
 
 
 def _real(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _judged(asked: AskedQuestion, answer: MeasuredAnswer) -> MeasuredAnswer:

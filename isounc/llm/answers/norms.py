@@ -37,6 +37,7 @@ from isounc.llm.answers.packing import (
     packed_batches,
     shape_of,
 )
+from isounc.llm.answers.semgrad import log_semgrad, places, weighted_log_odds
 from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.transformer import Weights
 
@@ -56,6 +57,8 @@ class AnswerNorms(NamedTuple):
     """log p - log(1 - p) by estimand, float64."""
     log_sq_norms: dict[str, dict[str, Float[np.ndarray, " N"]]]
     """log ||grad log p||^2 by estimand and scaling, float64; minus infinity for a zero norm."""
+    log_semgrad: Float[np.ndarray, " N"] | None
+    """Log of SemGrad (`isounc.llm.answers.semgrad`), minus infinity for zero; None if not asked for."""
 
 
 def answer_norms(
@@ -67,13 +70,14 @@ def answer_norms(
     scalings: Sequence[str] = SCALINGS,
     batch_size: int = 8,
     shape: Callable[[PackedAnswers], PackedShape] = shape_of,
+    semgrad_token: int = 0,
 ) -> AnswerNorms:
     """Log-odds and exact squared gradient norms of answers.
 
     `choice` costs one forward and one backward pass over the sequence with all answers. The other
     estimands cost one forward pass over the prompt and the chosen answer, and a backward pass for
-    each of `sequence` (`length_normalised` shares it), `mean_token` and `first_token`; a single one
-    for an answer of one token. No gradient of a weight matrix is stored.
+    each of `sequence` (`length_normalised` shares it), `mean_token`, `first_token` and SemGrad; a
+    single one for an answer of one token. No gradient of a weight matrix is stored.
 
     Parameters
     ----------
@@ -94,12 +98,15 @@ def answer_norms(
         is bounded (`isounc.llm.answers.packing.packed_batches`).
     shape
         What a sequence is padded to.
+    semgrad_token
+        Token of the prompt, counted from its end, in whose states SemGrad takes derivatives; 0
+        leaves it out.
 
     Raises
     ------
     ValueError
-        A name is unknown, a chosen answer does not exist, a token is beyond the vocabulary, or
-        logits are not finite.
+        A name is unknown, a chosen answer does not exist, a token is beyond the vocabulary, logits
+        are not finite, a prompt has no such token, or a decoder of one block no SemGrad.
 
     Source: Grünefeld, Frellsen, Hardmeier 2026 (arXiv 2603.29466); exact norms: `isounc.gradnorm`.
     """
@@ -108,6 +115,7 @@ def answer_norms(
     for value in scalings:
         check_choice("scalings", value, SCALINGS)
     check_count("batch_size", batch_size, 1)
+    check_count("semgrad_token", semgrad_token, 0)
     check_vocabulary(packed, decoder.config.vocab_size)
     num_answers = [sequence.num_answers for sequence in packed]
     answer = np.full(len(packed), NO_ANSWER) if chosen is None else np.asarray(chosen)
@@ -120,10 +128,17 @@ def answer_norms(
     if "length_normalised" in estimands and "sequence" not in columns:
         columns.insert(0, "sequence")
     config, weights = decoder.config, decoder.weights()
+    at = np.zeros(len(packed), np.int32)
+    if semgrad_token:
+        columns.append("semgrad")
+        at = places(packed, semgrad_token, config.num_layers).astype(np.int32)
     factors = {scaling: factors_of(weights, scaling) for scaling in scalings}
 
     def norms(
-        sequences: Sequence[PackedAnswers], chosen: Int[np.ndarray, " N"], columns: Sequence[str]
+        sequences: Sequence[PackedAnswers],
+        chosen: Int[np.ndarray, " N"],
+        at: Int[np.ndarray, " N"],
+        columns: Sequence[str],
     ) -> list[_Norms]:
         def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> Any:
             # All probabilities of a single token are the same one.
@@ -132,21 +147,23 @@ def answer_norms(
             function = _columns(computed, shape.num_answers)
             if not computed:
                 out, aux = values(config, weights, stacked, repeated, columns=function)
-                return out, dict.fromkeys(factors, out), *aux
-            out, aux, by_leaf = values_and_norms(
-                config, weights, stacked, repeated, columns=function
+                return out, dict.fromkeys(factors, out), out, *aux
+            token = np.resize(at[numbers], len(repeated))
+            out, aux, by_leaf, mean_abs = values_and_norms(
+                config, weights, stacked, repeated, columns=function, token=token
             )
-            by_leaf = jax.device_get(by_leaf)
-            return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, *aux
+            by_leaf, mean_abs = jax.device_get((by_leaf, mean_abs.transpose(2, 1, 0)))
+            return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, mean_abs, *aux
 
-        return [_Norms(*arrays) for arrays in _in_batches(sequences, shape, batch_size, program)]
+        return [_Norms(*arrays) for arrays in in_batches(sequences, shape, batch_size, program)]
 
     several = [i for i, count in enumerate(num_answers) if count > 1]
     together = [packed[i] for i in several]
     choice: dict[int, _Norms] = {}
     log_probs: dict[int, Float[np.ndarray, " C"]] = {}
     if "choice" in estimands:
-        choice = dict(zip(several, norms(together, answer[several], ("choice",)), strict=True))
+        found = norms(together, answer[several], at[several], ("choice",))
+        choice = dict(zip(several, found, strict=True))
         for i, norm in choice.items():
             log_probs[i] = norm.log_probs[: num_answers[i]].astype(float)
     elif several:
@@ -160,17 +177,23 @@ def answer_norms(
         only(sequence, k) if sequence.num_answers > 1 else sequence
         for sequence, k in zip(packed, answer.tolist(), strict=True)
     ]
-    single = norms(alone, np.zeros(len(packed), int), columns)
+    single = norms(alone, np.zeros(len(packed), int), at, columns)
     lengths = [sequence.at.size for sequence in alone]
     for i, sequence in enumerate(alone):
-        _check_finite(i, sequence, single[i].log_odds, single[i].token_log_probs)
+        check_finite(i, sequence, single[i].log_odds, single[i].token_log_probs)
         if i in choice:
-            _check_finite(i, sequence, choice[i].log_odds)
+            check_finite(i, sequence, choice[i].log_odds)
     token_log_probs = [
         norm.token_log_probs[:length].astype(float)
         for norm, length in zip(single, lengths, strict=True)
     ]
     log_odds, log_sq_norms = _by_estimand(single, choice, columns, lengths, estimands, scalings)
+    # All numbers of a single token have one gradient, but for a factor.
+    semgrads = [
+        log_semgrad(norm.mean_abs[0 if length == 1 else -1], float(norm.log_factor))
+        for norm, length in zip(single, lengths, strict=True)
+        if semgrad_token
+    ]
     return AnswerNorms(
         chosen=answer.astype(int),
         log_probs=[
@@ -184,6 +207,7 @@ def answer_norms(
         ],
         log_odds=log_odds,
         log_sq_norms=log_sq_norms,
+        log_semgrad=np.array(semgrads) if semgrad_token else None,
     )
 
 
@@ -194,12 +218,16 @@ class _Norms(NamedTuple):
     """Log-odds of E probabilities."""
     sq_norms: dict[str, Float[np.ndarray, " E"]]
     """Squared norms of the gradients of the log-odds, by scaling."""
+    mean_abs: Float[np.ndarray, "E L"]
+    """Mean absolute derivatives of the log-odds in the states of a token before each block."""
     log_probs: Float[np.ndarray, " C"]
     """Log probability of each answer as a sequence; minus infinity if there is none."""
     token_log_probs: Float[np.ndarray, " A"]
     """Log probability of each target."""
     token_entropies: Float[np.ndarray, " A"]
     """Entropy of the distribution of each target, in nats."""
+    log_factor: Float[np.ndarray, ""]
+    """Of SemGrad, see `isounc.llm.answers.semgrad.weighted_log_odds`."""
 
 
 def answer_log_probs(
@@ -220,10 +248,10 @@ def answer_log_probs(
         nothing = np.zeros(len(stacked.tokens), np.int32)
         return values(decoder.config, weights, stacked, nothing, columns=_token_log_probs)[1]
 
-    by_token = _in_batches(packed, forward_shape_of, batch_size, program)
+    by_token = in_batches(packed, forward_shape_of, batch_size, program)
     log_probs = []
     for i, (sequence, log_p) in enumerate(zip(packed, by_token, strict=True)):
-        _check_finite(i, sequence, log_p)
+        check_finite(i, sequence, log_p)
         log_p = log_p[: sequence.answer.size].astype(float)
         log_probs.append(np.bincount(sequence.answer, log_p))
     return log_probs
@@ -255,7 +283,7 @@ def _scaled_sum(norms: LayerNorms, factors: LayerNorms) -> Float[np.ndarray, "B 
     return np.sum(jax.tree.leaves(parts), axis=0)
 
 
-def _in_batches(
+def in_batches(
     packed: Sequence[PackedAnswers],
     shape: Callable[[PackedAnswers], PackedShape],
     batch_size: int,
@@ -282,9 +310,9 @@ def _token_log_probs(
 
 @functools.cache
 def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
-    """A function to the fields of `_Norms` for one sequence, but for the norms.
+    """A function to the fields of `_Norms` for one sequence, but for the norms and derivatives.
 
-    `columns` is `choice` alone, or estimands about the one answer of a sequence.
+    `columns` is `choice` alone, or estimands about the one answer of a sequence, and `semgrad`.
     """
 
     def log_odds_of_columns(
@@ -292,15 +320,14 @@ def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
         entropies: Float[Array, " A"],
         sequence: PackedAnswers,
         chosen: Int[Array, ""],
-    ) -> tuple[
-        Float[Array, " E"], tuple[Float[Array, " C"], Float[Array, " A"], Float[Array, " A"]]
-    ]:
+    ) -> tuple[Float[Array, " E"], tuple[Array, ...]]:
         log_p = -jax.nn.softplus(-log_odds)
         belongs = sequence.answer[None, :] == jnp.arange(num_answers)[:, None]
         sums = jnp.where(belongs, log_p[None, :], 0).sum(1)
         totals = jnp.where(belongs.any(1), sums, -jnp.inf)
         chosen = jnp.where(chosen == NO_ANSWER, jnp.argmax(totals), chosen)
         of_chosen = belongs[chosen]
+        weighted, log_factor = weighted_log_odds(log_odds, entropies, of_chosen)
         values = []
         for column in columns:
             if column == "sequence":
@@ -309,10 +336,13 @@ def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
                 values.append(log_odds_of_mean(log_odds, of_chosen))
             elif column == "first_token":
                 values.append(log_odds[jnp.argmax(of_chosen)])
+            elif column == "semgrad":
+                values.append(weighted)
             else:
                 rest = jnp.where(jnp.arange(num_answers) == chosen, -jnp.inf, totals)
                 values.append(sums[chosen] - jax.nn.logsumexp(rest))
-        return jnp.stack(values) if values else jnp.zeros(0), (totals, log_p, entropies)
+        aux = (totals, log_p, entropies, log_factor)
+        return jnp.stack(values) if values else jnp.zeros(0), aux
 
     return log_odds_of_columns
 
@@ -354,7 +384,8 @@ def _by_estimand(
     return log_odds, log_sq_norms
 
 
-def _check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
+def check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
+    """Raise a ValueError if numbers of a sequence are not finite."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(
             f"logits must be finite, got NaN or infinite ones for question {number} "

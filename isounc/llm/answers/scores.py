@@ -17,12 +17,14 @@ from jaxtyping import Bool, Float
 
 from isounc.llm.answers.answer import MeasuredAnswer
 
-Sign = Literal["falls", "turns", "fitted", "none"]
+Sign = Literal["falls", "turns", "entropy", "fitted", "none"]
 """Key of `SIGNS`."""
 SIGNS: Mapping[Sign, str] = {
     "falls": "falls as p rises, at every p: no flip",
     "turns": "rises with p below p = 1/2 and falls above: flips at p = 1/2, and points the wrong way "
     "below",
+    "entropy": "falls as p rises while the entropy is the same; with a single other token, whose "
+    "probability is 1 - p, rises with p below p = .30",
     "fitted": "fitted to other answers: no sign of its own",
     "none": "no function of p",
 }
@@ -30,7 +32,8 @@ SIGNS: Mapping[Sign, str] = {
 log-odds f = log p - log(1 - p) stays the same. A score that is used as an uncertainty must fall.
 
 ||grad p||^2 = (p (1 - p))^2 ||grad f||^2 and p (1 - p) are largest at p = 1/2: an answer of p = .01
-has less of both than one of p = .3. ||grad log p||^2 = (1 - p)^2 ||grad f||^2 falls throughout.
+has less of both than one of p = .3. ||grad log p||^2 = (1 - p)^2 ||grad f||^2 falls throughout. SemGrad
+has the factor H (1 - p) for an answer of one token, with H the entropy of its distribution.
 """
 
 

@@ -327,7 +327,7 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
                 shared["local_rhat"] = judged.converged.rhat
             shared["local_ess"] = judged.converged.ess
     rows = []
-    for name in SCORES:
+    for name in (name for name in SCORES if name in values or name == "regression"):
         if place.temperature != 1 and name in UNHEATED:
             continue
         if name == "regression" and (place.part != "all" or is_task):

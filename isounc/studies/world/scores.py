@@ -24,7 +24,9 @@ from scipy.special import expit
 from isounc.estimates.moderated import sigmoid_mean_and_var
 from isounc.estimates.scale_rules import LOGISTIC_VAR
 from isounc.gradnorm import value_and_sq_grad_norm
-from isounc.llm.answers.estimands import log_odds_of_product
+from isounc.llm.answers.estimands import log_odds_of_logits, log_odds_of_product
+from isounc.llm.answers.semgrad import first_block, weighted_log_odds
+from isounc.llm.model import transformer
 from isounc.studies.world.corpus import (
     HOW_OFTEN,
     IS_TRUE,
@@ -70,6 +72,10 @@ SCORES = {
     "total": Score("σ²‖∇p‖² + p(1−p)", "the paper's combined estimate", "rises with p below p = ½"),
     "logit_scaled": Score("logit_scaled", "Var sigmoid(N(f, σ²‖∇f‖²))", "rises with p below p = ½"),
     "moderated": Score("moderated", "1 − E sigmoid(N(f, σ²‖∇f‖²))", _FALLS),
+    "semgrad": Score(
+        "SemGrad", "mean |∂ Σ_t H_t log p_t / ∂h| in the upper half of the blocks at the prompt's last "
+        "token (isounc.llm.answers.semgrad)", "falls as p rises at the same entropy H",
+    ),
     "p_true": Score("1 − P(True)", "the model's own reply about its answer", "taught"),
     "frequency": Score("said frequency", "minus the mean word of frequency it replies", "taught"),
     "ensemble_trace": Score("Σ_c Var p_c", "over the other members", "reference"),
@@ -97,6 +103,8 @@ class Said(NamedTuple):
     """Probability of `YES` beside `NO` when asked whether the answer is true."""
     frequency: Float[np.ndarray, " Q"]
     """Mean place of the word of frequency, 0 for never."""
+    log_semgrad: Float[np.ndarray, " Q"] | None = None
+    """Log of SemGrad; None for a decoder of one layer, which has none."""
 
 
 class Reference(NamedTuple):
@@ -135,13 +143,19 @@ def say(
     log_odds, sq_norm, logit_sq_norm = jax.device_get(
         _norms(params, inputs, is_pair, jnp.float32(temperature), graphdef=graphdef)
     )
+    log_semgrad = None
+    if nnx.merge(graphdef, params).config.num_layers > 1:
+        log_semgrad = np.asarray(
+            _log_semgrads(params, inputs, is_pair, jnp.float32(temperature), graphdef=graphdef),
+            float,
+        )
     words = _replies(graphdef, params, inputs, HOW_OFTEN)[:, words_of_frequency()]
     weights = np.exp(words - words.max(1, keepdims=True))
     frequency = weights @ np.arange(weights.shape[1]) / weights.sum(1)
     return Said(
         chosen, log_odds.astype(float), np.maximum(sq_norm, 0).astype(float),
         logit_sq_norm.astype(float), log_probs,
-        p_true_of(graphdef, params, inputs), frequency,
+        p_true_of(graphdef, params, inputs), frequency, log_semgrad,
     )  # fmt: skip
 
 
@@ -252,6 +266,40 @@ def _norms(
     return f, sq_norm, logit_norm
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _log_semgrads(
+    params: PyTree[Array],
+    tokens: Int[np.ndarray | Array, "Q 5"],
+    is_pair: Bool[np.ndarray | Array, " Q"],
+    temperature: Float[Array, ""],
+    *,
+    graphdef: nnx.GraphDef,
+) -> Float[Array, " Q"]:
+    """Log of SemGrad at the last token of each prompt."""
+    decoder = nnx.merge(graphdef, params)
+    config, weights = decoder.config, decoder.weights()
+    first = first_block(config.num_layers)
+
+    def of_question(tokens, is_pair):
+        given = transformer.inputs(config, weights.embed, tokens[None, :4], jnp.arange(4)[None])
+
+        def number(shifts):
+            x = given.x
+            for i, layer in enumerate(weights.layers):
+                if i >= first:
+                    x = x.at[0, 2].add(shifts[i - first])
+                x, _ = transformer.block(config, layer, x, *given.of_layer(config, i))
+            states = transformer.final_norm(config, weights.norm, x)[0, 2:]
+            odds, entropies = log_odds_of_logits(decoder.head(states) / temperature, tokens[3:])
+            return weighted_log_odds(odds, entropies, jnp.stack([jnp.array(True), is_pair]))
+
+        nothing = jnp.zeros((config.num_layers - first, config.width), given.x.dtype)
+        gradient, log_factor = jax.grad(number, has_aux=True)(nothing)
+        return log_factor + jnp.log(jnp.abs(gradient).mean())
+
+    return jax.lax.map(lambda row: of_question(*row), (tokens, is_pair), batch_size=AT_A_TIME)
+
+
 def reference(log_probs: Float[np.ndarray, "M Q C"], answer: Int[np.ndarray, " Q"]) -> Reference:
     """The spread of members' predictions: variances with divisor M, and mutual information.
 
@@ -293,7 +341,10 @@ def sigma_sq(said: Said, taught: Bool[np.ndarray, " Q"]) -> float:
 def make_scores(
     said: Said, others: Reference, shares: Float[np.ndarray, "Q C"], taught: Bool[np.ndarray, " Q"]
 ) -> Mapping[str, Float[np.ndarray, " Q"]]:
-    """All scores but `regression`, which is fitted where it is judged; higher is to mean wrong."""
+    """All scores but `regression`, which is fitted where it is judged; higher is to mean wrong.
+
+    A decoder of one layer has no `semgrad`.
+    """
     f, g = said.log_odds, said.odds_sq_norm
     p, q = expit(f), expit(-f)
     scale = sigma_sq(said, taught)
@@ -303,7 +354,7 @@ def make_scores(
     probs = np.exp(said.log_probs)
     whole = np.concatenate([probs, np.maximum(1 - probs.sum(1, keepdims=True), 0)], axis=1)
     sq_norm = (p * q) ** 2 * g
-    return {
+    scores = {
         "log_p": np.logaddexp(0, -f),
         "entropy": entropy(whole),
         "null": p * q,
@@ -320,3 +371,6 @@ def make_scores(
         "ensemble_mi": others.mi,
         "oracle": 1 - np.take_along_axis(shares, said.answer[:, None], 1)[:, 0],
     }
+    if said.log_semgrad is not None:
+        scores["semgrad"] = np.exp(said.log_semgrad)
+    return scores

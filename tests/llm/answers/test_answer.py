@@ -24,6 +24,7 @@ RECORD = {
     "token_log_probs": [-0.5, -1.5],
     "token_entropies": [0.25, 1.25],
     "choice_log_probs": [-1.0, -2.0],
+    "log_semgrad": -3.5,
     "correct": True,
     "judgement": {"correct": True, "rule": "mc1", "proxy": False, "score": 1.0, "matched": ""},
     "samples": [{"text": "Rome", "log_prob": -2.5, "num_tokens": 3}],
@@ -33,6 +34,7 @@ RECORD = {
     "confidence_text": "90%",
 }
 PARTS = {
+    "semgrad": ["log_semgrad"],
     "samples": ["samples"],
     "self_assessment": ["p_true", "p_true_ideas", "confidence", "confidence_text"],
 }
@@ -47,7 +49,9 @@ def test_a_record_is_read_field_by_field():
     assert answer.self_assessment.p_true_ideas is None
 
 
-@pytest.mark.parametrize("without", [(), ("samples",), ("self_assessment",), tuple(PARTS)])
+@pytest.mark.parametrize(
+    "without", [(), ("samples",), ("self_assessment",), ("semgrad",), tuple(PARTS)]
+)
 def test_records_come_back_word_for_word(without):
     """The same keys in the same order, so that the files of a resumed run are those of one go."""
     record = copy.deepcopy(RECORD)

@@ -10,7 +10,7 @@ BASELINES = {score.name: score for score in baseline_scores()}
 
 
 def test_baselines_by_hand():
-    answers = [measured()]
+    answers = [measured(log_semgrad=-3.0)]
     expected = {
         "p_true": 0.75,
         "verbalised": 0.8,
@@ -23,6 +23,8 @@ def test_baselines_by_hand():
         "semantic_entropy": -(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)),
         # Of six pairs one shares its word.
         "lexical_similarity": 1 / 6,
+        "semgrad": -3.0,
+        "semgrad_mean": -3.0 - np.log(2),
         "answer_length": 2,
     }
     for name, number in expected.items():
@@ -39,7 +41,7 @@ def test_what_was_not_measured_is_undefined():
     undefined = {name for name, score in BASELINES.items() if np.isnan(values(score, answers)[0])}
     assert undefined == {
         "p_true", "p_true_ideas", "verbalised", "naive_entropy", "semantic_entropy",
-        "lexical_similarity", "choice_entropy",
+        "lexical_similarity", "choice_entropy", "semgrad", "semgrad_mean",
     }  # fmt: skip
 
 

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isounc.llm.answers.estimands import log_odds_of_mean, log_odds_of_product, logit_of_log
+from isounc.llm.answers.estimands import (
+    log_odds_of_logits,
+    log_odds_of_mean,
+    log_odds_of_product,
+    logit_of_log,
+)
 
 LOG_ODDS = [
     [0.3],
@@ -77,3 +82,10 @@ def test_logit_of_a_log_probability():
         assert logit_of_log(log_p) == pytest.approx(expected, rel=1e-14)
     # Certain, but for rounding.
     assert logit_of_log(0.0) == logit_of_log(1e-9) == math.inf
+
+
+def test_entropies_of_nearly_certain_tokens_keep_their_digits():
+    """Between two tokens, H = (1 - p) (1 + d) for log-odds d far above 0; (1 - p) is exp(-d)."""
+    logits = jnp.array([[40.0, 0.0], [0.0, 20.0]])
+    _, entropies = log_odds_of_logits(logits, jnp.array([0, 0]))
+    np.testing.assert_allclose(entropies, [41 * np.exp(-40), 21 * np.exp(-20)], rtol=1e-5)

@@ -296,7 +296,7 @@ def test_norms_by_layer_are_those_of_plain_gradients(tied):
         return jax.vmap(one, (None, 0))(weights, packed), jax.lax.map(squares, packed)
 
     chosen = np.zeros(2, np.int32)
-    values, _, found = values_and_norms(config, weights, packed, chosen, columns=columns)
+    values, _, found, _ = values_and_norms(config, weights, packed, chosen, columns=columns)
     right_values, right = dense(weights, packed)
     np.testing.assert_allclose(values, right_values, rtol=1e-4)
     ends = {"embed": right.embed, "norm": right.norm} | ({} if tied else {"head": right.head})

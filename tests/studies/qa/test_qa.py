@@ -43,7 +43,7 @@ from tests.llm.answers.made_up import measured
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 257,
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048,
     "rope_theta": 1e4, "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 256,
 }  # fmt: skip
@@ -57,7 +57,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """One layer over bytes, with random weights."""
+    """Two layers over bytes, with random weights."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def settings(checkpoint, data):
     return Settings(
         models=(str(checkpoint),), benchmarks=("truthfulqa_mc1", "triviaqa"), data=str(data),
         num_questions=10, num_examples=1, chunk=5, cache="", figures="shown",
-        measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5),
+        measure=MeasureSettings(num_samples=2, max_new_tokens=3, batch_size=5, semgrad_token=1),
         bootstrap=BootstrapSettings(num_resamples=50),
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def test_tables_figures_and_report(finished):
     for benchmark, estimand in (("truthfulqa_mc1", "choice"), ("triviaqa", "length_normalised")):
         for kind in ("epistemic", "aleatoric", "total_sum", "link_aware"):
             assert by[benchmark, f"{kind}/{estimand}"]["num_questions"] == 10
-        assert (benchmark, "p_true") in by and (benchmark, "semantic_entropy") in by
+        assert {(benchmark, s) for s in ("p_true", "semantic_entropy", "semgrad")} <= by.keys()
     assert ("triviaqa", "epistemic/choice") not in by
     answers = folder.read_table("answers.csv")
     right = answers.loc[answers["benchmark"] == "truthfulqa_mc1", "correct"].sum()

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from isounc.llm.model import transformer
+from isounc.llm.model.decoder import Decoder
 from isounc.statistics import compare
 from isounc.studies.world.cell import conditions
 from isounc.studies.world.corpus import NUM_ANSWERS, NUM_SINGLE, make_world, of_kind
 from isounc.studies.world.measures import FEWEST, ask, auroc, reliability
 from isounc.studies.world.scores import (
     Said,
+    _log_semgrads,
     answer_log_probs,
     make_scores,
     reference,
@@ -89,6 +92,7 @@ def test_probabilities_and_norms_are_those_of_plain_computations(members):
         slopes = float(value) * (np.eye(steps.shape[1])[tokens[3:]] - np.asarray(steps, float))
         norm = (slopes[: 2 if is_pair else 1] ** 2).sum()
         assert said.logit_sq_norm[q] == pytest.approx(norm, rel=1e-3)
+    assert said.log_semgrad is None  # a decoder of one layer
     assert ((said.p_true > 0) & (said.p_true < 1)).all()
     assert ((said.frequency > 0) & (said.frequency < 3)).all()
     # Asked about given answers: as about its own, where these are the ones.
@@ -97,6 +101,42 @@ def test_probabilities_and_norms_are_those_of_plain_computations(members):
     assert same.any() and not (asked.of_true == asked.of_false).all()
     np.testing.assert_allclose(asked.of_true[same], said.p_true[same], rtol=1e-5)
     assert 0 <= asked.taught <= 1
+
+
+def test_semgrad_is_that_of_plain_derivatives():
+    """The states of two layers: one, behind the first block, at the last token of the prompt."""
+    decoder = Decoder.random(config_of(WORLD.vocab_size, 8, 2))
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    chosen = {0: 3, 5: NUM_SINGLE}
+    inputs = np.stack(
+        [
+            np.append(WORLD.prompts[q], WORLD.answers[WORLD.relation[q], a])
+            for q, a in chosen.items()
+        ]
+    ).astype(np.int32)
+    is_pair = np.array([False, True])
+    found = _log_semgrads(params, inputs, is_pair, jnp.float32(2), graphdef=graphdef)
+    config, weights = decoder.config, decoder.weights()
+
+    @jax.jit
+    def plain(tokens, is_pair):
+        given = transformer.inputs(config, weights.embed, tokens[None, :4], jnp.arange(4)[None])
+        rotation, mask = given.of_layer(config, 0)
+        before, _ = transformer.block(config, weights.layers[0], given.x, rotation, mask)
+
+        def log_q(state):
+            x = before.at[0, 2].set(state)
+            x, _ = transformer.block(config, weights.layers[1], x, rotation, mask)
+            states = transformer.final_norm(config, weights.norm, x)[0, 2:]
+            return jax.nn.log_softmax(decoder.head(states) / 2.0)
+
+        q = log_q(before[0, 2])
+        weight = -(jnp.exp(q) * q).sum(1) * jnp.stack([1.0, is_pair])
+        slopes = jax.jacrev(lambda state: log_q(state)[jnp.arange(2), tokens[3:]])(before[0, 2])
+        return jnp.abs(weight @ slopes).mean()
+
+    expected = [float(plain(*row)) for row in zip(inputs, is_pair.astype(float), strict=True)]
+    np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
 
 
 def test_the_spread_of_an_ensemble_against_a_loop():
@@ -176,7 +216,9 @@ def test_scores_are_what_they_say():
     shares[:, 0] = np.tile([0.25, 1, 0, 0.5, 1], 12)
     taught = np.tile([True, True, True, False, False], 12)
     assert sigma_sq(said, taught) == pytest.approx(np.pi**2 / 3 / 3.0)
-    found = make_scores(said, spread, shares, taught)
+    found = make_scores(said._replace(log_semgrad=log_odds), spread, shares, taught)
+    assert "semgrad" not in make_scores(said, spread, shares, taught)
+    np.testing.assert_allclose(found["semgrad"], np.exp(log_odds))
     p = 1 / (1 + np.exp(-log_odds))
     np.testing.assert_allclose(found["oracle"], 1 - shares[:, 0])
     np.testing.assert_allclose(found["log_p"], -np.log(p), rtol=1e-12, atol=1e-15)
