@@ -243,9 +243,14 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
 
 
 def _import_what_draws() -> None:
-    """Load pandas and matplotlib, which take a second."""
-    importlib.import_module("isounc.runs.figures")
-    importlib.import_module("pandas")
+    """Load pandas and matplotlib, which take a second.
+
+    A run that ends meanwhile leaves modules that cannot be loaded any more; whoever needs one that
+    failed for another reason meets its error again.
+    """
+    with contextlib.suppress(Exception):
+        importlib.import_module("isounc.runs.figures")
+        importlib.import_module("pandas")
 
 
 @contextlib.contextmanager
