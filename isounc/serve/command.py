@@ -71,13 +71,18 @@ def serve(settings: Serve) -> None:
     for noisy in ("jax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     use_compilation_cache(settings.cache)
+    token = _token(settings.token_variable)
     guard = Guard.load(settings.guard) if settings.guard else None
+    if guard is not None and not guard.certificate.model:
+        print("warning: the guard does not say which model it was fitted to", file=sys.stderr)
+    if guard is not None and guard.threshold is None:
+        print(
+            "warning: the guard has no threshold, so that no answer is accepted: "
+            f"{guard.certificate.reason}", file=sys.stderr,
+        )  # fmt: skip
     # Before the model is loaded, which takes seconds: nobody waits to hear of a taken port.
     listener = _listener(settings.host, settings.port)
     service = Service(load_model(settings.model), settings, guard)
-    if guard is not None and not guard.certificate.model:
-        print("warning: the guard does not say which model it was fitted to", file=sys.stderr)
-    token = os.environ.get(settings.token_variable, "")
     if not token and settings.host not in ("127.0.0.1", "localhost", "::1"):
         print(
             f"warning: {settings.token_variable} is not set: anybody who reaches {settings.host} is "
@@ -85,6 +90,7 @@ def serve(settings: Serve) -> None:
         )  # fmt: skip
     service.engine.start()
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"{service.model.name} at http://{host}:{port}", file=sys.stderr, flush=True)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -104,8 +110,25 @@ def serve(settings: Serve) -> None:
         signal.set_wakeup_fd(watcher)
 
 
+def _token(variable: str) -> str:
+    token = os.environ.get(variable, "")
+    # Clients could not send any other in a header.
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError(
+            f"{variable} must be printable ASCII without spaces around it, got one that is not, of "
+            f"{len(token)} characters"
+        )
+    return token
+
+
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.getaddrinfo(host, port, family)
+    except socket.gaierror as error:
+        raise OSError(
+            f"host must be an address of this machine, got {host!r}: {error.strerror}"
+        ) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -11,6 +11,9 @@ from isounc.checks import check_count, check_real
 ESTIMANDS = ("sequence", "length_normalised")
 """Probabilities of an answer whose scores are served: one backward pass has the gradients of both."""
 
+MOST_PADDED = 131072
+"""Tokens of the longest sequence that requests are padded to."""
+
 
 @dataclass(frozen=True)
 class Serve:
@@ -48,7 +51,7 @@ class Serve:
 
     def __post_init__(self):
         for name, least, most in (
-            ("port", 0, 65535), ("max_tokens", 2, 10**6), ("max_new_tokens", 1, 10**5),
+            ("port", 0, 65535), ("max_tokens", 2, MOST_PADDED), ("max_new_tokens", 1, MOST_PADDED),
             ("max_waiting", 1, 10**6), ("max_streams", 1, 10**3),
         ):  # fmt: skip
             check_count(name, getattr(self, name), least, most)
