@@ -58,6 +58,7 @@ def serve(settings: Serve) -> None:
         import uvicorn
 
         from isounc.serve.app import create_app
+        from isounc.serve.connection import TimedConnection
         from isounc.serve.service import Service
     except ImportError as error:
         raise ImportError(
@@ -96,7 +97,7 @@ def serve(settings: Serve) -> None:
         uvicorn.Config(
             create_app(service, token=token), lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=int(settings.ending_seconds) or 1,
-            limit_concurrency=None, http="h11", h11_max_incomplete_event_size=65536,
+            limit_concurrency=None, http=TimedConnection, h11_max_incomplete_event_size=65536,
         )
     )  # fmt: skip
     # The doorway ends a command a few seconds after a signal; requests may take longer to finish.

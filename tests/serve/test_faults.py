@@ -242,6 +242,25 @@ def test_a_request_that_never_comes_to_its_end_is_ended(idle):
     assert b" 408 " in answer and b"longer than one may" in answer
 
 
+def test_a_connection_without_a_request_is_closed(url, client, monkeypatch):
+    monkeypatch.setattr("isounc.serve.connection.SECONDS", 0.2)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    for before, sent in ((b"", b""), (b"", b"GET /healthz HTTP/1.1\r\nX-"), (whole, b"GET /he")):
+        with connected(url) as slow:
+            if before:
+                slow.sendall(before)
+                assert b" 200 " in slow.recv(1000)
+            slow.settimeout(3)  # less than uvicorn keeps connections alive
+            slow.sendall(sent)
+            assert slow.recv(1000) == b""
+    with connected(url) as patient:  # one that has an answer in time is kept
+        for _ in range(3):
+            patient.sendall(whole)
+            assert b" 200 " in patient.recv(1000)
+            time.sleep(0.25)
+    assert client.get("/healthz").status_code == 200
+
+
 def test_a_long_text_holds_nobody_else_up(service, client, monkeypatch):
     """Its tokens are found beside the event loop."""
     go_on, encode = threading.Event(), service.model.tokenizer.encode
