@@ -14,9 +14,12 @@ are compiled.
 
 A guard (isounc guard fit) must be fitted to a score that is served, by its name, with --model the name
 or digest of the model; it is refused at the start if it is not. The scores are log_prob,
-mean_log_prob, mean_token_entropy, max_token_entropy, answer_length, and epistemic, epistemic_log and
-aleatoric of the probability of the answer as a sequence or of a token of it (length_normalised). The
-scores are functions of the gradient over all parameters: see isounc ask --help for their signs.
+mean_log_prob, mean_token_entropy, max_token_entropy and answer_length; and epistemic/P (log of the
+squared norm of the gradient of a probability P over all parameters), epistemic_log/P (that of the
+gradient of log P) and aleatoric/P (P (1 - P)), where P is sequence, the probability of the whole answer,
+or length_normalised, the geometric mean of those of its tokens. A guard takes high log_prob and
+mean_log_prob as certain (--higher-is-certain), and a high value of any other score as uncertain; isounc
+ask --help says where the signs of the latter flip.
 
 No text of users is logged without --log-text.
 """
