@@ -212,7 +212,7 @@ class GuardrailRequest(BaseModel):
     """The texts of the messages, or of the response."""
     structured_messages: list[dict[str, Any]] | None = None
     """The conversation."""
-    litellm_call_id: Annotated[Text, Field(max_length=200)] | None = None
+    litellm_call_id: Text | None = None
     """The same for a request and its response."""
     additional_provider_specific_params: GuardrailParameters | None = None
     """`{"replacement": TEXT}` replaces an answer that the guard does not accept (the action is then

@@ -33,6 +33,7 @@ def test_sigterm_lets_running_requests_finish_and_no_text_is_logged(folder, guar
         stderr=subprocess.PIPE, text=True, env=os.environ | {"ISOUNC_TOKEN": TOKEN},
     )  # fmt: skip
     said = []
+    assert process.stderr is not None
     try:
         for line in process.stderr:
             said.append(line)

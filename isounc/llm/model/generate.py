@@ -11,6 +11,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -323,8 +324,8 @@ def cut_answer(
 
 
 def fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[str], bool]) -> int:
-    """The fewest first tokens for whose text a condition holds."""
-    return next((n for n in range(len(ids)) if holds(tokenizer.decode(ids[:n]))), len(ids))
+    """The fewest first tokens for whose text a condition holds, which more tokens do not change."""
+    return bisect.bisect_left(range(len(ids)), True, key=lambda n: holds(tokenizer.decode(ids[:n])))
 
 
 def _together(answers: Sequence[_Answers], prompt_lengths: Sequence[int]) -> Generated:
