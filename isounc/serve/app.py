@@ -52,10 +52,12 @@ def create_app(service: Service, *, token: str = "") -> Callable[..., Awaitable[
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    endpoints = frozenset(str(getattr(route, "path", "")) for route in app.routes)
+    app.add_exception_handler(Exception, _fault)
+    # Not those of app.routes, where the routers are each one entry.
+    endpoints = frozenset(app.openapi()["paths"])
     return Gate(
         app, metrics=service.metrics, token=token, max_bytes=service.settings.max_bytes,
-        endpoints=endpoints | frozenset(OPEN),
+        seconds=service.settings.seconds, endpoints=endpoints | frozenset(OPEN),
     )  # fmt: skip
 
 
@@ -65,8 +67,9 @@ def _own_endpoints(app: FastAPI, service: Service) -> None:
         """Measure an answer that somebody gave."""
         service.check_model(request.model)
         messages = [m.pair() for m in request.messages] if request.messages else None
-        given = await service.given(messages, request.prompt)
-        judged = await within(service.check(given, request.answer), service.deadline())
+        deadline = service.deadline()
+        given = await within(service.given(messages, request.prompt), deadline)
+        judged = await within(service.check(given, request.answer), deadline)
         return {
             "id": judged.identity,
             "object": "check",
@@ -97,13 +100,16 @@ def _own_endpoints(app: FastAPI, service: Service) -> None:
     async def healthz() -> dict[str, str]:
         """Whether the process is well."""
         if service.engine.failure:
-            raise Refused(503, f"the model's thread ended with {service.engine.failure!r:.200}")
+            # This path is open to everybody, and the error might quote somebody's text.
+            name = type(service.engine.failure).__name__
+            raise Refused(503, f"the model's thread has ended with {name}")
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Whether requests are answered: all programs are compiled."""
-        if service.engine.failure or not service.engine.is_ready:
+        await healthz()
+        if not service.engine.is_ready:
             raise Refused(503, "the programs are being compiled")
         return {"status": "ready"}
 
@@ -137,6 +143,13 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if not where and isinstance(first.get("input"), bytes):  # which was not read as JSON
+        given = request.headers.get("content-type", "none")
+        message = f"the header Content-Type must be application/json, got {given:.60}"
+        return _refused(request, Refused(400, message, "Content-Type"))
+    if not where and first["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        message = f"the request must be a JSON object, got {_shown(first.get('input'))}"
+        return _refused(request, Refused(400, message))
     if first["type"] == "json_invalid":
         message = (
             f"the request must be JSON, got {first['ctx']['error']} at byte {first['loc'][-1]}"
@@ -156,12 +169,17 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def _fault(request: Request, error: Exception) -> Response:
+    # The gate logs it.
+    return _refused(request, Refused(500, "this is a fault of the service; its log says more"))
+
+
 def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = {
         404: f"there is no endpoint {request.url.path:.100}",
         405: f"{request.url.path:.100} does not take {request.method}",
-        400: "the request must be JSON in UTF-8",
+        400: "the request must be JSON in UTF-8, neither nested deeply nor with endless numbers",
     }
     return _refused(
         request, Refused(error.status_code, said.get(error.status_code, str(error.detail)))

@@ -14,9 +14,12 @@ are compiled.
 
 A guard (isounc guard fit) must be fitted to a score that is served, by its name, with --model the name
 or digest of the model; it is refused at the start if it is not. The scores are log_prob,
-mean_log_prob, mean_token_entropy, max_token_entropy, answer_length, and epistemic, epistemic_log and
-aleatoric of the probability of the answer as a sequence or of a token of it (length_normalised). The
-scores are functions of the gradient over all parameters: see isounc ask --help for their signs.
+mean_log_prob, mean_token_entropy, max_token_entropy and answer_length; and epistemic/P (log of the
+squared norm of the gradient of a probability P over all parameters), epistemic_log/P (that of the
+gradient of log P) and aleatoric/P (P (1 - P)), where P is sequence, the probability of the whole answer,
+or length_normalised, the geometric mean of those of its tokens. A guard takes high log_prob and
+mean_log_prob as certain (--higher-is-certain), and a high value of any other score as uncertain; isounc
+ask --help says where the signs of the latter flip.
 
 No text of users is logged without --log-text.
 """
@@ -58,6 +61,7 @@ def serve(settings: Serve) -> None:
         import uvicorn
 
         from isounc.serve.app import create_app
+        from isounc.serve.connection import TimedConnection
         from isounc.serve.service import Service
     except ImportError as error:
         raise ImportError(
@@ -71,13 +75,18 @@ def serve(settings: Serve) -> None:
     for noisy in ("jax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     use_compilation_cache(settings.cache)
+    token = _token(settings.token_variable)
     guard = Guard.load(settings.guard) if settings.guard else None
+    if guard is not None and not guard.certificate.model:
+        print("warning: the guard does not say which model it was fitted to", file=sys.stderr)
+    if guard is not None and guard.threshold is None:
+        print(
+            "warning: the guard has no threshold, so that no answer is accepted: "
+            f"{guard.certificate.reason}", file=sys.stderr,
+        )  # fmt: skip
     # Before the model is loaded, which takes seconds: nobody waits to hear of a taken port.
     listener = _listener(settings.host, settings.port)
     service = Service(load_model(settings.model), settings, guard)
-    if guard is not None and not guard.certificate.model:
-        print("warning: the guard does not say which model it was fitted to", file=sys.stderr)
-    token = os.environ.get(settings.token_variable, "")
     if not token and settings.host not in ("127.0.0.1", "localhost", "::1"):
         print(
             f"warning: {settings.token_variable} is not set: anybody who reaches {settings.host} is "
@@ -85,12 +94,13 @@ def serve(settings: Serve) -> None:
         )  # fmt: skip
     service.engine.start()
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"{service.model.name} at http://{host}:{port}", file=sys.stderr, flush=True)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service, token=token), lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=int(settings.ending_seconds) or 1,
-            limit_concurrency=None, http="h11", h11_max_incomplete_event_size=65536,
+            limit_concurrency=None, http=TimedConnection, h11_max_incomplete_event_size=65536,
         )
     )  # fmt: skip
     # The doorway ends a command a few seconds after a signal; requests may take longer to finish.
@@ -104,8 +114,25 @@ def serve(settings: Serve) -> None:
         signal.set_wakeup_fd(watcher)
 
 
+def _token(variable: str) -> str:
+    token = os.environ.get(variable, "")
+    # Clients could not send any other in a header.
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError(
+            f"{variable} must be printable ASCII without spaces around it, got one that is not, of "
+            f"{len(token)} characters"
+        )
+    return token
+
+
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.getaddrinfo(host, port, family)
+    except socket.gaierror as error:
+        raise OSError(
+            f"host must be an address of this machine, got {host!r}: {error.strerror}"
+        ) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -62,7 +62,8 @@ class Engine:
         self._changed = threading.Condition()
         self._checks: deque[Check] = deque()
         self._prompts: deque[Continuation] = deque()
-        self._streams: deque[Iterator[None]] = deque()
+        self._streams: deque[tuple[Iterator[None], list[Continuation]]] = deque()
+        self._running: list[Check] = []
         self._closing = False
         self.is_ready = False
         """Whether all programs are compiled."""
@@ -88,8 +89,15 @@ class Engine:
         """Requests that no work has begun on."""
         return len(self._checks) + len(self._prompts)
 
-    def check(self, check: Check) -> None:
+    def check(self, check: Check, *, admitted: bool = False) -> None:
         """Measure an answer; its future has the result.
+
+        Parameters
+        ----------
+        check
+            The answer.
+        admitted
+            Whether it belongs to a request that has waited already, as the answer of a prompt does.
 
         Raises
         ------
@@ -98,7 +106,9 @@ class Engine:
         Unavailable
             The service is not ready, or ends.
         """
-        self._put(self._checks, check)
+        with self._changed:
+            self._admit(admitted)
+            self._checks.append(check)
 
     def write(self, prompt: Continuation) -> None:
         """Continue a prompt.
@@ -110,18 +120,25 @@ class Engine:
         Unavailable
             The service is not ready, or ends.
         """
-        self._put(self._prompts, prompt)
-
-    def _put(self, queue: deque, item: Check | Continuation) -> None:
         with self._changed:
-            if not self.is_ready:
-                raise Unavailable("the service is starting: its programs are being compiled")
-            if self.failure or self._closing:
-                raise Unavailable("the service is ending")
+            self._admit(False)
+            self._prompts.append(prompt)
+
+    def _admit(self, admitted: bool) -> None:
+        """Refuse a further request, or wake the model's thread for it; the lock is held."""
+        if self.failure:
+            raise Unavailable("the model's thread has ended: the service must be started again")
+        if self._closing:
+            raise Unavailable("the service is ending")
+        if not self.is_ready:
+            raise Unavailable("the service is starting: its programs are being compiled")
+        if self.num_waiting >= self._max_waiting and not admitted:
+            # Places of clients that have left are free.
+            self._checks = deque(c for c in self._checks if not c.result.cancelled())
+            self._prompts = deque(p for p in self._prompts if not p.left.is_set())
             if self.num_waiting >= self._max_waiting:
                 raise Busy(f"{self._max_waiting} requests wait already")
-            queue.append(item)
-            self._changed.notify()
+        self._changed.notify()
 
     def _run(self) -> None:
         try:
@@ -143,19 +160,20 @@ class Engine:
                 if self._closing:
                     return False
                 self._changed.wait()
-            checks = self._next_checks()
+            checks = self._running = self._next_checks()
             prompts = self._next_prompts() if len(self._streams) < self._max_streams else []
         if checks:
             self._measure(checks)
         if prompts:
-            self._streams.append(self._writer.write(prompts))
+            self._streams.append((self._writer.write(prompts), prompts))
         for _ in range(len(self._streams)):
-            stream = self._streams.popleft()
+            stream, prompts = self._streams[0]
             begun = time.perf_counter()
             with contextlib.suppress(StopIteration):
                 next(stream)
-                self._streams.append(stream)
-            self.on_batch("segment", 1, time.perf_counter() - begun)
+                self._streams.append((stream, prompts))
+            self._streams.popleft()
+            self.on_batch("segment", len(prompts), time.perf_counter() - begun)
         return True
 
     def _next_checks(self) -> list[Check]:
@@ -199,28 +217,40 @@ class Engine:
             return
         try:
             measure_together(self.model, running)
-        except ValueError as error:
-            # One answer's fault must not be that of the others in its batch.
+        except Exception as error:
+            # One answer's fault must not be that of the others in its batch, nor end the service:
+            # the memory may hold one answer where it does not hold all.
             for check in running:
                 if len(running) == 1:
-                    check.result.set_exception(error)
+                    _fail(check, error)
                 else:
                     self._alone(check)
         self.on_batch("check", len(running), time.perf_counter() - begun)
 
     def _alone(self, check: Check) -> None:
+        if check.result.done():
+            return
         try:
             measure_together(self.model, [check])
-        except ValueError as error:
-            check.result.set_exception(error)
+        except Exception as error:
+            _fail(check, error)
 
     def _fail_all(self, error: BaseException) -> None:
-        """Tell everybody who waits."""
+        """Tell everybody who waits, has been taken from the queue, or is being answered."""
+        # Not the error itself: one that ends a thread would end the loop of the clients' requests too.
+        said = RuntimeError(f"the model's thread has ended with {type(error).__name__}")
         with self._changed:
-            for check in self._checks:
-                if check.result.set_running_or_notify_cancel():
-                    check.result.set_exception(error)
-            for prompt in self._prompts:
-                prompt.on_written(error)
+            for check in (*self._running, *self._checks):
+                _fail(check, said)
+            for prompt in (*self._prompts, *(p for _, prompts in self._streams for p in prompts)):
+                prompt.on_written(said)
             self._checks.clear()
             self._prompts.clear()
+            self._streams.clear()
+
+
+def _fail(check: Check, error: Exception) -> None:
+    """Give a check an error for its result, unless it has one or nobody waits for it."""
+    running = check.result.running()
+    if not check.result.done() and (running or check.result.set_running_or_notify_cancel()):
+        check.result.set_exception(error)

@@ -7,7 +7,9 @@ conversation, which newer gateways send again and which is otherwise looked up b
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,10 +20,43 @@ from isounc.serve.schemas import ChatMessage, GuardrailRequest
 from isounc.serve.service import Refused, Service, within
 
 PATH = "/beta/litellm_basic_guardrail_api"
-_MOST_CALLS = 10_000
-"""Conversations that wait for their answer; the oldest are forgotten first."""
+_MOST_CHARACTERS = 2**24
+"""Characters of the conversations that are kept for their answers; the oldest are forgotten first."""
 _MOST_TEXTS = 16
 """Answers of one response."""
+
+
+class Calls:
+    """Conversations by the id of their call, up to a number of characters.
+
+    A conversation is kept after its answer: a gateway asks several times about one that is streamed.
+    """
+
+    def __init__(self, most: int = _MOST_CHARACTERS):
+        self._most, self._size = most, 0
+        self._kept: OrderedDict[str, list[Message]] = OrderedDict()
+
+    def keep(self, call: str, messages: list[Message]) -> None:
+        """Keep a conversation in place of an older one of the same call."""
+        self.forget(call)
+        self._kept[call] = messages
+        self._size += _characters(call, messages)
+        while self._size > self._most:
+            self.forget(next(iter(self._kept)))
+
+    def forget(self, call: str) -> None:
+        """Keep the conversation of a call no longer."""
+        if call in self._kept:
+            self._size -= _characters(call, self._kept.pop(call))
+
+    def get(self, call: str) -> list[Message]:
+        """The conversation of a call; empty if it is not kept."""
+        return self._kept.get(call, [])
+
+
+def _characters(call: str, messages: Sequence[Message]) -> int:
+    # A message takes some memory however short it is.
+    return len(call) + sum(100 + len(text) for _, text in messages)
 
 
 def router(service: Service) -> APIRouter:
@@ -33,7 +68,7 @@ def router(service: Service) -> APIRouter:
         With status 422, if the conversation of an answer is not known, or there is no guard.
     """
     routes = APIRouter()
-    calls: OrderedDict[str, list[Message]] = OrderedDict()
+    calls = Calls()
 
     @routes.post(PATH)
     async def guardrail(request: GuardrailRequest) -> dict[str, Any]:
@@ -43,9 +78,10 @@ def router(service: Service) -> APIRouter:
         call = request.litellm_call_id
         if request.input_type == "request":
             if call:
-                calls[call] = _messages(request)
-                while len(calls) > _MOST_CALLS:
-                    calls.popitem(last=False)
+                calls.forget(call)
+                # One that cannot be judged, with images or tools, passes: its answer will not.
+                with contextlib.suppress(Refused):
+                    calls.keep(call, _messages(request))
             return {"action": "NONE"}
         messages = _messages(request) if request.structured_messages else calls.get(call or "")
         if not messages:
@@ -57,16 +93,15 @@ def router(service: Service) -> APIRouter:
         if len(texts) > _MOST_TEXTS:
             raise Refused(422, f"texts must be at most {_MOST_TEXTS}, got {len(texts)}", "texts")
         deadline = service.deadline()
-        given = await service.given(messages, None)
+        given = await within(service.given(messages, None), deadline)
         decisions = [
             (await within(service.check(given, text), deadline)).uncertainty for text in texts
         ]
         refused = [u["guard"] for u in decisions if u["decision"] != "accept"]
-        calls.pop(call or "", None)
         if not refused:
             return {"action": "NONE"}
-        replacement = (request.additional_provider_specific_params or {}).get("replacement")
-        if isinstance(replacement, str):
+        extra = request.additional_provider_specific_params
+        if extra is not None and (replacement := extra.replacement) is not None:
             accepted = iter(u["decision"] == "accept" for u in decisions)
             kept = [
                 t if not t.strip() or next(accepted) else replacement for t in request.texts or ()

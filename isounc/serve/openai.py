@@ -41,16 +41,17 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The model that is served."""
-        model = service.model
+        return {"object": "list", "data": [await model(service.model.name)]}
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """The model of this name."""
+        service.check_model(name)
+        served = service.model
         return {
-            "object": "list",
-            "data": [
-                {
-                    "id": model.name, "object": "model", "created": service.created,
-                    "owned_by": model.source, "sha256": model.sha256,
-                    "context_length": service.engine.max_tokens,
-                }
-            ],
+            "id": served.name, "object": "model", "created": service.created,
+            "owned_by": served.source, "sha256": served.sha256,
+            "context_length": service.engine.max_tokens,
         }  # fmt: skip
 
     @routes.post("/v1/chat/completions")
@@ -63,19 +64,21 @@ def router(service: Service) -> APIRouter:
                 "max_tokens",
             )
         service.check_model(request.model)
-        given = await service.given([message.pair() for message in request.messages], None)
+        messages, deadline = [message.pair() for message in request.messages], service.deadline()
+        given = await within(service.given(messages, None), deadline)
         wanted = _wanted("chat.completion", bool(request.logprobs), request.wants_usage)
         most = request.max_completion_tokens or request.max_tokens
-        return await _answer(service, given, request, most, wanted)
+        return await _answer(service, given, request, most, wanted, deadline)
 
     @routes.post("/v1/completions")
     async def completions(request: CompletionRequest) -> Response:
         """Continue a text."""
         service.check_model(request.model)
-        given = await service.given(None, request.prompt)
+        deadline = service.deadline()
+        given = await within(service.given(None, request.prompt), deadline)
         logprobs = request.logprobs is not None
         wanted = _wanted("text_completion", logprobs, request.wants_usage)
-        return await _answer(service, given, request, request.max_tokens, wanted)
+        return await _answer(service, given, request, request.max_tokens, wanted, deadline)
 
     return routes
 
@@ -86,9 +89,13 @@ def _wanted(kind: str, logprobs: bool, usage: bool) -> _Wanted:
 
 
 async def _answer(
-    service: Service, given: Given, request: Any, most: int | None, wanted: _Wanted
+    service: Service,
+    given: Given,
+    request: Any,
+    most: int | None,
+    wanted: _Wanted,
+    deadline: float,
 ) -> Response:
-    deadline = service.deadline()
     steps = service.written(
         given, max_tokens=most, temperature=request.temperature, top_p=request.top_p,
         stop=request.stops, seed=request.seed,
@@ -132,7 +139,7 @@ async def _events(
             while True:
                 new = written.text[len(sent) :]
                 if new or written.finish:
-                    upto = written.num_text_tokens if written.finish else len(written.tokens)
+                    upto = written.num_text_tokens
                     part = _choice(
                         service, wanted, written, num_sent, new, upto=upto, first=is_first
                     )
@@ -160,7 +167,8 @@ async def _judged(service: Service, given: Given, written: Written, identity: st
     ids = tokens_of(written)
     if not ids or not written.text.strip():
         return None
-    return await service.measured(given.ids, ids, written.text, identity)
+    # Its request has waited for a place already.
+    return await service.measured(given.ids, ids, written.text, identity, admitted=True)
 
 
 def _choice(
@@ -226,6 +234,8 @@ def _body(
     }  # fmt: skip
     if choices and choices[0]["finish_reason"]:
         body["uncertainty"] = judged.uncertainty if judged else None
+    if wanted.usage:
+        body["usage"] = None  # as in OpenAI's streams, whose last event has it
     return body
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from isounc.llm.model.chat import Message
 
@@ -24,12 +32,24 @@ _UNSUPPORTED = {
 """Values of OpenAI's fields with which they change nothing."""
 
 
+def _whole(text: str) -> str:
+    """The text, unless it has half of a surrogate pair: JSON can spell one, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text must be Unicode, without half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class _Request(BaseModel):
     """A request whose numbers are numbers, not text."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    model: str | None = None
+    model: Text | None = None
     """Name of the model; without it, the one that is served."""
 
 
@@ -40,7 +60,7 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     """Only text is understood."""
-    text: str
+    text: Text
     """The text."""
 
 
@@ -58,7 +78,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who speaks; developer is another word for system."""
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[Text, BeforeValidator(_text)]
     """What is said: a string, or a list of parts of type text."""
 
     def pair(self) -> Message:
@@ -73,14 +93,14 @@ class _Generation(_Request):
     """How an answer is written."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens of the answer; without it, as many as the service allows."""
+    """Most tokens of the answer; without it, or where it is larger, as many as the service allows."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """Logits are divided by it; 0 takes the most probable token. Without it 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Sample among the fewest tokens that hold this much probability. Without it 1, all of them."""
     stop: str | list[str] | None = None
     """The answer ends before the first of these strings."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """Equal seeds give equal answers."""
     stream: bool | None = None
     """Send the answer as it is written (server-sent events)."""
@@ -105,6 +125,8 @@ class _Generation(_Request):
         words = [stop] if isinstance(stop, str) else stop or []
         if len(words) > MOST_STOPS or not all(words):
             raise ValueError(f"stop must be at most {MOST_STOPS} strings, none of them empty")
+        for word in words:
+            _whole(word)
         return stop
 
     @property
@@ -132,7 +154,7 @@ class ChatCompletionRequest(_Generation):
 class CompletionRequest(_Generation):
     """POST /v1/completions."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[Text, Field(min_length=1)]
     """The text that the model continues."""
     logprobs: int | None = None
     """Give the log probability of each token; alternatives are not given, whatever the number."""
@@ -145,9 +167,9 @@ class CheckRequest(_Request):
 
     messages: Messages | None = None
     """The conversation before the answer."""
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: Annotated[Text, Field(min_length=1)] | None = None
     """A text before the answer, in place of a conversation."""
-    answer: str
+    answer: Text
     """The answer. After a prompt it begins with the space that is between them."""
 
     @model_validator(mode="after")
@@ -164,10 +186,19 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    id: Annotated[str, Field(min_length=1, max_length=200)]
+    id: Annotated[Text, Field(min_length=1, max_length=200)]
     """The id of a check or completion."""
     correct: bool
     """Whether the answer was right."""
+
+
+class GuardrailParameters(BaseModel):
+    """What a gateway is configured to send along."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    replacement: Text | None = None
+    """What takes the place of an answer that the guard does not accept."""
 
 
 class GuardrailRequest(BaseModel):
@@ -177,12 +208,12 @@ class GuardrailRequest(BaseModel):
 
     input_type: Literal["request", "response"]
     """A request passes, and its conversation is kept until its response comes."""
-    texts: list[str] | None = None
+    texts: list[Text] | None = None
     """The texts of the messages, or of the response."""
     structured_messages: list[dict[str, Any]] | None = None
     """The conversation."""
-    litellm_call_id: str | None = None
+    litellm_call_id: Text | None = None
     """The same for a request and its response."""
-    additional_provider_specific_params: dict[str, Any] | None = None
+    additional_provider_specific_params: GuardrailParameters | None = None
     """`{"replacement": TEXT}` replaces an answer that the guard does not accept (the action is then
     GUARDRAIL_INTERVENED); without it, the answer is BLOCKED."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -96,7 +98,7 @@ class Service:
     async def given(self, messages: Sequence[Message] | None, prompt: str | None) -> Given:
         """Tokens of a conversation, or of a text."""
         if prompt is not None:
-            return Given(prompt, False, self._encoded(prompt, special=True))
+            return Given(prompt, False, await self._encoded(prompt, special=True))
         if self.model.chat_template is None:
             raise Refused(
                 400, f"messages must be left out, since {self.model.name} has no chat template; give "
@@ -107,11 +109,12 @@ class Service:
             (text,) = await asyncio.to_thread(template.render, [list(messages or ())])
         except ValueError as error:
             raise Refused(400, str(error), "messages") from error
-        return Given(text, True, self._encoded(text, special=False))
+        return Given(text, True, await self._encoded(text, special=False))
 
-    def _encoded(self, text: str, *, special: bool) -> list[int]:
+    async def _encoded(self, text: str, *, special: bool) -> list[int]:
         try:
-            ids = self.model.tokenizer.encode(text, special=special)
+            # A megabyte takes seconds, in which the event loop goes on.
+            ids = await asyncio.to_thread(self.model.tokenizer.encode, text, special=special)
         except ValueError as error:
             raise Refused(400, str(error), "prompt") from error
         if not ids:
@@ -120,28 +123,41 @@ class Service:
 
     async def check(self, given: Given, answer: str) -> Judged:
         """Measure and judge an answer that somebody gave."""
-        ids = self.model.tokenizer.continuation(given.text, answer, special=not given.is_chat)
-        total = len(given.ids) + len(ids)
-        if not self.model.tokenizer.decode(ids).strip():
-            raise Refused(400, "answer must hold text, got special tokens alone", "answer")
-        if total > self.engine.max_tokens:
+        most, tokenizer = self.engine.max_tokens, self.model.tokenizer
+        if len(given.ids) >= most:
             raise Refused(
-                400, f"prompt and answer must have at most {self.engine.max_tokens} tokens, got "
-                f"{total}", "answer",
+                400, f"prompt must have fewer than {most} tokens, got {len(given.ids)}",
+                "messages" if given.is_chat else "prompt",
             )  # fmt: skip
+        ids = await asyncio.to_thread(
+            tokenizer.continuation, given.text, answer, special=not given.is_chat
+        )
+        if len(given.ids) + len(ids) > most:
+            raise Refused(
+                400, f"prompt and answer must have at most {most} tokens, got "
+                f"{len(given.ids) + len(ids)}", "answer",
+            )  # fmt: skip
+        if not tokenizer.decode(ids).strip():
+            raise Refused(400, "answer must hold text, got special tokens alone", "answer")
         self._log_text(given.text, answer)
         return await self.measured(given.ids, ids, answer, f"check-{secrets.token_hex(12)}")
 
     async def measured(
-        self, prompt_ids: list[int], ids: list[int], text: str, identity: str
+        self,
+        prompt_ids: list[int],
+        ids: list[int],
+        text: str,
+        identity: str,
+        *,
+        admitted: bool = False,
     ) -> Judged:
-        """Measure and judge the tokens of an answer."""
+        """Measure and judge the tokens of an answer; see `Engine.check` for `admitted`."""
         check = Check(prompt_ids, ids, text)
-        self._put(self.engine.check, check)
+        self._put(partial(self.engine.check, admitted=admitted), check)
         try:
             answer = await asyncio.wrap_future(check.result)
-        except ValueError as error:
-            raise Refused(500, str(error)) from error
+        except Exception as error:
+            raise _failed(error) from error
         return self._judged(answer, ids, identity)
 
     def _judged(self, answer: MeasuredAnswer, ids: list[int], identity: str) -> Judged:
@@ -175,28 +191,27 @@ class Service:
                 400, f"prompt must have fewer than {self.engine.max_tokens} tokens, got "
                 f"{len(given.ids)}", "messages" if given.is_chat else "prompt",
             )  # fmt: skip
-        most = min(self.engine.max_new_tokens, room)
-        if max_tokens is not None and max_tokens > most:
-            raise Refused(
-                400, f"max_tokens must be at most {most} after a prompt of {len(given.ids)} tokens, "
-                f"got {max_tokens}", "max_tokens",
-            )  # fmt: skip
+        # Many clients always send the largest number of some other model: it is a bound, and so is
+        # this one. `finish_reason` says which answers it cuts.
+        most = min(self.engine.max_new_tokens, room, max_tokens or room)
         self._log_text(given.text, None)
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
+
+        def tell(event: Written | BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
         seed = secrets.randbits(31) if seed is None else seed % 2**32
         prompt = Continuation(
-            given.ids, max_tokens or most, 1.0 if temperature is None else float(temperature),
-            1.0 if top_p is None else float(top_p), stop, key_of(seed, given.ids),
-            lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
+            given.ids, most, 1.0 if temperature is None else float(temperature),
+            1.0 if top_p is None else float(top_p), stop, key_of(seed, given.ids), tell,
         )  # fmt: skip
         self._put(self.engine.write, prompt)
         try:
             while True:
                 event = await events.get()
-                if isinstance(event, ValueError):
-                    raise Refused(500, str(event)) from event
                 if isinstance(event, BaseException):
-                    raise event
+                    raise _failed(event) from event
                 yield event
                 if event.finish is not None:
                     return
@@ -205,6 +220,11 @@ class Service:
 
     def add_feedback(self, identity: str, correct: bool) -> FeedbackState:
         """Take feedback about an answer."""
+        if self.judge.guard is None:
+            raise Refused(
+                404, "the service was started without --guard: there is no promise for feedback to "
+                "watch", "id",
+            )  # fmt: skip
         try:
             state = self.feedback.add(identity, correct)
         except KeyError:
@@ -228,6 +248,16 @@ class Service:
     def _log_text(self, prompt: str, answer: str | None) -> None:
         if self.settings.log_text:
             LOG.info("prompt %r answer %r", prompt, answer)
+
+
+def _failed(error: BaseException) -> Refused:
+    """What a client is told of a computation that failed; anything but its own fault is logged."""
+    if isinstance(error, ValueError):
+        return Refused(500, str(error))
+    # Errors of the runtime say what was missing. Others might quote an answer.
+    said = f": {error!s:.500}" if isinstance(error, RuntimeError) else ""
+    LOG.error("a computation ended with %s%s", type(error).__name__, said)
+    return Refused(500, f"the computation ended with {type(error).__name__}")
 
 
 async def within(work: Awaitable[T], deadline: float) -> T:

@@ -11,6 +11,9 @@ from isounc.checks import check_count, check_real
 ESTIMANDS = ("sequence", "length_normalised")
 """Probabilities of an answer whose scores are served: one backward pass has the gradients of both."""
 
+MOST_PADDED = 131072
+"""Tokens of the longest sequence that requests are padded to."""
+
 
 @dataclass(frozen=True)
 class Serve:
@@ -25,12 +28,12 @@ class Serve:
     port: int = 8000
     """Port; 0 takes a free one, and says which."""
     token_variable: str = "ISOUNC_TOKEN"
-    """Environment variable with the bearer token that clients must give; if it is unset, anybody who
-    reaches the port is served."""
+    """Environment variable with the bearer token that clients must give; if it is unset or
+    empty, anybody who reaches the port is served."""
     max_tokens: int = 512
     """Most tokens of a prompt with its answer; the model's context, if that is less."""
     max_new_tokens: int = 128
-    """Most tokens of an answer that the model writes."""
+    """Most tokens of an answer that the model writes, whatever a request asks for."""
     max_waiting: int = 256
     """Requests that wait for the model; further ones are answered with status 429."""
     max_streams: int = 4
@@ -38,7 +41,8 @@ class Serve:
     max_request_mb: float = 1.0
     """Megabytes of the largest request; a larger one is answered with status 413."""
     seconds: float = 60.0
-    """Seconds that a request may take; then it is answered with status 504."""
+    """Seconds that a request may take; then it is answered with status 504, or 408 if it has not
+    arrived."""
     ending_seconds: float = 30.0
     """Seconds that running requests get to finish when the service is asked to end."""
     log_text: bool = False
@@ -48,7 +52,7 @@ class Serve:
 
     def __post_init__(self):
         for name, least, most in (
-            ("port", 0, 65535), ("max_tokens", 2, 10**6), ("max_new_tokens", 1, 10**5),
+            ("port", 0, 65535), ("max_tokens", 2, MOST_PADDED), ("max_new_tokens", 1, MOST_PADDED),
             ("max_waiting", 1, 10**6), ("max_streams", 1, 10**3),
         ):  # fmt: skip
             check_count(name, getattr(self, name), least, most)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from itertools import takewhile
 
 from isounc.llm.answers.packing import MOST_TOKENS, PackedAnswers, PackedShape
+from isounc.serve.settings import MOST_PADDED
 
-_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, MOST_PADDED)
 """T of a check, and lengths of a prompt that is continued."""
 _TARGETS = (64,)
 """A of a check, beside T itself."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys
 from isounc.llm.model.decoding_loop import decode_steps
-from isounc.llm.model.generate import cut_answer
+from isounc.llm.model.generate import cut_answer, fewest
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.transformer import empty_cache
 from isounc.serve.shapes import length_of
@@ -55,8 +55,13 @@ class Writer:
                     if finished[row]:
                         continue
                     tokens, log_probs = (np.asarray(a)[:, row, 0] for a in decoded[:2])
-                    written = self.written(prompt, tokens, log_probs)
-                    finished[row] = written.finish is not None or prompt.left.is_set()
+                    try:
+                        written = self.written(prompt, tokens, log_probs)
+                        finished[row] = written.finish is not None
+                    except ValueError as error:
+                        # One answer's fault must not be that of the others.
+                        written, finished[row] = error, True
+                    finished[row] |= prompt.left.is_set()
                     if not prompt.left.is_set():
                         prompt.on_written(written)
                 if all(finished):
@@ -109,12 +114,16 @@ class Writer:
         finish = "stop" if cut.stopped else None
         if finish is None and len(ids) == prompt.max_new_tokens:
             finish = "length"
-        text = cut.text
+        text, num_text_tokens = cut.text, cut.text_length
         if finish is None:
             # A stop string may have begun, and a character may lack some of its bytes.
             kept = len(text) - max((_begun(text, s) for s in prompt.stop), default=0)
             text = text[:kept].rstrip(_REPLACEMENT)
-        return Written(ids[: cut.length], log_probs, text, cut.text_length, finish)
+            if text != cut.text:
+                num_text_tokens = fewest(
+                    self._model.tokenizer, ids, lambda decoded: decoded.startswith(text)
+                )
+        return Written(ids[: cut.length], log_probs, text, num_text_tokens, finish)
 
 
 def key_of(seed: int, prompt_ids: Sequence[int]) -> Key[Array, "1 1"]:

@@ -16,6 +16,7 @@ import uvicorn
 from isounc.guard import Guard
 from isounc.llm import load_model
 from isounc.serve.app import create_app
+from isounc.serve.connection import TimedConnection
 from isounc.serve.service import Service
 from isounc.serve.settings import Serve
 from tests.llm.files import write_folder
@@ -58,7 +59,7 @@ def serving(service, token=""):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            create_app(service, token=token), lifespan="off", log_config=None, http="h11",
+            create_app(service, token=token), lifespan="off", log_config=None, http=TimedConnection,
             timeout_graceful_shutdown=5,
         )  # fmt: skip
         server = uvicorn.Server(config)

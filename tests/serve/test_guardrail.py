@@ -11,6 +11,7 @@ import litellm
 from litellm.exceptions import GuardrailRaisedException
 from litellm.proxy.guardrails.guardrail_hooks.generic_guardrail_api import GenericGuardrailAPI
 
+from isounc.serve.guardrail import Calls
 from isounc.serve.monitoring import Feedback
 from tests.serve.conftest import TOKEN
 
@@ -29,14 +30,14 @@ def ask(url, texts, input_type, *, call="call-1", messages=None, **extra):
     class Call:
         litellm_call_id, litellm_trace_id, model_call_details = call, None, {}
 
-    return asyncio.run(guardrail.apply_guardrail(inputs, {}, input_type, Call()))["texts"]
+    return asyncio.run(guardrail.apply_guardrail(inputs, {}, input_type, Call())).get("texts")
 
 
 def test_an_answer_that_the_guard_does_not_accept_is_blocked(url):
     assert ask(url, ["cafe"], "request", messages=MESSAGES) == ["cafe"]
-    # The conversation is that of the call.
-    assert ask(url, ["b"], "response") == ["b"]
-    ask(url, ["cafe"], "request", messages=MESSAGES)
+    # The conversation is that of the call, however often an answer that is streamed is asked about.
+    for _ in range(2):
+        assert ask(url, ["b"], "response") == ["b"]
     with pytest.raises(GuardrailRaisedException, match="not certain enough: its log_prob is -"):
         ask(url, [UNSURE], "response")
     # Replaced instead; texts that say nothing stay as they are.
@@ -48,6 +49,23 @@ def test_an_answer_that_the_guard_does_not_accept_is_blocked(url):
 def test_an_answer_without_its_conversation_is_no_pass(url):
     with pytest.raises(Exception, match="failed"):
         ask(url, ["b"], "response", call="another")
+
+
+def test_a_conversation_that_cannot_be_judged_passes_and_its_answer_does_not(url):
+    tool = [*MESSAGES, {"role": "tool", "content": "face", "tool_call_id": "1"}]
+    assert ask(url, ["cafe"], "request", call="tools", messages=tool) == ["cafe"]
+    with pytest.raises(Exception, match="failed"):
+        ask(url, ["b"], "response", call="tools")
+
+
+def test_conversations_are_kept_up_to_a_size():
+    calls, long = Calls(most=2000), [("user", "a" * 700)]
+    for call in "abc":
+        calls.keep(call, long)
+    calls.keep("c", long)
+    assert [bool(calls.get(call)) for call in "abc"] == [False, True, True]
+    calls.keep("d", [("user", "a" * 5000)])
+    assert not any(calls.get(call) for call in "abcd")
 
 
 def test_litellm_completes(url):

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from isounc.guard import Guard
 from isounc.serve.command import serve
 from isounc.serve.settings import Serve
 from tests.serve.conftest import TOKEN, serving
@@ -32,6 +33,7 @@ def test_sigterm_lets_running_requests_finish_and_no_text_is_logged(folder, guar
         stderr=subprocess.PIPE, text=True, env=os.environ | {"ISOUNC_TOKEN": TOKEN},
     )  # fmt: skip
     said = []
+    assert process.stderr is not None
     try:
         for line in process.stderr:
             said.append(line)
@@ -58,7 +60,7 @@ def test_sigterm_lets_running_requests_finish_and_no_text_is_logged(folder, guar
     assert not any("a cab" in line for line in said)
 
 
-def test_a_start_that_cannot_be_says_why(folder, tmp_path):
+def test_a_start_that_cannot_be_says_why(tmp_path, monkeypatch, capsys):
     """Before the model is loaded: there is none of that name."""
     (tmp_path / "guard.json").write_text("{}")
     with pytest.raises(ValueError, match="guard"):
@@ -69,6 +71,19 @@ def test_a_start_that_cannot_be_says_why(folder, tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 must be free"):
             serve(Serve("nowhere", port=port))
+    with pytest.raises(OSError, match="host must be an address of this machine, got 'no where'"):
+        serve(Serve("nowhere", host="no where", port=0))
+    with pytest.raises(ValueError, match="max_tokens must be"):
+        Serve("nowhere", max_tokens=10**6)
+    monkeypatch.setenv("ISOUNC_TOKEN", "secret\n")
+    with pytest.raises(ValueError, match="ISOUNC_TOKEN must be printable ASCII") as error:
+        serve(Serve("nowhere"))
+    assert "secret" not in str(error.value)
+    monkeypatch.delenv("ISOUNC_TOKEN")
+    Guard.fit([1.0, 2.0], [1, 0], higher_is_uncertain=False).save(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="source must be"):
+        serve(Serve(str(tmp_path / "absent"), guard=str(tmp_path / "none.json"), port=0))
+    assert "the guard has no threshold, so that no answer is accepted" in capsys.readouterr().err
     with pytest.raises(ValueError, match="max_waiting must be"):
         Serve("nowhere", max_waiting=0)
 

@@ -61,6 +61,10 @@ class RenderingProcess:
                 raise NoAnswer(is_late=True) from None
             except BrokenPipeError:
                 line = b""
+            except BaseException:
+                # Interrupted: its answer would be taken for that of the next request.
+                self.end()
+                raise
             if not line:
                 process.wait()
                 self.end()

@@ -11,6 +11,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -314,17 +315,17 @@ def cut_answer(
     at = min((text.find(s) for s in strings if s in text), default=-1)
     if at < 0:
         # Special tokens have no text: the answer's tokens end where its text does.
-        text_length = _fewest(tokenizer, ids, lambda t: t.startswith(text))
+        text_length = fewest(tokenizer, ids, lambda t: t.startswith(text))
         return CutAnswer(text, len(ids), text_length, bool(len(ends)))
-    length = _fewest(tokenizer, ids, lambda t: any(s in t for s in strings))
+    length = fewest(tokenizer, ids, lambda t: any(s in t for s in strings))
     text = text[:at]
-    text_length = _fewest(tokenizer, ids[:length], lambda t: t.startswith(text))
+    text_length = fewest(tokenizer, ids[:length], lambda t: t.startswith(text))
     return CutAnswer(text, length, text_length, True)
 
 
-def _fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[str], bool]) -> int:
-    """The fewest first tokens for whose text a condition holds."""
-    return next((n for n in range(len(ids)) if holds(tokenizer.decode(ids[:n]))), len(ids))
+def fewest(tokenizer: Tokenizer, ids: Int[np.ndarray, " T"], holds: Callable[[str], bool]) -> int:
+    """The fewest first tokens for whose text a condition holds, which more tokens do not change."""
+    return bisect.bisect_left(range(len(ids)), True, key=lambda n: holds(tokenizer.decode(ids[:n])))
 
 
 def _together(answers: Sequence[_Answers], prompt_lengths: Sequence[int]) -> Generated:

@@ -93,6 +93,25 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path):
     process.end()
 
 
+def test_an_interrupted_request_leaves_no_answer_for_the_next(tmp_path, monkeypatch):
+    """Ctrl-C in a notebook: the answer that was not waited for belongs to nobody."""
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nfor line in sys.stdin:\n    print(line, end='', flush=True)\n")
+    process = RenderingProcess(str(program))
+    assert process.ask({"number": 0}, seconds=30) == {"number": 0}
+
+    class Interrupted:
+        def get(self, timeout):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_lines", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            process.ask({"number": 1}, seconds=30)
+    assert process.ask({"number": 2}, seconds=30) == {"number": 2}
+    process.end()
+
+
 def test_where_templates_are(tmp_path):
     assert template_of_folder(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
