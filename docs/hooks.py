@@ -153,9 +153,7 @@ def commands() -> dict[str, str]:
 
 
 def command_pages() -> dict[str, str]:
-    """Pages of the command line, by their paths: the text of a study, and what `--help` prints."""
-    from isounc.studies import STUDIES, load
-
+    """Pages of the command line, by their paths: what `--help` prints."""
     rows = [f"| [`{name}`]({name}.md) | {line} |" for name, line in commands().items()]
     intro = (
         "Every experiment is a subcommand of `isounc`; `isounc --version` says which one this is. These "
@@ -167,22 +165,10 @@ def command_pages() -> dict[str, str]:
     table = ["| command | what it does |", "| --- | --- |", *rows]
     pages = {"cli/index.md": "\n".join(["# Command line", "", intro, *table])}
     for name in commands():
-        parts = [f"# isounc {name}"]
-        if name in STUDIES:
-            # Its paragraphs are Markdown, which the help of a terminal leaves in one line each.
-            options = re.split(
-                r"^ options *\n -+ *\n", help_of([name]), maxsplit=1, flags=re.MULTILINE
-            )
-            if len(options) != 2:
-                log.warning(
-                    "the help of isounc %s has another form: where do its options begin?", name
-                )
-            parts += [load(name).description, "## Options", block(options[-1])]
-        else:
-            parts.append(block(help_of([name])))
+        parts = [f"# isounc {name}", *shown(help_of([name]))]
         if name == "guard":
             for action, line in GUARD.items():
-                parts += [f"## isounc guard {action}", line, block(help_of([name, action]))]
+                parts += [f"## isounc guard {action}", line, *shown(help_of([name, action]))]
         pages[f"cli/{name}.md"] = "\n\n".join(parts) + "\n"
     return pages
 
@@ -199,9 +185,27 @@ def help_of(arguments: Sequence[str]) -> str:
     return said.getvalue()
 
 
+def shown(text: str) -> list[str]:
+    """The help of a command as Markdown.
+
+    tyro leaves each paragraph of a description in one line, for a terminal to wrap, and its examples
+    are indented: that is Markdown. Below come boxes of options, each with a line under its title.
+    argparse has wrapped everything itself.
+    """
+    boxes = re.split(r"^ ([\w. ]+?) *\n -{9,} *\n", text, flags=re.MULTILINE)
+    if len(boxes) == 1:
+        return [block(text)]
+    usage, _, description = boxes[0].partition("\n\n")
+    parts = [block(usage), re.sub(r"\n{3,}", "\n\n", description).strip()]
+    for title, options in zip(boxes[1::2], boxes[2::2], strict=True):
+        parts += [f"## {title[0].upper()}{title[1:]}", block(options)]
+    return parts
+
+
 def block(text: str) -> str:
     """A text as it is."""
-    return "\n".join(["```text", *(line.rstrip() for line in text.splitlines()), "```"])
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    return "\n".join(["```text", *lines, "```"])
 
 
 @contextlib.contextmanager
