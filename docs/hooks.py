@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import posixpath
@@ -24,7 +25,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
-TAKEN = (".png", ".csv", ".json", ".ipynb")
+TAKEN = (".png", ".csv", ".json")
 """Kinds of files beside pages that are copied to the site where a page links to them."""
 PAGES_IN = ("results",)
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "isounc/references/data/README.md")
@@ -34,6 +35,9 @@ SECTIONS = {
     "howto/decision.md": ("From a score to a decision", "From a score to a decision"),
 }
 """Pages that are sections of the README: title, and name of the section."""
+NOTEBOOKS = {f"notebooks/{name}.md": f"notebooks/{name}.ipynb" for name in ("quickstart", "guard")}
+"""Pages that are notebooks, with the outputs that are stored in them."""
+MADE_OF = dict.fromkeys(SECTIONS, "README.md") | NOTEBOOKS
 GUARD = {
     "fit": "Calibrate a guard from a table of scores.",
     "check": "Look whether a guard holds on other answers.",
@@ -80,6 +84,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for src, (title, section) in SECTIONS.items():
         text = front.split(f"\n## {section}\n")[1].split("\n## ")[0]
         files.append(File.generated(config, src, content=f"# {title}\n{text}"))
+    for src, notebook in NOTEBOOKS.items():
+        files.append(File.generated(config, src, content=notebook_page(ROOT / notebook)))
     with terminal():
         for src, text in command_pages().items():
             files.append(File.generated(config, src, content=text))
@@ -90,7 +96,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Put in the table of claims, and let links lead to pages of the site."""
     if page.file.src_uri.startswith("cli/"):
         return markdown
-    here = "README.md" if page.file.src_uri in SECTIONS else place_of(page.file)
+    here = MADE_OF.get(page.file.src_uri) or place_of(page.file)
     if here.startswith("docs/") and "<!-- claims -->" in markdown:
         front = (ROOT / "README.md").read_text(encoding="utf-8")
         table = front.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
@@ -105,7 +111,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if found is None:
             log.warning("%s links to %s, which does not exist", here, target)
             return text
-        src = found.removeprefix("docs/")
+        src = re.sub(r"\.ipynb$", ".md", found.removeprefix("docs/"))
         if not files.get_file_from_path(src):
             return "" if image else text
         uri = posixpath.relpath(src, posixpath.dirname(page.file.src_uri) or ".")
@@ -142,6 +148,25 @@ def resolve(here: str, target: str) -> str | None:
         pages = (posixpath.join(path, name) for name in ("README.md", "reading.md"))
         return next((page for page in pages if (ROOT / page).is_file()), path)
     return path if (ROOT / path).is_file() else None
+
+
+def notebook_page(notebook: Path) -> str:
+    """A notebook as Markdown: its cells, and what they printed and drew when they were stored."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                image = "".join("".join(data["image/png"]).split())
+                parts.append(f"![Figure of this cell](data:image/png;base64,{image})")
+            else:
+                parts.append(block("".join(output.get("text", data.get("text/plain", "")))))
+    return "\n\n".join(parts) + "\n"
 
 
 def commands() -> dict[str, str]:
