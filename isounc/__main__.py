@@ -20,6 +20,7 @@ COMMANDS = {
     "references": "List, show, check and install reference posteriors.",
     "ask": "Ask a language model a question, and see how certain it is of the answer.",
     "serve": "Put a service in front of a language model: answers with their uncertainty.",
+    "doctor": "Show versions, devices and cache, and check norms and sampler on this machine.",
 }
 GUARD_ACTIONS = ("fit", "check", "report")
 """Words after `isounc guard` that work on a table of scores instead of running the study."""
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: Sequence[str]) -> None:
+    from isounc import __version__
     from isounc.studies import STUDIES
 
     parser = argparse.ArgumentParser(
@@ -42,6 +44,7 @@ def _run(given: Sequence[str]) -> None:
         epilog="isounc COMMAND --help explains a command and its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"isounc {__version__}")
     choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, line in (STUDIES | COMMANDS).items():
         choices.add_parser(name, help=line, add_help=False)
@@ -52,7 +55,7 @@ def _run(given: Sequence[str]) -> None:
         _study(chosen, rest)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "report": _report, "publish": _publish, "references": _references, "ask": _ask,
-        "serve": _serve,
+        "serve": _serve, "doctor": _doctor,
     }  # fmt: skip
     commands[chosen](rest)
 
@@ -206,6 +209,17 @@ def _serve(arguments: Sequence[str]) -> None:
     from isounc.serve.command import main as serve
 
     serve(arguments)
+
+
+def _doctor(arguments: Sequence[str]) -> None:
+    from isounc.doorway import end
+
+    def examine() -> bool:
+        from isounc.doctor import main as doctor
+
+        return doctor(arguments)
+
+    end(examine, kept="programs")
 
 
 if __name__ == "__main__":

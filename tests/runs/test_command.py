@@ -189,6 +189,7 @@ def test_isounc_lists_its_commands_and_refuses_others(capsys):
         "qa",
         "report",
         "references",
+        "doctor",
     ):
         assert f"    {name}" in said
     with pytest.raises(SystemExit) as ended:
