@@ -13,6 +13,7 @@ from isounc.guard import Guard
 from isounc.serve.judgement import Judge
 from isounc.serve.service import Refused, Service
 from isounc.serve.settings import Serve
+from isounc.serve.work import Check
 from tests.serve.conftest import TOKEN, serving
 
 MESSAGES = [{"role": "user", "content": "cafe"}]
@@ -145,24 +146,14 @@ def test_nothing_is_answered_before_the_programs_are_compiled(idle):
 def test_what_takes_too_long_and_what_finds_no_place(idle):
     made, address = idle
     made.engine.is_ready = True
-    responses = []
-    threads = [
-        threading.Thread(
-            target=lambda: responses.append(httpx.post(f"{address}/v1/checks", json=CHECK))
-        )
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    while made.engine.num_waiting < 2:
-        time.sleep(0.01)
+    late = httpx.post(f"{address}/v1/checks", json=CHECK)
+    assert late.status_code == 504
+    assert "longer than a request may" in late.json()["error"]["message"]
+    for _ in range(2):
+        made.engine.check(Check([3], [4], "b"))
     full = httpx.post(f"{address}/v1/completions", json={"prompt": "a"})
     assert full.status_code == 429 and full.headers["retry-after"] == "1"
     assert "2 requests wait already" in full.json()["error"]["message"]
-    for thread in threads:
-        thread.join()
-    assert [r.status_code for r in responses] == [504, 504]
-    assert "longer than a request may" in responses[0].json()["error"]["message"]
 
 
 def test_a_client_that_leaves_frees_its_place(service, client, monkeypatch):
