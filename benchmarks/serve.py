@@ -50,7 +50,7 @@ WORDS = "time water river people house light number story music garden paper mor
 
 @dataclass
 class Options:
-    """What is measured."""
+    """Options of the benchmark: the model, the parts, and the load."""
 
     model: str = "smollm2"
     """smollm2, a GGUF file or a folder with a checkpoint."""

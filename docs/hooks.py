@@ -1,4 +1,4 @@
-"""What the site has beside the pages of `docs`: results, notes of the project, the command line.
+"""Pages of the site that are not in `docs`: results, notes of the project, the command line.
 
 Pages elsewhere in the repository and sections of the README are taken as they are, so that nothing
 stands in two places, and so is the text of `--help`. A link means the same in the repository and on
@@ -199,7 +199,7 @@ def command_pages() -> dict[str, str]:
 
 
 def help_of(arguments: Sequence[str]) -> str:
-    """What a command prints for `--help`."""
+    """The help text of a command."""
     from isounc.__main__ import main
 
     said = io.StringIO()

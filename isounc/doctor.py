@@ -43,11 +43,11 @@ class Check(NamedTuple):
     """The outcome of one check."""
 
     name: str
-    """What was checked."""
+    """Name of the check."""
     found: str
     """The number that was found."""
     bound: str
-    """What it has to be."""
+    """The bound that the number must keep."""
     passed: bool
     """Whether it is."""
 

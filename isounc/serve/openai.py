@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from isounc.llm.answers.rendering import Given
 from isounc.serve.schemas import ChatCompletionRequest, CompletionRequest
-from isounc.serve.service import Given, Judged, Refused, Service, tokens_of, usage, within
+from isounc.serve.service import Judged, Refused, Service, tokens_of, usage, within
 from isounc.serve.work import Written
 
 _DONE = "data: [DONE]\n\n"

@@ -15,6 +15,7 @@ import numpy as np
 
 from isounc.guard.guard import Guard
 from isounc.llm.answers.answer import MeasuredAnswer
+from isounc.llm.answers.rendering import Given
 from isounc.llm.model.chat import Message
 from isounc.llm.model.load import LanguageModel
 from isounc.serve.engine import Busy, Engine, Unavailable
@@ -34,17 +35,6 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, argument: str | None = None):
         super().__init__(message)
         self.status, self.argument = status, argument
-
-
-class Given(NamedTuple):
-    """A prompt as the model is given it."""
-
-    text: str
-    """Its text."""
-    is_chat: bool
-    """Whether the chat template made it, with all special tokens."""
-    ids: list[int]
-    """Its tokens."""
 
 
 class Judged(NamedTuple):
@@ -129,9 +119,7 @@ class Service:
                 400, f"prompt must have fewer than {most} tokens, got {len(given.ids)}",
                 "messages" if given.is_chat else "prompt",
             )  # fmt: skip
-        ids = await asyncio.to_thread(
-            tokenizer.continuation, given.text, answer, special=not given.is_chat
-        )
+        ids = await asyncio.to_thread(given.option_ids, self.model, answer)
         if len(given.ids) + len(ids) > most:
             raise Refused(
                 400, f"prompt and answer must have at most {most} tokens, got "

@@ -17,10 +17,8 @@ from isounc.fields import integer, number, text
 from isounc.guard.cost_risk import Answerers, cost_risk, gain
 from isounc.runs.folder import Record
 from isounc.runs.page import Table
-from isounc.runs.words import short
-from isounc.statistics import interval_over_seeds
 from isounc.studies.world.scores import SCORES
-from isounc.studies.world.settings import DEPTH
+from isounc.studies.world.transfer import over_worlds, widths_of_worlds
 
 PASSING = ("log_p", "entropy", "sq_norm", "log_sq_norm", "total", "moderated", "logit_scaled")
 """Scores that decide whether to pass on."""
@@ -64,15 +62,9 @@ def cascades(records: Iterable[Record], epochs: int) -> Rows:
 
     Without MAPIE no cascade is fitted, and `found` is undefined.
     """
-    worlds: dict[int, dict[int, Record]] = {}
-    for record in records:
-        cell = record.meta["cell"]
-        is_asked = (cell["depth"], cell["epochs"]) == (DEPTH, epochs)
-        if is_asked and f"score/{PASSING[0]}" in record.arrays:
-            worlds.setdefault(cell["world"], {})[cell["width"]] = record
     return [
         row
-        for world, by_width in sorted(worlds.items())
+        for world, by_width in widths_of_worlds(records, epochs).items()
         for narrow, wide in itertools.combinations(sorted(by_width), 2)
         for row in _rows(world, by_width[narrow], by_width[wide])
     ]
@@ -164,9 +156,9 @@ def cascade_table(rows: Rows) -> Table:
         ]
         lines.append(
             (
-                f"{narrow} to {wide}", SCORES[score].label, _over(of_worlds, "gain"),
-                _over(ahead, "less"), f"{sum(int(r['found'] or 0) for r in of_worlds)} of {len(of_worlds)}",
-                *(_over(of_worlds, name) for name in (
+                f"{narrow} to {wide}", SCORES[score].label, over_worlds(of_worlds, "gain"),
+                over_worlds(ahead, "less"), f"{sum(int(r['found'] or 0) for r in of_worlds)} of {len(of_worlds)}",
+                *(over_worlds(of_worlds, name) for name in (
                     "passed_on", "cost_share", "cascade_wrong", "narrow_wrong", "wide_wrong"
                 )),
             )
@@ -183,12 +175,3 @@ def cascade_table(rows: Rows) -> Table:
         f"1 the best order. From found on, cascades fitted to half of the questions that promise {promise} "
         f"with confidence {CONFIDENCE:g}, judged on the other half; costs are parameters.",
     )  # fmt: skip
-
-
-def _over(rows: Rows, column: str) -> str:
-    values = [row[column] for row in rows if row[column] is not None]
-    if not values:
-        return "-"
-    found = interval_over_seeds(values, kind="mean")
-    ends = "" if found.low is None else f" [{short(found.low)}, {short(found.high)}]"
-    return f"{short(found.mean)}{ends}"

@@ -74,20 +74,25 @@ Rows = list[dict[str, Any]]
 
 def transfer(records: Iterable[Record], epochs: int) -> Rows:
     """Rows of `TRANSFER_COLUMNS` of the widths of each world after a training length."""
+    return [
+        _row(world, width, name, form, by_width)
+        for world, by_width in widths_of_worlds(records, epochs).items()
+        if len(by_width) > 1
+        for width in sorted(by_width)
+        for name in FEATURES
+        for form in FORMS
+    ]
+
+
+def widths_of_worlds(records: Iterable[Record], epochs: int) -> dict[int, dict[int, Record]]:
+    """Records by world and width, of two layers after a training length; those with scores alone."""
     worlds: dict[int, dict[int, Record]] = {}
     for record in records:
         cell = record.meta["cell"]
         is_asked = (cell["depth"], cell["epochs"]) == (DEPTH, epochs)
         if is_asked and f"score/{next(iter(SCORES))}" in record.arrays:
             worlds.setdefault(cell["world"], {})[cell["width"]] = record
-    return [
-        _row(world, width, name, form, by_width)
-        for world, by_width in sorted(worlds.items())
-        if len(by_width) > 1
-        for width in sorted(by_width)
-        for name in FEATURES
-        for form in FORMS
-    ]
+    return dict(sorted(worlds.items()))
 
 
 def _row(
@@ -134,8 +139,8 @@ def transfer_table(rows: Rows) -> Table:
     lines = []
     for (width, name, form), of_worlds in groups.items():
         label = ", ".join(SCORES[feature].label for feature in FEATURES[name])
-        columns = [_over(of_worlds, column) for column in TRANSFER_COLUMNS[6:]]
-        less = _over(of_worlds, "auroc", "auroc_own")
+        columns = [over_worlds(of_worlds, column) for column in TRANSFER_COLUMNS[6:]]
+        less = over_worlds(of_worlds, "auroc", "auroc_own")
         lines.append((f"width {width}", label, form, *columns[1:3], less, columns[0], *columns[3:]))
     return Table(
         "Fitted on the other widths",
@@ -150,7 +155,8 @@ def transfer_table(rows: Rows) -> Table:
     )  # fmt: skip
 
 
-def _over(rows: Rows, column: str, less: str = "") -> str:
+def over_worlds(rows: Rows, column: str, less: str = "") -> str:
+    """A mean over worlds with its interval, in words; of a difference if `less` is a column, too."""
     values = [
         row[column] - (row[less] if less else 0)
         for row in rows
