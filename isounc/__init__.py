@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from isounc.statistics import Comparison, Interval, Trend, compare, interval_over_seeds, trend
     from isounc.training import TrainSettings, fit_trained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     # problems and models

@@ -164,19 +164,18 @@ def _references(arguments: Sequence[str]) -> None:
         "--overwrite", action="store_true", help="replace references of the same name"
     )
     for action in (parser, show, check, install):
-        action.add_argument("--bank", help="folder of the bank; the default comes with isounc")
+        action.add_argument("--bank", help="folder of the bank; the default is that of isounc-bank")
     options = parser.parse_args(arguments)
 
     def act() -> bool:
         from isounc import references
 
         if options.action in ("check", "install"):
-            from isounc.studies.bank.install import BANK, check_again, install
+            from isounc.studies.bank.install import check_again, install
 
-            bank = options.bank or BANK
             if options.action == "check":
-                return check_again(options.names, bank)
-            print(install(options.run, bank, overwrite=options.overwrite))
+                return check_again(options.names, options.bank)
+            print(install(options.run, options.bank, overwrite=options.overwrite))
         elif options.action == "show":
             print(references.load(options.name, options.bank).card)
         else:

@@ -32,10 +32,10 @@ from isounc.sampling import GateSettings, sample_posterior
 NORM_ERROR_MAX = 1e-5
 """Largest relative error of a squared gradient norm: a hundred roundings of float32."""
 EXTRAS = {
-    "arviz": "arviz", "guard": "mapie", "llm": "tokenizers", "notebooks": "ipykernel",
-    "serve": "fastapi",
+    "arviz": "arviz", "bank": "isounc-bank", "guard": "mapie", "llm": "tokenizers",
+    "notebooks": "ipykernel", "serve": "fastapi",
 }  # fmt: skip
-"""By extra of the distribution, a package that it brings."""
+"""By extra of isounc, a distribution that it brings."""
 PRIOR_SD = 2.0
 
 

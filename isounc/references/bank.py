@@ -6,9 +6,9 @@
     >>> print(reference.card)
     >>> print(isounc.references.compare(reference, posterior))
 
-An entry is two files of `isounc/references/data`: `<name>.npz` with plain arrays and
-`<name>.info.json` with everything else and the SHA-256 of both. Moments and draws are float32 in
-sampled entries, float64 in exact ones.
+The bank is a package of data alone, `isounc-bank`, which the extra `isounc[bank]` installs. An entry
+is two of its files: `<name>.npz` with plain arrays and `<name>.info.json` with everything else and
+the SHA-256 of both. Moments and draws are float32 in sampled entries, float64 in exact ones.
 Nothing is unpickled. `experiments/reference_bank.py` makes the bank.
 
 Source of the layout: posteriordb (Magnusson et al. 2025, arXiv 2407.04967).
@@ -67,12 +67,14 @@ def list(folder: str | Path | None = None) -> tuple[Entry, ...]:
     Parameters
     ----------
     folder
-        A bank of your own; None is the one that comes with isounc.
+        A bank of your own; None is that of isounc-bank.
 
     Raises
     ------
     ValueError
         For a damaged entry.
+    ImportError
+        If isounc-bank is not installed and no folder is given.
     """
     bank = _bank(folder)
     return tuple(_entry(name, _info(bank, name)["meta"]) for name in _names(bank))
@@ -86,12 +88,14 @@ def load(name: str, folder: str | Path | None = None) -> Reference:
     name
         One of the names that `list` gives.
     folder
-        A bank of your own; None is the one that comes with isounc.
+        A bank of your own; None is that of isounc-bank.
 
     Raises
     ------
     ValueError
         For an unknown name (with near matches), or an entry that is damaged or of a newer format.
+    ImportError
+        If isounc-bank is not installed and no folder is given.
 
     Warns
     -----
@@ -154,6 +158,22 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
     return dataclasses.replace(reference, checksum=payload["sha256"])
 
 
+def installed_bank() -> Traversable:
+    """The folder of the bank of isounc-bank.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed.
+    """
+    try:
+        return importlib.resources.files("isounc_bank").joinpath("data")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the bank of references needs the package isounc-bank: pip install isounc[bank]"
+        ) from error
+
+
 def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
     """A page that lists a bank, as Markdown."""
     passed = sum(e.passed for e in entries)
@@ -195,7 +215,7 @@ def bank_page(entries: Sequence[Entry], *, num_bytes: int) -> str:
 
 def _bank(folder: str | Path | None) -> Traversable:
     if folder is None:
-        return importlib.resources.files("isounc.references").joinpath("data")
+        return installed_bank()
     bank = check_path("folder", folder)
     if not bank.is_dir():
         raise ValueError(f"folder must be a folder with references, got {str(folder)!r}")
@@ -231,8 +251,8 @@ def _content(bank: Traversable, file: str) -> bytes:
 
 def _damaged(name: str, error: object) -> ValueError:
     return ValueError(
-        f"reference {name!r} is damaged ({error}); install isounc again, or make the entry again "
-        "with experiments/reference_bank.py"
+        f"reference {name!r} is damaged ({error}); install isounc-bank again, or make the entry "
+        "again with experiments/reference_bank.py"
     )
 
 

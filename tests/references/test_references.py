@@ -17,6 +17,7 @@ from scipy.integrate import dblquad
 from scipy.special import expit, softmax
 
 import isounc
+import isounc_bank
 from isounc import references
 from isounc.models import make_model
 from isounc.problems import Problem, make_problem
@@ -457,6 +458,14 @@ def test_arviz_and_netcdf(bank, tmp_path, name):
         back.close()
 
 
+def test_a_bank_that_is_missing_is_said(bank, monkeypatch):
+    monkeypatch.setitem(sys.modules, "isounc_bank", None)
+    for act in (references.list, lambda: references.load(GAUSSIAN)):
+        with pytest.raises(ImportError, match=r"isounc-bank: pip install isounc\[bank\]"):
+            act()
+    assert loaded(GAUSSIAN, bank).passed
+
+
 def test_arviz_that_is_missing_is_said(bank, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r"isounc\[arviz\]"):
@@ -536,12 +545,12 @@ def test_what_cannot_be_compared(unchecked):
     assert any("1 of 30 z-scores of the mean are undefined" in r for r in agreement.reasons)
 
 
-# The bank that comes with the package
+# The bank that is a package
 
 
 def test_the_bank_is_listed_and_small():
     assert isounc.references is references
-    folder = Path(references.__file__).parent / "data"
+    folder = Path(isounc_bank.__file__).parent / "data"
     assert sum(path.stat().st_size for path in folder.rglob("*")) <= 20_000_000
     assert {"linear-logistic-v1", "linear_regression-gaussian-v1"} <= set(NAMES)
     page = (folder / "README.md").read_text(encoding="utf-8")
@@ -555,10 +564,7 @@ def test_the_bank_is_listed_and_small():
 )
 def test_two_parameterisations_of_one_posterior_agree(name):
     # x W / sqrt(D) + b with W ~ N(0, s^2) is x W + b with W ~ N(0, s^2 / D).
-    pair = [
-        loaded(twin, Path(references.__file__).parent / "data")
-        for twin in (name, name.replace("-ntk-", "-fan_in-"))
-    ]
+    pair = [loaded(twin, None) for twin in (name, name.replace("-ntk-", "-fan_in-"))]
     if all(reference.passed for reference in pair):
         agreement = references.compare(*pair)
         assert agreement.agrees, str(agreement)

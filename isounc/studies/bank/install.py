@@ -11,13 +11,11 @@ from tqdm import tqdm
 from isounc import references
 from isounc.fields import anything, declared, number
 from isounc.references import Reference
-from isounc.references.bank import bank_page
+from isounc.references.bank import bank_page, installed_bank
 from isounc.runs.files import write_atomic
 from isounc.runs.folder import RunFolder
 from isounc.studies.bank.cell import make
 
-BANK = Path(references.__file__).parent / "data"
-"""The bank that comes with isounc."""
 MAX_BYTES = 20_000_000
 """Most that a bank may take on disk."""
 
@@ -42,7 +40,7 @@ def verdict(reference: Reference) -> str:
     return "passed" if reference.passed else f"FAILED: {'; '.join(reference.reasons)}"
 
 
-def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False) -> str:
+def install(run: str | Path, bank: str | Path | None = None, *, overwrite: bool = False) -> str:
     """Copy the references of a finished run into a bank, write its page, and return the page.
 
     Parameters
@@ -50,7 +48,7 @@ def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False
     run
         A run folder of the bank study.
     bank
-        The folder of the bank.
+        The folder of the bank; None is that of isounc-bank.
     overwrite
         Whether to replace references of the same name and other content.
 
@@ -59,8 +57,10 @@ def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False
     ValueError
         If the run is not finished, the bank has another reference of the same name, or the bank
         becomes too large.
+    ImportError
+        If isounc-bank is not installed and no folder is given.
     """
-    folder, bank = RunFolder.load(run), Path(bank)
+    folder, bank = RunFolder.load(run), Path(str(bank or installed_bank()))
     if "checks" not in folder.read_info():
         raise ValueError(
             f"run must be finished (repeat its command), got {folder.path}, which is not"
@@ -78,7 +78,7 @@ def install(run: str | Path, bank: str | Path = BANK, *, overwrite: bool = False
     return page
 
 
-def check_again(names: Sequence[str], bank: str | Path = BANK) -> bool:
+def check_again(names: Sequence[str], bank: str | Path | None = None) -> bool:
     """Make references again with the next key, compare them with the bank, and print the outcome.
 
     Returns

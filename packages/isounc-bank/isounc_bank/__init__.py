@@ -1,0 +1,1 @@
+"""The bank of reference posteriors, as data: `isounc.references.load` reads it."""
