@@ -28,7 +28,12 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 TAKEN = (".png", ".csv", ".json")
 """Kinds of files beside pages that are copied to the site where a page links to them."""
 PAGES_IN = ("results",)
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "packages/isounc-bank/isounc_bank/data/README.md")
+PAGES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "packages/isounc-bank/isounc_bank/data/README.md",
+)
 SECTIONS = {
     "howto/studies.md": ("Running studies", "Two commands"),
     "howto/any-function.md": ("Any JAX function", "On any JAX function"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import tomllib
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
+from packaging.requirements import Requirement
 
 import isounc
 from isounc.padding import bucket
@@ -33,6 +35,21 @@ def test_one_version_everywhere(pyproject):
     assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [isounc.__version__]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{isounc.__version__}]" in changelog
+
+
+def test_the_bank_is_of_the_range_that_the_extra_asks_for(pyproject):
+    [wanted] = pyproject["project"]["optional-dependencies"]["bank"]
+    requirement = Requirement(wanted)
+    assert importlib.metadata.version(requirement.name) in requirement.specifier
+    folder = ROOT / "packages" / requirement.name
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_wheel_stays_small():
+    # Deflated one by one, as in a wheel; release/check.py looks at the wheel itself.
+    files = [path for path in Path(isounc.__file__).parent.rglob("*") if path.is_file()]
+    packed = sum(len(zlib.compress(path.read_bytes())) for path in files if path.suffix != ".pyc")
+    assert 500_000 < packed < 5_000_000
 
 
 def test_every_locked_distribution_is_pinned(pyproject):
