@@ -63,15 +63,17 @@ def main() -> None:
     parser.add_argument(
         "--resolution", nargs="+", default=("newest", "lowest"), choices=("newest", "lowest")
     )
+    parser.add_argument("--built", action="store_true", help="check what lies in dist already")
     options = parser.parse_args()
-    wheels, sdist = build()
+    if not options.built:
+        build()
+    wheels, sdist = examine_files()
     failed = []
     for python in options.python:
         for resolution in options.resolution:
             with tempfile.TemporaryDirectory(prefix="isounc-") as folder:
-                check = Environment(Path(folder), python, resolution)
                 try:
-                    check.examine(wheels, sdist)
+                    Environment(Path(folder), python, resolution).examine(wheels, sdist)
                 except subprocess.CalledProcessError as error:
                     print(f"FAILED with status {error.returncode}: {' '.join(error.cmd)}")
                     failed.append(f"{python} {resolution}")
@@ -79,12 +81,16 @@ def main() -> None:
     raise SystemExit(bool(failed))
 
 
-def build() -> tuple[list[Path], Path]:
-    """Build both projects, check metadata and size; wheels (isounc's first) and isounc's sdist."""
+def build() -> None:
+    """Build sdists and wheels of both projects."""
     for old in DIST.glob("isounc*"):
         old.unlink()
     for project in PROJECTS:
         run([sys.executable, "-m", "build", "--outdir", str(DIST), str(project)], ROOT)
+
+
+def examine_files() -> tuple[list[Path], Path]:
+    """Check metadata and size; return the wheels (isounc's first) and isounc's sdist."""
     files = sorted(DIST.glob("isounc*"))
     run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)], ROOT)
     [wheel], [bank] = DIST.glob("isounc-*.whl"), DIST.glob("isounc_bank-*.whl")
@@ -170,6 +176,7 @@ def group(name: str) -> list[str]:
 def run(command: Sequence[str], where: Path, *, quiet: bool = False) -> str:
     """Run a command without the surroundings of this one; its output is shown if it fails."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    kept["JAX_COMPILATION_CACHE_DIR"] = str(where / "cache")
     done = subprocess.run(command, cwd=where, env=kept, text=True, capture_output=True)
     if done.returncode:
         print(done.stdout[-8000:], done.stderr[-8000:], sep="\n", flush=True)
