@@ -33,7 +33,7 @@ MOST_BYTES = 5_000_000
 PYTHONS = ("3.11", "3.12", "3.13")
 EXTRAS = ("arviz", "bank", "guard", "llm", "serve")
 """Extras that are checked: the others need an accelerator, or bring tools alone."""
-TOOLS = ("beartype", "equinox", "hypothesis", "openai", "pytest", "pytest-xdist")
+TOOLS = ("beartype", "equinox", "httpx", "hypothesis", "openai", "pytest", "pytest-xdist")
 """Distributions of the development group that the tests below need."""
 TESTS = (
     "tests/gradnorm/test_accuracy.py",
