@@ -118,7 +118,7 @@ def test_the_most_probable_answer_is_chosen(decoder):
     assert found.chosen[0] == np.argmax(totals)
     np.testing.assert_allclose(found.log_probs[0], totals, rtol=1e-4)
     best = log_probs(forward, PROMPT, ANSWERS[found.chosen[0]])
-    np.testing.assert_allclose(found.token_log_probs[0], best, rtol=1e-4)
+    np.testing.assert_allclose(found.tokens[0].log_probs, best, rtol=1e-4)
 
 
 def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
