@@ -180,7 +180,7 @@ def answer_norms(
     single = norms(alone, np.zeros(len(packed), int), at, columns)
     lengths = [sequence.at.size for sequence in alone]
     for i, sequence in enumerate(alone):
-        check_finite(i, sequence, single[i].log_odds, single[i].tokens.log_odds)
+        check_finite(i, sequence, single[i].log_odds, np.asarray(single[i].tokens.log_odds))
         if i in choice:
             check_finite(i, sequence, choice[i].log_odds)
     tokens = [
