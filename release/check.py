@@ -47,7 +47,7 @@ TESTS = (
     "tests/guard/test_parts.py",
     "tests/llm/model/test_untrusted_models.py",
     "tests/llm/model/test_untrusted_tokenizers.py",
-    "tests/serve/test_guardrail.py",
+    "tests/serve/test_checks.py",
 )
 """About a minute that touches every extra."""
 SHOWN = ("jax", "flax", "numpy", "scipy", "pandas", "blackjax", "numpyro", "arviz", "fastapi")
