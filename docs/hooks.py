@@ -35,7 +35,10 @@ SECTIONS = {
     "howto/decision.md": ("From a score to a decision", "From a score to a decision"),
 }
 """Pages that are sections of the README: title, and name of the section."""
-NOTEBOOKS = {f"notebooks/{name}.md": f"notebooks/{name}.ipynb" for name in ("quickstart", "guard")}
+NOTEBOOKS = {
+    f"notebooks/{path.stem}.md": f"notebooks/{path.name}"
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
 """Pages that are notebooks, with the outputs that are stored in them."""
 MADE_OF = dict.fromkeys(SECTIONS, "README.md") | NOTEBOOKS
 GUARD = {

@@ -8,6 +8,7 @@ import tomllib
 import numpy as np
 import pytest
 
+import isounc
 from isounc.estimates.links import LINK_MOMENTS
 from isounc.sampling.drivers import DRIVERS
 from isounc.sampling.kernels import SAMPLERS
@@ -67,6 +68,45 @@ def holds_references(names):
     assert names["grid"].var.shape == (441, 1)
 
 
+def holds_own_problem(names):
+    assert set(np.unique(names["problem"].y)) == {0, 1}
+    again = isounc.make_problem("stripes", n=40, seed=3)
+    np.testing.assert_array_equal(again.X, names["problem"].X)
+    # The studies take the name, where it is registered.
+    options = ["--problems", "stripes", "--widths", "8", "--dry-run", "--cache", ""]
+    with pytest.raises(SystemExit) as ended:
+        names["main"](["scaling", *options])
+    assert ended.value.code == 0
+
+
+def holds_own_estimator(names):
+    mine, whole = names["mine"].epistemic, names["whole"].epistemic
+    assert (mine > 0).all() and (mine < whole).mean() > 0.9
+
+
+def holds_own_likelihood(names):
+    # E[exp(f)] exceeds exp(f) at the MAP; both are rates of the same counts.
+    assert (names["estimate"].epistemic > 0).all() and names["point"].passed
+    np.testing.assert_allclose(names["estimate"].prob[4], np.exp(0.4), rtol=0.5)
+
+
+def holds_own_sampler(names):
+    walked, moved = names["walked"], names["moved"]
+    assert (walked.sampler, moved.sampler) == ("random_walk", "hmc") and moved.gate.passed
+    # The same posterior, as far as the walk's own effective sample size says.
+    for region, moments in moved.regions.items():
+        error = np.abs(walked.regions[region].mean - moments.mean)
+        sd = np.sqrt(moments.var / walked.gate.ess_bulk_min)
+        assert (error < 5 * sd).all()
+
+
+def holds_own_study(names):
+    assert len(isounc.runs.load("runs/before").names()) == 6
+    assert len(isounc.runs.load("runs/growing").names()) == 4
+    with pytest.raises(ValueError, match="num_seeds: 3 in the folder, 4 asked for"):
+        names["run_study"](names["STUDY"], names["Settings"](out="runs/before", num_seeds=4))
+
+
 def holds_readme(names):
     assert names["posterior"].gate.passed and names["guard"].certificate.num_calibration == 200
     assert names["sq_norm"].shape == (8,)
@@ -77,6 +117,11 @@ HOLDS = {
     "docs/index.md": holds_index,
     "docs/howto/own-data.md": holds_own_data,
     "docs/howto/own-model.md": holds_own_model,
+    "docs/howto/own-problem.md": holds_own_problem,
+    "docs/howto/own-estimator.md": holds_own_estimator,
+    "docs/howto/own-likelihood.md": holds_own_likelihood,
+    "docs/howto/own-sampler.md": holds_own_sampler,
+    "docs/howto/own-study.md": holds_own_study,
     "docs/howto/references.md": holds_references,
 }
 """What the names that a page leaves must be."""
