@@ -1,10 +1,12 @@
 """Code blocks of Markdown pages: found, run in order, and their commands taken apart.
 
-Three kinds of HTML comments, which no reader sees, say what a page cannot show:
+HTML comments, which no reader sees, say what a page cannot show:
 
-    <!-- given:            code that makes what a reader has already: data, a model of one's own
-    CODE -->
-    <!-- not run: WHY -->  the next block does not run in the tests, and why
+    <!-- given:                   code that makes what a reader has already: data, a model
+    CODE
+    -->
+    <!-- not run: WHY -->         the next block does not run in the tests, and why
+    <!-- needs: MODULE; NOTE -->  it runs where this module is installed; with what it was checked
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,8 @@ PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob(
 _PART = re.compile(
     r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$"
     r"|^<!-- given:\n(?P<given>.*?)^-->$"
-    r"|^<!-- not run: (?P<reason>[^\n]+?) -->$",
+    r"|^<!-- not run: (?P<reason>[^\n]+?) -->$"
+    r"|^<!-- needs: (?P<needs>\w+); (?P<note>[^\n]+?) -->$",
     re.DOTALL | re.MULTILINE,
 )
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
@@ -37,26 +41,32 @@ class Block(NamedTuple):
     """Its text."""
     line: int
     """Line of the page before its first one."""
-    reason: str
+    reason: str = ""
     """Why it is not run; empty for a block that is."""
+    needs: str = ""
+    """A module of another library that it needs; empty for none."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is run here."""
+        return not self.reason and (not self.needs or find_spec(self.needs) is not None)
 
 
 def blocks(page: str) -> list[Block]:
     """The blocks of a page from top to bottom."""
-    text, found, reason = (ROOT / page).read_text(encoding="utf-8"), [], ""
+    text, found, about = (ROOT / page).read_text(encoding="utf-8"), [], {}
     for part in _PART.finditer(text):
-        if part["reason"]:
-            assert not reason, f"{page}: a reason without a block"
+        if part["reason"] or part["needs"]:
             between = text[part.end() :].lstrip("\n")
             assert between.startswith("```"), f"{page}: a block must follow {part[0]}"
-            reason = part["reason"]
+            about = {"reason": part["reason"] or "", "needs": part["needs"] or ""}
             continue
         language, code = part["language"], part["code"]
         if part["given"] is not None:
             language, code = "given", part["given"]
         line = text.count("\n", 0, part.start()) + 1
-        found.append(Block(language, code, line, reason))
-        reason = ""
+        found.append(Block(language, code, line, **about))
+        about = {}
     return found
 
 
@@ -81,7 +91,7 @@ def run(page: str, replaced: Mapping[str, str] | None = None) -> dict[str, Any]:
         if block.language == "text" and printed is not None:
             same_output(block.code, printed)
         printed = None
-        if block.language not in ("python", "given") or block.reason:
+        if block.language not in ("python", "given") or not block.runs:
             continue
         code = block.code
         for old, new in (replaced or {}).items():

@@ -19,6 +19,11 @@ ELSEWHERE = {"docs/serve.md"}
 """Pages whose Python blocks need a service and run in tests/serve/test_page.py."""
 NOT_RUN: dict[str, list[str]] = {}
 """Blocks that do not run, by page: the reasons that the page gives."""
+NEEDS = {
+    "docs/coming-from/laplace-torch.md": ["laplace"] * 2,
+    "docs/coming-from/opacus.md": ["opacus"] * 2,
+}
+"""Blocks that run where another library is installed, by page."""
 TOOLS = {"mkdocs", "pre-commit", "pyright", "pytest", "lint-imports", "ruff"}
 """Commands of the development tools, after `uv run`."""
 WITH_PYTHON = [
@@ -142,6 +147,8 @@ def test_every_block_runs_or_says_why_not():
     assert {page: found - others for page, found in languages.items() if found - others} == {}
     reasons = {page: [b.reason for b in blocks(page) if b.reason] for page in PAGES}
     assert {page: found for page, found in reasons.items() if found} == NOT_RUN
+    needs = {page: [b.needs for b in blocks(page) if b.needs] for page in PAGES}
+    assert {page: found for page, found in needs.items() if found} == NEEDS
     # Text is the output of the block before it, which `run` compares.
     for page in PAGES:
         kinds = [b.language for b in blocks(page)]
