@@ -21,6 +21,7 @@ NOT_RUN: dict[str, list[str]] = {}
 """Blocks that do not run, by page: the reasons that the page gives."""
 NEEDS = {
     "docs/coming-from/laplace-torch.md": ["laplace"] * 2,
+    "docs/coming-from/lm-polygraph.md": ["lm_polygraph"],
     "docs/coming-from/opacus.md": ["opacus"] * 2,
 }
 """Blocks that run where another library is installed, by page."""
