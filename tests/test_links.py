@@ -18,7 +18,7 @@ from tests.pages import ROOT
 
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    *(path for folder in ("docs", "results", "isounc", "notebooks", "tests") for path in
+    *(path for folder in ("docs", "results", "isounc", "notebooks", "packages", "tests") for path in
       sorted((ROOT / folder).rglob("*.md")) + sorted((ROOT / folder).rglob("*.ipynb"))),
 ]  # fmt: skip
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
