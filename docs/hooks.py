@@ -24,6 +24,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+FOR_TESTS = re.compile(r"^<!-- (?:given|needs|not run):.*?-->\n+", re.DOTALL | re.MULTILINE)
+"""Comments that tell the tests how to run a block."""
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 TAKEN = (".png", ".csv", ".json")
 """Kinds of files beside pages that are copied to the site where a page links to them."""
@@ -100,6 +102,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.src_uri.startswith("cli/"):
         return markdown
     here = MADE_OF.get(page.file.src_uri) or place_of(page.file)
+    markdown = FOR_TESTS.sub("", markdown)
     if here.startswith("docs/") and "<!-- claims -->" in markdown:
         front = (ROOT / "README.md").read_text(encoding="utf-8")
         table = front.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
