@@ -15,6 +15,8 @@ import contextlib
 import io
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,8 +87,9 @@ def run(page: str, replaced: Mapping[str, str] | None = None) -> dict[str, Any]:
     dict
         The names that they leave.
     """
-    names: dict[str, Any] = {"__name__": "page"}
-    printed = None
+    module = types.ModuleType(f"page {page}")
+    sys.modules[module.__name__] = module  # where dataclasses look their annotations up
+    names, printed = vars(module), None
     for block in blocks(page):
         if block.language == "text" and printed is not None:
             same_output(block.code, printed)
@@ -99,7 +102,7 @@ def run(page: str, replaced: Mapping[str, str] | None = None) -> dict[str, Any]:
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             # A traceback then has the page's own lines.
-            exec(compile("\n" * block.line + code, page, "exec"), names)
+            exec(compile("\n" * block.line + code, page, "exec", dont_inherit=True), names)
         printed = said.getvalue()
     return names
 
