@@ -111,7 +111,7 @@ def holds_own_sampler(names):
 
 def holds_own_study(names):
     assert len(isounc.runs.load("runs/before").names()) == 6
-    assert len(isounc.runs.load("runs/growing").names()) == 4
+    assert len(isounc.runs.load("runs/growing").names()) == 2
     with pytest.raises(ValueError, match="num_seeds: 3 in the folder, 4 asked for"):
         names["run_study"](names["STUDY"], names["Settings"](out="runs/before", num_seeds=4))
 

@@ -41,7 +41,7 @@ PRINTED = {
     ),
 }
 """What each notebook prints, as regular expressions."""
-LONG = {"language_model"}
+LONG = {"language_model", "reading_a_curve"}
 """Notebooks that run only where ISOUNC_SLOW=1 is set."""
 MOST_OF_AN_IMAGE = {"quickstart": 220_000}
 """Characters of the largest image that is committed; others have 80 000, a PNG of 60 kB."""
