@@ -32,7 +32,8 @@ MOST_BYTES = 5_000_000
 """Largest wheel of isounc."""
 PYTHONS = ("3.11", "3.12", "3.13")
 EXTRAS = ("arviz", "bank", "guard", "llm", "serve")
-"""Extras that are checked: the others need an accelerator, or bring tools alone."""
+"""Extras that are checked: the others need an accelerator or a cluster, or bring
+tools alone."""
 TOOLS = ("beartype", "equinox", "httpx", "hypothesis", "openai", "pytest", "pytest-xdist")
 """Distributions of the development group that the tests below need."""
 TESTS = (
