@@ -42,6 +42,7 @@ MOST_COLUMNS = 1000
 """Columns that a CSV file may have."""
 SPARE = 64 * MEGABYTE
 """What the arrays of an npz file may hold beyond the size of the file, without being asked."""
+_NESTING = (list, dict, tuple)
 
 
 @contextlib.contextmanager
@@ -228,13 +229,13 @@ def parse_json(
 
 def _check_depth(value: Any, what: str) -> None:
     # Level by level: what recurses over a value later must not meet one that is too deep for it.
-    level = [value] if isinstance(value, list | dict | tuple) else []
+    level = [value] if isinstance(value, _NESTING) else []
     for _ in range(MOST_DEPTH):
         level = [
             item
             for parent in level
             for item in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(item, list | dict | tuple)
+            if isinstance(item, _NESTING)
         ]
     if level:
         raise _too_deep(what)

@@ -14,7 +14,7 @@ import importlib
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
@@ -164,18 +164,21 @@ def run_study(study: Study[S], settings: S) -> bool:
     stored = stored_settings(settings, (*study.views, *study.growing))
     folder = RunFolder.open(out, stored, study=study.name)
     study.prepare(settings, folder)
+    groups, num_there = unfinished(groups, folder.untouched(), separable=study.separable)
+    if num_there:
+        print(f"{num_there} {study.unit} are there already.", flush=True)
     share = MEMORY_SHARE * process.machine_mebibytes()
     work = functools.partial(
         compute_group,
         evaluate=study.evaluate,
         separable=study.separable,
         settings=settings,
-        open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
+        open_folder=functools.partial(RunFolder.join, out, stored),
         most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
     )
-    if executor == "processes":  # while they compute, this process has nothing to do
+    if groups and executor == "processes":  # while they compute, this process has nothing to do
         threading.Thread(target=_import_what_draws, daemon=True).start()
-    sessions = run_groups(groups, work, executor=executor, workers=workers)
+    sessions = run_groups(groups, work, executor=executor, workers=workers) if groups else []
     open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
     folder.write_info(provenance() | {"views": open_settings})
     report, page = _write_report(study, folder, settings)
@@ -201,6 +204,33 @@ def run_study(study: Study[S], settings: S) -> bool:
         f"Report: {page}"
     )
     return report.passed
+
+
+def unfinished(
+    groups: Sequence[Group], there: Collection[str], *, separable: bool
+) -> tuple[list[Group], int]:
+    """The part of a plan that is to be computed, and the number of cells that are not.
+
+    Parameters
+    ----------
+    there
+        Names of the records that are whole.
+    separable
+        Whether the cells of a batch may be computed without the others; see `Study`.
+    """
+    left: list[Group] = []
+    num_there = 0
+    for group in groups:
+        batches = []
+        for batch in group:
+            missing = tuple(cell for cell in batch.cells if cell.name not in there)
+            if separable or not missing:
+                num_there += len(batch.cells) - len(missing)
+            if missing:
+                batches.append(batch._replace(cells=missing) if separable else batch)
+        if batches:
+            left.append(tuple(batches))
+    return left, num_there
 
 
 def report_run(study: Study[S], folder: RunFolder) -> bool:
