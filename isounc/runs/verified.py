@@ -111,10 +111,16 @@ def add_to_list(folder: Path, run: str, lines: Iterable[tuple[str, Stamp, bytes 
         f"{what if isinstance(what, str) else hashlib.sha256(what).hexdigest()} {name}\n"
         for name, stamp, what in lines
     )
-    with contextlib.suppress(OSError), open(folder / LIST_NAME, "ab") as file:
-        # A kill may have left a line without its end.
-        begin = "\n" if file.tell() and not _ends_with_newline(folder / LIST_NAME) else ""
-        file.write((begin + text).encode())
+    path = folder / LIST_NAME
+    # A run of others may have a link here, which leads out of it, or a pipe, which would wait.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return
+    with contextlib.suppress(OSError), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill has left a line without its end
+                text = "\n" + text
+        file.write(text.encode())
 
 
 def _prefix(run: str) -> str:
@@ -123,9 +129,3 @@ def _prefix(run: str) -> str:
 
 def _stamp(npz: os.stat_result, described: os.stat_result) -> Stamp:
     return npz.st_size, npz.st_mtime_ns, described.st_size, described.st_mtime_ns
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
