@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 
@@ -141,17 +142,22 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(files: Mapping[Path, bytes], what: str) -> None:
+def write_atomic(files: Mapping[Path, bytes | IO[bytes]], what: str) -> None:
     """Replace files so that a reader, or a kill, sees the old or the new bytes of each.
 
-    All are on disk before the first is renamed, so a disk that fills up changes none of them.
+    All are on disk before the first is renamed, so a disk that fills up changes none of them. Of a
+    file in place of bytes the rest is copied.
     """
     staged = {path.with_name(TEMPORARY_PREFIX + secrets.token_hex(8)): path for path in files}
     try:
         with explained(f"{what} in {next(iter(files)).parent}"):
             for temporary, path in staged.items():
                 with open(temporary, "xb") as file:
-                    file.write(files[path])
+                    content = files[path]
+                    if isinstance(content, bytes):
+                        file.write(content)
+                    else:
+                        shutil.copyfileobj(content, file, 2**20)
                     file.flush()
                     os.fsync(file.fileno())
             for temporary, path in staged.items():

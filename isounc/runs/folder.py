@@ -28,7 +28,7 @@ import hashlib
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +235,13 @@ class RunFolder(RunTables):
         """
         return self._untouched(verified.scan(self.path / "cells"))
 
-    def records(self, *, with_arrays: bool = True, prefix: str = "") -> Iterator[Record]:
+    def records(
+        self,
+        *,
+        with_arrays: bool = True,
+        prefix: str = "",
+        key: Callable[[str], Any] | None = None,
+    ) -> Iterator[Record]:
         """Every record that verifies, in the order of names.
 
         Parameters
@@ -245,13 +251,14 @@ class RunFolder(RunTables):
             was whole and has not been touched since.
         prefix
             Beginning of the names of those that are asked for.
+        key
+            Sorts the names in another way, as in `sorted`.
         """
         listed = verified.read_list(self.path, self._digest)
         new: list[tuple[str, verified.Stamp, str]] = []
         try:
-            for name in verified.scan(self.path / "cells"):
-                if not name.startswith(prefix):
-                    continue
+            there = (n for n in verified.scan(self.path / "cells") if n.startswith(prefix))
+            for name in sorted(there, key=key):
                 found = self._read(name, with_arrays=with_arrays, listed=listed)
                 if found is None:
                     continue

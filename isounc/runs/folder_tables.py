@@ -43,7 +43,7 @@ class RunTables:
     def write_table(
         self,
         name: str,
-        rows: pandas.DataFrame | Iterable[Mapping[str, Any]],
+        rows: pandas.DataFrame | Iterable[Mapping[str, Any]] | csv_tables.Encoder,
         columns: Sequence[str],
     ) -> None:
         """Write a table as CSV, and into `info.json` which of its columns hold text.
@@ -55,7 +55,8 @@ class RunTables:
         name
             File name, such as `results.csv`.
         rows
-            A DataFrame, or mappings from column to number, truth value or text.
+            A DataFrame, or mappings from column to number, truth value or text; or both as an
+            `isounc.runs.csv_tables.Encoder` has gathered them.
         columns
             Columns of the file, in order.
 
@@ -69,12 +70,14 @@ class RunTables:
         """
         self._require_writable()
         check_name(name, _TABLE, "table name", "look like results.csv")
-        data, text_columns = csv_tables.table_bytes(rows, columns, name=name)
+        table = csv_tables.encoded(rows, columns, name=name)
         with locked(self.path, create=True):
             described = self._read_description()
-            described["text_columns"][name] = text_columns
+            described["text_columns"][name] = table.text_columns
             content = values.json_bytes(values.encode(described, "info.json"))
-            files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
+            files.write_atomic(
+                {self.path / name: table.open(), self.path / "info.json": content}, name
+            )
             (self.path / f"{name}.gz").unlink(missing_ok=True)  # of an earlier state
 
     def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from isounc.runs import process
 from isounc.runs.compute import Say, compute_group
+from isounc.runs.csv_tables import Encoder
 from isounc.runs.executors import Batch, Group, run_groups
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table, write_page
@@ -55,8 +56,8 @@ class TableFile(NamedTuple):
 
     columns: Sequence[str]
     """Headings."""
-    rows: Sequence[Mapping[Any, Any]]
-    """Rows; a missing key is an empty cell."""
+    rows: Sequence[Mapping[Any, Any]] | Encoder
+    """Rows; a missing key is an empty cell. Those of a long table may be encoded already."""
 
 
 class Report(NamedTuple):
