@@ -1,8 +1,8 @@
-"""Synthetic finished cells: the records of a run again under other seeds, byte for byte as isounc writes.
+"""Synthetic finished cells: the records of a run again under other names, byte for byte as isounc writes.
 
 Writing a hundred thousand records by `RunFolder.write` would take an hour, most of which is to encode
-the same rows again. A record of a seed is therefore a text in which the seed, the name and the checksum
-of the meta are put in; `tests/test_scale.py` holds it against what `RunFolder.write` writes.
+the same rows again. A record is therefore a text in which its name, its seed and the checksum of its
+meta are put in; `tests/runs/test_many_cells.py` holds it against what `RunFolder.write` writes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from isounc.runs import record_files, values, verified
 from isounc.runs.folder import Record, RunFolder
@@ -26,63 +26,76 @@ _MOST_LINKS = 10_000
 
 
 class Template:
-    """A record whose seed is open."""
+    """A record whose number (its seed, say) is open."""
 
-    def __init__(self, record: Record, run: str):
-        """Make a template of a record with a cell, of the run of digest `run`."""
-        meta = copy.deepcopy(record.meta)
-        meta["cell"]["seed"] = _SEED
-        for row in meta["rows"]:
-            row["seed"] = _SEED
-        self.stem = record.name.removesuffix(f"-seed{record.meta['cell']['seed']}")
+    def __init__(self, record: Record, run: RunFolder, pattern: str):
+        """Make a template.
+
+        Parameters
+        ----------
+        record
+            A record; if it has a cell and rows with a seed, the number is put there, too.
+        run
+            The run that the records are to belong to.
+        pattern
+            Name of a record, with the number as in `str.format`.
+        """
+        meta: dict[str, Any] = copy.deepcopy(record.meta)
+        for part in (meta.get("cell"), *meta.get("rows", ())):
+            if part and "seed" in part:
+                part["seed"] = _SEED
+        self.pattern = pattern
         encoded = values.encode(meta, "meta")
         self._sorted = json.dumps(encoded, sort_keys=True)
-        self.npz, described = record_files.record_bytes(_NAME, meta, record.arrays, run)
-        known = {"meta_sha256": values.json_digest(encoded)}
-        self._text = described.decode().replace(known["meta_sha256"], _SHA256)
+        self.npz, described = record_files.record_bytes(_NAME, meta, record.arrays, digest(run))
+        self._text = described.decode().replace(values.json_digest(encoded), _SHA256)
 
-    def name(self, seed: int) -> str:
-        """Name of the record of a seed."""
-        return f"{self.stem}-seed{seed}"
+    def name(self, number: int) -> str:
+        """Name of the record of a number."""
+        return self.pattern.format(number)
 
-    def described(self, seed: int) -> bytes:
-        """The JSON file of the record of a seed."""
-        digest = hashlib.sha256(self._sorted.replace(str(_SEED), str(seed)).encode()).hexdigest()
-        text = self._text.replace(str(_SEED), str(seed)).replace(_SHA256, digest)
-        return text.replace(_NAME, self.name(seed)).encode()
+    def described(self, number: int) -> bytes:
+        """The JSON file of the record of a number."""
+        meta = self._sorted.replace(str(_SEED), str(number))
+        sha256 = hashlib.sha256(meta.encode()).hexdigest()
+        text = self._text.replace(str(_SEED), str(number)).replace(_SHA256, sha256)
+        return text.replace(_NAME, self.name(number)).encode()
+
+
+def digest(run: RunFolder) -> str:
+    """The digest of the settings of a run, which its records have."""
+    return values.json_digest(values.encode(run.settings, "settings"))
 
 
 def fill(
-    run: RunFolder, templates: Sequence[Template], seeds: Iterable[int], *, linked: bool
-) -> Iterator[int]:
-    """Write the records of many seeds into a run, each from one of the templates of its place.
+    run: RunFolder, templates: Sequence[Template], numbers: Iterable[int], *, linked: bool
+) -> int:
+    """Write a record of each number for each pattern of the templates into a run.
 
-    Templates of the same stem take turns. Files are not synced to the disk, and the list of verified
-    records gets its lines as if each had been written by `RunFolder.write`.
+    Templates of the same pattern take turns. Files are not synced to the disk, and the list of
+    verified records gets its lines as if each had been written by `RunFolder.write`.
 
     Parameters
     ----------
     linked
         Whether files of arrays are links to those of an earlier record, which spares the disk.
 
-    Yields
-    ------
+    Returns
+    -------
     int
-        Bytes of the JSON files of a seed.
+        Bytes of the JSON files.
     """
-    by_stem: dict[str, list[Template]] = {}
+    by_pattern: dict[str, list[Template]] = {}
     for template in templates:
-        by_stem.setdefault(template.stem, []).append(template)
-    cells = run.path / "cells"
+        by_pattern.setdefault(template.pattern, []).append(template)
+    cells, of_run = run.path / "cells", digest(run)
     links: dict[int, tuple[Path, int]] = {}
-    digest = values.json_digest(values.encode(run.settings, "settings"))
-    for i, seed in enumerate(seeds):
-        size, lines = 0, []
-        for of_stem in by_stem.values():
-            template = of_stem[i % len(of_stem)]
-            content = template.described(seed)
-            path = cells / f"{template.name(seed)}.json"
-            arrays = cells / f"{template.name(seed)}.npz"
+    total, lines = 0, []
+    for i, number in enumerate(numbers):
+        for alike in by_pattern.values():
+            template = alike[i % len(alike)]
+            name, content = template.name(number), template.described(number)
+            arrays, described = cells / f"{name}.npz", cells / f"{name}.json"
             source, count = links.get(id(template), (arrays, _MOST_LINKS))
             if linked and count < _MOST_LINKS:
                 os.link(source, arrays)
@@ -90,15 +103,10 @@ def fill(
             else:
                 arrays.write_bytes(template.npz)
                 links[id(template)] = arrays, 1
-            path.write_bytes(content)
-            stamp = verified.stamp_of(arrays, path)
+            described.write_bytes(content)
+            stamp = verified.stamp_of(arrays, described)
             assert stamp is not None
-            lines.append((template.name(seed), stamp, content))
-            size += len(content)
-        verified.add_to_list(run.path, digest, lines)
-        yield size
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder of many records."""
-    shutil.rmtree(folder, ignore_errors=True)
+            lines.append((name, stamp, hashlib.sha256(content).hexdigest()))
+            total += len(content)
+    verified.add_to_list(run.path, of_run, lines)
+    return total
