@@ -60,7 +60,7 @@ def resume(name: str, path: str, settings: Any) -> dict[str, float]:
     groups = STUDIES[name][0].plan(settings)
     planned = time.perf_counter() - begun
     run = open_run(name, path, settings)
-    left, num_there = unfinished(groups, run.untouched(), separable=STUDIES[name][0].separable)
+    left, num_there = unfinished(groups, run.untouched, separable=STUDIES[name][0].separable)
     if left:
         sys.exit(f"error: {path} lacks cells; {num_there} are there")
     return {"cells": num_there, "plan_seconds": planned}

@@ -69,12 +69,17 @@ class RunFolder(RunTables):
         Name of the study whose run it is; empty for a run that does not say.
     writable
         False after `RunFolder.load`: nothing is written, moved or locked into being.
+    untouched
+        Names of the records that were whole, and whose files nobody had touched since, when
+        `RunFolder.open` opened the run. Nothing is read for it but the list of such records and the
+        sizes and times of files: what keeps both (a failing disk) is found when a record is read.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, writable: bool, study: str = ""):
         super().__init__(path, writable=writable)
         self.settings = settings
         self.study = study
+        self.untouched: set[str] = set()
         self._digest = values.json_digest(values.encode(settings, "settings"))
 
     @classmethod
@@ -119,7 +124,8 @@ class RunFolder(RunTables):
                 files.remove_stale(path, path / "cells")
         run = cls(path, stored, writable=True, study=study)
         there = verified.scan(path / "cells")
-        for name in there.keys() - run._untouched(there):  # now, not hours into the run
+        run.untouched = run._untouched(there)
+        for name in there.keys() - run.untouched:  # now, not hours into the run
             run._refuse_newer(name)
         return run
 
@@ -226,14 +232,6 @@ class RunFolder(RunTables):
         """Sorted names of the records with both halves present, which are not verified."""
         there = verified.scan(self.path / "cells")
         return [name for name, halves in there.items() if all(halves)]
-
-    def untouched(self) -> set[str]:
-        """Names of the records that were whole, and whose files have not been touched since.
-
-        Nothing is read but the list of them and the sizes and times of the files: a change that
-        keeps both (by a failing disk, say) is found when the record is read.
-        """
-        return self._untouched(verified.scan(self.path / "cells"))
 
     def records(
         self,

@@ -165,7 +165,7 @@ def run_study(study: Study[S], settings: S) -> bool:
     stored = stored_settings(settings, (*study.views, *study.growing))
     folder = RunFolder.open(out, stored, study=study.name)
     study.prepare(settings, folder)
-    groups, num_there = unfinished(groups, folder.untouched(), separable=study.separable)
+    groups, num_there = unfinished(groups, folder.untouched, separable=study.separable)
     if num_there:
         print(f"{num_there} {study.unit} are there already.", flush=True)
     share = MEMORY_SHARE * process.machine_mebibytes()

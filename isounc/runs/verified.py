@@ -27,8 +27,9 @@ MOST_BYTES = 2**28
 RECORD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
 """Names of records."""
 
-Stamp = tuple[int, int, int, int]
-"""Size and time of change of the npz file, then of the JSON file; times are in nanoseconds."""
+Stamp = str
+"""Size and time of change of the npz file, then of the JSON file, as a line of the list has them; times
+are in nanoseconds."""
 
 
 class Line(NamedTuple):
@@ -60,14 +61,15 @@ class Halves(NamedTuple):
 
 def scan(cells: Path) -> dict[str, Halves]:
     """Records in a folder by name, in the order of names; the folder is listed once."""
-    halves: dict[str, Halves] = {}
+    found: dict[str, dict[str, os.DirEntry[str]]] = {"npz": {}, "json": {}}
     with contextlib.suppress(FileNotFoundError), os.scandir(cells) as entries:
         for entry in entries:
             stem, _, ending = entry.name.rpartition(".")
-            if ending in ("npz", "json") and RECORD_NAME.fullmatch(stem):
-                before = halves.get(stem, Halves(None, None))
-                halves[stem] = before._replace(**{ending: entry})
-    return dict(sorted(halves.items()))
+            if ending in found:
+                found[ending][stem] = entry
+    arrays, described = found["npz"], found["json"]
+    names = sorted(name for name in arrays.keys() | described if RECORD_NAME.fullmatch(name))
+    return {name: Halves(arrays.get(name), described.get(name)) for name in names}
 
 
 def stamp_of(npz: Path, described: Path) -> Stamp | None:
@@ -94,9 +96,8 @@ def read_list(folder: Path, run: str) -> dict[str, Line]:
         if not line.startswith(prefix):
             continue
         with contextlib.suppress(ValueError):  # torn, or of other things
-            *numbers, sha256, name = line[len(prefix) :].split(" ")
-            npz_size, npz_time, json_size, json_time = map(int, numbers)
-            found[name] = Line((npz_size, npz_time, json_size, json_time), sha256)
+            stamp, sha256, name = line[len(prefix) :].rsplit(" ", 2)
+            found[name] = Line(stamp, sha256)
     return found
 
 
@@ -107,8 +108,7 @@ def add_to_list(folder: Path, run: str, lines: Iterable[tuple[str, Stamp, bytes 
     """
     prefix = _prefix(run)
     text = "".join(
-        f"{prefix}{' '.join(map(str, stamp))} "
-        f"{what if isinstance(what, str) else hashlib.sha256(what).hexdigest()} {name}\n"
+        f"{prefix}{stamp} {what if isinstance(what, str) else hashlib.sha256(what).hexdigest()} {name}\n"
         for name, stamp, what in lines
     )
     path = folder / LIST_NAME
@@ -128,4 +128,4 @@ def _prefix(run: str) -> str:
 
 
 def _stamp(npz: os.stat_result, described: os.stat_result) -> Stamp:
-    return npz.st_size, npz.st_mtime_ns, described.st_size, described.st_mtime_ns
+    return f"{npz.st_size} {npz.st_mtime_ns} {described.st_size} {described.st_mtime_ns}"
