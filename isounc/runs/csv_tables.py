@@ -6,8 +6,9 @@ import csv
 import io
 import math
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from isounc import untrusted
 
@@ -39,7 +40,7 @@ class Encoder:
         self.num_rows = 0
         self._known = frozenset(columns)
         self._with_text: set[str] = set()
-        self._file = tempfile.SpooledTemporaryFile(MOST_IN_MEMORY)
+        self._file: io.BufferedIOBase = io.BytesIO()
         self._write([tuple(columns)])
 
     @property
@@ -50,7 +51,7 @@ class Encoder:
     @property
     def size(self) -> int:
         """Bytes of the table."""
-        return self._file.tell()
+        return self._file.seek(0, io.SEEK_END)
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows. Floats keep 6 significant digits; None, NaN and NA are empty.
@@ -81,10 +82,10 @@ class Encoder:
         self.num_rows += len(rows)
         self._write(zip(*columns, strict=True))
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> io.BufferedIOBase:
         """The bytes of the table, at their beginning."""
         self._file.seek(0)
-        return self._file  # type: ignore[return-value]
+        return self._file
 
     def _cells(self, values: list[Any], kinds: set[type], where: str) -> list[str]:
         """Texts of a column; most have one kind of value, and a call for each takes long."""
@@ -107,6 +108,11 @@ class Encoder:
         csv.writer(text, lineterminator="\n").writerows(rows)
         self._file.seek(0, io.SEEK_END)
         self._file.write(text.getvalue().encode())
+        if isinstance(self._file, io.BytesIO) and self._file.tell() > MOST_IN_MEMORY:
+            file = tempfile.TemporaryFile()
+            weakref.finalize(self, file.close)
+            file.write(self._file.getvalue())
+            self._file = file
 
 
 def encoded(

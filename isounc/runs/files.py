@@ -7,12 +7,13 @@ The module `folder` decides what a run holds, `values` how a value is encoded, `
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock
 
@@ -142,7 +143,7 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(files: Mapping[Path, bytes | IO[bytes]], what: str) -> None:
+def write_atomic(files: Mapping[Path, bytes | io.BufferedIOBase], what: str) -> None:
     """Replace files so that a reader, or a kill, sees the old or the new bytes of each.
 
     All are on disk before the first is renamed, so a disk that fills up changes none of them. Of a
