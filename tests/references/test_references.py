@@ -23,9 +23,9 @@ from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian
 from isounc.references.quadrature import logistic_by_quadrature
-from isounc.runs.values import json_digest, pack
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
+from isounc.runs.values import json_digest, pack
 from isounc.sampling.moments import Moments
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.bank import cell
