@@ -19,7 +19,7 @@ from typing import Any
 from isounc.runs import process
 from isounc.runs.folder import RunFolder
 from isounc.runs.settings import stored_settings
-from isounc.runs.study import Study, report_run, unfinished
+from isounc.runs.study import Study, remaining, report_run
 from isounc.studies.calibration.settings import PRESETS as CALIBRATION
 from isounc.studies.calibration.study import STUDY as CALIBRATION_STUDY
 from isounc.studies.scaling.settings import PRESETS as SCALING
@@ -60,7 +60,7 @@ def resume(name: str, path: str, settings: Any) -> dict[str, float]:
     groups = STUDIES[name][0].plan(settings)
     planned = time.perf_counter() - begun
     run = open_run(name, path, settings)
-    left, num_there = unfinished(groups, run.untouched, separable=STUDIES[name][0].separable)
+    left, num_there = remaining(groups, run.untouched, separable=STUDIES[name][0].separable)
     if left:
         sys.exit(f"error: {path} lacks cells; {num_there} are there")
     return {"cells": num_there, "plan_seconds": planned}
