@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
@@ -42,6 +43,7 @@ MOST_COLUMNS = 1000
 """Columns that a CSV file may have."""
 SPARE = 64 * MEGABYTE
 """What the arrays of an npz file may hold beyond the size of the file, without being asked."""
+_NESTING = (list, dict, tuple)
 
 
 @contextlib.contextmanager
@@ -228,13 +230,13 @@ def parse_json(
 
 def _check_depth(value: Any, what: str) -> None:
     # Level by level: what recurses over a value later must not meet one that is too deep for it.
-    level = [value] if isinstance(value, list | dict | tuple) else []
+    level = [value] if isinstance(value, _NESTING) else []
     for _ in range(MOST_DEPTH):
         level = [
             item
             for parent in level
             for item in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(item, list | dict | tuple)
+            if isinstance(item, _NESTING)
         ]
     if level:
         raise _too_deep(what)
@@ -332,16 +334,16 @@ def parse_npz(data: bytes, what: str, *, most: int | None = None) -> dict[str, n
 
 def _array(content: bytearray, what: str) -> np.ndarray:
     """The array in the content of an npy file, whose header must tell its size."""
-    head = io.BytesIO(content[: 2**16])
-    version = npy_format.read_magic(head)
-    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in readers:
+    version = npy_format.read_magic(io.BytesIO(content[: npy_format.MAGIC_LEN]))
+    if version not in _HEADERS:
         raise Unreadable(f"{what} must be an array of format 1 or 2, got {version}")
-    shape, fortran, dtype = readers[version](head)
+    digits = slice(npy_format.MAGIC_LEN, npy_format.MAGIC_LEN + _HEADERS[version][0])
+    begin = digits.stop + int.from_bytes(content[digits], "little")
+    shape, fortran, dtype = _header(version, bytes(content[digits.start : min(begin, 2**16)]))
     if dtype.kind not in "biufcSUmM" or not dtype.itemsize:
         given = "Python objects" if dtype.hasobject else f"{dtype!s:.60}"
         raise Unreadable(f"{what} must be a plain array, got one of {given}")
-    size, begin = math.prod(shape) * dtype.itemsize, head.tell()
+    size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size != len(content) - begin:
         raise Unreadable(
             f"{what} must have the {size} bytes that its shape {shape!s:.60} and {dtype} make, got "
@@ -351,3 +353,18 @@ def _array(content: bytearray, what: str) -> np.ndarray:
         np.frombuffer(content, dtype, offset=begin) if size else np.empty(math.prod(shape), dtype)
     )
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+_HEADERS = {
+    (1, 0): (2, npy_format.read_array_header_1_0),
+    (2, 0): (4, npy_format.read_array_header_2_0),
+}
+"""Of each format of an npy file the bytes that hold the length of its header, and what reads it."""
+
+
+@functools.lru_cache(1024)
+def _header(
+    version: tuple[int, int], content: bytes
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type in the header of an npy file; records have the same again and again."""
+    return _HEADERS[version][1](io.BytesIO(content))

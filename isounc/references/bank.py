@@ -30,7 +30,7 @@ from isounc.fields import Unreadable
 from isounc.models import Model
 from isounc.references.export import number, table
 from isounc.references.reference import Reference, from_record
-from isounc.runs import files
+from isounc.runs import files, values
 from isounc.untrusted import reading
 
 _INFO = ".info.json"
@@ -108,9 +108,9 @@ def load(name: str, folder: str | Path | None = None) -> Reference:
     try:
         npz = _content(bank, f"{name}.npz")
         if hashlib.sha256(npz).hexdigest() != payload.get("sha256"):
-            raise files.Damaged(f"the checksum of {name}.npz does not match")
-        reference = from_record(name, payload["meta"], files.unpack(npz), payload["sha256"])
-    except (files.Damaged, Unreadable, OSError) as error:
+            raise values.Damaged(f"the checksum of {name}.npz does not match")
+        reference = from_record(name, payload["meta"], values.unpack(npz), payload["sha256"])
+    except (values.Damaged, Unreadable, OSError) as error:
         raise _damaged(name, error) from error
     if not reference.passed:
         warnings.warn(
@@ -134,17 +134,17 @@ def save(reference: Reference, folder: str | Path, *, overwrite: bool = False) -
     """
     folder = Path(folder)
     meta, arrays = reference.to_record()
-    encoded = files.encode(meta, "meta")
-    npz = files.pack(arrays, compress=True)
+    encoded = values.encode(meta, "meta")
+    npz = values.pack(arrays, compress=True)
     payload = {
         "name": reference.name,
         "sha256": hashlib.sha256(npz).hexdigest(),
-        "meta_sha256": files.json_digest(encoded),
+        "meta_sha256": values.json_digest(encoded),
         "meta": encoded,
     }
     contents = {
         folder / f"{reference.name}.npz": npz,
-        folder / (reference.name + _INFO): files.json_bytes(payload),
+        folder / (reference.name + _INFO): values.json_bytes(payload),
     }
     if not overwrite and any(
         path.exists() and path.read_bytes() != contents[path] for path in contents
@@ -230,14 +230,14 @@ def _names(bank: Traversable) -> tuple[str, ...]:
 def _info(bank: Traversable, name: str) -> dict[str, Any]:
     """The content of the info file, decoded and verified."""
     try:
-        payload = files.parse_json(_content(bank, name + _INFO), f"reference {name!r}")
+        payload = values.parse_json(_content(bank, name + _INFO), f"reference {name!r}")
         if payload.get("name") != name or not isinstance(payload.get("meta"), dict):
-            raise files.Damaged(f"{name}{_INFO} does not describe it")
-        if payload.get("meta_sha256") != files.json_digest(payload["meta"]):
-            raise files.Damaged(f"the checksum of the meta in {name}{_INFO} does not match")
-    except (files.Damaged, OSError) as error:
+            raise values.Damaged(f"{name}{_INFO} does not describe it")
+        if payload.get("meta_sha256") != values.json_digest(payload["meta"]):
+            raise values.Damaged(f"the checksum of the meta in {name}{_INFO} does not match")
+    except (values.Damaged, OSError) as error:
         raise _damaged(name, error) from error
-    return files.decode(payload)
+    return values.decode(payload)
 
 
 def _content(bank: Traversable, file: str) -> bytes:
@@ -245,7 +245,7 @@ def _content(bank: Traversable, file: str) -> bytes:
     path = bank.joinpath(file)
     content = files.bytes_or_none(path) if isinstance(path, Path) else path.read_bytes()
     if content is None:
-        raise files.Damaged(f"{file} is missing")
+        raise values.Damaged(f"{file} is missing")
     return content
 
 

@@ -117,7 +117,7 @@ def work_of(study: Any, settings: RunSettings, **options: Any) -> functools.part
         evaluate=study.evaluate,
         separable=study.separable,
         settings=settings,
-        open_folder=functools.partial(RunFolder.open, settings.out, stored, study=study.name),
+        open_folder=functools.partial(RunFolder.join, settings.out, stored),
         **options,
     )
 
@@ -148,7 +148,8 @@ def what_is_left(groups: Sequence[Group], folder: RunFolder, *, separable: bool)
     for group in groups:
         batches = []
         for batch in group:
-            cells = tuple(cell for cell in batch.cells if not folder.has(cell.name))
+            there = folder.untouched
+            cells = tuple(c for c in batch.cells if c.name not in there and not folder.has(c.name))
             if cells:
                 batches.append(batch._replace(cells=cells) if separable else batch)
         if batches:

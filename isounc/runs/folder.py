@@ -7,6 +7,7 @@ A run is a folder::
     cells/<name>.npz            arrays of one record: plain numbers, truth values or text
     cells/<name>.json           format_version, name, run, sha256 of the npz, meta_sha256, meta
     cells/damaged/              records that failed verification, kept for inspection
+    .verified                   which records are known to be whole; may be removed at any moment
     results.csv, summary.csv    tables; a published run has large ones as results.csv.gz
 
 Three rules keep a run readable after a kill, a crash or a full disk. Every file is written beside
@@ -16,32 +17,32 @@ record and never mixes two. Nothing is ever unpickled, so reading a run executes
 
 Several processes may write to one run. Whoever writes or opens it holds the advisory lock `.lock`,
 so a temporary file that is seen under the lock was left by a kill and is removed. On a file system
-without locks such files stay. The module `files` explains how values are encoded.
+without locks such files stay. The module `values` explains how values are encoded, and `verified`
+how a run of many records is resumed without reading them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import re
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from isounc.checks import check_kind, check_path
-from isounc.runs import files
-from isounc.runs.files import Damaged, locked
+from isounc.runs import files, record_files, values, verified
+from isounc.runs.files import locked
+from isounc.runs.folder_tables import DamagedRecordWarning, RunTables, check_name
 from isounc.runs.place import check_place, check_run
+from isounc.runs.values import Damaged
 
-if TYPE_CHECKING:
-    import pandas
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,199}")
-_TABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.csv")
+_HEAD = 64
+"""Bytes of a JSON file that have its format version, as isounc writes it."""
 
 
 class Record(NamedTuple):
@@ -55,11 +56,7 @@ class Record(NamedTuple):
     """Numeric, boolean or text arrays by name; a name may have slashes (`"test/X"`)."""
 
 
-class DamagedRecordWarning(UserWarning):
-    """A record or `info.json` failed verification and was not used."""
-
-
-class RunFolder:
+class RunFolder(RunTables):
     """A run on disk; made by `RunFolder.open` (read and write) or `RunFolder.load` (read only).
 
     Attributes
@@ -72,14 +69,18 @@ class RunFolder:
         Name of the study whose run it is; empty for a run that does not say.
     writable
         False after `RunFolder.load`: nothing is written, moved or locked into being.
+    untouched
+        Names of the records that were whole, and whose files nobody had touched since, when
+        `RunFolder.open` opened the run. Nothing is read for it but the list of such records and the
+        sizes and times of files: what keeps both (a failing disk) is found when a record is read.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, writable: bool, study: str = ""):
-        self.path = path
+        super().__init__(path, writable=writable)
         self.settings = settings
-        self.writable = writable
         self.study = study
-        self._digest = files.json_digest(files.encode(settings, "settings"))
+        self.untouched: set[str] = set()
+        self._digest = values.json_digest(values.encode(settings, "settings"))
 
     @classmethod
     def open(
@@ -106,7 +107,7 @@ class RunFolder:
         """
         path = check_place(path)
         check_kind("settings", settings, Mapping)
-        wanted = files.encode(dict(settings), "settings")
+        wanted = values.encode(dict(settings), "settings")
         with files.explained(f"the run folder {path}"):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path, create=True) as held:
@@ -114,16 +115,31 @@ class RunFolder:
                 _, stored = _load_settings(path)
                 _check_same_run(path, stored, wanted)
             else:
-                stored = files.decode(wanted)
-                content = files.json_bytes({"study": study, "settings": wanted})
+                stored = values.decode(wanted)
+                content = values.json_bytes({"study": study, "settings": wanted})
                 files.write_atomic({path / "settings.json": content}, "settings.json")
             with files.explained(f"the folder {path / 'cells'}"):
                 (path / "cells").mkdir(exist_ok=True)
             if held:
                 files.remove_stale(path, path / "cells")
         run = cls(path, stored, writable=True, study=study)
-        for name in run._stems():  # now, not hours into the run
+        there = verified.scan(path / "cells")
+        run.untouched = run._untouched(there)
+        for name in there.keys() - run.untouched:  # now, not hours into the run
             run._refuse_newer(name)
+        return run
+
+    @classmethod
+    def join(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> RunFolder:
+        """Open a run that another process of the same session has opened; no record is looked at.
+
+        Raises
+        ------
+        ValueError
+            If the path is no run, or one with other settings.
+        """
+        run = cls.load(path, writable=True)
+        _check_same_run(run.path, run.settings, values.encode(dict(settings), "settings"))
         return run
 
     @classmethod
@@ -157,12 +173,15 @@ class RunFolder:
         """
         self._require_writable()
         check_kind("record", record, Record)
-        _check_name(record.name)
-        halves = files.record_bytes(*record, self._digest)
+        check_name(record.name)
+        halves = record_files.record_bytes(*record, self._digest)
         contents = dict(zip(self._halves(record.name), halves, strict=True))
         self._refuse_newer(record.name)
-        with locked(self.path, create=True):
+        with locked(self.path, create=True) as held:
             files.write_atomic(contents, f"record {record.name!r}")
+            if held and (stamp := verified.stamp_of(*self._halves(record.name))) is not None:
+                new = (record.name, stamp, halves[1])
+                verified.add_to_list(self.path, self._digest, [new])
 
     def read(self, name: str) -> Record | None:
         """Read and verify a record; None if there is none.
@@ -176,16 +195,20 @@ class RunFolder:
         ValueError
             If the name is not valid, or the record is of a newer format (it is left in place).
         """
-        _check_name(name)
-        return self._read(name, with_arrays=True)
+        check_name(name)
+        found = self._read(name, with_arrays=True, listed={})
+        return None if found is None else found[0]
 
-    def _read(self, name: str, *, with_arrays: bool) -> Record | None:
+    def _read(
+        self, name: str, *, with_arrays: bool, listed: Mapping[str, verified.Line]
+    ) -> tuple[Record, verified.Stamp, str] | None:
+        """Read and verify a record; also the stamp of its files before, and its JSON's SHA-256."""
         with contextlib.suppress(Damaged):
-            return self._read_verified(name, with_arrays)
+            return self._read_verified(name, with_arrays, listed)
         # Another worker may have been between the two halves; under the lock nobody is.
         with locked(self.path, create=self.writable):
             try:
-                return self._read_verified(name, with_arrays)
+                return self._read_verified(name, with_arrays, {})
             except Damaged as error:
                 reason = str(error)
                 outcome = "left in place"
@@ -207,151 +230,81 @@ class RunFolder:
 
     def names(self) -> list[str]:
         """Sorted names of the records with both halves present, which are not verified."""
-        return [n for n in self._stems() if all(half.exists() for half in self._halves(n))]
+        there = verified.scan(self.path / "cells")
+        return [name for name, halves in there.items() if all(halves)]
 
-    def records(self, *, with_arrays: bool = True) -> Iterator[Record]:
-        """Every record that verifies, in the order of names; without its arrays if so asked."""
-        for name in self._stems():
-            if (record := self._read(name, with_arrays=with_arrays)) is not None:
-                yield record
-
-    @property
-    def results(self) -> pandas.DataFrame:
-        """The table `results.csv`; see `read_table`."""
-        return self.read_table("results.csv")
-
-    @property
-    def summary(self) -> pandas.DataFrame:
-        """The table `summary.csv`; see `read_table`."""
-        return self.read_table("summary.csv")
-
-    def write_table(
+    def records(
         self,
-        name: str,
-        rows: pandas.DataFrame | Iterable[Mapping[str, Any]],
-        columns: Sequence[str],
-    ) -> None:
-        """Write a table as CSV, and into `info.json` which of its columns hold text.
-
-        Floats keep 6 significant digits; None, NaN, NA and keys left out give empty cells.
-
-        Parameters
-        ----------
-        name
-            File name, such as `results.csv`.
-        rows
-            A DataFrame, or mappings from column to number, truth value or text.
-        columns
-            Columns of the file, in order.
-
-        Raises
-        ------
-        ValueError
-            If the file name is not a plain `*.csv`, a row has a key that is no column, a value is
-            not a single number, truth value or text, or the run was opened for reading.
-        OSError
-            If it cannot be written.
-        """
-        self._require_writable()
-        _check_name(name, _TABLE, "table name", "look like results.csv")
-        data, text_columns = files.table_bytes(rows, columns, name=name)
-        with locked(self.path, create=True):
-            described = self._read_description()
-            described["text_columns"][name] = text_columns
-            content = files.json_bytes(files.encode(described, "info.json"))
-            files.write_atomic({self.path / name: data, self.path / "info.json": content}, name)
-            (self.path / f"{name}.gz").unlink(missing_ok=True)  # of an earlier state
-
-    def read_table(self, name: str, *, text_columns: Iterable[str] = ()) -> pandas.DataFrame:
-        """Read a table, each column with its type; empty cells are NA.
+        *,
+        with_arrays: bool = True,
+        prefix: str = "",
+        key: Callable[[str], Any] | None = None,
+    ) -> Iterator[Record]:
+        """Every record that verifies, in the order of names.
 
         Parameters
         ----------
-        name
-            File name, such as `results.csv`.
-        text_columns
-            Columns of text (class "1" is a label), beside those that `write_table` noted; a run
-            that was written before it did so needs them.
-
-        Returns
-        -------
-        DataFrame
-            Columns of the types `Int64`, `Float64`, `boolean` and `string`, as pandas finds them.
-
-        Raises
-        ------
-        ValueError
-            If there is no such table, or it is none: empty, no text, or with lines of other sizes.
+        with_arrays
+            Whether the arrays are asked for. Without them no file of arrays is read whose record
+            was whole and has not been touched since.
+        prefix
+            Beginning of the names of those that are asked for.
+        key
+            Sorts the names in another way, as in `sorted`.
         """
-        _check_name(name, _TABLE, "table name", "look like results.csv")
+        listed = verified.read_list(self.path, self._digest)
+        new: list[tuple[str, verified.Stamp, str]] = []
         try:
-            data = files.table_file(self.path, name)
-        except Damaged as error:
-            raise ValueError(str(error)) from error
-        if data is None:
-            raise ValueError(f"{self.path} has no {name} and no {name}.gz: did the run finish?")
-        noted = self._read_description()["text_columns"].get(name, [])
-        return files.table_frame(data, [*text_columns, *noted], name=str(self.path / name))
-
-    def write_info(self, info: Mapping[str, Any]) -> None:
-        """Merge into `info.json`: top-level keys given here replace those of the same name."""
-        self._require_writable()
-        check_kind("info", info, Mapping)
-        new = files.encode(dict(info), "info")
-        with locked(self.path, create=True):
-            described = files.encode(self._read_description(), "info.json")
-            described["info"] |= new
-            content = {self.path / "info.json": files.json_bytes(described)}
-            files.write_atomic(content, "info.json")
-
-    def read_info(self) -> dict[str, Any]:
-        """Read what `write_info` gathered; empty, with a warning, if the file is damaged."""
-        return self._read_description()["info"]
-
-    def _read_description(self) -> dict[str, dict[str, Any]]:
-        """Content of `info.json`: what `write_info` gathered, and text columns by table."""
-        described = {"info": {}, "text_columns": {}}
-        try:
-            content = files.bytes_or_none(self.path / "info.json")
-            if content is None:
-                return described
-            payload = files.parse_json(content, f"{self.path / 'info.json'}")
-            for key in described:
-                stored = payload.get(key, {})
-                if not isinstance(stored, dict):
-                    raise Damaged(f"its {key} is no object")
-                described[key] |= files.decode(stored)
-        except Damaged:
-            message = f"info.json of {self.path} is damaged; going on without what it said"
-            warnings.warn(message, DamagedRecordWarning, stacklevel=3)
-        return described
-
-    def _require_writable(self) -> None:
-        if not self.writable:
-            raise ValueError(
-                f"{self.path} was opened for reading (RunFolder.load); use RunFolder.open to write"
-            )
+            there = (n for n in verified.scan(self.path / "cells") if n.startswith(prefix))
+            for name in sorted(there, key=key):
+                found = self._read(name, with_arrays=with_arrays, listed=listed)
+                if found is None:
+                    continue
+                record, stamp, sha256 = found
+                if listed.get(name) != (stamp, sha256):
+                    new.append((name, stamp, sha256))
+                yield record
+        finally:
+            if new and self.writable:
+                with locked(self.path, create=True) as held:
+                    if held:
+                        verified.add_to_list(self.path, self._digest, new)
 
     def _halves(self, name: str) -> tuple[Path, Path]:
         return self.path / "cells" / f"{name}.npz", self.path / "cells" / f"{name}.json"
 
-    def _stems(self) -> list[str]:
-        halves = (self.path / "cells").glob("*.*")
-        stems = {p.stem for p in halves if p.suffix in (".npz", ".json")}
-        return sorted(stem for stem in stems if _NAME.fullmatch(stem))
+    def _untouched(self, there: Mapping[str, verified.Halves]) -> set[str]:
+        listed = verified.read_list(self.path, self._digest)
+        return {name for name, line in listed.items() if name in there
+                and there[name].stamp == line.stamp}  # fmt: skip
 
     def _refuse_newer(self, name: str) -> None:
+        described = self._halves(name)[1]
         with contextlib.suppress(Damaged):
-            if (described := files.bytes_or_none(self._halves(name)[1])) is not None:
-                files.parse_json(described, f"record {name!r} of {self.path}")
+            head = files.head_or_none(described, _HEAD)
+            if head is None or record_files.format_of(head) == values.FORMAT_VERSION:
+                return
+            if (content := files.bytes_or_none(described)) is not None:
+                values.parse_json(content, f"record {name!r} of {self.path}")
 
-    def _read_verified(self, name: str, with_arrays: bool) -> Record | None:
-        npz, described = (files.bytes_or_none(half) for half in self._halves(name))
+    def _read_verified(
+        self, name: str, with_arrays: bool, listed: Mapping[str, verified.Line]
+    ) -> tuple[Record, verified.Stamp, str] | None:
+        halves = self._halves(name)
+        stamp = verified.stamp_of(*halves)  # first: what is replaced meanwhile is not what is read
+        described = files.bytes_or_none(halves[1])
+        sha256 = "" if described is None else hashlib.sha256(described).hexdigest()
+        is_known = stamp is not None and listed.get(name) == (stamp, sha256)
+        npz = None if is_known and not with_arrays else files.bytes_or_none(halves[0])
         if npz is None and described is None:
             return None
-        what = f"record {name!r} of {self.path}"
-        halves = npz, described, what, self._digest
-        return Record(name, *files.record_parts(name, *halves, with_arrays))
+        parts = record_files.record_parts(
+            name, npz, described, f"record {name!r} of {self.path}", self._digest, with_arrays,
+            is_known=is_known,
+        )  # fmt: skip
+        if stamp is None:
+            raise Damaged("its files were replaced while they were read")
+        return Record(name, *parts), stamp, sha256
 
     def _set_aside(self, name: str) -> str:
         stem = f"{name}-{secrets.token_hex(4)}"
@@ -368,7 +321,7 @@ def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
     """The name of the study (empty for a run that does not say), and the settings."""
     file = path / "settings.json"
     try:
-        payload = files.parse_json(files.bytes_or_none(file) or b"", str(file))
+        payload = values.parse_json(files.bytes_or_none(file) or b"", str(file))
         if not isinstance(payload.get("settings"), dict):
             raise Damaged("it has no settings")
     except Damaged as error:
@@ -376,24 +329,14 @@ def _load_settings(path: Path) -> tuple[str, dict[str, Any]]:
             f"{file} is not the settings file of a run ({error}); choose another --out, or "
             "restore the file"
         ) from error
-    return str(payload.get("study", "")), files.decode(payload["settings"])
+    return str(payload.get("study", "")), values.decode(payload["settings"])
 
 
 def _check_same_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     # Encoded, NaN equals NaN and a tuple equals the list it was stored as.
-    lines = files.differences(files.encode(stored, "settings"), wanted)
+    lines = values.differences(values.encode(stored, "settings"), wanted)
     if lines:
         raise ValueError(
             "\n  ".join([f"{path} holds a run with other settings:", *lines])
             + "\nChoose another --out, or give the settings of that run to resume it."
         )
-
-
-def _check_name(
-    name: str,
-    pattern: re.Pattern[str] = _NAME,
-    what: str = "record name",
-    right: str = "begin with a letter or digit, then letters, digits or any of . _ = + , -",
-) -> None:
-    if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise ValueError(f"{what} must {right}, got {name!r}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isounc.runs import files, process, unfinished
+from isounc.runs import files, process, unfinished, values
 from isounc.runs.batches import Batch, Group
 from isounc.runs.compute import WORKER_MEBIBYTES, Session, work_of
 from isounc.runs.provenance import device
@@ -79,7 +79,7 @@ class Part:
                 shutil.rmtree(self.unfinished / name, ignore_errors=True)
             except Exception:
                 said[name] = {"failure": traceback.format_exc().rstrip()}
-            content = files.json_bytes({"batches": files.encode(said, "outcome")})
+            content = values.json_bytes({"batches": values.encode(said, "outcome")})
             files.write_atomic({self.outcome: content}, f"outcome of part {self.index}")
         failed = [name for name, of_batch in said.items() if "failure" in of_batch]
         if failed:
@@ -89,14 +89,14 @@ class Part:
         """What the job has done so far, by batch: its costs, or the traceback of what it raised."""
         try:
             content = files.bytes_or_none(self.outcome)
-            said = files.parse_json(content, str(self.outcome))["batches"] if content else {}
+            said = values.parse_json(content, str(self.outcome))["batches"] if content else {}
             return {
-                name: Session(**files.decode(of_batch["session"]))
+                name: Session(**values.decode(of_batch["session"]))
                 if "session" in of_batch
-                else str(files.decode(of_batch["failure"]))
+                else str(values.decode(of_batch["failure"]))
                 for name, of_batch in said.items()
             }
-        except (files.Damaged, KeyError, TypeError, AttributeError) as error:
+        except (values.Damaged, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.outcome} is not what a job writes: {error}") from error
 
     def checkpoint(self) -> Any:
@@ -117,10 +117,10 @@ def write_settings(study: Any, settings: RunSettings, path: Path) -> None:
     ValueError
         If they would not come back as they are, since they are of kinds that JSON has not.
     """
-    stored = files.encode(stored_settings(settings), "settings")
-    files.write_atomic({path: files.json_bytes({"settings": stored})}, path.name)
-    again = files.encode(stored_settings(read_settings(study, path)), "settings")
-    if lines := files.differences(stored, again):
+    stored = values.encode(stored_settings(settings), "settings")
+    files.write_atomic({path: values.json_bytes({"settings": stored})}, path.name)
+    again = values.encode(stored_settings(read_settings(study, path)), "settings")
+    if lines := values.differences(stored, again):
         raise ValueError(
             "\n  ".join(
                 [
@@ -133,8 +133,8 @@ def write_settings(study: Any, settings: RunSettings, path: Path) -> None:
 
 def read_settings(study: Any, path: Path) -> RunSettings:
     """Read what `write_settings` wrote."""
-    content = files.parse_json(files.bytes_or_none(path) or b"", str(path))["settings"]
-    stored = files.decode(content)
+    content = values.parse_json(files.bytes_or_none(path) or b"", str(path))["settings"]
+    stored = values.decode(content)
     first = next(iter(study.presets.values()))
     return restored_settings(study.presets.get(stored.get("preset"), first), stored)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from isounc.runs import files
-from isounc.runs.files import Damaged
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import table_markdown
 from isounc.runs.study import Report, Study, settings_of_run
+from isounc.runs.values import Damaged
 
 MOST_PLAIN = 2**18
 """Bytes above which a table is compressed."""

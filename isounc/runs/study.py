@@ -13,7 +13,7 @@ import importlib
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 from isounc.runs import process
 from isounc.runs.cluster import compute_elsewhere, show_jobs, without_devices
 from isounc.runs.compute import WORKER_MEBIBYTES, Say, work_of
+from isounc.runs.csv_tables import Encoder
 from isounc.runs.executors import Batch, Group, run_groups
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table, write_page
@@ -54,8 +55,8 @@ class TableFile(NamedTuple):
 
     columns: Sequence[str]
     """Headings."""
-    rows: Sequence[Mapping[Any, Any]]
-    """Rows; a missing key is an empty cell."""
+    rows: Sequence[Mapping[Any, Any]] | Encoder
+    """Rows; a missing key is an empty cell. Those of a long table may be encoded already."""
 
 
 class Report(NamedTuple):
@@ -179,10 +180,13 @@ def _run(study: Study[S], settings: S, out: str) -> bool:
         computed_on = [session.device for session in sessions]
         device = computed_on[0] if computed_on else folder.read_info().get("device")
     else:
+        left, num_there = remaining(groups, folder.untouched, separable=study.separable)
+        if num_there:
+            print(f"{num_there} {study.unit} are there already.", flush=True)
         share = MEMORY_SHARE * process.machine_mebibytes()
         most = WORKER_MEBIBYTES if executor == "processes" else share
         work = work_of(study, dataclasses.replace(settings, out=out), most_mebibytes=most)
-        sessions = run_groups(groups, work, executor=executor, workers=workers)
+        sessions = run_groups(left, work, executor=executor, workers=workers) if left else []
         device = None
     open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
     folder.write_info(provenance(device) | {"views": open_settings})
@@ -209,6 +213,33 @@ def _run(study: Study[S], settings: S, out: str) -> bool:
         f"Report: {page}"
     )
     return report.passed
+
+
+def remaining(
+    groups: Sequence[Group], there: Collection[str], *, separable: bool
+) -> tuple[list[Group], int]:
+    """The part of a plan that is to be computed, and the number of cells that are not.
+
+    Parameters
+    ----------
+    there
+        Names of the records that are whole.
+    separable
+        Whether the cells of a batch may be computed without the others; see `Study`.
+    """
+    left: list[Group] = []
+    num_there = 0
+    for group in groups:
+        batches = []
+        for batch in group:
+            missing = tuple(cell for cell in batch.cells if cell.name not in there)
+            if separable or not missing:
+                num_there += len(batch.cells) - len(missing)
+            if missing:
+                batches.append(batch._replace(cells=missing) if separable else batch)
+        if batches:
+            left.append(tuple(batches))
+    return left, num_there
 
 
 def report_run(study: Study[S], folder: RunFolder) -> bool:

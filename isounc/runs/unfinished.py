@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from isounc.runs import files
+from isounc.runs import values
 
 _place: ContextVar[Path | None] = ContextVar("place", default=None)
 
@@ -42,4 +42,4 @@ def place_of(identity: Mapping[str, Any]) -> Path:
     """
     if (place := _place.get()) is None:
         raise LookupError("unfinished work is kept in jobs of a cluster alone")
-    return place / files.json_digest(files.encode(dict(identity), "identity"))[:16]
+    return place / values.json_digest(values.encode(dict(identity), "identity"))[:16]

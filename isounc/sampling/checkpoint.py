@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from isounc.runs import files
+from isounc.runs import files, values
 
 DIGEST = "sha256"
 """Name of the array with the digest of those after it."""
@@ -48,18 +48,18 @@ class Checkpoint:
             If it cannot be written.
         """
         path = Path(folder)
-        asked = files.encode(dict(identity), "identity")
+        asked = values.encode(dict(identity), "identity")
         about = path / "run.json"
         content = files.bytes_or_none(about)
         if content is not None:
             try:
-                known = files.parse_json(content, str(about))["identity"]
-            except (files.Damaged, KeyError) as error:
+                known = values.parse_json(content, str(about))["identity"]
+            except (values.Damaged, KeyError) as error:
                 raise ValueError(
                     "checkpoint must be a folder with a run.json that can be read, got "
                     f"{path} ({error}); give another folder"
                 ) from error
-            if lines := files.differences(known, asked):
+            if lines := values.differences(known, asked):
                 raise ValueError(
                     f"checkpoint must be a folder of this run, got {path} of another run; give "
                     "another folder, or the same settings and data:\n  " + "\n  ".join(lines)
@@ -72,7 +72,7 @@ class Checkpoint:
                 "holds something else"
             )
         path.mkdir(parents=True, exist_ok=True)
-        files.write_atomic({about: files.json_bytes({"identity": asked})}, "run.json")
+        files.write_atomic({about: values.json_bytes({"identity": asked})}, "run.json")
         return cls(path)
 
     def save(self, step: int, state: Any, block: Any = None) -> None:
@@ -92,7 +92,7 @@ class Checkpoint:
 
     def load_part(self, step: int, like: Any) -> Any | None:
         """Read the state within a step, of the structure and shapes of `like`; None if none is."""
-        with contextlib.suppress(files.Damaged):
+        with contextlib.suppress(values.Damaged):
             return _unpack(self._path("part", step), like)
         return None
 
@@ -114,7 +114,7 @@ class Checkpoint:
             (int(p.stem.split("-")[1]) for p in self.folder.glob("state-*.npz")), reverse=True
         )
         for step in steps:
-            with contextlib.suppress(files.Damaged):
+            with contextlib.suppress(values.Damaged):
                 saved = _unpack(self._path("state", step), state)
                 blocks = [
                     _unpack(self._path("block", i), block) for i in range(first_block, step + 1)
@@ -129,24 +129,24 @@ class Checkpoint:
 def _pack(tree: Any) -> bytes:
     """The digest of the leaves' archive, in an archive of its own, and after it that archive."""
     arrays = {f"leaf{i:03d}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(tree))}
-    content = files.pack(arrays)
+    content = values.pack(arrays)
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-    return files.pack({DIGEST: digest}) + content
+    return values.pack({DIGEST: digest}) + content
 
 
-_HEAD = len(files.pack({DIGEST: np.zeros(32, np.uint8)}))
+_HEAD = len(values.pack({DIGEST: np.zeros(32, np.uint8)}))
 
 
 def _unpack(path: Path, like: Any) -> Any:
     packed = files.bytes_or_none(path)
     if packed is None:
-        raise files.Damaged(f"{path} is missing")
+        raise values.Damaged(f"{path} is missing")
     content = packed[_HEAD:]
-    if files.unpack(packed[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
-        raise files.Damaged(f"{path} does not agree with its SHA-256")
-    arrays = files.unpack(content)
+    if values.unpack(packed[:_HEAD])[DIGEST].tobytes() != hashlib.sha256(content).digest():
+        raise values.Damaged(f"{path} does not agree with its SHA-256")
+    arrays = values.unpack(content)
     leaves = [arrays[name] for name in sorted(arrays)]
     expected = jax.tree.leaves(like)
     if [np.shape(a) for a in leaves] != [np.shape(a) for a in expected]:
-        raise files.Damaged(f"{path} holds arrays of other shapes")
+        raise values.Damaged(f"{path} holds arrays of other shapes")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -24,9 +24,9 @@ from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian
 from isounc.references.quadrature import logistic_by_quadrature
-from isounc.runs import files
 from isounc.runs.folder import RunFolder
 from isounc.runs.study import run_study
+from isounc.runs.values import json_digest, pack
 from isounc.sampling.moments import Moments
 from isounc.sampling.settings import SamplerSettings
 from isounc.studies.bank import cell
@@ -380,14 +380,14 @@ def test_damage_is_one_clear_error(bank, tmp_path):
     payload = json.loads(info.read_text())
     for field, value in (("model", "x"), ("reasons", 3), ("regions", None), ("gate", "passed")):
         meta = payload["meta"] | {field: value}
-        digest = files.json_digest(meta)
+        digest = json_digest(meta)
         info.write_text(json.dumps(payload | {"meta": meta, "meta_sha256": digest}))
         refused("must be")
     info.unlink()
     info.symlink_to("/dev/zero")
     refused("must be a regular file, got a device")
     with pytest.raises(ValueError, match="without pickle"):
-        files.pack({"X": np.array([object()])}, compress=True)
+        pack({"X": np.array([object()])}, compress=True)
 
 
 def test_unknown_names_and_folders(bank, tmp_path):

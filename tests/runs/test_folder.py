@@ -21,9 +21,9 @@ import pytest
 
 import isounc.runs
 from isounc.runs import files
-from isounc.runs.files import FORMAT_VERSION
 from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
 from isounc.runs.provenance import git_state, provenance
+from isounc.runs.values import FORMAT_VERSION
 
 SETTINGS = {"preset": "quick", "widths": (2, 8), "posterior": {"num_draws": 100}, "workers": 1}
 
@@ -547,7 +547,7 @@ run.write(Record("a", {{"step": 2}}, {{"x": np.full(9, 2)}}))
         assert record.meta == {"step": step}
         np.testing.assert_array_equal(record.arrays["x"], np.full(9, step))
     names = {Path(n).name for n in files_below(run.path) if "damaged" not in n}
-    assert names <= {".lock", "settings.json", "a.npz", "a.json"}
+    assert names <= {".lock", ".verified", "settings.json", "a.npz", "a.json"}
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -595,6 +595,7 @@ def test_a_disk_that_is_full_when_bytes_arrive_leaves_the_old_record(run, monkey
     assert_equal(run.read("moons-w8"), make_record(seed=0))
     assert files_below(run.path) == [
         ".lock",
+        ".verified",
         "cells/moons-w8.json",
         "cells/moons-w8.npz",
         "settings.json",

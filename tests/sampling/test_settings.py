@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from isounc.runs import files
+from isounc.runs import values
 from isounc.runs.command import settings_of
 from isounc.runs.settings import restored_settings, stored_settings
 from isounc.sampling import register_sampler
@@ -109,9 +109,9 @@ def test_no_limit_of_seconds_is_stored_and_read_again():
     for seconds in (float("inf"), 90.0):
         sampling = dataclasses.replace(settings.sampling, max_seconds=seconds)
         chosen = dataclasses.replace(settings, sampling=sampling)
-        text = files.json_bytes(files.encode(stored_settings(chosen), "settings"))
+        text = values.json_bytes(values.encode(stored_settings(chosen), "settings"))
         assert b'"max_seconds": ' in text
-        stored = files.decode(files.parse_json(text, "settings"))
+        stored = values.decode(values.parse_json(text, "settings"))
         assert restored_settings(settings, stored).sampling == sampling
     chosen = settings_of(SCALING_STUDY, ["--sampling.max-seconds", "90"])
     assert chosen.sampling.max_seconds == 90  # pyright: ignore[reportAttributeAccessIssue]

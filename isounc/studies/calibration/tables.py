@@ -159,7 +159,9 @@ def rows_of(rows: Rows, job: Job) -> Rows:
 def _gather_ranks(
     verdicts: Verdicts, folder: RunFolder, job: Job, num_ranked: int, num_bins: int
 ) -> None:
-    records = [r for r in folder.records() if r.name.startswith(f"sbc-{job.name}-")]
+    # Batches in the order of their numbers, which have four digits or more.
+    found = folder.records(prefix=f"sbc-{job.name}-", key=lambda name: (len(name), name))
+    records = list(found)
     if not records:
         raise ValueError(f"{folder.path} lacks the records of {job.title}; run the command again")
     for record in records:

@@ -12,9 +12,9 @@ import numpy as np
 
 from isounc.checks import check_path
 from isounc.fields import shortened
-from isounc.runs import files
-from isounc.runs.files import Damaged
+from isounc.runs import csv_tables, files
 from isounc.runs.folder import RunFolder
+from isounc.runs.values import Damaged
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +152,7 @@ class Source(NamedTuple):
             raise ValueError(
                 f"{self.path} must have {name}, as a finished run of {self.study} does, got none"
             )
-        table = files.table_frame(data, TEXTS, name=str(self.path / name))
+        table = csv_tables.table_frame(data, TEXTS, name=str(self.path / name))
         if missing := [column for column in needed if column not in table]:
             raise ValueError(
                 f"{name} of {self.path} must have the columns {', '.join(needed)}, got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from isounc.runs.words import listed
@@ -56,16 +57,14 @@ def references(results: Results) -> pd.DataFrame:
     by = ["setup", "width", "seed"]
     judged = rows.drop_duplicates([*by, "region"])
     cells = rows.drop_duplicates(by)[[*by, "sampler"]]
-    verdicts = [_verdict(regions) for _, regions in judged.groupby(by, observed=True, sort=False)]
-    cells[["gate", "failed"]] = pd.DataFrame(
-        verdicts, index=cells.index, columns=["gate", "failed"]
-    )
+    cell = judged.groupby(by, observed=True, sort=False).ngroup().to_numpy()
+    failed = (judged["gate"] == "fail").to_numpy(bool)
+    num_failed = np.bincount(cell, failed, len(cells))
+    some, all_ = num_failed > 0, num_failed == np.bincount(cell, minlength=len(cells))
+    cells["gate"] = np.select([all_, some], ["fail", "part"], "pass")
+    cells["failed"] = ""
+    named = judged["region"].astype(str).to_numpy()
+    for place in np.flatnonzero(some & ~all_):
+        regions = named[(cell == place) & failed]
+        cells.iloc[place, cells.columns.get_loc("failed")] = listed(regions)  # type: ignore[call-overload]
     return cells.sort_values(["setup", "width"])
-
-
-def _verdict(regions: pd.DataFrame) -> tuple[str, str]:
-    """The verdict on a cell, given a row of each region, and the regions that fail alone."""
-    failed = regions.loc[regions["gate"] == "fail", "region"].astype(str).tolist()
-    if len(failed) == len(regions):
-        return "fail", ""
-    return ("part", listed(failed)) if failed else ("pass", "")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import pandas as pd
-
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile, Section
 from isounc.runs.study import Report, TableFile
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.figures import plots
 from isounc.studies.scaling.gates import gate_sentence, references
+from isounc.studies.scaling.gathered import gather
 from isounc.studies.scaling.null import null_section
 from isounc.studies.scaling.paper import SOURCE
 from isounc.studies.scaling.protocols import seed_batches
 from isounc.studies.scaling.reading import reading
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.settings import Settings
-from isounc.studies.scaling.stored import rows_of
 from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 from isounc.studies.scaling.tables import (
     aleatoric_table,
@@ -49,19 +47,18 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
     """
     names = [cell.name for cells in seed_batches(settings) for cell in cells]
     place = {name: i for i, name in enumerate(names)}
-    records = list(folder.records(with_arrays=False))
-    records.sort(key=lambda record: place.get(record.name, len(place)))
-    if records:
-        rows = [r for record in records for r in rows_of(record.meta, f"record {record.name!r}")]
-        source = f"{len(records)} records"
-        if not place.keys() <= {record.name for record in records}:
+    records = folder.records(
+        with_arrays=False, key=lambda name: (place.get(name, len(place)), name)
+    )
+    rows, metas, table = gather(records, f"the result rows of {folder.path}")
+    if metas:
+        source = f"{len(metas)} records"
+        if not place.keys() <= metas.keys():
             source += f" of {len(place)}, since the run did not finish"
-        results = Results(
-            folder, pd.DataFrame(rows), {record.name: record.meta for record in records}, source
-        )
+        results = Results(folder, rows, metas, source)
         results.summary = summarise(rows)
         tables = {
-            "results.csv": TableFile(RESULT_COLUMNS, rows),
+            "results.csv": TableFile(RESULT_COLUMNS, table),
             "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:

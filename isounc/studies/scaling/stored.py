@@ -108,8 +108,13 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
             )
 
 
-def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
+def typed_rows(rows: pandas.DataFrame, where: str, *, first: int = 0) -> pandas.DataFrame:
     """Result rows with the columns and types of `TYPES`.
+
+    Parameters
+    ----------
+    first
+        Number of the first row, for errors.
 
     Raises
     ------
@@ -123,6 +128,9 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
     for column, kind in TYPES.items():
         if kind is float and rows[column].dtype == np.float64:
             continue  # whatever it holds is a number
+        if kind is int and rows[column].dtype == np.int64:
+            if column not in _WHOLE or rows[column].between(0, 2**62).all():
+                continue
         values = rows[column].astype(object)
         if kind is object and pd.api.types.infer_dtype(values) in ("string", "empty"):
             continue  # and here text, or nothing
@@ -142,6 +150,6 @@ def typed_rows(rows: pandas.DataFrame, where: str) -> pandas.DataFrame:
         if not good.all():
             row = int(np.flatnonzero(~good.to_numpy(bool))[0])
             raise Unreadable(
-                f"{column} of row {row} of {where} must be {right}, got {shortened(values[row])}"
+                f"{column} of row {first + row} of {where} must be {right}, got {shortened(values[row])}"
             )
     return rows.astype(TYPES)

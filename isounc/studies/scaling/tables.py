@@ -32,6 +32,10 @@ _IN_CLASSIFICATION = ("null p(1−p)", "logit_scaled", "aleatoric")
 """Those that regression makes constant, or equal to another: its noise is known, it has no link."""
 
 
+_MOST_SEEDS = 20
+"""Seeds that a cell of a table spells."""
+
+
 def paper_table(results: Results) -> Table:
     """Tabulate correlations at the largest width, beside those of the paper."""
     region = _main_region(results)
@@ -363,4 +367,11 @@ def _reasons(cells: Sequence[CellRecord], checks: Sequence[Mapping[str, Any]]) -
     for cell, check in zip(cells, checks, strict=True):
         for reason in check.get("reasons") or ():
             seeds.setdefault(str(reason), []).append(cell.seed)
-    return "; ".join(f"{why} (seed {', '.join(map(str, who))})" for why, who in seeds.items())
+    return "; ".join(f"{why} (seed {_some(who)})" for why, who in seeds.items())
+
+
+def _some(seeds: Sequence[int]) -> str:
+    """Seeds as a list, of which no more are spelled than can be read."""
+    shown = ", ".join(map(str, seeds[:_MOST_SEEDS]))
+    more = len(seeds) - _MOST_SEEDS
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -40,6 +40,7 @@ from isounc.studies.scaling.figures.panels import (
     panel_grid,
     rows_of,
     setups_with,
+    thinned,
     title_panels,
 )
 from isounc.studies.scaling.paper import UNKNOWN, paper_value
@@ -285,13 +286,13 @@ def _line(
     if len(passed) and line.estimator == "isotropic":
         # The seeds themselves: an interval of two or three says little about where they are.
         ax.plot(
-            *passed.T, linestyle="none", marker=".", markersize=4, color=color,
+            *thinned(passed).T, linestyle="none", marker=".", markersize=4, color=color,
             alpha=0.6, markeredgewidth=0, label=f"_seeds {line.look.label}",
         )  # fmt: skip
         drawn += passed[:, 1].tolist()
     if len(failed):
         ax.plot(
-            *failed.T, linestyle="none", marker=marker, markersize=5,
+            *thinned(failed).T, linestyle="none", marker=marker, markersize=5,
             markerfacecolor="white", markeredgecolor=color, markeredgewidth=0.9, zorder=2.5,
             label=f"_failed {line.look.label}",
         )  # fmt: skip
@@ -353,8 +354,9 @@ def _bars(
             rows = rows[(rows["width"] == width) & (rows["gate"] == "fail")]
             failed = rows[statistic].dropna().tolist()
             if failed:
+                shown_here = thinned(np.array(failed))
                 ax.plot(
-                    [x] * len(failed), failed, linestyle="none", marker="o", markersize=4,
+                    [x] * len(shown_here), shown_here, linestyle="none", marker="o", markersize=4,
                     markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9,
                     zorder=5, label=f"_failed {line.look.label}",
                 )  # fmt: skip

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,7 +70,8 @@ def rows_of(
         results.select(setup, point=ln.point, estimator=ln.estimator, **which)
         for ln in lines_for(results, setup, lines)
     ]
-    return results.rows.loc[[label for rows in shown for label in rows.index]]
+    labels = [rows.index.to_numpy() for rows in shown]
+    return results.rows.loc[np.concatenate([np.empty(0, int), *labels])]
 
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
@@ -128,11 +130,23 @@ def title_panels(
             ).set_in_layout(False)  # fmt: skip
 
 
+MOST_MARKERS = 400
+"""Markers of single seeds that a line has at most; more of them are a blot, and a large file."""
+
+
+def thinned(points: np.ndarray) -> np.ndarray:
+    """At most `MOST_MARKERS` of the rows, evenly chosen."""
+    if len(points) <= MOST_MARKERS:
+        return points
+    return points[np.linspace(0, len(points) - 1, MOST_MARKERS).round().astype(int)]
+
+
 def gate_note(rows: pd.DataFrame) -> list[str]:
     """Say how many cells failed the gate of their reference, or only a point estimate's check."""
-    verdicts = rows.groupby(["width", "seed"])["gate"].agg(set)
-    failed = sum(verdict == {"fail"} for verdict in verdicts)
-    partly = sum(len(verdict) == 2 for verdict in verdicts)
+    has_failed = rows["gate"] == "fail"
+    share = has_failed.groupby([rows["width"], rows["seed"]]).mean()
+    verdicts, failed = share, int((share == 1).sum())
+    partly = int(share.between(0, 1, inclusive="neither").sum())
     notes = [f"{failed} of {len(verdicts)} cells failed the gate"] if failed else []
     if partly:
         notes.append(f"{partly} of {len(verdicts)} failed a point's check")
