@@ -85,9 +85,9 @@ class MeasuredAnswer:
     """Sampled answers; None if none were drawn."""
     self_assessment: SelfAssessment | None = None
     """The model's assessment of its answer; None if it was not asked."""
-    seconds: Mapping[str, float] | None = None
-    """Wall seconds of each step of the measurement, for a question of those measured together; None if
-    they were not noted."""
+    seconds: Mapping[str, Mapping[str, float]] | None = None
+    """Seconds of each step of the measurement by clock (wall, cpu: of the processor), for a question of
+    those measured together; None if they were not noted."""
     reasons: tuple[str, ...] = ()
     """Why numbers are missing."""
 
@@ -129,7 +129,7 @@ def to_record(answer: MeasuredAnswer) -> dict[str, Any]:
             "confidence_text": said.confidence_text,
         }
     if answer.seconds is not None:
-        record["seconds"] = dict(answer.seconds)
+        record["seconds"] = {clock: dict(steps) for clock, steps in answer.seconds.items()}
     return record
 
 

@@ -28,25 +28,34 @@ def loaded_model(source: str, dtype: str) -> LanguageModel:
     return load_model(source, dtype=dtype)
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks by name; that of the processor counts this process alone, on whatever else the machine works."""
+
+
 class Clock:
     """Seconds of the steps of a piece of work, each of which begins where it is named."""
 
     def __init__(self, say: Say):
-        self.say, self.step, self.began = say, "", 0.0
-        self.total: dict[str, float] = {}
+        self.say, self.step = say, ""
+        self.began = {name: clock() for name, clock in CLOCKS.items()}
+        self.total: dict[str, dict[str, float]] = {name: {} for name in CLOCKS}
 
     def __call__(self, step: str) -> None:
-        now = time.perf_counter()
+        now = {name: clock() for name, clock in CLOCKS.items()}
         if self.step:
-            self.total[self.step] = self.total.get(self.step, 0.0) + now - self.began
+            for name, total in self.total.items():
+                total[self.step] = total.get(self.step, 0.0) + now[name] - self.began[name]
         if step:
             self.say(step)
         self.step, self.began = step, now
 
-    def of_each(self, count: int) -> dict[str, float]:
-        """Seconds of each step for one of `count` questions; ends the last step."""
+    def of_each(self, count: int) -> dict[str, dict[str, float]]:
+        """Seconds of each step by clock, for one of `count` questions; ends the last step."""
         self("")
-        return {step: float(f"{total / count:.4g}") for step, total in self.total.items()}
+        return {
+            name: {step: float(f"{seconds / count:.4g}") for step, seconds in total.items()}
+            for name, total in self.total.items()
+        }
 
 
 def prepare(settings: Settings, folder: RunFolder) -> None:

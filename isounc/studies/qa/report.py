@@ -134,8 +134,7 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
 
 def is_published(folder: RunFolder) -> bool:
     """Whether a run has tables and no records: they stayed behind."""
-    has_records = any(True for _ in folder.records(with_arrays=False))
-    return not has_records and files.table_path(folder.path, "results.csv") is not None
+    return not folder.names() and files.table_path(folder.path, "results.csv") is not None
 
 
 def _of_tables(folder: RunFolder) -> Report:

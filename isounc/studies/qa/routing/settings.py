@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from isounc.checks import check_count, check_real
 from isounc.guard.sample import check_share
@@ -57,6 +58,8 @@ class RoutingSettings:
     """Mean cost that a cascade with a budget may have, as a share of the second answerer's."""
     confidence: float = 0.9
     """Confidence of the cascade's promise."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Seconds that are costs: wall, or cpu (the processor's, where a machine has other work too)."""
     num_components: int = 16
     """Principal components of the prompt's state that the router is fitted to."""
     num_resamples: int = 1000
