@@ -114,7 +114,7 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
     plots = figures.plots(scored, rows["results"])
     sections, text = functools.partial(_sections, scored, rows), _summary(scored, rows["results"])
     checks: dict[str, Any] = {"questions": sum(len(answers.answers) for answers in scored)}
-    pairs = [pair for answers in scored for pair in _pairs(folder, answers)]
+    pairs = [pair for answers in scored for pair in _pairs(folder, answers, settings.routing.clock)]
     if not pairs:
         return Report(tables, plots, sections, text, checks)
     passed_on = routing_tables.make_tables(pairs, settings.routing, seed=settings.bootstrap.seed)
@@ -160,12 +160,12 @@ def _of_tables(folder: RunFolder) -> Report:
     )  # fmt: skip
 
 
-def _pairs(folder: RunFolder, answers: ScoredAnswers) -> list[Pair]:
+def _pairs(folder: RunFolder, answers: ScoredAnswers, clock: str) -> list[Pair]:
     """The first answerer with each second one that was asked the same questions."""
     pairs = []
     for second in folder.read_info().get("second", {}):
         names = [second_name(second, answers.model, answer.id) for answer in answers.answers]
-        pair = make_pair(answers, second, [folder.read(name) for name in names])
+        pair = make_pair(answers, second, [folder.read(name) for name in names], clock=clock)
         pairs += [] if pair is None else [pair]
     return pairs
 

@@ -45,8 +45,9 @@ ten times into guard and test halves; routers, best and cascades are fitted to t
 judged on the test half. Numbers are means over the splits of one set of questions: their 95% intervals
 are a bootstrap of the questions (1000 resamples, the same in every split; what was fitted stays).
 
-Costs are wall seconds of a question on the machine of the run: the median over chunks of the chunk's mean,
-in batches of --measure.batch-size. A score pays for the first answer, one of a gradient also for the norms,
+Costs are seconds of a question on the machine of the run: the median over questions of the mean of their
+chunk, in batches of --measure.batch-size, by the clock on the wall or, on a machine with other work, the
+processor's (--routing.clock cpu). A score pays for the first answer, one of a gradient also for the norms,
 P(True) for its prompt; a cascade pays for all it tries. A router pays for reading the prompt where it looks at
 the state, and for the answer of its choice alone. With a share e passed on, the most uncertain first and
 ties at random, the risk is R(e), the cost a + b e: gain is that of isounc.guard.cost_risk.gain (0 by

@@ -97,8 +97,13 @@ class Pair(NamedTuple):
         return reading + first, self.second_cost - first
 
 
-def make_pair(scored: ScoredAnswers, second: str, records: Sequence[Record | None]) -> Pair | None:
-    """The answers of both to the questions that both have answered; None where there are none."""
+def make_pair(
+    scored: ScoredAnswers, second: str, records: Sequence[Record | None], *, clock: str = "wall"
+) -> Pair | None:
+    """The answers of both to the questions that both have answered; None where there are none.
+
+    Costs are medians over the questions of the seconds of their chunk, by a clock.
+    """
     both = [i for i, record in enumerate(records) if record is not None]
     there = [record for record in records if record is not None]
     noted = [scored.answers[i].seconds for i in both]
@@ -111,7 +116,8 @@ def make_pair(scored: ScoredAnswers, second: str, records: Sequence[Record | Non
         if found is not None:
             scores[name] = scored.table.uncertainty[found]
     steps = [
-        {**(a or {}), **record.meta["seconds"]} for a, record in zip(noted, there, strict=True)
+        {**(a or {})[clock], **record.meta["seconds"][clock]}
+        for a, record in zip(noted, there, strict=True)
     ]
     seconds = {s: float(np.median([of.get(s, np.nan) for of in steps])) for s in steps[0]}
     return Pair(
