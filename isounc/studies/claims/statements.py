@@ -211,8 +211,9 @@ CLAIMS = {
         "the target, on average over the seeds that have one (the others are counted as undefined). Both "
         "have to hold for the same score (‖g‖² of the predicted class, or the sum with p(1−p)), problem and "
         "width of the small network. Of the language model questions are the replications, and its seeds "
-        "random halves of the same questions. Beside them, for networks, its share of wrong answers less that of the large "
-        "network, which is another meaning of reliability, and its cost next to that of a cascade on 1 − p.",
+        "random halves of the same questions. Beside them, for networks, its share of wrong answers less "
+        "that of the large network, which is another meaning of reliability, and its cost next to that of a "
+        "cascade on 1 − p.",
         ("costs less", "keeps its target", "against the large network", "against 1 − p"),
         "routing", "isounc routing --preset standard", together=("costs less", "keeps its target"),
     ),

@@ -342,8 +342,10 @@ def test_cascades_of_other_networks_and_of_a_language_model(tmp_path):
             for i, target in itertools.product(range(10), (0.9, 0.95))
         ],
     }  # fmt: skip
+    texts = dict.fromkeys(("score", "against", "statistic", "other", "extra"), "x")
     qa = {
-        name.removesuffix(".csv"): [dict.fromkeys(needed)] for name, needed in NEEDED["qa"].items()
+        name.removesuffix(".csv"): [dict.fromkeys(needed) | texts | who]
+        for name, needed in NEEDED["qa"].items()
     }
     paths = [
         run(tmp_path / "plain", "routing", **plain), run(tmp_path / "conv", "routing", **conv),
