@@ -155,7 +155,7 @@ def test_norms_of_a_convolutional_network(tiny_cnn):
     split = make_split("digits", 0)
     network, _ = networks_of(split, 2, tiny_cnn[1])
     assert isinstance(network, CNN)
-    theta = network.init(jax.random.key(3))
+    theta = np.asarray(network.init(jax.random.key(3)))
     few = split._replace(test=Rows(split.test.X[:4], split.test.y[:4]))
     found = cheap_scores(network, theta, few, "test")
     X = few.test.X.astype(np.float32)
