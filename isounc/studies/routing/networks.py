@@ -85,6 +85,12 @@ class CNN:
             return nnx.merge(graphdef, state)(jnp.asarray(X))
 
 
+@functools.lru_cache(maxsize=64)
+def cnn_of(width: int, depth: int, num_classes: int) -> CNN:
+    """One instance for all cells of a shape: bound functions are equal only if it is the same."""
+    return CNN(width, depth, num_classes)
+
+
 class Trained(NamedTuple):
     """A trained network."""
 

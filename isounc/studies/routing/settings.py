@@ -13,7 +13,7 @@ from isounc.guard.sample import check_share
 from isounc.models import Model
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
-from isounc.studies.routing.networks import CNN, SIDE
+from isounc.studies.routing.networks import CNN, SIDE, cnn_of
 from isounc.training import TrainSettings
 
 PROBLEMS = {
@@ -124,8 +124,8 @@ def networks_of(
     """The cheap network and the expensive one."""
     if settings.networks == "cnn":
         return (
-            CNN(width=cheap_width, depth=1, out_features=split.num_classes),
-            CNN(width=settings.width, depth=settings.depth, out_features=split.num_classes),
+            cnn_of(cheap_width, 1, split.num_classes),
+            cnn_of(settings.width, settings.depth, split.num_classes),
         )
     shape = split.train.X.shape[1], split.num_classes, "categorical"
     return (
