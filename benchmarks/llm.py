@@ -76,14 +76,14 @@ class Options:
     """Folder of the table."""
 
 
-def log_p(log_odds, entropies, packed, chosen):
+def log_p(tokens, packed, chosen):
     """Log p of the sequence."""
-    return (-jax.nn.softplus(-log_odds)).sum()[None], ()
+    return (-jax.nn.softplus(-tokens.log_odds)).sum()[None], ()
 
 
-def three(log_odds, entropies, packed, chosen):
+def three(tokens, packed, chosen):
     """Log p of the sequence, of the mean of its tokens (but for a constant), and of the first."""
-    log_probs = -jax.nn.softplus(-log_odds)
+    log_probs = -jax.nn.softplus(-tokens.log_odds)
     return jnp.stack([log_probs.sum(), jax.nn.logsumexp(log_probs), log_probs[0]]), ()
 
 

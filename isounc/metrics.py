@@ -23,14 +23,15 @@ def class_views(
     One column: that of `Likelihood.column_names` alone, "1" or "f". C columns: "trace" (their sum),
     "predicted" (column argmax_c p[n, c], the lowest of equals), then each class "0", "1", ... To
     compare two sets of values give both the same `p`, that of the point estimate: otherwise
-    "predicted" is not one class.
+    "predicted" is not one class. Values may be NaN or infinite, as the variance of a Laplace
+    approximation about a saddle is; sums over classes then are, too.
 
     Raises
     ------
     ValueError
-        Unknown likelihood, or shapes that differ or do not fit it.
+        Unknown likelihood, shapes that differ or do not fit it, or p that is not finite.
     """
-    p, values = _columns("p", p, likelihood), _columns("values", values, likelihood)
+    p, values = _columns("p", p, likelihood), real_array("values", values).astype(float)
     if p.shape != values.shape:
         raise ValueError(f"values must have the shape of p, {p.shape}, got {values.shape}")
     names = LIKELIHOODS[likelihood].column_names(p.shape[1])

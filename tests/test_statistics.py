@@ -261,6 +261,9 @@ def test_class_views_by_hand():
     assert list(class_views(p[:, :1], values[:, :1], "bernoulli")) == ["1"]
     regression = class_views(p[:, :1], values[:, :1], "gaussian")
     np.testing.assert_array_equal(regression["f"], [0, 3, 6])
+    values[0, 0] = np.nan
+    unknown = class_views(p, values, "categorical")
+    assert np.isnan(unknown["trace"][0]) and np.isfinite(unknown["trace"][1:]).all()
 
 
 def test_class_views_refuse_what_does_not_fit():
@@ -269,6 +272,8 @@ def test_class_views_refuse_what_does_not_fit():
         class_views(p, p, "bernoulli")
     with pytest.raises(ValueError, match="values must have the shape of p"):
         class_views(p, p[:2], "categorical")
+    with pytest.raises(ValueError, match="p must be finite"):
+        class_views(p * np.nan, p, "categorical")
     with pytest.raises(ValueError, match="categorical"):
         class_views(p, p, "categorial")
 

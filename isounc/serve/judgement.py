@@ -95,9 +95,20 @@ class Judge:
         return {
             "scores": {name: finite(value) for name, value in scores.items()},
             "tokens": [
-                {"token": piece, "logprob": finite(log_p), "entropy": finite(entropy)}
-                for piece, log_p, entropy in zip(
-                    pieces, answer.token_log_probs, answer.token_entropies, strict=True
+                {
+                    "token": piece,
+                    "logprob": finite(log_p),
+                    "entropy": finite(entropy),
+                    "log_sq_norm_logits": finite(of_logits),
+                    "log_sq_norm_head": finite(of_head),
+                }
+                for piece, log_p, entropy, of_logits, of_head in zip(
+                    pieces,
+                    answer.token_log_probs,
+                    answer.token_entropies,
+                    answer.token_log_sq_norms_logits,
+                    answer.token_log_sq_norms_head,
+                    strict=True,
                 )
             ],
             "decision": self.decision(scores),

@@ -34,12 +34,13 @@ def assert_same(checked, measured):
         np.testing.assert_allclose(
             checked["scores"][name], score.values([measured], nothing)[0], rtol=1e-5, atol=1e-5
         )
-    assert [t["logprob"] for t in checked["tokens"]] == pytest.approx(
-        measured.token_log_probs, rel=1e-5, abs=1e-5
-    )
-    assert [t["entropy"] for t in checked["tokens"]] == pytest.approx(
-        measured.token_entropies, rel=1e-5, abs=1e-5
-    )
+    for name, expected in (
+        ("logprob", measured.token_log_probs), ("entropy", measured.token_entropies),
+        ("log_sq_norm_logits", measured.token_log_sq_norms_logits),
+        ("log_sq_norm_head", measured.token_log_sq_norms_head),
+    ):  # fmt: skip
+        found = [t[name] for t in checked["tokens"]]
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_scores_are_those_of_the_library(client, model):

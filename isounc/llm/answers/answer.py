@@ -75,6 +75,10 @@ class MeasuredAnswer:
     """Entropy of the distribution of each of the A tokens, in nats."""
     choice_log_probs: tuple[float, ...] | None
     """Log probability of each given choice as a sequence, in nats; None if there are no choices."""
+    token_log_sq_norms_logits: tuple[float, ...] = ()
+    """log ||grad log p||^2 of each of the A tokens in its logits; empty in older records."""
+    token_log_sq_norms_head: tuple[float, ...] = ()
+    """The same in the matrix that makes the logits, see `isounc.llm.token_scores`."""
     log_semgrad: float | None = None
     """Log of SemGrad (`isounc.llm.answers.semgrad`); None if it is zero or was not asked for."""
     correct: bool | None = None
@@ -114,6 +118,13 @@ def to_record(answer: MeasuredAnswer) -> dict[str, Any]:
             "log_sq_norms": {e: dict(norms) for e, norms in answer.log_sq_norms.items()},
             "token_log_probs": list(answer.token_log_probs),
             "token_entropies": list(answer.token_entropies),
+        }
+        if answer.token_log_sq_norms_head:
+            record |= {
+                "token_log_sq_norms_logits": list(answer.token_log_sq_norms_logits),
+                "token_log_sq_norms_head": list(answer.token_log_sq_norms_head),
+            }
+        record |= {
             "choice_log_probs": None if choices is None else list(choices),
         }
         if answer.log_semgrad is not None:
@@ -157,6 +168,8 @@ def from_record(record: Mapping[str, Any]) -> MeasuredAnswer:
         log_sq_norms=record.get("log_sq_norms", {}),
         token_log_probs=tuple(record.get("token_log_probs", ())),
         token_entropies=tuple(record.get("token_entropies", ())),
+        token_log_sq_norms_logits=tuple(record.get("token_log_sq_norms_logits", ())),
+        token_log_sq_norms_head=tuple(record.get("token_log_sq_norms_head", ())),
         choice_log_probs=None if choices is None else tuple(choices),
         log_semgrad=record.get("log_semgrad"),
         correct=record["correct"],

@@ -20,19 +20,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.gradnorm import Pullback, linearise_stage, value_and_sq_grad_norm
-from isounc.llm.answers.estimands import log_odds_of_logits
 from isounc.llm.answers.packing import PackedAnswers
+from isounc.llm.answers.token_scores import TokenScores, scores_of_logits
 from isounc.llm.model import transformer
 from isounc.llm.model.attention import Rotation, at_least_float32
 from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.transformer import BlockWeights, Weights
 
-Columns = Callable[
-    [Float[Array, " A"], Float[Array, " A"], PackedAnswers, Int[Array, ""]],
-    tuple[Float[Array, " E"], Any],
-]
-"""Function from a sequence's log-odds and entropies by token, the sequence and the chosen answer to
-the log-odds of E probabilities, and whatever else is wanted."""
+Columns = Callable[[TokenScores, PackedAnswers, Int[Array, ""]], tuple[Float[Array, " E"], Any]]
+"""Function from the scores of a sequence's tokens, the sequence and the chosen answer to the log-odds
+of E probabilities, and whatever else is wanted."""
 
 
 class LayerNorms(NamedTuple):
@@ -105,9 +102,11 @@ def _values(
 ) -> tuple[Float[Array, "B E"], Any]:
     def one(states, packed, chosen):
         logits = transformer.logits_of(states[packed.at], embed, head)
-        return columns(*log_odds_of_logits(logits, packed.targets), packed, chosen)
+        tokens = scores_of_logits(logits, states[packed.at], packed.targets)
+        return columns(tokens, packed, chosen)
 
-    return jax.vmap(one)(states, packed, chosen)
+    matrix = embed if head is None else head
+    return jax.vmap(one)(states.astype(matrix.dtype), packed, chosen)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -174,7 +173,8 @@ def _top(
         matrix = params["head"]
         logits = transformer.logits_of(states, matrix, None if tied else matrix)
         logits = logits if added is None else logits + added
-        out, aux = columns(*log_odds_of_logits(logits, packed.targets), packed, chosen)
+        tokens = scores_of_logits(logits, states.astype(matrix.dtype), packed.targets)
+        out, aux = columns(tokens, packed, chosen)
         return out, (aux, states if tied else None)
 
     # Zeros that are added to the logits have the logits' cotangents.

@@ -257,17 +257,20 @@ def with_norms(
     answer: MeasuredAnswer, norms: AnswerNorms, n: int, texts: Sequence[str], *, are_choices: bool
 ) -> MeasuredAnswer:
     """The answer with the n-th probabilities and norms; it is one of `texts`."""
+    tokens = norms.tokens[n]
     return dataclasses.replace(
         answer,
         text=texts[int(norms.chosen[n])],
-        num_tokens=len(norms.token_log_probs[n]),
+        num_tokens=tokens.log_odds.size,
         log_odds={e: _real(values[n]) for e, values in norms.log_odds.items()},
         log_sq_norms={
             e: {s: _real(values[n]) for s, values in by_scaling.items()}
             for e, by_scaling in norms.log_sq_norms.items()
         },
-        token_log_probs=tuple(norms.token_log_probs[n].tolist()),
-        token_entropies=tuple(norms.token_entropies[n].tolist()),
+        token_log_probs=tuple(tokens.log_probs.tolist()),
+        token_entropies=tuple(tokens.entropies.tolist()),
+        token_log_sq_norms_logits=tuple(tokens.log_sq_norms_logits.tolist()),
+        token_log_sq_norms_head=tuple(tokens.log_sq_norms_head.tolist()),
         choice_log_probs=tuple(norms.log_probs[n].tolist()) if are_choices else None,
         log_semgrad=None if norms.log_semgrad is None else _finite(norms.log_semgrad[n]),
         reasons=(),

@@ -31,13 +31,15 @@ from isounc.llm.answers.packing import (
     NO_ANSWER,
     PackedAnswers,
     PackedShape,
+    check_finite,
     check_vocabulary,
     forward_shape_of,
+    in_batches,
     only,
-    packed_batches,
     shape_of,
 )
 from isounc.llm.answers.semgrad import log_semgrad, places, weighted_log_odds
+from isounc.llm.answers.token_scores import TokenScores
 from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.transformer import Weights
 
@@ -49,10 +51,8 @@ class AnswerNorms(NamedTuple):
     """The answer that the numbers are about, of those given."""
     log_probs: list[Float[np.ndarray, " C"]]
     """Log probability of each of the given answers, as a sequence."""
-    token_log_probs: list[Float[np.ndarray, " A"]]
-    """log p_t of the chosen answer."""
-    token_entropies: list[Float[np.ndarray, " A"]]
-    """Entropy of the distribution of each of its tokens, in nats."""
+    tokens: list[TokenScores]
+    """Scores of each of the chosen answer's A tokens, as `isounc.llm.token_scores` gives them."""
     log_odds: dict[str, Float[np.ndarray, " N"]]
     """log p - log(1 - p) by estimand, float64."""
     log_sq_norms: dict[str, dict[str, Float[np.ndarray, " N"]]]
@@ -180,11 +180,11 @@ def answer_norms(
     single = norms(alone, np.zeros(len(packed), int), at, columns)
     lengths = [sequence.at.size for sequence in alone]
     for i, sequence in enumerate(alone):
-        check_finite(i, sequence, single[i].log_odds, single[i].token_log_probs)
+        check_finite(i, sequence, single[i].log_odds, np.asarray(single[i].tokens.log_odds))
         if i in choice:
             check_finite(i, sequence, choice[i].log_odds)
-    token_log_probs = [
-        norm.token_log_probs[:length].astype(float)
+    tokens = [
+        TokenScores(*(column[:length].astype(float) for column in norm.tokens))
         for norm, length in zip(single, lengths, strict=True)
     ]
     log_odds, log_sq_norms = _by_estimand(single, choice, columns, lengths, estimands, scalings)
@@ -197,14 +197,10 @@ def answer_norms(
     return AnswerNorms(
         chosen=answer.astype(int),
         log_probs=[
-            log_probs[i] if i in log_probs else log_p.sum(keepdims=True)
-            for i, log_p in enumerate(token_log_probs)
+            log_probs[i] if i in log_probs else of_tokens.log_probs.sum(keepdims=True)
+            for i, of_tokens in enumerate(tokens)
         ],
-        token_log_probs=token_log_probs,
-        token_entropies=[
-            norm.token_entropies[:length].astype(float)
-            for norm, length in zip(single, lengths, strict=True)
-        ],
+        tokens=tokens,
         log_odds=log_odds,
         log_sq_norms=log_sq_norms,
         log_semgrad=np.array(semgrads) if semgrad_token else None,
@@ -222,10 +218,8 @@ class _Norms(NamedTuple):
     """Mean absolute derivatives of the log-odds in the states of a token before each block."""
     log_probs: Float[np.ndarray, " C"]
     """Log probability of each answer as a sequence; minus infinity if there is none."""
-    token_log_probs: Float[np.ndarray, " A"]
-    """Log probability of each target."""
-    token_entropies: Float[np.ndarray, " A"]
-    """Entropy of the distribution of each target, in nats."""
+    tokens: TokenScores
+    """Scores of each target."""
     log_factor: Float[np.ndarray, ""]
     """Of SemGrad, see `isounc.llm.answers.semgrad.weighted_log_odds`."""
 
@@ -283,29 +277,11 @@ def _scaled_sum(norms: LayerNorms, factors: LayerNorms) -> Float[np.ndarray, "B 
     return np.sum(jax.tree.leaves(parts), axis=0)
 
 
-def in_batches(
-    packed: Sequence[PackedAnswers],
-    shape: Callable[[PackedAnswers], PackedShape],
-    batch_size: int,
-    program: Callable[[PackedAnswers, list[int], PackedShape], Any],
-) -> list[Any]:
-    """Results of a program for each sequence, with NumPy arrays.
-
-    The program is given stacked sequences, their numbers and their shape.
-    """
-    results: dict[int, Any] = {}
-    for numbers, stacked, padded in packed_batches(packed, shape, batch_size):
-        batch = jax.tree.map(np.asarray, program(stacked, numbers, padded))
-        for row, i in enumerate(numbers):
-            results[i] = jax.tree.map(lambda array, row=row: array[row], batch)
-    return [results[i] for i in range(len(packed))]
-
-
 def _token_log_probs(
-    log_odds: Float[Array, " A"], _: Any, packed: PackedAnswers, chosen: Int[Array, ""]
+    tokens: TokenScores, packed: PackedAnswers, chosen: Int[Array, ""]
 ) -> tuple[Float[Array, " 0"], Float[Array, " A"]]:
     """No probabilities of their own, and log p of the answers' tokens."""
-    return jnp.zeros(0), -jax.nn.softplus(-log_odds)
+    return jnp.zeros(0), -jax.nn.softplus(-jnp.asarray(tokens.log_odds))
 
 
 @functools.cache
@@ -316,18 +292,16 @@ def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
     """
 
     def log_odds_of_columns(
-        log_odds: Float[Array, " A"],
-        entropies: Float[Array, " A"],
-        sequence: PackedAnswers,
-        chosen: Int[Array, ""],
-    ) -> tuple[Float[Array, " E"], tuple[Array, ...]]:
+        tokens: TokenScores, sequence: PackedAnswers, chosen: Int[Array, ""]
+    ) -> tuple[Float[Array, " E"], tuple[Array, TokenScores, Array]]:
+        log_odds = jnp.asarray(tokens.log_odds)
         log_p = -jax.nn.softplus(-log_odds)
         belongs = sequence.answer[None, :] == jnp.arange(num_answers)[:, None]
         sums = jnp.where(belongs, log_p[None, :], 0).sum(1)
         totals = jnp.where(belongs.any(1), sums, -jnp.inf)
         chosen = jnp.where(chosen == NO_ANSWER, jnp.argmax(totals), chosen)
         of_chosen = belongs[chosen]
-        weighted, log_factor = weighted_log_odds(log_odds, entropies, of_chosen)
+        weighted, log_factor = weighted_log_odds(log_odds, jnp.asarray(tokens.entropies), of_chosen)
         values = []
         for column in columns:
             if column == "sequence":
@@ -341,8 +315,7 @@ def _columns(columns: tuple[str, ...], num_answers: int) -> Columns:
             else:
                 rest = jnp.where(jnp.arange(num_answers) == chosen, -jnp.inf, totals)
                 values.append(sums[chosen] - jax.nn.logsumexp(rest))
-        aux = (totals, log_p, entropies, log_factor)
-        return jnp.stack(values) if values else jnp.zeros(0), aux
+        return jnp.stack(values) if values else jnp.zeros(0), (totals, tokens, log_factor)
 
     return log_odds_of_columns
 
@@ -382,13 +355,3 @@ def _by_estimand(
                     log_norm = np.log(sq_norm) - 2 * np.logaddexp(0, odds)
                 log_sq_norms[e][s][i] = log_norm - 2 * np.log(divisor)
     return log_odds, log_sq_norms
-
-
-def check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
-    """Raise a ValueError if numbers of a sequence are not finite."""
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(
-            f"logits must be finite, got NaN or infinite ones for question {number} "
-            f"({sequence.tokens.size} tokens); check the weights, and whether bfloat16 is too "
-            "coarse for them"
-        )

@@ -6,10 +6,11 @@ Axes: B sequences, T tokens of a sequence, A tokens of its answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from isounc.llm.model.tokens import check_token_ids
 from isounc.llm.model.transformer import PADDING, SHARED
@@ -174,3 +175,31 @@ def packed_batches(
                 for i in np.resize(numbers, num_rows)
             ]
             yield numbers, PackedAnswers(*map(np.stack, zip(*rows, strict=True))), largest
+
+
+def in_batches(
+    packed: Sequence[PackedAnswers],
+    shape: Callable[[PackedAnswers], PackedShape],
+    batch_size: int,
+    program: Callable[[PackedAnswers, list[int], PackedShape], Any],
+) -> list[Any]:
+    """Results of a program for each sequence, with NumPy arrays.
+
+    The program is given stacked sequences, their numbers and their shape.
+    """
+    results: dict[int, Any] = {}
+    for numbers, stacked, padded in packed_batches(packed, shape, batch_size):
+        batch = jax.tree.map(np.asarray, program(stacked, numbers, padded))
+        for row, i in enumerate(numbers):
+            results[i] = jax.tree.map(lambda array, row=row: array[row], batch)
+    return [results[i] for i in range(len(packed))]
+
+
+def check_finite(number: int, sequence: PackedAnswers, *arrays: Float[np.ndarray, "_"]) -> None:
+    """Raise a ValueError if numbers of a sequence are not finite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(
+            f"logits must be finite, got NaN or infinite ones for question {number} "
+            f"({sequence.tokens.size} tokens); check the weights, and whether bfloat16 is too "
+            "coarse for them"
+        )

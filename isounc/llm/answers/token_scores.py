@@ -9,7 +9,8 @@ norm, in the type of the matrix), and U the matrix that makes them, z = U^T h,
 
 and grad p = p grad log p. The second line is exact for U as a layer of its own, whose input h is
 fixed. It is not the norm over all parameters, and need not order tokens as that does;
-`isounc.llm.answers.norms.answer_norms` measures that one, with a backward pass. Where the embedding
+`isounc.llm.answers.norms.answer_norms` measures that one, with a backward pass (and gives these
+scores with it). Where the embedding
 is tied, U is also the embedding of the tokens before: the gradient in the array has both parts, and
 only the one through the logits is here. (`answer_norms` with the scaling `last_layer` has both.)
 
@@ -32,12 +33,13 @@ from jaxtyping import Array, Float, Int
 
 from isounc.checks import check_count
 from isounc.llm.answers.estimands import log_odds_of_logits
-from isounc.llm.answers.norms import check_finite, in_batches
 from isounc.llm.answers.packing import (
     PackedAnswers,
     PackedShape,
+    check_finite,
     check_vocabulary,
     forward_shape_of,
+    in_batches,
 )
 from isounc.llm.model import transformer
 from isounc.llm.model.attention import at_least_float32

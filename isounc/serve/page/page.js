@@ -36,7 +36,8 @@ function show(uncertainty, text, usage, seconds) {
       const span = document.createElement("span");
       const p = Math.exp(token.logprob);
       span.textContent = token.token;
-      span.title = `p ${number(p)}, entropy ${number(token.entropy)} nats`;
+      span.title = `p ${number(p)}, entropy ${number(token.entropy)} nats, ` +
+        `log ‖∇ log p‖² in the output matrix ${number(token.log_sq_norm_head)}`;
       span.style.backgroundColor = `hsl(${120 * p} 75% 75%)`;
       return span;
     }),

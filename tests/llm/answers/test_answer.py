@@ -23,6 +23,8 @@ RECORD = {
     "log_sq_norms": {"sequence": {"all": 2.0, "last_layer": 1.0}, "choice": {"all": None}},
     "token_log_probs": [-0.5, -1.5],
     "token_entropies": [0.25, 1.25],
+    "token_log_sq_norms_logits": [-1.25, 0.25],
+    "token_log_sq_norms_head": [0.75, 2.25],
     "choice_log_probs": [-1.0, -2.0],
     "log_semgrad": -3.5,
     "correct": True,
@@ -34,6 +36,7 @@ RECORD = {
     "confidence_text": "90%",
 }
 PARTS = {
+    "token norms": ["token_log_sq_norms_logits", "token_log_sq_norms_head"],
     "semgrad": ["log_semgrad"],
     "samples": ["samples"],
     "self_assessment": ["p_true", "p_true_ideas", "confidence", "confidence_text"],
@@ -50,7 +53,8 @@ def test_a_record_is_read_field_by_field():
 
 
 @pytest.mark.parametrize(
-    "without", [(), ("samples",), ("self_assessment",), ("semgrad",), tuple(PARTS)]
+    "without",
+    [(), ("samples",), ("self_assessment",), ("semgrad",), ("token norms",), tuple(PARTS)],
 )
 def test_records_come_back_word_for_word(without):
     """The same keys in the same order, so that the files of a resumed run are those of one go."""

@@ -9,12 +9,12 @@ from flax import nnx
 from isounc.llm.answers.estimands import (
     ESTIMANDS,
     SCALINGS,
-    log_odds_of_logits,
     logit_of_log,
 )
 from isounc.llm.answers.layerwise import values_and_norms
 from isounc.llm.answers.norms import answer_log_probs, answer_norms
 from isounc.llm.answers.packing import PackedAnswers, only, pack, pad
+from isounc.llm.answers.token_scores import scores_of_logits
 from isounc.llm.model import transformer
 from isounc.llm.model.config import DecoderConfig, Rotary
 from isounc.llm.model.decoder import Decoder
@@ -118,7 +118,7 @@ def test_the_most_probable_answer_is_chosen(decoder):
     assert found.chosen[0] == np.argmax(totals)
     np.testing.assert_allclose(found.log_probs[0], totals, rtol=1e-4)
     best = log_probs(forward, PROMPT, ANSWERS[found.chosen[0]])
-    np.testing.assert_allclose(found.token_log_probs[0], best, rtol=1e-4)
+    np.testing.assert_allclose(found.tokens[0].log_probs, best, rtol=1e-4)
 
 
 def test_forward_passes_alone_give_the_same_log_probabilities(decoder):
@@ -277,17 +277,18 @@ def test_norms_by_layer_are_those_of_plain_gradients(tied):
     rows = [pack(PROMPT, [[9, 2, 6]]), pack(PROMPT[1:], [[5, 5, 1, 3]])]
     packed = PackedAnswers(*map(np.stack, zip(*(pad(row, 12, 4) for row in rows), strict=True)))
 
-    def columns(log_odds, entropies, sequence, chosen):
-        log_odds = jnp.where(sequence.answer == chosen, log_odds, 0)
-        return jnp.stack([log_odds.sum(), jnp.sin(log_odds).sum()]), entropies
+    def columns(tokens, sequence, chosen):
+        log_odds = jnp.where(sequence.answer == chosen, tokens.log_odds, 0)
+        return jnp.stack([log_odds.sum(), jnp.sin(log_odds).sum()]), tokens.entropies
 
     @jax.jit
     def dense(weights, packed):
         def one(weights, sequence):
             batch = jax.tree.map(lambda a: jnp.asarray(a)[None], sequence)
             states = transformer.hidden(config, weights, *batch[:3])[0]
-            logits = transformer.logits_of(states[sequence.at], weights.embed, weights.head)
-            return columns(*log_odds_of_logits(logits, sequence.targets), sequence, 0)[0]
+            states = states[sequence.at]
+            logits = transformer.logits_of(states, weights.embed, weights.head)
+            return columns(scores_of_logits(logits, states, sequence.targets), sequence, 0)[0]
 
         def squares(sequence):
             gradients = jax.jacrev(one)(weights, sequence)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from isounc.llm.answers import token_scores as module
+from isounc.llm.answers.norms import answer_norms
 from isounc.llm.answers.packing import pack
 from isounc.llm.answers.token_scores import scores_of_logits, token_scores
 from isounc.llm.model.config import DecoderConfig, Rotary
@@ -109,6 +110,17 @@ def test_extreme_probabilities_keep_their_digits(z):
         found.log_sq_norms_head_of_p, np.log(2) + 2 * (log_p + log_1mp), rtol=1e-5
     )
     assert np.isfinite(found.entropies).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_answer_norms_give_the_same_from_their_own_pass(tied):
+    decoder, rows = make(tied), [pack(PROMPT, [[9, 2, 6]]), pack(PROMPT[2:], [[8]])]
+    # One row with a backward pass, and one without.
+    for estimands in (("sequence",), ()):
+        norms = answer_norms(decoder, rows, estimands=estimands, scalings=("all",))
+        for of_norms, alone in zip(norms.tokens, token_scores(decoder, rows), strict=True):
+            for mine, other in zip(of_norms, alone, strict=True):
+                np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_shape_compiles_once():

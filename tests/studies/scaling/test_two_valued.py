@@ -56,6 +56,12 @@ def test_rows_of_two_classes():
     for name in ("pearson", "spearman"):
         assert row[f"{name}_from_two_valued"] == row[name] - getattr(left, name)
     assert set(row) <= set(RESULT_COLUMNS)
+    # The variance of a Laplace approximation about a saddle is NaN: that is a reason, not an end.
+    nowhere = estimate_of(mean, np.full((7, 1), np.nan))
+    for quantity in ("epistemic", "epistemic_sd"):
+        rows = compare_classes("bernoulli", [nowhere], moments, quantity, per_class=True)
+        assert rows["1"]["pearson"] is rows["1"]["spearman"] is rows["1"]["slope"] is None
+        assert "7 of 7 estimate values not finite" in rows["1"]["reason"]
 
 
 def test_rows_without_a_location_left_give_the_reason():
