@@ -36,7 +36,7 @@ Protocol of that part, fixed before its first result. The first answerer has the
 question, no examples; the second five examples and ten samples at temperature .7. Scores of the first
 answer, high where uncertain (undefined ones, of empty answers, highest): 1 - p (length-normalised, the
 null), -log p of the whole answer, mean token entropy, ||grad p||^2, that + p (1 - p) as above,
-||grad log p||^2, moderated, and P(True). Routers decide before anybody answers, by what passing on is
+epistemic_log, moderated, and P(True). Routers decide before anybody answers, by what passing on is
 worth: the difference of two logistic regressions, of the probability that the second answer is right
 and that the first is, from the question's form (its length in words, capitals, digits, question word)
 or from the first model's state at the last token of the prompt (16 principal components). best is the
@@ -55,9 +55,9 @@ chance, 1 by who is right; costs have no part), area the mean risk over the cost
 dearest first answer to that of the second answer (undefined where the former is not the lower), to be
 held against that of asking one of both at random. Hypotheses, by the 95% interval: "second is better"
 its risk is lower than the first's; "routes" gain > 0; "beats p", "beats router" gain less theirs > 0;
-"pays" area less than the random mixture's; "saves" the cheapest cascade certified on the guard half
-(isounc.guard.Cascade, confidence .9) costs less than the second answerer, at the smallest target risk of
---routing.target-risks at which half of the splits have one for 1 - p; "keeps the risk" its test risk is
+"pays" area less than the random mixture's; "saves" the cheapest cascade certified on the guard half (by
+isounc.guard.Cascade, confidence .9) costs less than the second answerer, at the smallest target risk (of
+.8, .85, .9 and .95) at which half of the splits have one for 1 - p; "keeps the risk" its test risk is
 below the target. Where the second answerer is not better, a cascade has nothing to gain, and this is
 the result.
 

@@ -102,12 +102,12 @@ def make_pair(
 ) -> Pair | None:
     """The answers of both to the questions that both have answered; None where there are none.
 
-    Costs are medians over the questions of the seconds of their chunk, by a clock.
+    First answers whose seconds were not noted, of an earlier version, are left out. Costs are medians over the questions of the seconds of their chunk, by a clock.
     """
-    both = [i for i, record in enumerate(records) if record is not None]
-    there = [record for record in records if record is not None]
-    noted = [scored.answers[i].seconds for i in both]
-    if not both or any(seconds is None for seconds in noted):
+    answered = zip(scored.answers, records, strict=True)
+    both = [i for i, (a, r) in enumerate(answered) if r is not None and a.seconds is not None]
+    there = [record for record in (records[i] for i in both) if record is not None]
+    if not both:
         return None
     with np.errstate(over="ignore"):
         scores = {"p": 1 / (1 + np.exp(scored.log_odds))}
@@ -116,8 +116,8 @@ def make_pair(
         if found is not None:
             scores[name] = scored.table.uncertainty[found]
     steps = [
-        {**(a or {})[clock], **record.meta["seconds"][clock]}
-        for a, record in zip(noted, there, strict=True)
+        {**(scored.answers[i].seconds or {})[clock], **record.meta["seconds"][clock]}
+        for i, record in zip(both, there, strict=True)
     ]
     seconds = {s: float(np.median([of.get(s, np.nan) for of in steps])) for s in steps[0]}
     return Pair(
