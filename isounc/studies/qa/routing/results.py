@@ -102,7 +102,8 @@ def make_pair(
 ) -> Pair | None:
     """The answers of both to the questions that both have answered; None where there are none.
 
-    First answers whose seconds were not noted, of an earlier version, are left out. Costs are medians over the questions of the seconds of their chunk, by a clock.
+    First answers whose seconds were not noted, of an earlier version, are left out. Costs are medians over
+    the questions of the seconds of their chunk, by a clock.
     """
     answered = zip(scored.answers, records, strict=True)
     both = [i for i, (a, r) in enumerate(answered) if r is not None and a.seconds is not None]
