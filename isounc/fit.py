@@ -236,8 +236,17 @@ def _search(
         z, value, gradient, _, _ = jax.lax.while_loop(unfinished, lbfgs_step, start)
         return jnp.asarray(scale * z), jnp.asarray(value), relative(z, gradient)
 
-    over_starts = jax.vmap(search_from, in_axes=(None, None, 0))
-    return jax.vmap(over_starts)(data, scales, starts)
+    def search_problem(data, scale, starts):
+        return over(lambda z: search_from(data, scale, z), starts)
+
+    # At once, a search that has converged computes on until the slowest has: on a CPU that is lost.
+    over = jax.lax.map if jax.default_backend() == "cpu" else _at_once
+    return over(lambda given: search_problem(*given), (data, scales, starts))
+
+
+def _at_once(f: Callable[[Any], Any], xs: Any) -> Any:
+    """`jax.lax.map`, but over all xs at once."""
+    return jax.vmap(f)(xs)
 
 
 def _checked_map(

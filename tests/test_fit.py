@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +214,22 @@ def test_several_problems_in_one_call_are_as_one_by_one(model, found):
         np.testing.assert_allclose(together.theta, alone.theta, atol=1e-4)
         assert together.log_density == pytest.approx(alone.log_density, abs=1e-7)
         assert together.passed == alone.passed
+
+
+def test_searches_at_once_are_those_one_by_one(model, monkeypatch):
+    """Off the CPU all searches are one batch."""
+    problems, keys = [binary(seed=s) for s in (0, 1)], [KEY, jax.random.key(1)]
+    monkeypatch.setattr(fit.jax, "default_backend", lambda: "gpu")
+    settings = dataclasses.replace(QUICK, lbfgs_steps=400)  # a program of its own
+    at_once = fit_maps(problems, model, prior_sd=PRIOR_SD, keys=keys, settings=settings)
+    monkeypatch.undo()
+    apart = fit_maps(problems, model, prior_sd=PRIOR_SD, keys=keys, settings=QUICK)
+    for one, other in zip(at_once, apart, strict=True):
+        assert one.passed and other.passed
+        np.testing.assert_allclose(
+            one.restart_log_densities, other.restart_log_densities, rtol=1e-8
+        )
+        np.testing.assert_allclose(one.theta, other.theta, atol=1e-5)
 
 
 def test_the_same_key_gives_the_same_map(problem, model, found):

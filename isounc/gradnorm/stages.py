@@ -50,9 +50,10 @@ class _Form:
 class Pullback:
     """Function from cotangents of a stage's output to those of its input, and to norms."""
 
-    arrays: list[Array]
+    # Leaves are arrays, but transformations of JAX put other things in their place for a while.
+    arrays: list[Any]
     """Values of the forward pass that the backward pass needs, without the parameters."""
-    data: PyTree[Array]
+    data: Any
     """Data of parameters with several uses."""
     form: _Form = dataclasses.field(metadata={"static": True})
 
