@@ -24,6 +24,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+FOR_TESTS = re.compile(r"^<!-- (?:given|needs|not run):.*?-->\n+", re.DOTALL | re.MULTILINE)
+"""Comments that tell the tests how to run a block."""
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 TAKEN = (".png", ".csv", ".json")
 """Kinds of files beside pages that are copied to the site where a page links to them."""
@@ -35,7 +37,10 @@ SECTIONS = {
     "howto/decision.md": ("From a score to a decision", "From a score to a decision"),
 }
 """Pages that are sections of the README: title, and name of the section."""
-NOTEBOOKS = {f"notebooks/{name}.md": f"notebooks/{name}.ipynb" for name in ("quickstart", "guard")}
+NOTEBOOKS = {
+    f"notebooks/{path.stem}.md": f"notebooks/{path.name}"
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
 """Pages that are notebooks, with the outputs that are stored in them."""
 MADE_OF = dict.fromkeys(SECTIONS, "README.md") | NOTEBOOKS
 GUARD = {
@@ -97,6 +102,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.src_uri.startswith("cli/"):
         return markdown
     here = MADE_OF.get(page.file.src_uri) or place_of(page.file)
+    markdown = FOR_TESTS.sub("", markdown)
     if here.startswith("docs/") and "<!-- claims -->" in markdown:
         front = (ROOT / "README.md").read_text(encoding="utf-8")
         table = front.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
