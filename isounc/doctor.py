@@ -33,7 +33,7 @@ NORM_ERROR_MAX = 1e-5
 """Largest relative error of a squared gradient norm: a hundred roundings of float32."""
 EXTRAS = {
     "arviz": "arviz", "guard": "mapie", "llm": "tokenizers", "notebooks": "ipykernel",
-    "serve": "fastapi",
+    "ray": "ray", "serve": "fastapi", "slurm": "submitit",
 }  # fmt: skip
 """By extra of the distribution, a package that it brings."""
 PRIOR_SD = 2.0

@@ -19,7 +19,11 @@ from tests.pages import PAGES, ROOT, blocks, commands, isounc_arguments, run, sa
 
 ELSEWHERE = {"docs/serve.md"}
 """Pages whose Python blocks need a service and run in tests/serve/test_page.py."""
-NOT_RUN: dict[str, list[str]] = {}
+NOT_RUN: dict[str, list[str]] = {
+    "docs/howto/cluster.md": [
+        "it starts two hosts; tests/sampling/test_hosts.py has two processes"
+    ],
+}
 """Blocks that do not run, by page: the reasons that the page gives."""
 NEEDS = {
     "docs/coming-from/laplace-torch.md": ["laplace"] * 2,

@@ -11,8 +11,13 @@ from typing import Any
 PACKAGES = ("isounc", "jax", "jaxlib", "flax", "blackjax", "optax", "numpyro", "numpy", "scipy")
 
 
-def provenance() -> dict[str, Any]:
+def provenance(computed_on: dict[str, Any] | None = None) -> dict[str, Any]:
     """Say what computes a run, without host names or paths.
+
+    Parameters
+    ----------
+    computed_on
+        The `device` of another process, if that computed; this one then starts no device.
 
     Returns
     -------
@@ -22,28 +27,33 @@ def provenance() -> dict[str, Any]:
         whether tracked files were changed; both None where this code is not tracked by git) and
         ``time`` (UTC, ISO 8601).
     """
-    import jax  # here, because reading a run needs no accelerator to be started
-
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    devices = jax.devices()
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "versions": versions,
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-            "x64": bool(jax.config.read("jax_enable_x64")),
-        },
+        "device": computed_on or device(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_count": len(affinity(0)) if affinity else os.cpu_count(),
         "git": git_state(Path(__file__)),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device() -> dict[str, Any]:
+    """The device on which this process computes, which it starts."""
+    import jax  # here, because reading a run needs no accelerator to be started
+
+    devices = jax.devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "x64": bool(jax.config.read("jax_enable_x64")),
     }
 
 

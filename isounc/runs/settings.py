@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
-from isounc.checks import check_choice, check_count
+from isounc.checks import check_choice, check_count, check_real
 from isounc.fields import shortened
 from isounc.runs.executors import EXECUTORS
 
@@ -28,7 +28,20 @@ MOST_SEED = 2**32 - 1
 MOST_WORKERS = 8
 """Most worker processes that `workers=0` starts."""
 
-OF_THE_MACHINE = ("out", "executor", "workers", "cache", "dry_run", "figures")
+ON_MACHINES = ("ray", "slurm")
+"""Executors that use other machines. The process that was started computes nothing."""
+
+ONLY_OF = {
+    "ray_address": ("ray",),
+    "cpus_per_cell": ("ray", "slurm"),
+    "gpus_per_cell": ("ray",),
+    "partition": ("slurm",),
+    "time": ("slurm",),
+    "gpus": ("slurm",),
+}
+"""Settings that only some executors have, with those."""
+
+OF_THE_MACHINE = ("out", "executor", "workers", "cache", "dry_run", "figures", *ONLY_OF)
 """Settings that change no number. A run does not store them, and they may differ on resumption."""
 
 
@@ -41,10 +54,24 @@ class RunSettings:
     out: str = ""
     """Run folder; empty means runs/STUDY-PRESET."""
     executor: str = "auto"
-    """Where cells are computed: serial (in this process), processes (worker processes), or auto:
-    what the study prefers on CPU, and serial on GPU and TPU."""
+    """Where cells are computed: serial (in this process), processes (worker processes), ray (a Ray
+    cluster), slurm (jobs of a Slurm cluster), or auto: what the study prefers on CPU, and serial on
+    GPU and TPU."""
     workers: int = 0
-    """Number of worker processes; 0 means one for each CPU core, at most 8."""
+    """Number of worker processes; 0 means one for each CPU core, at most 8. With ray and slurm, how
+    many batches are computed at a time; 0 means as many as there is room for."""
+    ray_address: str = ""
+    """Ray: address of a running cluster, auto for the one of this machine; empty starts one here."""
+    cpus_per_cell: float = 1.0
+    """Ray, Slurm: CPU cores of a task or job, which computes the cells of a batch."""
+    gpus_per_cell: float = 0.0
+    """Ray: GPUs of a task; four tasks share one with 0.25."""
+    partition: str = ""
+    """Slurm: partition of the jobs; empty means the cluster's default."""
+    time: int = 60
+    """Slurm: time limit of a job in minutes."""
+    gpus: int = 0
+    """Slurm: GPUs of a job."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Device that computes; auto is JAX's choice."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -72,10 +99,37 @@ def check_run_settings(settings: RunSettings) -> None:
     Raises
     ------
     ValueError
-        For an unknown executor, or a number of workers that cannot be.
+        For an unknown executor, a number of workers that cannot be, or a setting of another executor.
     """
     check_choice("executor", settings.executor, ("auto", *EXECUTORS))
     check_count("workers", settings.workers, 0, 1024)
+    _check_cluster(settings)
+
+
+def _check_cluster(settings: RunSettings) -> None:
+    """Refuse settings of executors that use other machines, where they cannot be or have no use."""
+    executor, defaults = (
+        settings.executor,
+        {f.name: f.default for f in dataclasses.fields(settings)},
+    )
+    for name, executors in ONLY_OF.items():
+        value = getattr(settings, name)
+        if value != defaults[name] and executor not in executors:
+            raise ValueError(
+                f"{name} must be left out with executor {executor}, got {value!r}; it belongs to "
+                f"executor {' and '.join(executors)}"
+            )
+    check_real("cpus_per_cell", settings.cpus_per_cell, positive=True)
+    check_real("gpus_per_cell", settings.gpus_per_cell)
+    check_count("time", settings.time, 1)
+    check_count("gpus", settings.gpus, 0)
+    shares = {"ray": "a share of one, or a whole number", "slurm": "a whole number"}
+    for name in ("cpus_per_cell", "gpus_per_cell"):
+        value = getattr(settings, name)
+        if value % 1 and (value > 1 or executor == "slurm"):
+            raise ValueError(f"{name} must be {shares[executor]}, got {value}")
+    if executor == "ray" and settings.device == "gpu" and not settings.gpus_per_cell:
+        raise ValueError("gpus_per_cell must be positive with device gpu, got 0")
 
 
 def check_cells(count: int, what: str) -> None:
@@ -127,9 +181,15 @@ def executor_and_workers(settings: RunSettings, preferred: str, num_groups: int)
     ----------
     preferred
         The executor that `auto` means on CPU.
+
+    Returns
+    -------
+    Name and number; 0 means as many as there is room for, which is not known here.
     """
-    on_cpu = jax.default_backend() == "cpu"
     name = settings.executor
+    if name in ON_MACHINES:
+        return name, settings.workers
+    on_cpu = jax.default_backend() == "cpu"
     if name == "auto":
         name = preferred if on_cpu else "serial"
     if name == "serial":

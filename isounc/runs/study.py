@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import importlib
 import textwrap
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from isounc.runs import process
-from isounc.runs.compute import Say, compute_group
+from isounc.runs.cluster import compute_elsewhere, show_jobs, without_devices
+from isounc.runs.compute import WORKER_MEBIBYTES, Say, work_of
 from isounc.runs.executors import Batch, Group, run_groups
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.page import FigureFile, Section, Table, write_page
 from isounc.runs.place import check_place
 from isounc.runs.provenance import provenance
 from isounc.runs.settings import (
+    ON_MACHINES,
     S,
     check_run_settings,
     executor_and_workers,
@@ -44,8 +45,6 @@ COMPILE_SECONDS = 14.0
 """Compilation of a group of equal shapes on one core of a 2-core server, for forecasts."""
 INTERPRETER_MEBIBYTES = 600
 """Memory of a worker before it computes anything, for forecasts."""
-WORKER_MEBIBYTES = 800
-"""Above this a worker process drops its programs after a group: two workers stay below 2 GiB."""
 MEMORY_SHARE = 0.25
 """Share of the machine's memory above which a run in one process drops its programs."""
 
@@ -151,33 +150,42 @@ def run_study(study: Study[S], settings: S) -> bool:
     check_place(out)  # before a plan, which may read much, and before anything is computed
     study.check(settings)
     process.use_compilation_cache(settings.cache)
+    if settings.executor in ON_MACHINES:
+        with without_devices():
+            return _run(study, settings, out)
     use_device(settings.device)
+    return _run(study, settings, out)
+
+
+def _run(study: Study[S], settings: S, out: str) -> bool:
     groups = study.plan(settings)
     executor, workers = executor_and_workers(settings, study.executor, len(groups))
     if remarks := study.remarks(settings):
         print("\n".join(remarks), flush=True)
     if settings.dry_run:
-        print(forecast(groups, study.unit, workers))
+        print(forecast(groups, study.unit, max(1, workers)))
+        if executor == "slurm":
+            print(f"\n{show_jobs(settings, out, groups)}")
         return True
 
     started = time.perf_counter()
     stored = stored_settings(settings, (*study.views, *study.growing))
     folder = RunFolder.open(out, stored, study=study.name)
     study.prepare(settings, folder)
-    share = MEMORY_SHARE * process.machine_mebibytes()
-    work = functools.partial(
-        compute_group,
-        evaluate=study.evaluate,
-        separable=study.separable,
-        settings=settings,
-        open_folder=functools.partial(RunFolder.open, out, stored, study=study.name),
-        most_mebibytes=WORKER_MEBIBYTES if executor == "processes" else share,
-    )
-    if executor == "processes":  # while they compute, this process has nothing to do
+    if executor != "serial":  # while others compute, this process has nothing to do
         threading.Thread(target=_import_what_draws, daemon=True).start()
-    sessions = run_groups(groups, work, executor=executor, workers=workers)
+    if executor in ON_MACHINES:
+        sessions = compute_elsewhere(study, settings, folder, groups)
+        computed_on = [session.device for session in sessions]
+        device = computed_on[0] if computed_on else folder.read_info().get("device")
+    else:
+        share = MEMORY_SHARE * process.machine_mebibytes()
+        most = WORKER_MEBIBYTES if executor == "processes" else share
+        work = work_of(study, dataclasses.replace(settings, out=out), most_mebibytes=most)
+        sessions = run_groups(groups, work, executor=executor, workers=workers)
+        device = None
     open_settings = {k: v for k, v in stored_settings(settings).items() if k not in stored}
-    folder.write_info(provenance() | {"views": open_settings})
+    folder.write_info(provenance(device) | {"views": open_settings})
     report, page = _write_report(study, folder, settings)
     seconds = time.perf_counter() - started
     compiled, cached = (sum(getattr(s, name) for s in sessions) for name in ("compiled", "cached"))

@@ -31,6 +31,7 @@ from isounc.checks import settings_from
 from isounc.densities import on_device
 from isounc.models import Model, check_inputs
 from isounc.problems import Problem
+from isounc.runs import unfinished
 from isounc.runs.provenance import provenance
 from isounc.sampling import stopping
 from isounc.sampling.checkpoint import Checkpoint
@@ -226,9 +227,9 @@ def _prepare(
         jnp.stack(parts) for parts in zip(*map(jax.random.split, typed_keys), strict=True)
     )
     checkpoint = None
-    if folder:
+    if folder or unfinished.is_kept():
         identity = _identity(problems, frame, typed_keys, settings)
-        checkpoint = Checkpoint.open(folder, identity)
+        checkpoint = Checkpoint.open(folder or unfinished.place_of(identity), identity)
     report("coordinates", 0, settings.max_draws)
     tried = candidates(settings.coordinates, problems, frame, prior_sd, start_keys)
     run = Run(
@@ -386,10 +387,8 @@ def _identity(
     made_by = provenance()
     stored = dataclasses.asdict(settings) | {"num_chains": settings.chains}
     # A longer budget goes on from a shorter one.
-    for name in (
-        *("max_draws", "max_seconds", "chains_per_device"),
-        *("check_modes", "check_modes_up_to"),
-    ):
+    budget = ("max_draws", "max_seconds", "chains_per_device", "check_modes", "check_modes_up_to")
+    for name in budget:
         del stored[name]
     return {
         "settings": stored,

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from isounc import doorway
-from isounc.runs import executors
+from isounc.runs import worker_processes
 from isounc.runs.folder import RunFolder
 
 REST = "Finished cells are kept: the same command goes on from here."
@@ -156,7 +156,7 @@ def test_a_signal_that_another_thread_takes_waits_until_children_are_born():
     other = threading.Thread(target=end.wait)
     other.start()  # which the signals that are held back later do not spare
     try:
-        with pytest.raises(KeyboardInterrupt), executors._signals_held_back():
+        with pytest.raises(KeyboardInterrupt), worker_processes._signals_held_back():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
             reached.append("the end of the block")

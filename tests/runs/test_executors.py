@@ -7,14 +7,9 @@ import time
 
 import pytest
 
-from isounc.runs.executors import (
-    EXECUTORS,
-    LARGE_WORK,
-    Batch,
-    Event,
-    _quick_compilation,
-    run_groups,
-)
+from isounc.runs.executors import EXECUTORS, LARGE_WORK, Batch, Event, Lost, run_groups
+from isounc.runs.folder import Record
+from isounc.runs.worker_processes import _quick_compilation
 
 GROUPS = [(Batch("one", ("a", "b"), 2.0),), (Batch("two", ("c",)), Batch("three", ("d",)))]
 
@@ -45,7 +40,7 @@ def fail_at_c(group, tell):
     return names(group, tell)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_every_group_is_computed_once(executor):
     results = run_groups(GROUPS, names, executor=executor, workers=2)
     assert sorted(text for _, text in results) == ["ab", "cd"]
@@ -53,7 +48,7 @@ def test_every_group_is_computed_once(executor):
     assert here == (executor == "serial")
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_an_error_in_a_worker_is_raised_here(executor):
     with pytest.raises(ValueError, match="c cannot be computed"):
         run_groups(GROUPS, fail_at_c, executor=executor, workers=1)
@@ -76,8 +71,10 @@ def test_groups_of_large_work_are_compiled_with_all_optimizations(monkeypatch):
 
 
 def test_an_executor_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="executor must be one of serial, processes, got 'slurm'"):
-        run_groups(GROUPS, names, executor="slurm")
+    with pytest.raises(
+        ValueError, match=r"executor must be one of serial, processes, .*, got 'dask'"
+    ):
+        run_groups(GROUPS, names, executor="dask")
 
 
 def test_an_executor_can_be_added(monkeypatch):
@@ -86,3 +83,28 @@ def test_an_executor_can_be_added(monkeypatch):
 
     monkeypatch.setitem(EXECUTORS, "backwards", backwards)
     assert [text for _, text in run_groups(GROUPS, names, executor="backwards")] == ["cd", "ab"]
+
+
+def test_what_is_lost_is_said_at_the_end_with_its_reason(monkeypatch):
+    def lossy(groups, work, tell, workers, *, reason):
+        yield work(groups[0], tell)
+        yield from (Lost(batch, reason) for batch in groups[1])
+
+    monkeypatch.setitem(EXECUTORS, "lossy", lossy)
+    with pytest.raises(ChildProcessError) as raised:
+        run_groups(GROUPS, names, executor="lossy", reason="Traceback\nValueError: no")
+    # Batches that were lost for the same reason are named together.
+    assert str(raised.value).startswith(
+        "2 of 3 batches are missing:\n  two (c); three (d): Traceback\n    ValueError: no\nAll others"
+    )
+
+
+def test_a_record_from_elsewhere_is_kept(monkeypatch):
+    def distant(groups, work, tell, workers):
+        tell(Record("a", {}, {}))
+        yield "done"
+
+    monkeypatch.setitem(EXECUTORS, "distant", distant)
+    kept = []
+    assert run_groups(GROUPS, names, executor="distant", keep=kept.append) == ["done"]
+    assert [record.name for record in kept] == ["a"]

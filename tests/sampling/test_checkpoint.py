@@ -14,6 +14,7 @@ import pytest
 
 from isounc.models import make_model
 from isounc.problems import make_problem
+from isounc.runs import unfinished
 from isounc.sampling import parts
 from isounc.sampling.posterior import sample_posterior
 from isounc.sampling.settings import SamplerSettings
@@ -81,6 +82,32 @@ def test_killed_runs_give_the_same_bits(tmp_path, uninterrupted):
     done = [done for what, done, _ in calls if what.startswith("sampling")]
     assert {60, 80} <= set(done) and min(done) >= 46, "nothing is done twice"
     assert not list(run.glob("part-*")), "whole steps take their place"
+
+
+def test_a_job_that_is_taken_away_goes_on_with_its_samplings(tmp_path, uninterrupted):
+    """Nothing between the job and the sampler passes a folder on."""
+
+    class Taken(Exception):
+        pass
+
+    def progress(what, done, total):
+        if what.startswith("sampling") and done >= 40:
+            raise Taken
+
+    with unfinished.kept_in(tmp_path), pytest.raises(Taken):
+        sampled(progress=progress)
+    with pytest.raises(LookupError, match="in jobs of a cluster alone"):
+        unfinished.place_of({})
+    calls = []
+    with unfinished.kept_in(tmp_path):
+        resumed = sampled(progress=lambda *call: calls.append(call))
+        assert_same_bits(resumed, uninterrupted)
+        assert min(done for what, done, _ in calls if what.startswith("sampling")) >= 40
+        (folder,) = tmp_path.iterdir()
+        with pytest.raises(Taken):
+            sampled(progress=progress, seed=1)
+    assert len(list(tmp_path.iterdir())) == 2, "another sampling has a folder of its own"
+    assert (folder / "run.json").exists()
 
 
 def test_damaged_and_half_written_files_are_not_read(tmp_path, uninterrupted):
