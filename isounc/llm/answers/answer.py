@@ -89,6 +89,9 @@ class MeasuredAnswer:
     """Sampled answers; None if none were drawn."""
     self_assessment: SelfAssessment | None = None
     """The model's assessment of its answer; None if it was not asked."""
+    seconds: Mapping[str, Mapping[str, float]] | None = None
+    """Seconds of each step of the measurement by clock (wall, cpu: of the processor), for a question of
+    those measured together; None if they were not noted."""
     reasons: tuple[str, ...] = ()
     """Why numbers are missing."""
 
@@ -136,6 +139,8 @@ def to_record(answer: MeasuredAnswer) -> dict[str, Any]:
             "confidence": said.confidence,
             "confidence_text": said.confidence_text,
         }
+    if answer.seconds is not None:
+        record["seconds"] = {clock: dict(steps) for clock, steps in answer.seconds.items()}
     return record
 
 
@@ -171,6 +176,7 @@ def from_record(record: Mapping[str, Any]) -> MeasuredAnswer:
         judgement=None if judgement is None else Judgement(**judgement),
         samples=None if samples is None else tuple(Sample(**sample) for sample in samples),
         self_assessment=said,
+        seconds=record.get("seconds"),
         reasons=tuple(record["reasons"]),
     )
 

@@ -149,10 +149,9 @@ def measure(
             for answer, drawn in zip(answers, samples, strict=True)
         ]
     if settings.self_assessment:
-        on_step("self-assessment")
         assessments = assess(
             model, answers, num_ideas=settings.num_ideas, batch_size=settings.batch_size,
-            chat=any(prompt.is_chat for prompt in given),
+            chat=any(prompt.is_chat for prompt in given), on_step=on_step,
         )  # fmt: skip
         answers = [
             dataclasses.replace(answer, self_assessment=assessment)
@@ -181,7 +180,7 @@ def check_lengths(
                 f"{max(prompt_ids)} for question {question.question.id}"
             )
         if question.form == "generated":
-            longest = _generation([question], settings).max_new_tokens
+            longest = generation_settings([question], settings).max_new_tokens
         else:
             longest = max(map(len, _choice_tokens(model, question, prompt)), default=0)
         check_fits_context(
@@ -191,10 +190,13 @@ def check_lengths(
     return given
 
 
-def _generation(
+def generation_settings(
     asked: Sequence[AskedQuestion], settings: MeasureSettings, **changes: Any
 ) -> GenerationSettings:
-    """Settings under which answers end with their line."""
+    """Settings under which answers end with their line, with changes.
+
+    Short answers have at most 24 tokens.
+    """
     are_short = all(question.question.aliases for question in asked)
     most = min(24, settings.max_new_tokens) if are_short else settings.max_new_tokens
     return GenerationSettings(
@@ -210,7 +212,7 @@ def _generated_answers(
     settings: MeasureSettings,
 ) -> list[tuple[str, list[int]]]:
     """Text and tokens of the answers that the model writes, without what stopped them."""
-    generated = generate(model, prompt_ids, _generation(asked, settings, temperature=0.0))
+    generated = generate(model, prompt_ids, generation_settings(asked, settings, temperature=0.0))
     answers = []
     for i, (continuation,) in enumerate(generated.text):
         text = first_answer(continuation)
@@ -307,7 +309,7 @@ def _samples(
     drawn = generate(
         model,
         prompt_ids,
-        _generation(asked, settings, num_samples=settings.num_samples,
+        generation_settings(asked, settings, num_samples=settings.num_samples,
                     temperature=settings.sample_temperature),
     )  # fmt: skip
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isounc.llm.answers import prompts
 from isounc.llm.answers.answer import MeasuredAnswer, OptionLogProbs, SelfAssessment
@@ -21,6 +21,7 @@ def assess(
     num_ideas: int,
     batch_size: int,
     chat: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> list[SelfAssessment]:
     """Ask a model whether its answers are true.
 
@@ -36,6 +37,8 @@ def assess(
         Questions at a time.
     chat
         Whether each prompt is the message of a user, in the form of the model's chat template.
+    on_step
+        Called with the name of each step.
 
     Raises
     ------
@@ -49,7 +52,8 @@ def assess(
     written = [i for i, answer in enumerate(answers) if answer.text]
     if not written:
         return assessments
-    for field in ("p_true", "p_true_ideas"):
+    for field, step in (("p_true", "P(True)"), ("p_true_ideas", "P(True) with ideas")):
+        on_step(step)
         ideas = {
             i: _ideas(answers[i], num_ideas) if field == "p_true_ideas" else [] for i in written
         }
@@ -58,6 +62,7 @@ def assess(
                           batch_size=batch_size, chat=chat)  # fmt: skip
         for i, log_probs in zip(judged, options, strict=True):
             assessments[i] = dataclasses.replace(assessments[i], **{field: log_probs})
+    on_step("stated percentage")
     asked = [prompts.confidence(answers[i].question, answers[i].text) for i in written]
     given = rendered(model, [prompts.as_chat(prompt) if chat else prompt for prompt in asked])
     settings = GenerationSettings(

@@ -46,6 +46,7 @@ def gather(sources: Sequence[Source], claims: Sequence[str]) -> Gathered:
         *other_runs.qa(of("qa"), claims),
         *world_runs.world(of("world"), claims, note),
         *routing_runs.routing(of("routing")),
+        *routing_runs.second_answerers(of("qa")),
     ]
     said = {(row["claim"], row["source"]) for row in rows}
     said |= {(other["claim"], other["source"]) for other in notes}

@@ -1,4 +1,4 @@
-"""Evidence from the routing study: small networks that pass questions on to a large one."""
+"""Evidence on passing on: small networks before a large one, a language model before a costlier way."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ NULL = "p"
 """The score that takes no gradient."""
 _HYPOTHESES = {"saves": "costs less", "keeps the risk": "keeps its target"}
 _PLACE = ("problem", "cheap_width", "score")
+AGAIN = {
+    "routing_verdicts.csv": (
+        "model", "benchmark", "second", "hypothesis", "score", "target", "mean", "low", "high",
+        "num_questions",
+    ),
+    "routing_cascades.csv": (
+        "model", "benchmark", "second", "split", "score", "target", "found", "log2_cost",
+        "cascade_risk", "second_risk",
+    ),
+}  # fmt: skip
+"""Columns that are needed of the tables of a qa run with a second answerer."""
+_ANSWERERS = ("model", "benchmark", "second", "score")
 
 
 def routing(sources: Sequence[Source]) -> list[Row]:
@@ -41,7 +53,9 @@ def routing(sources: Sequence[Source]) -> list[Row]:
 
 
 def _where(measure: str, verdict: Row) -> Condition:
-    setting = f"{verdict['problem']}, width {verdict['cheap_width']}"
+    # Runs before there were other networks do not say which theirs are.
+    kind = "" if verdict.get("networks") in (None, "mlp") else f"{verdict['networks'].upper()} of "
+    setting = f"{verdict['problem']}, {kind}width {verdict['cheap_width']}"
     return Condition(measure, SCORES[verdict["score"]], "", setting)
 
 
@@ -93,3 +107,31 @@ def _beside(verdict: Row, tables: dict[str, list[Row]], source: Source) -> list[
         )
         for measure, (values, others) in pairs.items()
     ]  # fmt: skip
+
+
+def second_answerers(sources: Sequence[Source]) -> list[Row]:
+    """Rows of claim 13 from runs of question answering that have a second answerer.
+
+    The interval is over questions, whose number takes the place of that of seeds; each number is a mean over
+    random splits of the same questions, and the splits without a cascade are counted as undefined.
+    """
+    rows = []
+    for source in sources:
+        if not all(source.has(name) for name in AGAIN):
+            continue
+        verdicts, cascades = (records(source.table(name, needed)) for name, needed in AGAIN.items())
+        for verdict in verdicts:
+            measure = _HYPOTHESES.get(verdict["hypothesis"])
+            if measure is None or verdict["score"] not in SCORES:
+                continue
+            setting = f"{verdict['benchmark']}, {verdict['model']} before {verdict['second']}"
+            where = Condition(measure, SCORES[verdict["score"]], "", setting)
+            same = [
+                row for row in cascades
+                if all(row[name] == verdict[name] for name in (*_ANSWERERS, "target"))
+            ]  # fmt: skip
+            found = sum(bool(row["found"]) for row in same)
+            at = {"problem": verdict["benchmark"], "num_seeds": verdict["num_questions"]}
+            counts = {"num_cells": found, "num_failed": 0, "num_undefined": len(same) - found}
+            rows.append(row_of_interval("13", where, verdict | at, source) | counts)
+    return rows

@@ -3,7 +3,8 @@ r"""How a claim is settled: what is measured, the bound on it, and the rule that
 Bounds and rule were fixed before any verdict was seen; since then the two levels were lowered, by
 simulation alone, and one correlation that was averaged as it is went to Fisher's scale. Claim 13 was
 added later: its bounds are those of the routing study's hypotheses, and that both must hold at one place
-was written down before this rule was applied to its tables, which were known.
+was written down before this rule was applied to its tables, which were known; its conditions of
+convolutional networks and of a language model were added later still, before they had any tables.
 
 **Evidence.** A claim has one measure or several, and every measure conditions (a kind of theta*, a
 region, a setting). In a condition each problem is a stratum: a number of each of its seeds, averaged

@@ -106,6 +106,8 @@ TEXTS = (
         "other",
         "condition",
         "part",
+        "networks",
+        "second",
     ),
 )
 """Columns of text, in folders that do not say so."""

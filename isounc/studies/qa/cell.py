@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,16 +15,47 @@ from isounc.llm.model.load import LanguageModel, load_model, model_name
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record, RunFolder
-from isounc.studies.qa.settings import Settings, tasks_of
+from isounc.studies.qa.routing.second import SecondCell, second_records
+from isounc.studies.qa.settings import Settings, second_tasks_of, tasks_of
 
 ORDER = "questions="
 """Prefix of the records that hold the order of a benchmark's questions."""
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def loaded_model(source: str, dtype: str) -> LanguageModel:
-    """The model, which stays loaded until another is asked for."""
+    """The model, which stays loaded until others are asked for: one that answers, and a second one."""
     return load_model(source, dtype=dtype)
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks by name; that of the processor counts this process alone, on whatever else the machine works."""
+
+
+class Clock:
+    """Seconds of the steps of a piece of work, each of which begins where it is named."""
+
+    def __init__(self, say: Say):
+        self.say, self.step = say, ""
+        self.began = {name: clock() for name, clock in CLOCKS.items()}
+        self.total: dict[str, dict[str, float]] = {name: {} for name in CLOCKS}
+
+    def __call__(self, step: str) -> None:
+        now = {name: clock() for name, clock in CLOCKS.items()}
+        if self.step:
+            for name, total in self.total.items():
+                total[self.step] = total.get(self.step, 0.0) + now[name] - self.began[name]
+        if step:
+            self.say(step)
+        self.step, self.began = step, now
+
+    def of_each(self, count: int) -> dict[str, dict[str, float]]:
+        """Seconds of each step by clock, for one of `count` questions; ends the last step."""
+        self("")
+        return {
+            name: {step: float(f"{seconds / count:.4g}") for step, seconds in total.items()}
+            for name, total in self.total.items()
+        }
 
 
 def prepare(settings: Settings, folder: RunFolder) -> None:
@@ -49,15 +82,29 @@ def prepare(settings: Settings, folder: RunFolder) -> None:
         _add_sources(folder, "models", {model_name(source): described})
         for task in tasks:
             check_lengths(model, task.asked, settings.measure)
+        for task in second_tasks_of(settings, tasks):
+            second = loaded_model(settings.second.source(source), settings.dtype)
+            described = {"source": second.source, "sha256": second.sha256}
+            _add_sources(folder, "second", {settings.second.name(source): described})
+            check_lengths(second, task.asked, settings.measure)
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
     """The records of questions to one model."""
     model = loaded_model(batch.cells[0].source, settings.dtype)
+    clock = Clock(say)
+    if isinstance(batch.cells[0], SecondCell):
+        second = loaded_model(settings.second.source(batch.cells[0].source), settings.dtype)
+        records = second_records(
+            model, second, batch.cells, settings.second, settings.measure, clock
+        )
+        seconds = clock.of_each(len(records))
+        return [record._replace(meta=record.meta | {"seconds": seconds}) for record in records]
     questions = [cell.question for cell in batch.cells]
-    answers = measure(model, questions, settings.measure, on_step=say)
+    answers = measure(model, questions, settings.measure, on_step=clock)
+    seconds = clock.of_each(len(answers))
     return [
-        Record(cell.name, to_record(answer), {})
+        Record(cell.name, to_record(dataclasses.replace(answer, seconds=seconds)), {})
         for cell, answer in zip(batch.cells, answers, strict=True)
     ]
 

@@ -10,6 +10,7 @@ halves.csv          the isotropic scores of the headline apart for answers of p 
                     where the signs of some flip
 transfer.csv        fitted on all models but one, tested on that one (if there are several models)
 answers.csv         every question with its answer and whether it is right
+routing*.csv        if there is a second answerer: `isounc.studies.qa.routing.tables`
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from isounc.llm.answers.answer import MeasuredAnswer, from_record
 from isounc.llm.answers.entailment import load_entailment
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score
+from isounc.runs import files
 from isounc.runs.folder import RunFolder
-from isounc.runs.page import FigureFile, Section
+from isounc.runs.page import FigureFile, Section, Table
 from isounc.runs.study import Report, TableFile
 from isounc.studies.qa import figures
 from isounc.studies.qa.cell import ORDER
@@ -39,6 +41,10 @@ from isounc.studies.qa.evaluation import (
     paired_tests,
 )
 from isounc.studies.qa.gains import GAIN_COLUMNS, auroc_gain
+from isounc.studies.qa.routing import report as routing_report
+from isounc.studies.qa.routing import tables as routing_tables
+from isounc.studies.qa.routing.results import Pair, make_pair
+from isounc.studies.qa.routing.second import second_name
 from isounc.studies.qa.scored_answers import ScoredAnswers
 from isounc.studies.qa.settings import Settings, headline_estimand
 from isounc.studies.qa.tables import (
@@ -91,6 +97,8 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
     """
     same = load_entailment(settings.nli) if settings.nli else None
     info, more_scores, scored = folder.read_info(), tuple(more), []
+    if is_published(folder):
+        return _of_tables(folder)
     for model in info.get("models", {}):
         for benchmark in info.get("questions", {}):
             ids = folder.require(f"{ORDER}{benchmark}").meta["ids"]
@@ -102,13 +110,72 @@ def make_report(folder: RunFolder, settings: Settings, *, more: Iterable[Score] 
                 table = score_answers(answers, settings.scores, same=same, more=more_scores)
                 scored.append(ScoredAnswers(model, benchmark, estimand, answers, table))
     rows = make_tables(scored, settings.bootstrap)
+    tables = {f"{name}.csv": TableFile(COLUMNS[name], rows[name]) for name in COLUMNS}
+    plots = figures.plots(scored, rows["results"])
+    sections, text = functools.partial(_sections, scored, rows), _summary(scored, rows["results"])
+    checks: dict[str, Any] = {"questions": sum(len(answers.answers) for answers in scored)}
+    pairs = [pair for answers in scored for pair in _pairs(folder, answers, settings.routing.clock)]
+    if not pairs:
+        return Report(tables, plots, sections, text, checks)
+    passed_on = routing_tables.make_tables(pairs, settings.routing, seed=settings.bootstrap.seed)
+    columns = routing_tables.COLUMNS
+    said, shown = routing_report.reading(passed_on), routing_report.page_tables(passed_on)
+    verdicts = passed_on["routing_verdicts"]
     return Report(
-        tables={f"{name}.csv": TableFile(COLUMNS[name], rows[name]) for name in COLUMNS},
-        plots=figures.plots(scored, rows["results"]),
-        sections=functools.partial(_sections, scored, rows),
-        text=_summary(scored, rows["results"]),
-        checks={"questions": sum(len(answers.answers) for answers in scored)},
+        tables=tables | {f"{n}.csv": TableFile(columns[n], passed_on[n]) for n in columns},
+        plots=[*plots, *routing_report.plots(passed_on)],
+        sections=lambda drawn: [*sections(drawn), _passing_on(said, shown, drawn)],
+        text=text,
+        checks=checks | {f"{r['hypothesis']}, {r['score']}": r["verdict"] for r in verdicts},
+        reading=said,
+        reading_tables=shown,
     )
+
+
+def is_published(folder: RunFolder) -> bool:
+    """Whether a run has tables and no records: they stayed behind."""
+    return not folder.names() and files.table_path(folder.path, "results.csv") is not None
+
+
+def _of_tables(folder: RunFolder) -> Report:
+    """The report of a published run: its tables as they are, and what they say about passing on."""
+    columns = {**COLUMNS, **routing_tables.COLUMNS}
+    there = [name for name in columns if files.table_path(folder.path, f"{name}.csv")]
+    rows: dict[str, Rows] = {}
+    for name in there:
+        table = folder.read_table(f"{name}.csv")
+        cells = table.astype(object).where(table.notna(), None).to_dict("records")
+        rows[name] = [{column: row.get(column) for column in columns[name]} for row in cells]
+    said: list[str] = []
+    shown: list[Table] = []
+    if rows.keys() >= routing_tables.COLUMNS.keys():
+        for row in rows["routing_verdicts"]:
+            row["score"] = row["score"] or ""
+        said, shown = routing_report.reading(rows), routing_report.page_tables(rows)
+    return Report(
+        tables={f"{name}.csv": TableFile(columns[name], rows[name]) for name in there}, plots=[],
+        sections=lambda drawn: [_passing_on(said, shown, drawn)] if said else [],
+        text="\n".join(said), checks=folder.read_info().get("checks", {}), reading=said,
+        reading_tables=shown,
+    )  # fmt: skip
+
+
+def _pairs(folder: RunFolder, answers: ScoredAnswers, clock: str) -> list[Pair]:
+    """The first answerer with each second one that was asked the same questions."""
+    pairs = []
+    for second in folder.read_info().get("second", {}):
+        names = [second_name(second, answers.model, answer.id) for answer in answers.answers]
+        pair = make_pair(answers, second, [folder.read(name) for name in names], clock=clock)
+        pairs += [] if pair is None else [pair]
+    return pairs
+
+
+def _passing_on(
+    said: Sequence[str], shown: Sequence[Table], drawn: Sequence[FigureFile]
+) -> Section:
+    figures_of = tuple(figure for figure in drawn if figure.kind == "routing")
+    title = "When should a second answerer be asked?"
+    return Section("routing", title, tuple(said), figures_of, tuple(shown))
 
 
 def make_tables(scored: Sequence[ScoredAnswers], bootstrap: BootstrapSettings) -> dict[str, Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,9 @@ from isounc.llm.model.load import model_name
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_SEED, RunSettings
 from isounc.studies.qa.evaluation import BootstrapSettings
-from isounc.studies.qa.tasks import FORMS, Task, make_task, record_name
+from isounc.studies.qa.routing.second import SecondCell
+from isounc.studies.qa.routing.settings import RoutingSettings, SecondSettings
+from isounc.studies.qa.tasks import FORMS, SHORT, Task, make_task, record_name
 
 Benchmark = Literal[
     "truthfulqa_mc1",
@@ -52,12 +55,16 @@ class Settings(RunSettings):
     nli: str = ""
     """Model of natural language inference (a folder, or a name on the hub) for semantic entropy by
     entailment. It needs the packages transformers and torch; empty leaves that score out."""
+    second: SecondSettings = field(default_factory=SecondSettings)
+    """A second, costlier answerer, to which questions may be passed on."""
     main_estimand: Literal["auto", "sequence", "length_normalised", "mean_token", "first_token"] = (
         "auto"
     )
     """Estimand of the headline; auto is choice if there are choices, else length_normalised."""
     bootstrap: BootstrapSettings = field(default_factory=BootstrapSettings)
     """Intervals and tests."""
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
+    """How passing on to the second answerer is judged."""
     data: str = "data"
     """Folder of the question files, or "hub"."""
     chunk: int = 32
@@ -131,6 +138,10 @@ def check(settings: Settings) -> None:
         ("chunk", 1, 10**5),
     ):
         check_count(argument, getattr(settings, argument), least, most)
+    if settings.second.num_samples:
+        model_name(settings.second.model or settings.models[0])
+        for benchmark in settings.benchmarks:
+            check_choice("benchmarks that are asked a second time", benchmark, SHORT)
 
 
 def headline_estimand(benchmark: str, main_estimand: str) -> str:
@@ -143,8 +154,13 @@ def headline_estimand(benchmark: str, main_estimand: str) -> str:
     return "length_normalised" if FORMS[benchmark] == "generated" else "choice"
 
 
-def tasks_of(settings: Settings) -> list[Task]:
+def tasks_of(settings: Settings, *, num_examples: int | None = None) -> list[Task]:
     """The questions of each benchmark with their prompts.
+
+    Parameters
+    ----------
+    num_examples
+        Examples before a short answer; None is what the settings say.
 
     Raises
     ------
@@ -156,7 +172,7 @@ def tasks_of(settings: Settings) -> list[Task]:
             benchmark,
             settings.data,
             num_questions=settings.num_questions,
-            num_examples=settings.num_examples,
+            num_examples=settings.num_examples if num_examples is None else num_examples,
             seed=settings.seed,
             prompting=settings.prompting,
         )
@@ -164,18 +180,53 @@ def tasks_of(settings: Settings) -> list[Task]:
     ]
 
 
+def second_tasks_of(settings: Settings, tasks: Sequence[Task]) -> list[Task]:
+    """The same questions as the second answerer is asked them; none where there is none.
+
+    Raises
+    ------
+    ValueError
+        A question is among the second answerer's examples.
+    """
+    if not settings.second.num_samples:
+        return []
+    again = []
+    for task, second in zip(
+        tasks, tasks_of(settings, num_examples=settings.second.num_examples), strict=True
+    ):
+        by_id = {asked.question.id: asked for asked in second.asked}
+        if shown := [q.question.id for q in task.asked if q.question.id not in by_id]:
+            raise ValueError(
+                f"num_questions must leave {settings.second.num_examples} questions of "
+                f"{task.benchmark} as examples of the second answerer (second.num_examples), got "
+                f"{len(task.asked)} questions with {shown[0]} among them"
+            )
+        again.append(task._replace(asked=tuple(by_id[q.question.id] for q in task.asked)))
+    return again
+
+
 def plan(settings: Settings) -> list[Group]:
     """Chunks of questions of one benchmark, those of similar length together."""
     groups: list[Group] = []
+    tasks = tasks_of(settings)
+    again = second_tasks_of(settings, tasks)
     for source in settings.models:
-        for task in tasks_of(settings):
-            cells = sorted((Cell(source, q) for q in task.asked), key=_length)
-            for start in range(0, len(cells), settings.chunk):
-                part = tuple(cells[start : start + settings.chunk])
-                label = f"{model_name(source)}, {task.benchmark}"
-                groups.append((Batch(label, part, float(len(part))),))
+        label = model_name(source)
+        for task in tasks:
+            cells = [Cell(source, q) for q in task.asked]
+            groups += _chunks(f"{label}, {task.benchmark}", cells, settings.chunk)
+        for task, second in zip(tasks if again else (), again, strict=True):
+            pairs = zip(task.asked, second.asked, strict=True)
+            cells = [SecondCell(source, settings.second.name(source), *pair) for pair in pairs]
+            groups += _chunks(f"{label}, {task.benchmark} again", cells, settings.chunk)
     return groups
 
 
-def _length(cell: Cell) -> int:
+def _chunks(label: str, cells: Sequence[Cell | SecondCell], size: int) -> list[Group]:
+    ordered = sorted(cells, key=_length)
+    parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    return [(Batch(label, part, float(len(part))),) for part in parts]
+
+
+def _length(cell: Cell | SecondCell) -> int:
     return len(cell.question.prompt.text) + sum(map(len, cell.question.question.choices))

@@ -34,6 +34,8 @@ FORMS: dict[str, Literal["generated", "mc1", "mc2"]] = {
 }
 """How the answers of each benchmark are given: written, or taken from choices (and judged as mc1
 or mc2)."""
+SHORT = ("triviaqa", "natural_questions")
+"""Benchmarks of short answers, of which a model may give several and the most frequent counts."""
 
 
 class Task(NamedTuple):

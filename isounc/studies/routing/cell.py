@@ -24,6 +24,7 @@ from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
+from isounc.studies.routing.networks import CNN, train_cnn
 from isounc.studies.routing.settings import (
     Cell,
     Settings,
@@ -74,6 +75,7 @@ CERTIFIED = ("found", "passed_on", "cost_share", "log2_cost", "cascade_risk", "e
     excess         that less the target
 """
 Row = dict[str, Any]
+Network = Model | CNN
 
 
 def evaluate(batch: Batch, settings: Settings, say: Say) -> list[Record]:
@@ -91,13 +93,14 @@ def _record(cell: Cell, settings: Settings) -> Record:
     problem = Problem.from_arrays(
         split.train.X, split.train.y, likelihood="categorical", num_classes=split.num_classes
     )
-    fits = [
-        fit_trained(
-            problem, model, key=jax.random.key(seed_of(cell.problem, cell.seed, f"network {i}")),
-            settings=settings.train,
+    fits = []
+    for i, model in enumerate(models):
+        key = jax.random.key(seed_of(cell.problem, cell.seed, f"network {i}"))
+        fits.append(
+            train_cnn(problem, model, key=key, settings=settings.train)
+            if isinstance(model, CNN)
+            else fit_trained(problem, model, key=key, settings=settings.train)
         )
-        for i, model in enumerate(models)
-    ]  # fmt: skip
     reasons = [reason for fit in fits for reason in fit.reasons]
     thetas = [fit.theta for fit in fits]
     scores, right = {}, {}
@@ -116,6 +119,7 @@ def _record(cell: Cell, settings: Settings) -> Record:
     seconds = measure_seconds(models, thetas, split, settings.num_timings)
     rows, cascades = [], []
     shared = dataclasses.asdict(cell) | {
+        "networks": settings.networks,
         "gate": "fail" if reasons else "pass",
         "gate_reasons": "; ".join(reasons),
     }
@@ -138,18 +142,18 @@ def _record(cell: Cell, settings: Settings) -> Record:
     return Record(cell.name, meta, arrays | {"right": right["test"]})
 
 
-def predict(model: Model, theta: np.ndarray, X: np.ndarray) -> Float[np.ndarray, "N C"]:
+def predict(model: Network, theta: np.ndarray, X: np.ndarray) -> Float[np.ndarray, "N C"]:
     """Probabilities of the classes."""
     return np.asarray(_probabilities(jnp.asarray(theta), jnp.asarray(X, jnp.float32), model=model))
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(theta, X, *, model: Model):
+def _probabilities(theta, X, *, model: Network):
     return jax.nn.softmax(model.apply(theta, X), axis=1)
 
 
 def cheap_scores(
-    model: Model, theta: np.ndarray, split: Split, part: str
+    model: Network, theta: np.ndarray, split: Split, part: str
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Scores of the cheap answers, all but the router's; high is uncertain."""
     X = np.asarray(getattr(split, part).X, np.float32)
@@ -159,10 +163,13 @@ def cheap_scores(
     with warnings.catch_warnings():
         # It warns of p below 1/2, where a norm has the wrong sign: what that costs is the question here.
         warnings.simplefilter("ignore", UserWarning)
-        raw = isounc.isotropic(model, X, theta, target="predicted")
-        scaled = isounc.isotropic(
-            model, X, theta, target="predicted", method="logit_scaled", reference=reference
-        )
+        asked: tuple[Any, ...] = (model, X, theta)
+        how: dict[str, Any] = {"target": "predicted"}
+        if isinstance(model, CNN):
+            asked = (model.apply_params, X, model.unflatten(theta))
+            how |= {"task": "multiclass", "outputs": "logits"}
+        raw = isounc.isotropic(*asked, **how)
+        scaled = isounc.isotropic(*asked, method="logit_scaled", reference=reference, **how)
     norm = np.asarray(raw.epistemic, np.float64)[:, 0]
     assert scaled.moderated is not None
     return {
@@ -176,7 +183,7 @@ def cheap_scores(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _norms(params, X, *, model: Model):
+def _norms(params, X, *, model: Network):
     """Predicted probabilities and the squared norms of their gradients, as one compiled program."""
 
     def top(params, x):
@@ -198,7 +205,7 @@ def router_scores(
 
 
 def measure_seconds(
-    models: tuple[Model, Model], thetas: list[np.ndarray], split: Split, num: int
+    models: tuple[Network, Network], thetas: list[np.ndarray], split: Split, num: int
 ) -> dict[str, float]:
     """Seconds of a question of what can be paid for, in a batch of `TIMED`."""
     questions = np.resize(split.test.X.astype(np.float32), (TIMED, split.test.X.shape[1]))

@@ -15,7 +15,7 @@ from isounc.runs.tables import rows_of_run, rows_of_table
 from isounc.runs.words import cells_run, interval, listed, short
 from isounc.studies.routing import figures
 from isounc.studies.routing.cell import SCORES
-from isounc.studies.routing.settings import Settings, plan
+from isounc.studies.routing.settings import NETWORKS, Settings, plan
 from isounc.studies.routing.tables import (
     ALL,
     CASCADE_COLUMNS,
@@ -115,7 +115,8 @@ def reading(results: Results, decided: Sequence[Row]) -> list[str]:
             risks.append(f"{place[0]} (cheap width {place[1]}) {short(cheap)} and {short(risk)}")
     found = []
     if risks:
-        found.append(f"Shares of wrong answers, cheap and expensive: {listed(risks)}.")
+        kind = NETWORKS[results.networks]
+        found.append(f"Shares of wrong answers, cheap and expensive {kind}: {listed(risks)}.")
     if failed:
         found.append(f"Networks of seeds {listed(map(str, failed))} failed their check somewhere.")
     over_all = [row for row in decided if row["problem"] == ALL]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from isounc.guard.sample import check_share
 from isounc.models import Model
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, RunSettings, check_cells
+from isounc.studies.routing.networks import CNN, SIDE, cnn_of
 from isounc.training import TrainSettings
 
 PROBLEMS = {
@@ -20,6 +21,8 @@ PROBLEMS = {
     "breast_cancer": "breast tumours, 2 classes",
 }
 """Problems, with what people call them."""
+NETWORKS = {"mlp": "MLP", "cnn": "CNN"}
+"""Kinds of networks, with what people call them."""
 SIZES = {"digits": (300, 700), "breast_cancer": (100, 230)}
 """Training rows and guard rows of each; the rest are test rows."""
 
@@ -30,6 +33,9 @@ class Settings(RunSettings):
 
     problems: tuple[str, ...] = tuple(PROBLEMS)
     """Problems, by name: digits breast_cancer."""
+    networks: Literal["mlp", "cnn"] = "mlp"
+    """Kind of both networks: mlp, or cnn (digits alone), whose widths are channels and whose depth is the
+    number of convolutions."""
     cheap_widths: tuple[int, ...] = (4,)
     """Hidden units of the cheap network, of one hidden layer."""
     width: int = 256
@@ -112,8 +118,15 @@ def seed_of(problem: str, seed: int, purpose: str) -> int:
     return zlib.crc32(f"routing/{problem}/{seed}/{purpose}".encode())
 
 
-def networks_of(split: Split, cheap_width: int, settings: Settings) -> tuple[Model, Model]:
+def networks_of(
+    split: Split, cheap_width: int, settings: Settings
+) -> tuple[Model, Model] | tuple[CNN, CNN]:
     """The cheap network and the expensive one."""
+    if settings.networks == "cnn":
+        return (
+            cnn_of(cheap_width, 1, split.num_classes),
+            cnn_of(settings.width, settings.depth, split.num_classes),
+        )
     shape = split.train.X.shape[1], split.num_classes, "categorical"
     return (
         Model(*shape, width=cheap_width, depth=1),
@@ -138,8 +151,16 @@ def check(settings: Settings) -> None:
             )
     for problem in settings.problems:
         check_choice("problems", problem, PROBLEMS)
+    check_choice("networks", settings.networks, NETWORKS)
     for width in settings.cheap_widths:
         check_count("cheap_widths", width, 1, 10**5)
+    if settings.networks == "cnn":
+        if settings.problems != ("digits",):
+            raise ValueError(
+                f"problems must be digits, which are images, with networks cnn, got {settings.problems}"
+            )
+        check_count("depth of a cnn", settings.depth, 1, SIDE.bit_length() - 1)
+        check_count("train.patience with networks cnn", settings.train.patience, 0, 0)
     for target in settings.target_risks:
         check_share("target_risks", target)
     if list(settings.target_risks) != sorted(settings.target_risks):
@@ -163,6 +184,8 @@ def plan(settings: Settings) -> list[Group]:
             steps = settings.train.epochs * SIZES[problem][0] / settings.train.minibatch
             # Measured: 1.5e-11 seconds for each parameter of the expensive network, example and step.
             work = steps * settings.train.minibatch * settings.width**2 * max(settings.depth - 1, 1)
+            if settings.networks == "cnn":  # nine weights, at a quarter of the pixels
+                work *= 9 * SIDE**2 // 4
             seconds = len(cells) * (1.0 + 1.5e-10 * work)
             keyed.append((problem, Batch(f"{problem} width {width}", cells, seconds, 50)))
     return grouped(keyed)

@@ -13,29 +13,30 @@ from typing import Any, NamedTuple
 from isounc.fields import integer, number, text
 from isounc.statistics import Over, over_seeds, verdict
 from isounc.studies.routing.cell import CERTIFIED, NUMBERS, SCORES
-from isounc.studies.routing.settings import PROBLEMS
+from isounc.studies.routing.settings import NETWORKS, PROBLEMS
 
 ALL = "all"
 """Name, among the problems, of the mean over them."""
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
-_CELL = ("problem", "cheap_width", "seed", "gate", "gate_reasons", "score")
+_CELL = ("networks", "problem", "cheap_width", "seed", "gate", "gate_reasons", "score")
 RESULT_COLUMNS = (*_CELL, *NUMBERS)
 """Columns of `results.csv`."""
 CASCADE_COLUMNS = (*_CELL, "target", *CERTIFIED)
 """Columns of `cascades.csv`."""
 _ENDS = ("mean", "low", "high")
 SUMMARY_COLUMNS = (
-    *("problem", "cheap_width", "score", "num_seeds"),
+    *("networks", "problem", "cheap_width", "score", "num_seeds"),
     *(f"{name}_{end}" for name in NUMBERS for end in _ENDS),
 )
 """Columns of `summary.csv`."""
 VERDICT_COLUMNS = (
-    *("hypothesis", "problem", "cheap_width", "score", "target", "bound", *_ENDS),
+    *("hypothesis", "networks", "problem", "cheap_width", "score", "target", "bound", *_ENDS),
     *("num_seeds", "num_problems", "verdict"),
 )
 """Columns of `verdicts.csv`."""
 _OF_CELL = {
+    "networks": text(NETWORKS, "mlp"),  # runs before there were others do not say
     "problem": text(PROBLEMS),
     "cheap_width": integer(1),
     "seed": integer(0, 2**63 - 1),
@@ -88,6 +89,7 @@ class Results:
 
     def __init__(self, rows: Sequence[Row], cascades: Sequence[Row]):
         self.rows, self.cascades = rows, cascades
+        self.networks = rows[0]["networks"] if rows else "mlp"
         self.places = list(dict.fromkeys((r["problem"], r["cheap_width"]) for r in rows))
         self.problems = list(dict.fromkeys(problem for problem, _ in self.places))
         self.widths = sorted({width for _, width in self.places})
@@ -146,7 +148,7 @@ def summarise(results: Results) -> Rows:
     """Means and intervals over seeds of every number."""
     summary = []
     for place, score in itertools.product([None, *results.places], results.scores):
-        line: dict[str, Any] = _named(place) | {"score": score, "num_seeds": 0}
+        line: dict[str, Any] = _named(results, place) | {"score": score, "num_seeds": 0}
         for name in NUMBERS:
             interval = results.over(place, score, name).interval
             line |= {f"{name}_{end}": getattr(interval, end) for end in _ENDS}
@@ -169,7 +171,7 @@ def verdicts(results: Results) -> Rows:
             rows.append(
                 {
                     "hypothesis": name,
-                    **_named(place),
+                    **_named(results, place),
                     "score": score,
                     "target": target,
                     "bound": 0.0,
@@ -180,6 +182,6 @@ def verdicts(results: Results) -> Rows:
     return rows
 
 
-def _named(place: tuple[str, int] | None) -> dict[str, Any]:
+def _named(results: Results, place: tuple[str, int] | None) -> dict[str, Any]:
     problem, width = place or (ALL, None)
-    return {"problem": problem, "cheap_width": width}
+    return {"networks": results.networks, "problem": problem, "cheap_width": width}

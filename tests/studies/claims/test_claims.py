@@ -323,6 +323,47 @@ def test_cascades_of_the_routing_study(tmp_path):
     assert absent.verdict == "not run" and "no row that the claim is about" in absent.notes[0]
 
 
+def test_cascades_of_other_networks_and_of_a_language_model(tmp_path):
+    """Each is a condition of its own, and questions are the replications of the language model."""
+    plain, conv = routing_tables((-1.0, -0.02)), routing_tables((-0.5, -0.03))
+    for row in [row for table in conv.values() for row in table]:
+        row["networks"] = "cnn"
+    who = {"model": "tiny", "benchmark": "triviaqa", "second": "more", "score": "isotropic"}
+    verdict = who | {"target": 0.9, "num_questions": 250}
+    again = {
+        "routing_verdicts": [
+            verdict | {"hypothesis": name, "mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+            for name, mean in (("saves", -0.4), ("keeps the risk", -0.05), ("pays", 3.0))
+        ]
+        + [verdict | {"hypothesis": "saves", "score": "moderated", "mean": 5, "low": 4, "high": 6}],
+        "routing_cascades": [
+            who | {"split": i, "target": target, "found": int(i > 1), "log2_cost": -0.4}
+            | {"cascade_risk": 0.85, "second_risk": 0.84}
+            for i, target in itertools.product(range(10), (0.9, 0.95))
+        ],
+    }  # fmt: skip
+    texts = dict.fromkeys(("score", "against", "statistic", "other", "extra"), "x")
+    qa = {
+        name.removesuffix(".csv"): [dict.fromkeys(needed) | texts | who]
+        for name, needed in NEEDED["qa"].items()
+    }
+    paths = [
+        run(tmp_path / "plain", "routing", **plain), run(tmp_path / "conv", "routing", **conv),
+        run(tmp_path / "again", "qa", **qa, **again),
+    ]  # fmt: skip
+    rows, notes = gather(given(paths), ("13",))
+    (claim,) = tables.settle(rows, notes, ("13",))
+    cost = {f.condition.setting: f for f in claim.findings if f.condition.measure == "costs less"}
+    model = "triviaqa, tiny before more"
+    assert cost.keys() == {"digits, width 2", "digits, CNN of width 2", model}
+    assert [cost[place].mean for place in cost] == pytest.approx([-1.0, -0.5, -0.4])
+    assert claim.verdict == "supported"
+    (row,) = [r for r in rows if r["setting"] == model and r["measure"] == "costs less"]
+    counts = [row[name] for name in ("num_seeds", "num_cells", "num_undefined", "num_failed")]
+    assert counts == [250, 8, 2, 0] and row["source"].endswith("again")
+    assert row["se"] == pytest.approx(0.01 / 1.97, rel=0.01)
+
+
 def test_verdicts_of_other_studies_and_costs(tmp_path):
     def verdict(hypothesis, mean, problem="xor", **where):
         return {

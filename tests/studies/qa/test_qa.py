@@ -29,12 +29,16 @@ from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.answers.segments import _parts, measure_segments
+from isounc.llm.answers.text import normalise
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
+from isounc.runs.publish import publish
 from isounc.runs.study import report_run, run_study
 from isounc.studies.qa import ask, cell, figures, report, tasks
 from isounc.studies.qa.evaluation import BootstrapSettings, evaluate_scores
+from isounc.studies.qa.routing.second import second_name
+from isounc.studies.qa.routing.settings import RoutingSettings, SecondSettings
 from isounc.studies.qa.scored_answers import ScoredAnswers
 from isounc.studies.qa.settings import Settings
 from isounc.studies.qa.study import STUDY
@@ -308,6 +312,74 @@ def test_examples_are_not_evaluated(data):
     assert not any(evaluated.question.question in head for evaluated in asked)
 
 
+@pytest.fixture(scope="module")
+def asked_again(settings, finished, tmp_path_factory):
+    """A finished run, to which a second answerer is added."""
+    out = tmp_path_factory.mktemp("again") / "run"
+    shutil.copytree(finished[0], out)
+    mine = dataclasses.replace(
+        settings, out=str(out), benchmarks=("triviaqa",),
+        second=SecondSettings(num_samples=3, num_examples=2),
+        routing=RoutingSettings(num_splits=2, num_resamples=20, target_risks=(0.9,)),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        run_study(STUDY, mine)
+    return out, mine
+
+
+def test_a_second_answerer_is_added_to_a_run(asked_again, finished, checkpoint, data):
+    """The first answers stay; the second ones and the states are what the model itself gives."""
+    out, mine = asked_again
+    folder, model = RunFolder.load(out), load_model(checkpoint)
+    for name, meta in answers_of(finished[0]).items():
+        assert folder.read(name).meta == meta and set(meta["seconds"]) == {"wall", "cpu"}
+    answerer = mine.second.name(str(checkpoint))
+    assert answerer == "tiny-2shot-3votes-t0.7"
+    ways = [
+        tasks.make_task("triviaqa", str(data), num_questions=10, num_examples=n).asked
+        for n in (1, 2)
+    ]
+    for asked, again in zip(*ways, strict=True):
+        record = folder.read(second_name(answerer, "tiny", asked.question.id))
+        ids = model.tokenizer.encode(asked.prompt.text)
+        states = model.decoder.hidden(jax.numpy.asarray([ids]))[0, -1]
+        np.testing.assert_allclose(record.arrays["state"], states, rtol=1e-3, atol=1e-4)
+        samples = record.meta["answers"]
+        assert len(samples) == 3 and record.meta["votes"] <= 3
+        assert record.meta["prompt_version"] == again.prompt.version == "short_answer-1-2shot"
+        forms = [normalise(text) for text in samples]
+        counts = [forms.count(form) if form else 0 for form in forms]
+        assert record.meta["answer"] == (samples[int(np.argmax(counts))] if any(counts) else "")
+        assert record.meta["correct"] == (
+            normalise(record.meta["answer"]) in again.question.aliases
+        )
+        assert record.meta["seconds"]["wall"]["second answers"] > 0
+    assert (
+        len({tuple(folder.read(n).meta["answers"]) for n in folder.names() if "second=" in n}) > 1
+    )
+
+
+def test_tables_of_a_second_answerer_and_what_is_published(asked_again, tmp_path):
+    out, _ = asked_again
+    folder = RunFolder.load(out)
+    rows = folder.read_table("routing.csv")
+    assert set(rows["score"]) >= {"p", "isotropic", "p_true", "router", "router_question", "best"}
+    assert set(rows["benchmark"]) == {"triviaqa"} and (rows["num_test"] == 5).all()
+    right = [folder.read(n).meta["correct"] for n in folder.names() if n.startswith("second=")]
+    verdicts = folder.read_table("routing_verdicts.csv").set_index("hypothesis")
+    first = folder.read_table("answers.csv").query("benchmark == 'triviaqa'")["correct"]
+    better = np.mean(first.astype(float)) - np.mean(right)
+    assert verdicts.loc["second is better", "mean"] == pytest.approx(better)
+    assert "When should a second answerer be asked?" in (out / "report.html").read_text()
+    goal = publish(STUDY, folder, tmp_path / "published", figures=["cost-risk"])
+    said = (goal / "reading.md").read_text()
+    assert "tiny, then tiny-2shot-3votes-t0.7" in said
+    # The published form is read and published again to the same texts.
+    assert publish(STUDY, RunFolder.load(goal), goal, figures=["*"]) == goal
+    assert (goal / "reading.md").read_text() == said
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -316,6 +388,11 @@ def test_examples_are_not_evaluated(data):
         ({"models": ()}, ("models", "at least one")),
         ({"models": ("no-such-model",)}, ("no-such-model",)),
         ({"num_questions": 0}, ("num_questions", "0")),
+        ({"second": SecondSettings(num_samples=2)}, ("asked a second time", "truthfulqa_mc1")),
+        (
+            {"benchmarks": ("triviaqa",), "second": SecondSettings(num_samples=2, num_examples=3)},
+            ("3 questions of triviaqa", "second.num_examples"),
+        ),
         ({"num_examples": 12}, ("triviaqa.csv", "12 questions that are shown as examples")),
         (
             {"main_estimand": "mean_token", "measure": MeasureSettings(estimands=("choice",))},

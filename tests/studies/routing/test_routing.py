@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import isounc.runs
 from isounc.guard.cost_risk import gain
 from isounc.runs.study import run_study
-from isounc.studies.routing.cell import certify, cheap_scores, judge, router_scores
+from isounc.studies.routing.cell import certify, cheap_scores, judge, predict, router_scores
+from isounc.studies.routing.networks import CNN
 from isounc.studies.routing.settings import (
     PRESETS,
     SIZES,
+    Rows,
     Settings,
     check,
     make_split,
@@ -104,10 +108,71 @@ def test_scores_of_a_network_that_is_sure_are_small():
     assert not router_scores(split, np.ones(len(split.guard.y), bool))["test"].any()
 
 
+def test_a_convolution_by_hand():
+    """One channel whose kernel looks one pixel to the left, a ReLU, means of two by two, a read-out."""
+    network = CNN(width=1, depth=1, out_features=2)
+    params = network.unflatten(np.zeros(network.init(jax.random.key(0)).size, np.float32))
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 0] = 2.0
+    params["convolutions"][0]["kernel"] = jnp.asarray(kernel)
+    params["convolutions"][0]["bias"] = jnp.asarray([0.5])
+    weights = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
+    params["readout"]["kernel"] = jnp.asarray(weights)
+    image = np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32)
+    left = np.hstack([np.zeros((8, 1)), image[:, :-1]])
+    pooled = np.maximum(2 * left + 0.5, 0).reshape(4, 2, 4, 2).mean(axis=(1, 3))
+    expected = pooled.reshape(-1) @ weights
+    np.testing.assert_allclose(
+        network.apply_params(params, image.reshape(1, 64))[0], expected, rtol=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_cnn(tmp_path_factory):
+    """A run of convolutional networks, from the settings to the published tables."""
+    out = tmp_path_factory.mktemp("cnn") / "run"
+    settings = dataclasses.replace(
+        PRESETS["quick"], networks="cnn", problems=("digits",), cheap_widths=(1,), width=2,
+        num_seeds=2, target_risks=(0.9,), num_timings=1, train=TrainSettings(epochs=4),
+        out=str(out), cache="", executor="serial", figures="shown",
+    )  # fmt: skip
+    assert run_study(STUDY, settings)
+    return out, settings
+
+
+def test_a_tiny_run_of_convolutional_networks(tiny_cnn):
+    run = isounc.runs.load(tiny_cnn[0])
+    assert set(run.results["networks"]) == {"cnn"} and len(run.results) == 2 * 7
+    assert set(run.read_table("verdicts.csv")["networks"]) == {"cnn"}
+    assert (run.results["gate"] == "pass").all()
+    # It has learnt: nine classes in ten would be wrong by chance.
+    assert (run.results["cheap_risk"] < 0.8).all()
+    assert "cheap and expensive CNN" in (tiny_cnn[0] / "report.html").read_text()
+
+
+def test_norms_of_a_convolutional_network(tiny_cnn):
+    """Against the plain gradient of the predicted probability."""
+    split = make_split("digits", 0)
+    network, _ = networks_of(split, 2, tiny_cnn[1])
+    assert isinstance(network, CNN)
+    theta = np.asarray(network.init(jax.random.key(3)))
+    few = split._replace(test=Rows(split.test.X[:4], split.test.y[:4]))
+    found = cheap_scores(network, theta, few, "test")
+    X = few.test.X.astype(np.float32)
+    probs = predict(network, theta, X)
+    for i, top in enumerate(probs.argmax(axis=1)):
+        gradient = jax.grad(
+            lambda t, x, top=top: jax.nn.softmax(network.apply(t, x[None]))[0, top]
+        )(theta, X[i])
+        assert found["isotropic"][i] == pytest.approx(float(gradient @ gradient), rel=1e-4)
+        assert found["p"][i] == pytest.approx(1 - probs[i, top], abs=1e-6)
+
+
 def planted(gain_of):
     rows = [
         {
-            "problem": "digits", "cheap_width": 4, "seed": seed, "gate": "pass", "gate_reasons": "",
+            "networks": "mlp", "problem": "digits", "cheap_width": 4, "seed": seed, "gate": "pass",
+            "gate_reasons": "",
             "score": score, **dict.fromkeys(("cheap_risk", "risk", "auroc"), 0.1),
             "gain": gain_of(score, seed),
         }
@@ -176,6 +241,13 @@ def test_a_tiny_run(tmp_path, capsys):
         ({"target_risks": (1.5,)}, "target_risks must be above 0 and below 1"),
         ({"confidence": 1}, "confidence must be above 0 and below 1, got 1"),
         ({"num_seeds": 0}, "num_seeds must be"),
+        ({"networks": "rnn"}, "networks must be one of mlp, cnn, got 'rnn'"),
+        ({"networks": "cnn"}, "problems must be digits, which are images"),
+        ({"networks": "cnn", "problems": ("digits",), "depth": 4}, "depth of a cnn must be"),
+        (
+            {"networks": "cnn", "problems": ("digits",), "train": TrainSettings(patience=2)},
+            "train.patience with networks cnn must be",
+        ),
     ],
 )
 def test_bad_settings(given, message):

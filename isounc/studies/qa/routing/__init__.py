@@ -1,0 +1,1 @@
+"""A second, costlier answerer, to which questions may be passed on."""
