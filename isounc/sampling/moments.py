@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from isounc.checks import check_kind
+from isounc.checks import check_array, check_kind
 from isounc.likelihoods import LIKELIHOODS
 from isounc.metrics import class_views
 from isounc.models import Model
@@ -293,7 +293,7 @@ def two_valued(
     point = moments.mean if p is None else p
     # Errors of the two parts, and of classes, are correlated: adding them up bounds the error.
     var, aleatoric, se = (
-        class_views(point, values, likelihood)
+        class_views(point, check_array("moments", values, ndim=2), likelihood)
         for values in (moments.var, moments.aleatoric, moments.var_se + moments.aleatoric_se)
     )
     if LIKELIHOODS[likelihood].quantity != "p":
