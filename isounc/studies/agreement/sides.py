@@ -278,6 +278,9 @@ def numpyro_side(
     X = jnp.asarray(np.concatenate(list(problem.regions.values())), data[0].dtype)
     mcmc = _mcmc(model, settings.num_warmup, settings.num_draws, settings.num_chains)
     mcmc.post_warmup_state = None
+    # At every start NumPyro maps the kernel's transition over the chains, on top of the map of the
+    # start before: a program that is traced again (other shapes, cleared caches) would have both.
+    mcmc.sampler._init_fn = mcmc.sampler._sample_fn = None  # pyright: ignore
     bounds = replace(bounds, saturated_max=settings.num_chains * 2 * settings.max_draws)
     fields = ("num_steps", "diverging", "energy")
     values, extra = [], {name: [] for name in fields}
