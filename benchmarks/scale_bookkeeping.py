@@ -55,7 +55,7 @@ def open_run(name: str, path: str, settings: Any) -> RunFolder:
 
 
 def resume(name: str, path: str, settings: Any) -> dict[str, float]:
-    """What a command does before it computes; also the seconds of the plan alone."""
+    """Find out what is left to compute, as a resumed command does; give the seconds of planning, too."""
     begun = time.perf_counter()
     groups = STUDIES[name][0].plan(settings)
     planned = time.perf_counter() - begun
@@ -67,7 +67,7 @@ def resume(name: str, path: str, settings: Any) -> dict[str, float]:
 
 
 def verify(name: str, path: str, settings: Any) -> dict[str, float]:
-    """What a record costs that is not in the list, on average."""
+    """Verify some of the records, as a command does those that are not in the list."""
     run = RunFolder.load(path)
     names = run.names()
     chosen = names[:: max(1, len(names) // MOST_VERIFIED)]
@@ -77,7 +77,7 @@ def verify(name: str, path: str, settings: Any) -> dict[str, float]:
 
 
 def report(name: str, path: str, settings: Any) -> dict[str, float]:
-    """What `isounc report` does."""
+    """Make the report of the run, as `isounc report` does."""
     run = RunFolder.load(path, writable=True)
     report_run(STUDIES[name][0], run)
     return {"cells": len(run.names())}

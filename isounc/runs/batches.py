@@ -1,4 +1,4 @@
-"""What executors compute and what they say: batches of cells, groups, events, and their Protocol.
+"""Batches of cells and groups of them, the events that executors report, and the Protocol of executors.
 
 A *batch* is what is computed together (the seeds of a cell, say). Batches whose arrays have equal
 shapes form a *group*, which one worker computes one after the other, so that each shape is

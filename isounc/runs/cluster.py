@@ -117,7 +117,7 @@ def _on_slurm(
 
 
 def job_of(settings: RunSettings) -> slurm_jobs.Job:
-    """What each job of a run reserves."""
+    """Resources that each job of a run reserves."""
     return slurm_jobs.Job(
         partition=settings.partition,
         minutes=settings.time,

@@ -112,7 +112,7 @@ def run_groups(
 
 
 def _lines(lost: Sequence[Lost]) -> list[str]:
-    """What was lost, batches of the same reason together."""
+    """Group the lost batches by the reason for which they were lost, in words."""
     named: dict[str, list[str]] = {}
     for batch, reason in lost:
         cells = ", ".join(str(getattr(cell, "name", cell)) for cell in batch.cells)
