@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--score", help="column with the score (default: that of the guard, or score)"
         )
-        action.add_argument("--correct", default="correct", help="column with right and wrong")
+        action.add_argument(
+            "--correct",
+            default="correct",
+            help="column that says which answers are right (default: correct)",
+        )
     fit.add_argument("--out", default="guard.json", help="file of the certificate")
     fit.add_argument("--target-risk", type=float, default=0.1, help="most wrong among accepted")
     fit.add_argument("--confidence", type=float, default=0.9, help="probability of keeping it")
@@ -116,7 +120,13 @@ def _check(options: argparse.Namespace) -> bool:
     if since is not None:
         print(f"An alarm of drift was raised at answer {since + 1}, in the order of the table.")
     if not broken and since is None:
-        print("Nothing speaks against the promise.")
+        above = risk.value is not None and risk.value > certificate.target_risk
+        print(
+            "More of the accepted answers are wrong than promised, but the interval of their share "
+            "includes the promise: chance may explain it."
+            if above
+            else "Nothing speaks against the promise."
+        )
     return not broken and since is None
 
 
@@ -163,9 +173,11 @@ def read_table(path: str, score: str, correct: str) -> tuple[np.ndarray, np.ndar
     else:
         header, rows = untrusted.parse_csv(untrusted.read_bytes(file, most=MOST_BYTES), what)
         columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    for name in (score, correct):
+    for option, name in (("--score", score), ("--correct", correct)):
         if name not in columns:
-            raise ValueError(f"{what} must have a column {name}, got {', '.join(columns)}")
+            raise ValueError(
+                f"{what} must have a column {name}, got {', '.join(columns)}; {option} names another"
+            )
     return (
         np.array([_number(v, what, score, i) for i, v in enumerate(columns[score])]),
         np.array([_truth(v, what, correct, i) for i, v in enumerate(columns[correct])]),

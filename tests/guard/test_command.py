@@ -46,6 +46,11 @@ def test_fit_check_report(tmp_path, capsys):
     assert f"({(accepted & ~labels).sum()} of {accepted.sum()})" in said
     assert "Nothing speaks against the promise." in said
 
+    few = write(tmp_path / "few.csv", np.full(20, expected.threshold), np.arange(20) % 4 != 0)
+    assert run(["check", guard, few])
+    said = capsys.readouterr().out
+    assert "of these wrong 0.25 " in said and "chance may explain it" in said
+
     bad = write(tmp_path / "c.csv", new, rng.uniform(size=300) > 0.6)
     assert not run(["check", guard, bad])
     said = capsys.readouterr().out
@@ -100,7 +105,7 @@ def test_high_is_certain(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("score,right\n1,1\n", r"TABLE a\.csv must have a column correct, got score, right"),
+        ("score,right\n1,1\n", r"have a column correct, got score, right; --correct names another"),
         (
             "score,correct\n1,yes\n",
             "correct of TABLE a.csv must be true, false, 1 or 0, got 'yes' in row 1",
