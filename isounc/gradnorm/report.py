@@ -54,7 +54,37 @@ def explain(
 ) -> Explanation:
     """Report how `value_and_sq_grad_norm` treats each leaf for arguments of these shapes.
 
-    Nothing is computed; the parameters are those of `value_and_sq_grad_norm`.
+    Nothing is computed. Every way is exact: they differ in what they cost.
+
+    Parameters
+    ----------
+    f
+        Scalar function `f(params, *args)` of one example. Of an NNX module make one by `nnx.split`
+        and `nnx.merge`.
+    params
+        Its parameters, any pytree of arrays.
+    *args
+        One example.
+    wrt
+        The leaves that count, as in `value_and_sq_grad_norm`.
+    has_aux
+        Whether f returns `(scalar, aux)`.
+
+    Returns
+    -------
+    Explanation
+        A report for each leaf; `print` shows them as a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `value_and_sq_grad_norm`.
+
+    Examples
+    --------
+    >>> f = lambda w, x: jnp.tanh(x @ w)
+    >>> explain(f, jnp.ones(3), jnp.ones(3)).leaves[0].way
+    'fast'
     """
     check_leaves(params)
     check_args(args)
@@ -67,6 +97,11 @@ def explain(
         out, _, _, plan = linearise_at(
             f, leaves, fill, args, dtype=np.dtype(np.float32), gram=False, has_aux=has_aux
         )
+        if out.shape != ():
+            raise ValueError(
+                f"f must return a scalar, got shape {out.shape}; give a function f(params, *args) of "
+                "one example"
+            )
         plans.append(plan)
         return out
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from isounc.checks import check_choice, check_count, real_array
+from isounc.likelihoods import LIKELIHOODS
+from isounc.models import Model
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.moments import Moments
 
@@ -102,7 +104,9 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     Raises
     ------
     ValueError
-        For a region that the reference does not have, none at all, or arrays of other shapes.
+        For a region that the reference does not have, none at all, arrays of other shapes, fewer
+        than two chains or four draws, or draws of a `Reference` that are no probabilities where p
+        is predicted (logits, most often).
     """
     if not isinstance(getattr(reference, "regions", None), Mapping):
         raise TypeError(f"reference must have regions, got {type(reference).__name__}")
@@ -117,7 +121,7 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     for name, theirs in given.items():
         check_choice("a region of other", name, reference.regions)
         ours = reference.regions[name]
-        theirs = _moments(name, theirs, ours.mean.shape)
+        theirs = _moments(name, theirs, ours.mean.shape, getattr(reference, "model", None))
         regions[name] = region = RegionAgreement(
             _z(ours.mean, ours.mean_se, theirs.mean, theirs.mean_se, square=False),
             _z(ours.var, ours.var_se, theirs.var, theirs.var_se, square=True),
@@ -136,7 +140,9 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     return Agreement(regions, tuple(reasons))
 
 
-def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Moments | Diagnostics:
+def _moments(
+    name: str, given: Any, shape: tuple[int, ...], model: Model | None
+) -> Moments | Diagnostics:
     """Moments of what was given for a region, whose draws `diagnose` summarises."""
     if not isinstance(given, Moments):
         draws = real_array(f"other[{name!r}]", given)
@@ -146,6 +152,11 @@ def _moments(name: str, given: Any, shape: tuple[int, ...]) -> Moments | Diagnos
                 f"{shape[1]}), got shape {draws.shape}"
             )
         check_count(f"the number of chains of other[{name!r}]", draws.shape[0], 2)
+        check_count(f"the number of draws of other[{name!r}]", draws.shape[1], 4)
+        if model is not None and draws.shape[2:] == shape:
+            likelihood = LIKELIHOODS[model.likelihood]
+            for chain in draws:
+                likelihood.check_prediction(f"other[{name!r}]", chain.reshape(-1, shape[1]))
         given = diagnose(draws)
         if given.equal.any():
             pairs = ", ".join(f"{i} and {j}" for i, j in np.argwhere(np.triu(given.equal)))

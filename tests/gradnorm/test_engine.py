@@ -449,6 +449,11 @@ def test_data_that_are_no_numbers(x):
             function(normal(5), {"a": x})
 
 
+def test_explain_refuses_what_is_no_scalar():
+    with pytest.raises(ValueError, match=r"f must return a scalar, got shape \(5,\)"):
+        explain(lambda p, x: x * p, normal(5), X)
+
+
 def test_batch_axes_must_match():
     f = lambda p, x, y: x @ p + y  # noqa: E731
     with pytest.raises(ValueError, match=r"one length along in_axes 0, got \[3, 4\]"):

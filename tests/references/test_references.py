@@ -19,7 +19,7 @@ from scipy.special import expit, softmax
 import isounc
 import isounc_bank
 from isounc import references
-from isounc.models import make_model
+from isounc.models import Model, make_model
 from isounc.problems import Problem, make_problem
 from isounc.references.bank import bank_page
 from isounc.references.exact import linear_gaussian
@@ -536,9 +536,15 @@ def test_what_cannot_be_compared(unchecked):
         ({"a": draws[0]}, r"draws \(chains, draws, 30, 1\), got shape \(50, 30, 1\)"),
         ({"a": draws[:, :, :9]}, "must hold 30 locations and 1 columns"),
         ({"a": draws[:1]}, "number of chains"),
+        ({"a": draws[:, :3]}, r"number of draws of other\['a'\] must be an integer of at least 4"),
     ):
         with pytest.raises(ValueError, match=message):
             references.compare(reference, other)
+    classifier = dataclasses.make_dataclass("WithModel", ["regions", "model"])(
+        reference.regions, Model(2, 1)
+    )
+    with pytest.raises(ValueError, match=r"other\['a'\] must hold probabilities, got -"):
+        references.compare(classifier, {"a": draws})
     still = draws.copy()
     still[:, :, 3] = 0.5
     agreement = references.compare(reference, {"a": still})
