@@ -79,6 +79,9 @@ def holds_own_data(names):
 
 def holds_references(names):
     assert names["grid"].var.shape == (441, 1)
+    # The reference's own draws, of which it keeps few.
+    assert names["agreement"].agrees and names["thetas"].shape[0] == 4
+    assert np.isfinite(names["log_posterior"](names["start"]))
 
 
 def holds_own_problem(names):
