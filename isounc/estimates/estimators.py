@@ -314,14 +314,23 @@ ESTIMATORS: dict[str, Estimator] = {
 }  # fmt: skip
 """Estimators by name.
 
+    isotropic             ||dp/dtheta||^2: Sigma = I
     null_aleatoric        p (1 - p) of the point prediction; the constant noise of a regression
     null_squared          (p (1 - p))^2: unit variance of each logit; constant in regression
     null_distance         the outputs' variance is the distance to the nearest training input
     logit_scaled          Gaussian outputs, Sigma = sigma^2 I by the rule `unit`
     logit_scaled_level    the same by the rule `effective_dimension` (`isounc.estimates.scale_rules`)
+    link_aware            Gaussian outputs, Sigma of the prior
+    layer_scaled          Sigma constant on each parameter group, by `Evidence.layer_sd`
+    laplace               Sigma the inverse Hessian, or Gauss-Newton matrix where there is none
+    laplace_diagonal      the inverse of its diagonal
+    oracle                Sigma the covariance of posterior draws, at the point
+    oracle_within_chain   the same of deviations from each chain's own mean
+    oracle_diagonal       its diagonal
+    posterior_averaged    ||dp/dtheta||^2 averaged over posterior draws
 
-Through the identity of a regression the last two are sigma^2 ||df/dtheta||^2: they order inputs as
-`isotropic` does, and differ from it in their level alone."""
+Through the identity of a regression logit_scaled and logit_scaled_level are sigma^2
+||df/dtheta||^2: they order inputs as `isotropic` does, and differ from it in their level alone."""
 
 
 def estimator_names(point: str | None = None) -> list[str]:

@@ -83,8 +83,9 @@ def isotropic(
         padded on the right to a few lengths, none beyond the longest, which is exact for a causal
         model only.
     params
-        Linen: its variables. A function: its parameters. A `Model`: theta, or what `fit_map` or
-        `fit_trained` returned. NNX: none.
+        Linen: its variables, of which the collection `params` counts. A function: its parameters. A
+        `Model`: theta, or what `fit_map` or `fit_trained` returned. NNX: none, its `nnx.Param`
+        count. Batch statistics and the like are held fixed.
     task
         binary: one logit an example, (N,) or (N, 1). multiclass: C logits, (N, C). regression: (N,)
         or (N, M). token: logits of the next token, (N, V), or at every position, (N, T, V), of

@@ -205,7 +205,10 @@ def scale_var(
         For a scale of another kind or of another model, and a reference too many or too few.
     """
     if isinstance(scale, str):
-        check_choice("scale", scale, RULES)
+        try:
+            check_choice("scale", scale, RULES)
+        except ValueError as error:
+            raise ValueError(f"{error}; isounc.LogitScale.load reads a stored scale") from error
         if reference is None:
             raise ValueError(
                 f"reference must be given for scale {scale!r}: training inputs, or for 'unit' any "
