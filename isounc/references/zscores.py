@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from isounc.checks import check_choice, check_count, real_array
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
 from isounc.sampling.convergence import Diagnostics, diagnose
 from isounc.sampling.moments import Moments
+from isounc.sampling.settings import GateSettings
+from isounc.sampling.tails import khat_bound
 
 RMS_MAX = 3.0
 """Root mean square z of a region that still agrees."""
@@ -32,12 +34,15 @@ class RegionAgreement(NamedTuple):
     """z-scores of the predictive variances."""
     var_ratio: float
     """Sum of the other's variances over the sum of the reference's."""
+    rare: Bool[np.ndarray, "N M"]
+    """Where rare draws decide about the variance of draws that were given, so that neither it nor
+    its error can be trusted (Pareto k of (p - mean)^2 above 0.7, or less with few draws; or draws
+    that are all equal). Its z-score there says nothing and is not judged. False for moments."""
 
     def summary(self) -> dict[str, float]:
-        """Root mean square and largest absolute value of both, over the defined z-scores."""
+        """Root mean square and largest absolute value of both, over the z-scores that are judged."""
         numbers: dict[str, float] = {}
-        for name in ("mean", "var"):
-            z = getattr(self, f"{name}_z")
+        for name, z in (("mean", self.mean_z), ("var", self.var_z[~self.rare])):
             z = np.abs(z[np.isfinite(z)])
             numbers[f"{name}_z_rms"] = math.sqrt((z**2).mean()) if z.size else math.nan
             numbers[f"{name}_z_max"] = float(z.max()) if z.size else math.nan
@@ -68,6 +73,12 @@ class Agreement(NamedTuple):
                 f"{name:<12}{s['mean_z_rms']:>11.2f}{s['mean_z_max']:>7.2f}"
                 f"{s['var_z_rms']:>11.2f}{s['var_z_max']:>7.2f}{s['var_ratio']:>15.4f}"
             )
+        lines += [
+            f"{name}: rare draws decide about the variance at {region.rare.sum()} of "
+            f"{region.rare.size} locations, which are left out"
+            for name, region in self.regions.items()
+            if region.rare.any()
+        ]
         return "\n".join([*lines, *(self.reasons or ("agrees",))])
 
 
@@ -89,7 +100,9 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     at every location, with rounding = 2^-23 |mean| for a mean and 2^-23 (var + 2^-23) for a
     variance, because predictions are worked out in float32. Locations share their draws, so that
     their z-scores are all but equal: a root mean square above 2 comes by chance in up to one region
-    of twenty. A region agrees if it is at most 3 and no |z| is above 6.
+    of twenty. A region agrees if it is at most 3 and no |z| is above 6. Where rare draws decide about
+    the variance of given draws (`RegionAgreement.rare`), as far from the data, where p is all but
+    certain, their variance is not judged.
 
     Parameters
     ----------
@@ -121,13 +134,16 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
     for name, theirs in given.items():
         check_choice("a region of other", name, reference.regions)
         ours = reference.regions[name]
-        theirs = _moments(name, theirs, ours.mean.shape, getattr(reference, "model", None))
+        theirs, rare = _moments(name, theirs, ours.mean.shape, getattr(reference, "model", None))
         regions[name] = region = RegionAgreement(
             _z(ours.mean, ours.mean_se, theirs.mean, theirs.mean_se, square=False),
             _z(ours.var, ours.var_se, theirs.var, theirs.var_se, square=True),
             float(np.sum(theirs.var, dtype=float) / np.sum(ours.var, dtype=float)),
+            rare,
         )
-        for what, z in (("mean", region.mean_z), ("variance", region.var_z)):
+        if rare.all():
+            reasons.append(f"{name}: rare draws decide about the variance at every location")
+        for what, z in (("mean", region.mean_z), ("variance", region.var_z[~rare])):
             undefined = int((~np.isfinite(z)).sum())
             if undefined:
                 reasons.append(
@@ -142,8 +158,9 @@ def compare(reference: HasRegions, other: HasRegions | Mapping[str, Any]) -> Agr
 
 def _moments(
     name: str, given: Any, shape: tuple[int, ...], model: Model | None
-) -> Moments | Diagnostics:
-    """Moments of what was given for a region, whose draws `diagnose` summarises."""
+) -> tuple[Moments | Diagnostics, Bool[np.ndarray, "N M"]]:
+    """Moments of what was given for a region, and `RegionAgreement.rare`; `diagnose` sums up draws."""
+    rare = np.zeros(shape, bool)
     if not isinstance(given, Moments):
         draws = real_array(f"other[{name!r}]", given)
         if draws.ndim != 4:
@@ -158,6 +175,11 @@ def _moments(
             for chain in draws:
                 likelihood.check_prediction(f"other[{name!r}]", chain.reshape(-1, shape[1]))
         given = diagnose(draws)
+        num_draws = draws.shape[0] * draws.shape[1]
+        # A probability that float32 rounds to 1 in every draw has no spread and no error.
+        still = given.finite & (given.var == 0)
+        rare = still | (given.khat > khat_bound(num_draws, GateSettings().khat_max))
+        given = given._replace(mean_se=np.where(still, 0, given.mean_se))
         if given.equal.any():
             pairs = ", ".join(f"{i} and {j}" for i, j in np.argwhere(np.triu(given.equal)))
             raise ValueError(
@@ -169,7 +191,7 @@ def _moments(
             f"other[{name!r}] must hold {shape[0]} locations and {shape[1]} columns, as the "
             f"reference does, got {given.mean.shape}"
         )
-    return given
+    return given, rare
 
 
 def _z(
@@ -182,4 +204,5 @@ def _z(
 ) -> Float[np.ndarray, "N M"]:
     a, a_se, b, b_se = (np.asarray(v, float) for v in (a, a_se, b, b_se))
     rounding = SINGLE * (np.abs(a) + SINGLE if square else np.abs(a))
-    return (b - a) / np.sqrt(a_se**2 + b_se**2 + rounding**2)
+    with np.errstate(divide="ignore", invalid="ignore"):  # neither side has an error: undefined
+        return (b - a) / np.sqrt(a_se**2 + b_se**2 + rounding**2)

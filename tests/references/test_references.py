@@ -511,6 +511,24 @@ def test_draws_of_another_posterior_do_not(change, what):
     assert any(f"b: {what}_z_rms is" in line for line in str(agreement).splitlines())
 
 
+def test_a_variance_that_rare_draws_decide_is_not_judged():
+    reference, draws = gaussian_case()
+    exact = reference.regions["a"]
+    mean, var = exact.mean.copy(), exact.var.copy()
+    # Log-normal draws: their variance is far below the truth, and so is its error.
+    draws[:, :, 3] = np.exp(3 * draws[:, :, 3])
+    mean[3], var[3] = np.exp(4.5), (np.exp(9) - 1) * np.exp(9)
+    skewed = dataclasses.replace(reference, regions={"a": exact._replace(mean=mean, var=var)})
+    agreement = references.compare(skewed, {"a": draws})
+    region = agreement.regions["a"]
+    assert np.flatnonzero(region.rare).tolist() == [3] and abs(region.var_z[3, 0]) > 6
+    assert agreement.agrees and "variance at 1 of 30 locations, which are left out" in str(
+        agreement
+    )
+    none_left = references.compare(skewed, {"a": np.repeat(draws[:, :, 3:4], 30, axis=2)})
+    assert "a: rare draws decide about the variance at every location" in none_left.reasons
+
+
 def test_errors_of_both_sides_count():
     reference, _ = gaussian_case()
     exact = reference.regions["a"]
@@ -546,9 +564,22 @@ def test_what_cannot_be_compared(unchecked):
     with pytest.raises(ValueError, match=r"other\['a'\] must hold probabilities, got -"):
         references.compare(classifier, {"a": draws})
     still = draws.copy()
-    still[:, :, 3] = 0.5
+    still[:, :, 3] = 0
     agreement = references.compare(reference, {"a": still})
     assert any("1 of 30 z-scores of the mean are undefined" in r for r in agreement.reasons)
+
+
+def test_draws_that_are_all_equal_have_a_mean_that_is_judged():
+    reference, draws = gaussian_case()
+    exact = reference.regions["a"]
+    mean, var = exact.mean.copy(), exact.var.copy()
+    mean[3], var[3] = 1 - 1e-10, 1e-20
+    sure = dataclasses.replace(reference, regions={"a": exact._replace(mean=mean, var=var)})
+    for value, agrees in ((1.0, True), (0.5, False)):
+        draws[:, :, 3] = value
+        agreement = references.compare(sure, {"a": draws})
+        assert agreement.agrees == agrees and agreement.regions["a"].rare[3]
+        assert agrees or any("a: mean_z_max is" in reason for reason in agreement.reasons)
 
 
 # The bank that is a package
