@@ -113,6 +113,12 @@ class Certificate:
     def __str__(self) -> str:
         side = "at or below" if self.higher_is_uncertain else "at or above"
         name = self.score or "the score"
+        bound = (
+            f"no score can promise this and answer more than {1 - self.least_abstention:.3g} of the "
+            "questions"
+            if self.least_abstention
+            else "a score that knows the truth could accept all answers"
+        )
         promise = f"at most {self.target_risk:g} of the accepted answers are wrong"
         if self.target_false_alarm is not None:
             promise += (
@@ -120,8 +126,7 @@ class Certificate:
             )
         lines = [
             f"Promise: {promise}, with confidence {self.confidence:g}.",
-            f"Share of wrong answers without a guard: {self.base_error}; no score can promise this "
-            f"and answer more than {1 - self.least_abstention:.3g} of the questions.",
+            f"Share of wrong answers without a guard: {self.base_error}; {bound}.",
         ]
         if self.threshold is None:
             lines.append(f"No threshold keeps the promise: {self.reason}. Nothing is accepted.")
