@@ -371,6 +371,13 @@ def test_other_settings_are_listed_with_both_values(run):
     assert_equal(run.read("moons-w8"), make_record())
 
 
+def test_a_run_of_another_study_is_refused(tmp_path):
+    RunFolder.open(tmp_path / "run", {"n": 1}, study="own").write(make_record())
+    with pytest.raises(ValueError, match="a run of the study 'own', got 'other'; choose another"):
+        RunFolder.open(tmp_path / "run", {"n": 1}, study="other")
+    assert RunFolder.open(tmp_path / "run", {"n": 1}).study == "own"
+
+
 def test_nan_in_settings_equals_itself(tmp_path):
     RunFolder.open(tmp_path / "a", {"x": math.nan})
     run = RunFolder.open(tmp_path / "a", {"x": math.nan})
