@@ -171,8 +171,9 @@ class RunFolder(RunTables):
         Raises
         ------
         ValueError
-            If the name, the meta or an array cannot be stored without loss, if a record of a newer
-            format would be replaced, or if the run was opened for reading.
+            If the name, the meta or an array cannot be stored without loss, if the meta is beyond
+            the bounds within which it is read, if a record of a newer format would be replaced, or
+            if the run was opened for reading.
         OSError
             If it cannot be written (a full disk). Records written before are kept.
         """
@@ -180,6 +181,7 @@ class RunFolder(RunTables):
         check_kind("record", record, Record)
         check_name(record.name)
         halves = record_files.record_bytes(*record, self._digest)
+        files.check_readable(halves[1], f"record {record.name!r}")
         contents = dict(zip(self._halves(record.name), halves, strict=True))
         self._refuse_newer(record.name)
         with locked(self.path, create=True) as held:

@@ -186,6 +186,21 @@ def test_arrays_that_npy_would_pickle_or_change_are_refused(run, array):
     assert files_below(run.path / "cells") == []
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (json.loads("[" * 70 + "]" * 70), "at most 64 lists"),
+        ("[" * 500_001, "at most 500000 lists"),
+        ("x" * 2**25, "at most 33554432 bytes"),
+    ],
+    ids=["deep", "brackets", "long"],
+)
+def test_what_would_be_damaged_when_it_is_read_is_not_written(run, value, reason):
+    with pytest.raises(ValueError, match=f"record 'a' must .*{reason}"):
+        run.write(Record("a", {"value": value}, {}))
+    assert run.names() == []
+
+
 def test_jax_arrays_are_stored_and_bfloat16_is_refused(run):
     run.write(Record("a", {"x": jnp.float32(0.5)}, {"x": jnp.arange(3)}))
     assert run.read("a").meta == {"x": 0.5}
