@@ -776,6 +776,14 @@ def test_tables_come_back_with_types(run):
     assert table["width"].sum() == 72 and table["seed"].isna().all()
 
 
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", "a\nb", 'a"b', "a,b", "é\u2028"])
+def test_any_text_comes_back_from_a_table(run, text):
+    rows = [{"problem": text, "width": 8}, {"problem": "xor", "width": None}]
+    run.write_table("results.csv", rows, ("problem", "width"))
+    table = isounc.runs.load(run.path).results
+    assert table["problem"].tolist() == [text, "xor"] and table["width"].isna().tolist() == [0, 1]
+
+
 def test_text_columns_are_those_that_held_text_or_are_said_to(run):
     rows = [{"x": -3, "name": "1", "code": "07"}, {"x": -1, "name": "1_000", "code": "08"}]
     run.write_table("summary.csv", rows, ["x", "name", "code"])
