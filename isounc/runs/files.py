@@ -22,7 +22,7 @@ from isounc.checks import check_path
 from isounc.fields import Unreadable
 from isounc.runs.values import Damaged, json_bytes, parse_json
 
-MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".gz": 2**26, ".npz": 2**36}
+MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".gz": 2**26, ".npz": 2**36, ".png": 2**26}
 """Largest files that are read, by ending."""
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"

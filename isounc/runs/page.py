@@ -94,7 +94,8 @@ def write_page(folder: Path, name: str, sections: Iterable[Section]) -> Path:
         page: _html(name, sections).encode(),
         page.with_suffix(".md"): _markdown(name, sections, folder).encode(),
     }
-    files.write_atomic(contents, "the report")
+    with files.locked(folder, create=True):  # or whoever opens the run removes what is half written
+        files.write_atomic(contents, "the report")
     return page
 
 
