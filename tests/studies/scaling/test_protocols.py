@@ -129,7 +129,7 @@ def test_without_protocols_the_run_is_what_it_was():
 
 @pytest.mark.parametrize("begun", [("--n", "100"), ("--n", "100", "--protocol", "near")])
 def test_cells_without_the_points_of_protocols_are_not_taken_for_theirs(tmp_path, begun):
-    folder, points = RunFolder.open(tmp_path / "run", {}), dict.fromkeys(("map", "trained"), {})
+    folder, points = RunFolder.open(tmp_path / "run", {}), {"map": {}, "trained": {}}
     protocols = ("--n", "100", "--protocol", "early")
     for arguments in (begun, protocols, ("--n", "100")):
         STUDY.prepare(given(*arguments), folder)  # of a run that has no cell, any may come
