@@ -30,6 +30,7 @@ from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.answers.segments import _parts, measure_segments
 from isounc.llm.answers.text import normalise
+from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
@@ -583,6 +584,15 @@ def test_the_parts_of_a_text(checkpoint):
         assert [part.strip() for part in whole] == expected and "".join(whole) == text
     texts, starts = _parts(model, ids, "token")
     assert starts == list(range(len(ids))) and len(texts) == len(ids)
+    # Bytes of SentencePiece, of which a torn character has one sign each.
+    tokens = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a"]
+    entries = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens),
+               "token_type": [2] + [6] * 256 + [1] * 2, "unknown_token_id": 0}  # fmt: skip
+    tokenizer = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in entries.items()}, "x")
+    ids = tokenizer.encode("日本 a aa", special=False)
+    texts, starts = _parts(dataclasses.replace(model, tokenizer=tokenizer), ids, "word")
+    assert texts == ["日本", "a", "aa"]
+    assert tokenizer.decode(ids[: starts[1]]).strip() == "日本"
     for given, words in (
         ({"by": "page"}, "by must be one of"),
         ({"text": " "}, "text must hold text, got ' '"),
