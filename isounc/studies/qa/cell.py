@@ -64,8 +64,8 @@ def prepare(settings: Settings, folder: RunFolder) -> None:
     Raises
     ------
     ValueError
-        A file differs from the one of that name that the run was made with, or a prompt is too long
-        for a model.
+        A file, or the template of a chat, differs from the one of that name that the run was made
+        with, or a prompt is too long for a model.
     """
     if settings.nli:
         load_entailment(settings.nli)
@@ -113,10 +113,18 @@ def _add_sources(folder: RunFolder, key: str, described: Mapping[str, Mapping[st
     """Note the files that records are made from; another file under the same name is refused."""
     known = folder.read_info().get(key, {})
     for name, new in described.items():
-        old = known.get(name, {}).get("sha256")
+        before = known.get(name, {})
+        old = before.get("sha256")
         if old and new["sha256"] and old != new["sha256"]:
             raise ValueError(
                 f"{key} must be those that {folder.path} was made with: {name} had sha256 {old}, "
                 f"got {new['sha256']}. Take the former file, or another out"
+            )
+        # The digest of a model is that of its weights and tokenizer.
+        template = new.get("chat_template")
+        if before.get("chat_template", template) != template:
+            raise ValueError(
+                f"{key} must be those that {folder.path} was made with: {name} had another chat "
+                "template. Take the former one, or another out"
             )
     folder.write_info({key: known | described})

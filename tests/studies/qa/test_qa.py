@@ -623,6 +623,18 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
     tokens = model.tokenizer.encode(" 4. Q: What is 5?")
     assert model.tokenizer.decode(_tokens_of_text(model, "4.", tokens)) == " 4."
     assert _tokens_of_text(model, "4. Q: What is 5?", tokens) == tokens
+    same = model.tokenizer.encode(" 4. Q: What is 4.")  # which ends as the answer does
+    assert model.tokenizer.decode(_tokens_of_text(model, "4.", same)) == " 4."
+
+
+def test_another_chat_template_is_refused_on_resumption(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", {})
+    before = {"source": "folder:tiny", "sha256": "0"}
+    cell._add_sources(folder, "models", {"tiny": before})
+    cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "a"}})
+    cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "a"}})
+    with pytest.raises(ValueError, match=r"models must be those .*tiny had another chat template"):
+        cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "b"}})
 
 
 def test_a_prompt_beyond_the_context(checkpoint, data):
