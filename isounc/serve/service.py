@@ -149,15 +149,11 @@ class Service:
         return self._judged(answer, ids, identity)
 
     def _judged(self, answer: MeasuredAnswer, ids: list[int], identity: str) -> Judged:
-        uncertainty = self.judge.uncertainty(answer, self.pieces(ids))
+        uncertainty = self.judge.uncertainty(answer, self.model.tokenizer.decode_each(ids))
         if uncertainty["decision"]:
             self.metrics.decisions.labels(uncertainty["decision"]).inc()
         self.feedback.remember(identity, uncertainty["scores"])
         return Judged(identity, uncertainty, usage(answer.num_prompt_tokens, answer.num_tokens))
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Text of each token by itself."""
-        return [self.model.tokenizer.decode([i], special=True) for i in ids]
 
     async def written(
         self,
