@@ -17,6 +17,7 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record, RunFolder
 from isounc.studies.qa.routing.second import SecondCell, second_records
 from isounc.studies.qa.settings import Settings, second_tasks_of, tasks_of
+from isounc.studies.qa.tasks import record_name
 
 ORDER = "questions="
 """Prefix of the records that hold the order of a benchmark's questions."""
@@ -113,6 +114,11 @@ def _add_sources(folder: RunFolder, key: str, described: Mapping[str, Mapping[st
     """Note the files that records are made from; another file under the same name is refused."""
     known = folder.read_info().get(key, {})
     for name, new in described.items():
+        if alike := [k for k in known if k != name and record_name(k, "") == record_name(name, "")]:
+            raise ValueError(
+                f"{key} must have names by which their records are told apart, got {name!r} beside "
+                f"{alike[0]!r} of {folder.path}; rename it, or take another out"
+            )
         before = known.get(name, {})
         old = before.get("sha256")
         if old and new["sha256"] and old != new["sha256"]:

@@ -627,7 +627,7 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
     assert model.tokenizer.decode(_tokens_of_text(model, "4.", same)) == " 4."
 
 
-def test_another_chat_template_is_refused_on_resumption(tmp_path):
+def test_another_template_or_a_name_that_records_cannot_tell_apart_is_refused(tmp_path):
     folder = RunFolder.open(tmp_path / "run", {})
     before = {"source": "folder:tiny", "sha256": "0"}
     cell._add_sources(folder, "models", {"tiny": before})
@@ -635,6 +635,9 @@ def test_another_chat_template_is_refused_on_resumption(tmp_path):
     cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "a"}})
     with pytest.raises(ValueError, match=r"models must be those .*tiny had another chat template"):
         cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "b"}})
+    cell._add_sources(folder, "models", {"tiny 2": before})
+    with pytest.raises(ValueError, match=r"told apart, got 'tiny-2' beside 'tiny 2' of"):
+        cell._add_sources(folder, "models", {"tiny-2": before})
 
 
 def test_a_prompt_beyond_the_context(checkpoint, data):
