@@ -150,6 +150,10 @@ def test_page_and_publication_are_written_under_the_lock(run, tmp_path, monkeypa
     out = publish.publish(_study(), run, tmp_path / "out")
     write_page(out, "run", [])
     assert {"results", "the reading", "the report"} <= set(written)
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    write_page(tmp_path / "other", "no run", [])
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"report.html", "report.md"}
 
 
 def test_what_cannot_be_published_is_refused(run, tmp_path):
