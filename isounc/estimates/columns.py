@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from isounc.checks import check_choice, check_count, real_array
+from isounc.checks import check_choice, check_count, check_integers, real_array
 from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
 from isounc.estimates.inputs import Part, check_token_ids, padded, split
 from isounc.estimates.points import check_points
@@ -129,6 +129,8 @@ def columns_of(
     num_outputs = _check_outputs(bound, parts, task, argument)
     if task == "token":
         check_token_ids(x, num_outputs, argument=argument)
+    for leaf in jax.tree.leaves([part.inputs for part in parts]):
+        check_integers(argument, leaf)
     check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
     if batch_size is None and target is None and task in ("multiclass", "regression"):
         parts = split(x, max(1, size // num_outputs), tokens=False, argument=argument)
