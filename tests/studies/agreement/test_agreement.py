@@ -130,17 +130,6 @@ def test_a_tiny_cell_agrees(sampled, name):
     assert not zscores.compare(other, ours).agrees
 
 
-def test_numpyro_can_be_traced_again(sampled):
-    """A program whose caches were cleared, by memory or by a new likelihood, is the same again."""
-    problem, _, side = sampled["linear"]
-    model, key = make_model(problem, width=3), jax.random.key(5)
-    jax.clear_caches()
-    again = numpyro_side(problem, model, prior_sd=2.0, key=key, settings=NUTS, bounds=BOUNDS)
-    assert again.num_draws == side.num_draws
-    for region, moments in side.regions.items():
-        np.testing.assert_allclose(again.regions[region].mean, moments.mean, atol=1e-6)
-
-
 def test_numpyro_goes_on_until_the_gate_passes_or_the_draws_run_out(sampled):
     problem, _, side = sampled["xor"]
     model = make_model(problem, width=3)
@@ -364,3 +353,17 @@ def test_help_teaches_the_settings(capsys):
     shown = capsys.readouterr().out
     for word in ("--problems", "--controls", "--numpyro.num-draws", "NUTS", "not compared"):
         assert word in shown
+
+
+# Last: it drops every compiled program.
+
+
+def test_numpyro_can_be_traced_again(sampled):
+    """A program whose caches were cleared, by memory or by a new likelihood, is the same again."""
+    problem, _, side = sampled["linear"]
+    model, key = make_model(problem, width=3), jax.random.key(5)
+    jax.clear_caches()
+    again = numpyro_side(problem, model, prior_sd=2.0, key=key, settings=NUTS, bounds=BOUNDS)
+    assert again.num_draws == side.num_draws
+    for region, moments in side.regions.items():
+        np.testing.assert_allclose(again.regions[region].mean, moments.mean, atol=1e-6)
