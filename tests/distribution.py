@@ -10,33 +10,28 @@ FIRST = (
     # every function must be traced again.
     "tests/runs/test_process.py",
     "tests/test_likelihoods.py",
+    # A third of the time.
+    "tests/sampling",
+    # These clear the caches as well, at their ends.
     "tests/studies/calibration/test_calibration.py",
     "tests/studies/agreement/test_agreement.py",
     # What takes longest: no long file begins when everything else is done.
     "tests/serve",
     "tests/estimates/test_links.py",
-    "tests/sampling/test_posterior.py",
     "tests/gradnorm/test_engine.py",
     "tests/studies/scaling/test_scaling.py",
     "tests/estimates/test_estimate.py",
-    "tests/sampling/test_pilot.py",
-    "tests/sampling/test_chain_driver.py",
     "tests/test_notebooks.py",
     "tests/estimates/test_isotropic.py",
     "tests/studies/scaling/test_figures.py",
     "tests/studies/qa/test_qa.py",
-    "tests/sampling/test_smc.py",
-    "tests/sampling/test_coordinates.py",
-    "tests/sampling/test_planted_faults.py",
-    "tests/sampling/test_kernels.py",
-    "tests/sampling/test_chains.py",
     "tests/gradnorm/test_programs.py",
     "tests/llm/answers/test_norms.py",
     "tests/studies/scaling/test_reading.py",
 )
-"""Files that begin first; others follow by their number of tests."""
-TOGETHER = ("tests/serve",)
-"""Folders whose files share a fixture that takes long, such as a service."""
+"""Files and folders that begin first; others follow by their number of tests."""
+TOGETHER = ("tests/sampling", "tests/serve")
+"""Folders whose files share what takes long: traced programs, a service."""
 
 
 class WholeFiles(LoadFileScheduling):
