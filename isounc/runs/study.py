@@ -269,10 +269,12 @@ def forecast(groups: Sequence[Group], unit: str, workers: int) -> str:
     ]
     compiling = COMPILE_SECONDS * len(groups)
     computing = sum(batch.seconds for batch in batches)
+    minutes = (compiling + computing) / workers / 60
+    digits = 0 if minutes >= 10 else 1
     memory = INTERPRETER_MEBIBYTES + max((batch.mebibytes for batch in batches), default=0)
     lines.append(
         f"\n{sum(len(batch.cells) for batch in batches)} {unit} in {len(batches)} batches and "
-        f"{len(groups)} shapes; about {(compiling + computing) / workers / 60:.0f} minutes on "
+        f"{len(groups)} shapes; about {minutes:.{digits}f} minutes on "
         f"{workers} worker(s) ({compiling / workers / 60:.1f} of them for compilation, none where "
         f"the cache has the programs); about {memory:.0f} MiB per worker.\n"
         "The forecast is for CPU cores of a small server. A posterior that mixes slowly takes up "

@@ -21,7 +21,7 @@ class Cost(NamedTuple):
 
 
 def plan(settings: Settings) -> list[Group]:
-    """Make a batch of the seeds of a cell, and a group of the batches of equal shapes.
+    """Make batches of seeds that are computed together, and groups of batches of equal shapes.
 
     The most expensive group comes first, which lets workers end together.
     """
@@ -32,6 +32,9 @@ def plan(settings: Settings) -> list[Group]:
         seconds, mebibytes = estimate_cost(cells, settings)
         label = f"{cells[0].problem} width {cells[0].width}"
         label = cells[0].label if settings.protocol else label
+        if len(cells) < settings.num_seeds:
+            first, last = cells[0].seed, cells[-1].seed
+            label += f" seed {first}" if first == last else f" seeds {first} to {last}"
         batch = Batch(label, cells, seconds, mebibytes, len(problem.X) * model.num_params)
         keyed.append(((problem.shape_key, model, len(cells)), batch))
     return sorted(grouped(keyed), key=lambda group: -sum(batch.seconds for batch in group))

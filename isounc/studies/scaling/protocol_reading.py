@@ -79,7 +79,8 @@ def _protocol(name: str, settings: Settings) -> str:
     limit = protocol.seconds.get(settings.preset, math.inf)
     given = settings.sampling.max_seconds
     if math.isfinite(given):
-        parts.append(f"at most {given:g} s of sampling for all seeds of a cell together")
+        seeds = f"{settings.seeds_per_batch}" if settings.seeds_per_batch else "all"
+        parts.append(f"at most {given:g} s of sampling for {seeds} seeds of a cell together")
     elif math.isfinite(limit):
         parts.append(f"at most {limit:g} s of sampling for a cell")
     return f"Protocol {name}: {protocol.question} ({'; '.join(parts)}.)"

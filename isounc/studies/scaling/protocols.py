@@ -240,10 +240,13 @@ def cells(settings: Settings) -> list[Cell]:
 
 
 def seed_batches(settings: Settings) -> list[tuple[Cell, ...]]:
-    """The cells of a run, a tuple of seeds each."""
-    seeds = range(settings.num_seeds)
+    """The cells of a run, in tuples of the seeds that are computed together."""
+    seeds, size = range(settings.num_seeds), settings.seeds_per_batch or settings.num_seeds
+    parts = [seeds[start : start + size] for start in seeds[::size]]
     return [
-        tuple(dataclasses.replace(cell, seed=seed) for seed in seeds) for cell in cells(settings)
+        tuple(dataclasses.replace(cell, seed=seed) for seed in part)
+        for cell in cells(settings)
+        for part in parts
     ]
 
 

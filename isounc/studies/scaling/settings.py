@@ -47,6 +47,9 @@ class Settings(RunSettings):
     num_seeds: int = 5
     """Number of seeds 0, 1, ...; each draws new data and new starting points. Intervals are over
     seeds."""
+    seeds_per_batch: int = 0
+    """Seeds of a cell that are computed together; 0 means all. Fewer give more workers of a cluster
+    something to do, cost more compilation, and round differently."""
     n: int = 100
     """Training examples; with protocols 0 is what each of them asks for."""
     label_noise: float = 1.0
@@ -153,6 +156,7 @@ def check(settings: Settings) -> None:
             check_count(argument, value, least, most)
     for argument, least, most in (
         ("num_seeds", 1, MOST_CELLS),
+        ("seeds_per_batch", 0, MOST_CELLS),
         ("n", 2, MOST_ROWS),
         ("num_point_draws", 1, 10**5),
         ("num_averaged_draws", 1, 10**5),

@@ -61,7 +61,8 @@ STUDY = Study(
     # A single worker is a process of its own as well, so that numbers do not depend on how many
     # there are.
     executor="processes",
-    growing=("protocol", "try_unreachable", *LISTS),
+    # How many seeds are computed together is a matter of rounding, as the executor is.
+    growing=("protocol", "try_unreachable", "seeds_per_batch", *LISTS),
     defaults=defaults,
     remarks=skipped_lines,
 )

@@ -32,6 +32,7 @@ from isounc.studies.scaling.protocols import (
     cells_of,
     check,
     num_examples,
+    seed_batches,
     settings_of_cells,
     skipped_lines,
 )
@@ -165,6 +166,21 @@ def test_seconds_limit_the_cells_of_the_thesis_alone():
     assert limited.sampling.max_seconds == 3 * 60 and limited.retry == "none"
     told = given("--protocol", "all", "--sampling.max-seconds", "7")
     assert settings_of_cells([thesis] * 3, told).sampling.max_seconds == 7
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_seeds_are_split_into_batches_and_none_is_lost(size):
+    settings = Settings(problems=("xor",), widths=(4, 8), num_seeds=5, seeds_per_batch=size)
+    whole = seed_batches(dataclasses.replace(settings, seeds_per_batch=0))
+    assert [len(cells) for cells in whole] == [5, 5]
+    parts = seed_batches(settings)
+    assert [cell for cells in parts for cell in cells] == [
+        cell for cells in whole for cell in cells
+    ]
+    assert max(len(cells) for cells in parts) == min(size, 5)
+    assert len(parts) == 2 * math.ceil(5 / size)
+    batches = [batch for group in STUDY.plan(settings) for batch in group]
+    assert len({batch.label for batch in batches}) == len(batches) == len(parts)
 
 
 def test_cells_out_of_reach_are_skipped_with_their_evidence():
