@@ -199,9 +199,9 @@ class SamplerSettings:
     def of_programs(self) -> SamplerSettings:
         """What compiled programs may depend on; the other settings are at their defaults.
 
-        The others decide what is sampled in which coordinates, when a run ends and what is checked,
-        and programs get their part of it as arrays. A run that differs in them alone finds its
-        programs traced and compiled.
+        The others say when a run ends and what is checked; what programs need of the coordinates and
+        of the locations comes as arrays. A run that differs in them alone takes the programs that
+        were traced for another.
         """
         others = (
             "coordinates", "anneal_above", "max_seconds", "target_var_se", "locations_per_region",
