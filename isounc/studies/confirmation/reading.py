@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,17 +60,34 @@ def _scope(tables: Tables) -> str:
     cells = {(r["problem"], r["factor"], r["value"], r["seed"]) for r in _own(tables.rows)}
     failed = [row for row in failing(tables.rows) if row["factor"] not in ("reference", "point")]
     seeds = sorted({row["seed"] for row in tables.rows})
-    of = {name: sum(row["factor"] == name[0] and row["value"] == name[1] for row in failed)
-          for name in dict.fromkeys((row["factor"], row["value"]) for row in failed)}  # fmt: skip
     words = (
         f"{len(cells)} cells with a posterior of their own, seeds {seeds[0]} to {seeds[-1]}, on "
         f"{listed(tables.results.problems)}."
     )
     if not failed:
         return f"{words} Every one passed its gate and its checks."
-    where = listed([f"{count} at {condition_name(Condition(*name))}" for name, count in of.items()])
-    return (
-        f"{words} {len(failed)} of them failed their gate or a check and are in no number: {where}."
+    everywhere = [row for row in failed if not row["regions"]]
+    partly = [row for row in failed if row["regions"]]
+    said = []
+    if everywhere:
+        said.append(
+            f"{len(everywhere)} of them failed their gate or a check and are in no number: "
+            f"{_counted(everywhere)}."
+        )
+    if partly:
+        said.append(
+            f"{len(partly)} passed but for regions, in which they are in no number: "
+            f"{_counted(partly)}."
+        )
+    return " ".join([words, *said])
+
+
+def _counted(failed: Sequence[Row]) -> str:
+    """How many cells of each condition, and regions, there are."""
+    counts = Counter((row["factor"], row["value"], row["regions"]) for row in failed)
+    return listed(
+        f"{count} at {condition_name(Condition(factor, value))}{where and f' ({where})'}"
+        for (factor, value, where), count in counts.items()
     )
 
 

@@ -235,8 +235,9 @@ def _failing_table(failures: Rows) -> Table:
     lines = [
         (
             r["problem"], condition_name(Condition(r["factor"], r["value"])), str(r["seed"]),
-            r["reasons"],
+            r["regions"] or "all", r["reasons"],
         )
         for r in failures
     ]  # fmt: skip
-    return Table("Failed checks", ("problem", "condition", "seed", "reasons"), lines, "")
+    head = ("problem", "condition", "seed", "regions", "reasons")
+    return Table("Failed checks", head, lines, "")

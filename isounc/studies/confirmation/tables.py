@@ -243,13 +243,21 @@ def verdicts(results: Results) -> Rows:
 
 
 def failing(rows: Sequence[Row]) -> Rows:
-    """The cells that fail, by condition, with the reasons."""
-    failed: dict[tuple, str] = {}
+    """The cells that fail, by condition: where, or an empty text for everywhere, and why."""
+    regions: dict[tuple, dict[str, bool]] = {}
+    why: dict[tuple, dict[str, None]] = {}
     for row in rows:
-        if row["gate"] == "fail":
-            where = (row["problem"], row["factor"], row["value"], row["seed"])
-            failed.setdefault(where, row["gate_reasons"])
-    return [
-        dict(zip(("problem", "factor", "value", "seed", "reasons"), (*where, why), strict=True))
-        for where, why in failed.items()
-    ]
+        place = (row["problem"], row["factor"], row["value"], row["seed"])
+        fails = row["gate"] == "fail"
+        of_place = regions.setdefault(place, {})
+        of_place[row["region"]] = of_place.get(row["region"], False) or fails
+        if fails:
+            why.setdefault(place, {})[row["gate_reasons"]] = None
+    failed = []
+    for place, reasons in why.items():
+        where = [region for region, fails in regions[place].items() if fails]
+        everywhere = len(where) == len(regions[place])
+        values = (*place, "" if everywhere else ", ".join(where), "; ".join(reasons))
+        names = ("problem", "factor", "value", "seed", "regions", "reasons")
+        failed.append(dict(zip(names, values, strict=True)))
+    return failed

@@ -220,6 +220,8 @@ def test_the_reading_says_what_the_tables_say():
     def change(row):
         if (row["problem"], row["factor"], row["seed"]) == ("xor", "n", 101):
             return {"gate": "fail", "gate_reasons": "R-hat is 1.2"}
+        if (row["problem"], row["factor"], row["seed"]) == ("xor", "n", 100):
+            return {"gate": "fail", "gate_reasons": "rare draws"} if row["region"] == "far" else {}
         if row["problem"] == "rings" and row["estimate"] == "isotropic" and row["region"] == "far":
             return {"pearson": row["pearson"] + 0.3}
         return {}
@@ -227,6 +229,7 @@ def test_the_reading_says_what_the_tables_say():
     tables = tables_of(made_up(change=change))
     said = "\n".join(reading(tables))
     assert "1 of them failed their gate or a check and are in no number: 1 at n = 30." in said
+    assert "1 passed but for regions, in which they are in no number: 1 at n = 30 (far)." in said
     row = of(tables.verdicts, problem=ALL, hypothesis="H2", statistic="pearson", **PLACE)
     assert (
         "H2, logit-scaled orders inputs better than p(1−p). By Pearson's r, at the base: confirmed "

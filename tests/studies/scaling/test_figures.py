@@ -321,6 +321,16 @@ def test_no_legend_of_hollow_markers_where_no_cell_failed(run):
     assert not any(text.startswith("hollow") for text in legend)
 
 
+def test_colours_are_named_where_every_cell_failed(run):
+    rows = table(run).assign(gate="fail")
+    figure = scaling_curves(Results(run, rows, {}, "failed"), region="far", point="map")
+    named = dict(zip((t.get_text() for t in figure.legends[0].get_texts()),
+                     figure.legends[0].legend_handles, strict=True))  # fmt: skip
+    for estimator in ("isotropic", "laplace"):
+        drawn = lines(panel(figure, "xor"))[f"_failed {label(estimator)}"]
+        assert named[label(estimator)].get_markeredgecolor() == drawn.get_markeredgecolor()
+
+
 def test_bars_of_the_budget_are_the_means(run, results):
     ax = panel(error_budget(results, region="grid"), "rings3")
     estimators = (

@@ -32,6 +32,7 @@ from isounc.studies.scaling.figures.looks import (
     estimator_look,
 )
 from isounc.studies.scaling.figures.panels import (
+    BAR_EDGE,
     Line,
     check_figure,
     finish_panels,
@@ -357,7 +358,7 @@ def _bars(
                 shown_here = thinned(np.array(failed))
                 ax.plot(
                     [x] * len(shown_here), shown_here, linestyle="none", marker="o", markersize=4,
-                    markerfacecolor="white", markeredgecolor="#222222", markeredgewidth=0.9,
+                    markerfacecolor="white", markeredgecolor=BAR_EDGE, markeredgewidth=0.9,
                     zorder=5, label=f"_failed {line.look.label}",
                 )  # fmt: skip
                 drawn += failed

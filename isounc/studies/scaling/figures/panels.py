@@ -104,8 +104,12 @@ def finish_panels(
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             legend.setdefault(name, handle)
     figure.supylabel(label, fontsize=9)
+    failed = [a for ax in panels for a in ax.lines if str(a.get_label()).startswith("_failed")]
+    for artist in failed:  # what failed everywhere has no curve that would tell its colour
+        if artist.get_markeredgecolor() != BAR_EDGE:
+            legend.setdefault(str(artist.get_label()).removeprefix("_failed "), artist)
     legend |= more
-    if any(str(a.get_label()).startswith("_failed") for ax in panels for a in ax.lines):
+    if failed:
         legend["hollow: failed the gate or its point's check, in no mean"] = Line2D(
             [], [], linestyle="none", marker="o", markerfacecolor="white",
             markeredgecolor="#333333", markersize=5,
@@ -130,6 +134,8 @@ def title_panels(
             ).set_in_layout(False)  # fmt: skip
 
 
+BAR_EDGE = "#222222"
+"""Edge of the hollow markers on bars, whose place says which bar they belong to."""
 MOST_MARKERS = 400
 """Markers of single seeds that a line has at most; more of them are a blot, and a large file."""
 
