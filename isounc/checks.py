@@ -166,10 +166,31 @@ def check_numbers(argument: str, values: Any, shape: str, sizes: Sequence[int | 
             raise ValueError(f"{argument} must hold real numbers, got dtype {values.dtype}")
         given = values.shape
     else:
-        given = real_array(argument, values).shape
+        array = real_array(argument, values)
+        check_integers(argument, array)
+        given = array.shape
     fits = [size in (None, length) for size, length in zip(sizes, given, strict=False)]
     if len(given) != len(sizes) or not all(fits):
         raise ValueError(f"{argument} must have shape {shape}, got {given}")
+
+
+def check_integers(argument: str, values: np.ndarray | np.generic) -> None:
+    """Raise a ValueError if integers are beyond JAX's own type of them.
+
+    JAX makes int64 int32 unless its x64 mode is on, and wraps what does not fit without a word.
+    """
+    import jax
+
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not values.size:
+        return
+    name = values.dtype.name
+    limits = np.iinfo(name if jax.config.read("jax_enable_x64") else name.replace("64", "32"))
+    for value in (values.min(), values.max()):
+        if not limits.min <= value <= limits.max:
+            raise ValueError(
+                f"{argument} must hold integers from {limits.min} to {limits.max}, the {limits.dtype} "
+                f"of JAX, got {value}; give them as floats, or turn on JAX's x64 mode"
+            )
 
 
 def real_array(argument: str, values: Any) -> np.ndarray:

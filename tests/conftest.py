@@ -28,7 +28,7 @@ if sys.dont_write_bytecode and sys.pycache_prefix is None:
     sys.dont_write_bytecode = False
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Compiling takes most of the tests' time: XLA leaves most optimizations out, but in modules that have
+# Compiling takes most of the tests' time: XLA leaves most optimizations out, but in tests that have
 # the fixture `optimized`, for which these flags halve it. JAX 0.12 no longer knows one of them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
@@ -91,6 +91,14 @@ def pytest_configure(config: pytest.Config) -> None:
             importlib.import_module("arviz")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give processes whole files, the longest first, unless another `--dist` is asked for."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    return importlib.import_module("tests.distribution").WholeFiles(config, log)
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -142,9 +150,9 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
-    """Optimized programs in one module, the tests of which compute for longer than they compile."""
+    """Optimized programs, for tests that compute for longer than they compile."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -113,6 +113,19 @@ def test_imaginary_parts_are_not_dropped(call):
         call(np.array([1 + 2j, 2, 3, 4]))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z, m: isotropic(lambda p, x: x @ p, z, np.ones(2, np.float32), task="regression"),
+        lambda z, m: m.apply(np.zeros(m.num_params), z),
+    ],
+)
+def test_integers_that_jax_would_wrap(call, model):
+    for kind, most in ((np.int64, 2**31), (np.uint64, 2**32)):
+        with pytest.raises(ValueError, match=f"must hold integers from .*, got {most}; "):
+            call(np.array([[1, 2], [most, 3]], kind), model)
+
+
 @pytest.mark.parametrize("value", [True, np.True_, "1", b"1", [1.0], np.ma.masked, 10**400, None])
 def test_what_float_would_read_is_no_number(value):
     with pytest.raises(ValueError, match="sigma must be a non-negative finite number, got "):

@@ -41,8 +41,9 @@ PRINTED = {
     ),
 }
 """What each notebook prints, as regular expressions."""
-LONG = {"language_model", "reading_a_curve"}
-"""Notebooks that run only where ISOUNC_SLOW=1 is set."""
+LONG = {"language_model", "own_model", "reading_a_curve"}
+"""Notebooks that run only where ISOUNC_SLOW=1 is set; tests/test_docs.py runs a page with the calls of
+own_model."""
 MOST_OF_AN_IMAGE = {"quickstart": 220_000}
 """Characters of the largest image that is committed; others have 80 000, a PNG of 60 kB."""
 

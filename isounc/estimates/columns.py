@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from isounc.checks import check_choice, check_count, real_array
+from isounc.checks import check_choice, check_count, check_integers, real_array
 from isounc.estimates.adapters import Bound, bind, check_steady, output_shape
 from isounc.estimates.inputs import Part, check_token_ids, padded, split
 from isounc.estimates.points import check_points
@@ -36,7 +36,8 @@ class Columns(NamedTuple):
     """Values and gradients at N inputs, in float64."""
 
     values: Float[np.ndarray, "N M"]
-    """Log-odds, or outputs where they are no logits; the C logits where products were asked for."""
+    """Log-odds, or outputs where they are no logits; the C logits less their mean where products were
+    asked for."""
     sq_norms: Float[np.ndarray, "N M *C"]
     """Squared norms of their gradients, or (N, C, C) products of those of the logits."""
     label: Int[np.ndarray, "N 1"] | None
@@ -129,6 +130,8 @@ def columns_of(
     num_outputs = _check_outputs(bound, parts, task, argument)
     if task == "token":
         check_token_ids(x, num_outputs, argument=argument)
+    for leaf in jax.tree.leaves([part.inputs for part in parts]):
+        check_integers(argument, leaf)
     check_steady(bound, jax.tree.map(lambda a: a[:8], parts[0].inputs))
     if batch_size is None and target is None and task in ("multiclass", "regression"):
         parts = split(x, max(1, size // num_outputs), tokens=False, argument=argument)
@@ -145,7 +148,7 @@ def columns_of(
             apply=bound.apply,
             task=task,
             wrt=wrt,
-            as_they_are=products or outputs == "probabilities" or task == "regression",
+            as_they_are=outputs == "probabilities" or task == "regression",
             products=products,
         )
         columns = jax.device_get(columns)
@@ -196,6 +199,10 @@ def _norms(
         label = jnp.zeros(1, jnp.int32)
         if target is not None:
             label = jnp.where(target < 0, jnp.argmax(out), target)[None].astype(jnp.int32)
+        if products:
+            # The softmax does not see what all logits share, and a share that is large would cost the
+            # products the digits of the differences.
+            return out - out.mean(), (label, alike)
         if as_they_are:
             return (out if target is None else out[label]), (label, alike)
         if task == "binary":

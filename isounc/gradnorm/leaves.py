@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from isounc.checks import check_integers
 from isounc.gradnorm.engine import Pull, linearise
 from isounc.gradnorm.plan import Plan
 
@@ -42,7 +43,15 @@ def check_leaves(params: Any) -> None:
 
 
 def check_args(args: tuple[Any, ...]) -> None:
-    """Raise a TypeError that names the place of data that are no numbers, or masked."""
+    """Raise an error that names the place of data that are no numbers, masked, or beyond JAX's types.
+
+    Raises
+    ------
+    TypeError
+        For what is no array of numbers, and for a Python integer that fits no type.
+    ValueError
+        For an array of integers that JAX would wrap.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         if isinstance(leaf, np.ma.MaskedArray):
             kind = "a masked array"
@@ -53,6 +62,8 @@ def check_args(args: tuple[Any, ...]) -> None:
         elif isinstance(leaf, int) and abs(leaf) > jnp.iinfo(jnp.result_type(int)).max:
             kind = f"{leaf!r:.60}, beyond {jnp.result_type(int)},"
         else:
+            if isinstance(leaf, np.ndarray | np.generic):
+                check_integers(f"args{path_text(path)}", leaf)
             continue
         raise TypeError(f"args must hold arrays of numbers, got {kind} at args{path_text(path)}")
 

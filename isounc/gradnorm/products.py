@@ -100,7 +100,7 @@ def sq_norm(
             # ||G||^2 alone would leave the range of float32 sooner than ||A|| ||G|| does.
             scale = lax.stop_gradient(jnp.sqrt(residual))[:, None, None]
             scale = jnp.where(scale > 0, scale, 1)
-            scaled = scaled * scale
+            scaled = lax.optimization_barrier(scaled * scale)
             unit = residual / scale[:, 0, 0] ** 2
             return (unit * jnp.einsum("bto,bto->b", scaled, scaled)).sum()
         A = rows(residual).astype(dtype)

@@ -81,12 +81,15 @@ class Combination:
         Raises
         ------
         ValueError
-            As `Guard.fit`, or if the sample is the one it was fitted to, or part of it.
+            As `Guard.fit`, or if the sample is the one it was fitted to, part of it, or holds it.
         """
         own = {row.tobytes() for row in self.features}
         table = _table("features", features)
-        shared = sum(row.tobytes() in own for row in table)
-        if shared == len(table) > 0:
+        rows = [row.tobytes() for row in table]
+        shared = sum(row in own for row in rows)
+        # Scores of few values are shared by more rows than those fitted.
+        holds_own = shared == len(self.features) and own <= set(rows)
+        if shared == len(table) or holds_own:
             raise ValueError(
                 "features must be of other answers than the combination was fitted to, got "
                 f"{shared} of {len(table)} rows that it was; split the sample before fitting"

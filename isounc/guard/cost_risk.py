@@ -173,7 +173,8 @@ def gain(score: Float[np.ndarray, " N"], correct: Bool[np.ndarray, "N 2"]) -> Ga
     random = float((cheap.mean() + expensive.mean()) / 2)
     mean = _mean_risk(score, cheap, expensive)
     oracle = _mean_risk(cheap - expensive, cheap, expensive)
-    share = (random - mean) / (random - oracle) if random > oracle else None
+    # More than rounding: where both answerers are right and wrong together, nothing is to be gained.
+    share = (random - mean) / (random - oracle) if random - oracle > 1e-12 else None
     return Gain(mean, random, oracle, share)
 
 

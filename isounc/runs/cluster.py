@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from isounc.runs import slurm_jobs
+from isounc.runs import files, slurm_jobs
 from isounc.runs.batches import Group
 from isounc.runs.compute import (
     MARK,
@@ -77,7 +77,8 @@ def _on_ray(
     token, mark = secrets.token_hex(16), folder.path / MARK
     work = work_of(study, settings, most_mebibytes=WORKER_MEBIBYTES, is_remote=True)
     is_it = functools.partial(open_if_shared, work.keywords["open_folder"], settings.out, token)
-    mark.write_text(token, encoding="utf-8")
+    with files.locked(folder.path, create=True):
+        files.write_atomic({mark: token.encode()}, MARK)  # in place of a link, not through it
     try:
         return run_groups(
             groups,

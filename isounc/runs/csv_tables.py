@@ -105,7 +105,11 @@ class Encoder:
 
     def _write(self, rows: Iterable[Sequence[str]]) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        plain = csv.writer(text, lineterminator="\n")
+        # Python 3.11 writes a bare "\r" without quotes, and reads it as the end of a line.
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:
+            (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
         self._file.seek(0, io.SEEK_END)
         self._file.write(text.getvalue().encode())
         if isinstance(self._file, io.BytesIO) and self._file.tell() > MOST_IN_MEMORY:

@@ -20,9 +20,9 @@ from filelock import FileLock
 from isounc import untrusted
 from isounc.checks import check_path
 from isounc.fields import Unreadable
-from isounc.runs.values import Damaged, json_bytes
+from isounc.runs.values import Damaged, json_bytes, parse_json
 
-MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".gz": 2**26, ".npz": 2**36}
+MOST_BYTES = {".json": 2**25, ".csv": 2**28, ".gz": 2**26, ".npz": 2**36, ".png": 2**26}
 """Largest files that are read, by ending."""
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
@@ -96,6 +96,19 @@ def bytes_or_none(path: Path) -> bytes | None:
         return None
     except Unreadable as error:
         raise Damaged(str(error)) from error
+
+
+def check_readable(content: bytes, what: str) -> None:
+    """Raise a ValueError if a JSON file of this content would be refused when it is read."""
+    most = MOST_BYTES[".json"]
+    if len(content) > most:
+        raise ValueError(f"{what} must have at most {most} bytes of JSON, got {len(content)}")
+    try:
+        parse_json(content, what)
+    except Damaged as error:
+        raise ValueError(
+            f"{what} must be such as can be read again, got one that is {error}"
+        ) from error
 
 
 def head_or_none(path: Path, length: int) -> bytes | None:

@@ -100,8 +100,8 @@ class RunFolder(RunTables):
         Raises
         ------
         ValueError
-            If the path is a file, a non-empty folder that is no run, or a run with other settings
-            (each difference is listed), or if it holds anything of a newer format.
+            If the path is a file, a non-empty folder that is no run, a run of another study or with
+            other settings (each difference is listed), or if it holds anything of a newer format.
         OSError
             If the folder cannot be written.
         """
@@ -112,8 +112,13 @@ class RunFolder(RunTables):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path, create=True) as held:
             if (path / "settings.json").exists():
-                _, stored = _load_settings(path)
+                known, stored = _load_settings(path)
+                if known and study and known != study:  # whose records may have the same names
+                    raise ValueError(
+                        f"{path} holds a run of the study {known!r}, got {study!r}; choose another --out"
+                    )
                 _check_same_run(path, stored, wanted)
+                study = known or study
             else:
                 stored = values.decode(wanted)
                 content = values.json_bytes({"study": study, "settings": wanted})
@@ -166,8 +171,9 @@ class RunFolder(RunTables):
         Raises
         ------
         ValueError
-            If the name, the meta or an array cannot be stored without loss, if a record of a newer
-            format would be replaced, or if the run was opened for reading.
+            If the name, the meta or an array cannot be stored without loss, if the meta is beyond
+            the bounds within which it is read, if a record of a newer format would be replaced, or
+            if the run was opened for reading.
         OSError
             If it cannot be written (a full disk). Records written before are kept.
         """
@@ -175,6 +181,7 @@ class RunFolder(RunTables):
         check_kind("record", record, Record)
         check_name(record.name)
         halves = record_files.record_bytes(*record, self._digest)
+        files.check_readable(halves[1], f"record {record.name!r}")
         contents = dict(zip(self._halves(record.name), halves, strict=True))
         self._refuse_newer(record.name)
         with locked(self.path, create=True) as held:

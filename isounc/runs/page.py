@@ -94,7 +94,9 @@ def write_page(folder: Path, name: str, sections: Iterable[Section]) -> Path:
         page: _html(name, sections).encode(),
         page.with_suffix(".md"): _markdown(name, sections, folder).encode(),
     }
-    files.write_atomic(contents, "the report")
+    # A run has a lock, or whoever opens it would remove what is half written.
+    with files.locked(folder, create=False):
+        files.write_atomic(contents, "the report")
     return page
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from isounc.checks import check_path
 from isounc.runs import files
 
-SUBFOLDERS = ("cells", "cells/damaged", "figures")
+SUBFOLDERS = ("cells", "cells/damaged", "figures", "jobs", "jobs/unfinished")
 """Folders of a run that are written."""
 
 

@@ -59,17 +59,19 @@ def publish(
     contents = _tables(run.path)
     if (info := files.bytes_or_none(run.path / "info.json")) is not None:
         contents["info.json"] = info
-    contents |= {f"figures/{path.name}": path.read_bytes() for path in pictures}
+    contents |= {f"figures/{path.name}": _picture(path) for path in pictures}
     (goal.path / "figures").mkdir(exist_ok=True)
-    files.write_atomic({goal.path / name: data for name, data in contents.items()}, "results")
-    for name in contents:
-        # The other form of a table, which would be an earlier state of it.
-        other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
-        (goal.path / other).unlink(missing_ok=True)
+    with files.locked(goal.path, create=True):
+        files.write_atomic({goal.path / name: data for name, data in contents.items()}, "results")
+        for name in contents:
+            # The other form of a table, which would be an earlier state of it.
+            other = name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz"
+            (goal.path / other).unlink(missing_ok=True)
     report = study.report(goal, settings_of_run(study, goal))
     if report.reading:
         content = reading_page(goal.path.resolve().name, study, report).encode()
-        files.write_atomic({goal.path / "reading.md": content}, "the reading")
+        with files.locked(goal.path, create=True):
+            files.write_atomic({goal.path / "reading.md": content}, "the reading")
     return goal.path
 
 
@@ -96,6 +98,14 @@ def _tables(folder: Path) -> dict[str, bytes]:
         elif data is not None:
             contents[name] = data
     return contents
+
+
+def _picture(path: Path) -> bytes:
+    """A figure, which may be anything in a run of somebody else."""
+    try:
+        return files.bytes_or_none(path) or b""
+    except Damaged as error:
+        raise ValueError(str(error)) from error
 
 
 def _pictures(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -63,7 +63,7 @@ class ChainDriver:
         settings, data, X, checkpoint = run.settings, run.data, run.X, run.checkpoint
         static: dict[str, Any] = {
             "model": run.model,
-            "settings": settings,
+            "settings": settings.of_programs,
             "sampler": self.sampler,
         }
         state, step, blocks = (
@@ -155,13 +155,15 @@ class ChainDriver:
             except TimeIsUp:
                 parts.store()
                 window, done = parts.stage
-                state = chains.tune(window, settings=settings, adapt_metric=False, retries=True)
+                state = chains.tune(
+                    window, settings=static["settings"], adapt_metric=False, retries=True
+                )
                 clock.cut_short = f"{step * length + done} of {total} transitions of warm-up"
                 return state if done else window.state
             adapt_metric = 0 < step < WARM_WINDOWS - 1
             retries = step >= WARM_WINDOWS - 2
             state = chains.tune(
-                window, settings=settings, adapt_metric=adapt_metric, retries=retries
+                window, settings=static["settings"], adapt_metric=adapt_metric, retries=retries
             )
             if run.checkpoint:
                 run.checkpoint.save(step, fetch(state))

@@ -68,7 +68,7 @@ class BlockProgram:
         self._run = run
         self._static: dict[str, Any] = {
             "model": run.model,
-            "settings": run.settings,
+            "settings": run.settings.of_programs,
             "sampler": sampler,
         }
         num_chains, size = run.settings.chains, _group_size(run)

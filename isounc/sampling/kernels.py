@@ -79,7 +79,8 @@ class Sampler(Protocol):
         remainder
             r of one position.
         settings
-            All settings of the run.
+            Settings of the run; those that decide when it ends and what is checked are at their
+            defaults (`SamplerSettings.of_programs`).
 
         Returns
         -------

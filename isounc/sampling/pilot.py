@@ -193,7 +193,8 @@ def _pilot(run: Run, until: float) -> _Pilot:
     """The pilot of a run, not judged yet; `TimeIsUp` if it takes longer."""
     settings, data, X, model = run.settings, run.data, run.X, run.model
     sampler, coordinates = SAMPLERS[settings.sampler], run.coordinates
-    static: dict[str, Any] = {"model": model, "settings": settings, "sampler": sampler}
+    compiled = settings.of_programs
+    static: dict[str, Any] = {"model": model, "settings": compiled, "sampler": sampler}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, PILOT))(run.run_keys)
     state = chains.start(coordinates, data, X, run.start_keys, **static)
     static["serial"] = chains.is_serial(model, data)
@@ -226,9 +227,9 @@ def _pilot(run: Run, until: float) -> _Pilot:
     window = chains.begin_window(state, settings, length, anneal=True)
     if np.asarray(fetch(window.log_first)).any():
         window = work(warm_up, window, 2, length, length)
-        state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
+        state = chains.tune(window, settings=compiled, adapt_metric=False, retries=False)
     window = work(warm_up, chains.begin_window(state, settings, length), 0, num_warmup, length)
-    state = chains.tune(window, settings=settings, adapt_metric=False, retries=False)
+    state = chains.tune(window, settings=compiled, adapt_metric=False, retries=False)
     state = of_length(state, 1.0)
     program = BlockProgram(run, sampler)
     begun = program.begin(state, chains.begin_block(state, X, run.fixed, settings))

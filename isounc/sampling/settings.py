@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 
@@ -194,6 +194,21 @@ class SamplerSettings:
         if not self.chains_per_device:
             return self.num_chains
         return max(2, self.chains_per_device * jax.device_count())
+
+    @property
+    def of_programs(self) -> SamplerSettings:
+        """What compiled programs may depend on; the other settings are at their defaults.
+
+        The others say when a run ends and what is checked; what programs need of the coordinates and
+        of the locations comes as arrays. A run that differs in them alone takes the programs that
+        were traced for another.
+        """
+        others = (
+            "coordinates", "anneal_above", "max_seconds", "target_var_se", "locations_per_region",
+            "check_modes", "check_modes_up_to",
+        )  # fmt: skip
+        defaults = {name: type(self).__dataclass_fields__[name].default for name in others}
+        return replace(self, max_draws=self.num_draws, gate=GateSettings(), **defaults)
 
     def checks_modes(self, num_params: int) -> bool:
         """Whether chains of a model with P parameters are compared with a tempered run."""

@@ -75,7 +75,7 @@ class SMCDriver:
         they are yielded with this fault.
         """
         settings, data, X, checkpoint = run.settings, run.data, run.X, run.checkpoint
-        static: dict[str, Any] = {"model": run.model, "settings": settings}
+        static: dict[str, Any] = {"model": run.model, "settings": settings.of_programs}
         size = smc.num_particles(settings)
         total = size * math.ceil(settings.max_draws / size)
         starts = range(0, size, settings.block)
@@ -126,7 +126,7 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
     settings, serial = run.settings, on_one_cpu()
     static: dict[str, Any] = {
         "model": run.model,
-        "settings": settings,
+        "settings": settings.of_programs,
         "together": _together(run, serial),
     }
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(run.run_keys)
@@ -158,7 +158,7 @@ def _temper(run: Run, parts: Parts, number: int, done: int, total: int) -> smc.P
         step_keys = step_keys[:, 0]
         if moves == num_moves:
             moves = 0
-            particles = smc.reweigh(particles, step_keys, settings=settings)
+            particles = smc.reweigh(particles, step_keys, settings=static["settings"])
             before, reached = reached, float(fetch(particles.temperature).min())
             if not reached > before:
                 raise ValueError(

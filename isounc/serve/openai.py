@@ -16,6 +16,7 @@ from isounc.llm.answers.rendering import Given
 from isounc.serve.schemas import ChatCompletionRequest, CompletionRequest
 from isounc.serve.service import Judged, Refused, Service, tokens_of, usage, within
 from isounc.serve.work import Written
+from isounc.serve.writing import REPLACEMENT
 
 _DONE = "data: [DONE]\n\n"
 
@@ -187,7 +188,8 @@ def _choice(
     upto = written.num_text_tokens if upto is None else upto
     tokens = [int(i) for i in written.tokens[start:upto]]
     log_probs = [float(x) for x in written.log_probs[start:upto]]
-    pieces = service.pieces(tokens) if wanted.logprobs else []
+    decode_each = service.model.tokenizer.decode_each
+    pieces = decode_each(tokens, is_first=not start) if wanted.logprobs else []
     choice: dict[str, Any] = {"index": 0, "finish_reason": written.finish, "logprobs": None}
     if wanted.kind == "text_completion":
         choice["text"] = text
@@ -206,7 +208,8 @@ def _choice(
                 {
                     "token": piece,
                     "logprob": log_p,
-                    "bytes": list(piece.encode()),
+                    # Those of a part of a character are not known from its text.
+                    "bytes": None if REPLACEMENT in piece else list(piece.encode()),
                     "top_logprobs": [],
                 }
                 for piece, log_p in zip(pieces, log_probs, strict=True)

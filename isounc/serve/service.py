@@ -109,7 +109,17 @@ class Service:
             raise Refused(400, str(error), "prompt") from error
         if not ids:
             raise Refused(400, "prompt must hold at least one token, got none", "prompt")
+        self._check_vocabulary("prompt", ids)
         return ids
+
+    def _check_vocabulary(self, argument: str, ids: Sequence[int]) -> None:
+        """Refuse a token of the tokenizer's alone, such as that of images: a gather would take another."""
+        size = self.model.config.vocab_size
+        if max(ids, default=0) >= size:
+            raise Refused(
+                400, f"{argument} must hold tokens of the model, of which there are {size}, got "
+                f"number {max(ids)}", argument,
+            )  # fmt: skip
 
     async def check(self, given: Given, answer: str) -> Judged:
         """Measure and judge an answer that somebody gave."""
@@ -120,6 +130,7 @@ class Service:
                 "messages" if given.is_chat else "prompt",
             )  # fmt: skip
         ids = await asyncio.to_thread(given.option_ids, self.model, answer)
+        self._check_vocabulary("answer", ids)
         if len(given.ids) + len(ids) > most:
             raise Refused(
                 400, f"prompt and answer must have at most {most} tokens, got "
@@ -149,15 +160,11 @@ class Service:
         return self._judged(answer, ids, identity)
 
     def _judged(self, answer: MeasuredAnswer, ids: list[int], identity: str) -> Judged:
-        uncertainty = self.judge.uncertainty(answer, self.pieces(ids))
+        uncertainty = self.judge.uncertainty(answer, self.model.tokenizer.decode_each(ids))
         if uncertainty["decision"]:
             self.metrics.decisions.labels(uncertainty["decision"]).inc()
         self.feedback.remember(identity, uncertainty["scores"])
         return Judged(identity, uncertainty, usage(answer.num_prompt_tokens, answer.num_tokens))
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Text of each token by itself."""
-        return [self.model.tokenizer.decode([i], special=True) for i in ids]
 
     async def written(
         self,

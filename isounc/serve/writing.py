@@ -21,7 +21,7 @@ from isounc.serve.work import Continuation, Written
 
 ROWS = 4
 """Prompts that are continued together; one alone has programs of its own."""
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
 """What a tokenizer makes of the first bytes of a character."""
 
 
@@ -118,7 +118,7 @@ class Writer:
         if finish is None:
             # A stop string may have begun, and a character may lack some of its bytes.
             kept = len(text) - max((_begun(text, s) for s in prompt.stop), default=0)
-            text = text[:kept].rstrip(_REPLACEMENT)
+            text = text[:kept].rstrip(REPLACEMENT)
             if text != cut.text:
                 num_text_tokens = fewest(
                     self._model.tokenizer, ids, lambda decoded: decoded.startswith(text)

@@ -75,11 +75,7 @@ def interval_over_seeds(
     """
     check_choice("kind", kind, ("correlation", "mean", "log"))
     _check_level(level)
-    try:
-        array = values if isinstance(values, np.ndarray) else list(values)
-    except TypeError as error:
-        raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}") from error
-    numbers: list[float] = real_vector("values", array).tolist()
+    numbers = _numbers(values)
     for value in numbers:
         if not _fits_kind(value, kind):
             wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
@@ -140,7 +136,7 @@ def interval_over_strata(
     variances are involved.
     """
     _check_level(level)
-    strata: list[list[float]] = [real_vector("values", list(v)).tolist() for v in values]
+    strata = [_numbers(v) for v in values]
     for stratum in strata:
         if len(stratum) < 2 or not all(math.isfinite(value) for value in stratum):
             raise ValueError(f"values must be two finite numbers or more, got {stratum}")
@@ -247,6 +243,18 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
+
+
+def _numbers(values: Any) -> list[float]:
+    """Values as floats, one a seed."""
+    if isinstance(values, Mapping):  # which would give its keys
+        raise TypeError(f"values must be numbers, one a seed, got a mapping ({values!r:.60})")
+    try:
+        # A table would give its headings.
+        array = values if hasattr(values, "__array__") else list(values)
+    except TypeError as error:
+        raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}") from error
+    return real_vector("values", array).tolist()
 
 
 def _check_level(level: Any) -> None:

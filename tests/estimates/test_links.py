@@ -56,8 +56,16 @@ def adaptive_moments(mean: float, sd: float) -> tuple[float, float, float]:
     return p0 + shift, var, label
 
 
-def dense_moments(mean, cov, step=0.025, extent=16.0):
-    """The three moments of each of three classes, by the trapezoidal rule in two dimensions."""
+def dense_moments(mean, cov, extent=16.0):
+    """The three moments of each of three classes, by the trapezoidal rule in two dimensions.
+
+    The error of the rule depends on the step times the largest standard deviation of a difference of
+    logits, the distance of the softmax's poles: as for 0.025 at a standard deviation of 30, and at
+    most 0.1, which is exact to rounding for the Gaussian alone.
+    """
+    d = np.diag(cov)
+    largest_sd = np.sqrt((d[:, None] + d - 2 * cov).max())
+    step = min(0.1, 0.75 / largest_sd)
     centre = np.eye(3) - 1 / 3
     values, vectors = np.linalg.eigh(centre @ cov @ centre)
     half = vectors[:, 1:] * np.sqrt(np.maximum(values[1:], 0))
@@ -413,16 +421,15 @@ def test_softmax_gradient_is_that_of_the_moments(num_classes, x64):
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4])
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_softmax_gradient_is_finite_for_equal_and_zero_eigenvalues(num_classes, scale):
+def test_softmax_gradient_is_finite_for_equal_and_zero_eigenvalues(num_classes):
     mean = jnp.linspace(0.0, 2.0, num_classes)
 
     def total(cov):
         return sum(x.sum() for x in softmax_normal_moments(mean, cov))
 
     slope = jax.jit(jax.grad(total))
-    for cov in (jnp.eye(num_classes), jnp.diag(jnp.eye(num_classes)[0])):
-        assert np.isfinite(slope(scale * cov)).all()
+    for cov in (np.eye(num_classes), np.diag(np.eye(num_classes)[0]), np.zeros([num_classes] * 2)):
+        assert np.isfinite(slope(cov.astype("f4"))).all()
 
 
 def test_softmax_batches_and_types():

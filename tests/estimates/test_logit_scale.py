@@ -208,6 +208,23 @@ def test_the_next_token():
         fit_logit_scale(decoder, ids, table, task="token", rule="effective_dimension", prior_sd=1.0)
 
 
+def test_what_all_logits_share_costs_no_digits():
+    """A common term of 10^4 in every logit, of which the softmax knows nothing."""
+
+    def logits(params, x):
+        return x["x"] @ params["w"] + (x["common"] * (x["x"] @ params["v"]))[:, None]
+
+    params = {"w": jnp.asarray(np.outer(W, [1, 0, -1.0])), "v": 0.01 * W}
+    without, with_common = (
+        isotropic(
+            logits, {"x": FAR, "common": np.full(6, common)}, params, task="multiclass",
+            method="logit_scaled", scale=0.1,
+        )
+        for common in (0.0, 1e4)
+    )  # fmt: skip
+    np.testing.assert_allclose(with_common.epistemic, without.epistemic, rtol=1e-2)
+
+
 def test_sure_predictions_keep_their_digits():
     """At log-odds of 60 p (1 - p) is 1e-26, and its square beyond single precision."""
     w = W * 60 / float(FAR[0] @ np.asarray(W))

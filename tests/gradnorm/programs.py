@@ -145,19 +145,38 @@ class Operation(NamedTuple):
 
 
 @functools.cache
-def operations() -> list[Operation]:
-    """Return all functions of the modules that take 4 x 4 arrays and have a derivative."""
-    found = [Operation(name, f, len(inspect.signature(f).parameters)) for name, f in OWN.items()]
+def functions() -> dict[str, Callable[..., Any]]:
+    """Return all functions of the modules by name, whatever they take."""
+    found = dict(OWN)
     for prefix, module in MODULES.items():
         for name in sorted(dir(module)):
             function = getattr(module, name)
-            if name.startswith("_") or not callable(function) or inspect.isclass(function):
-                continue
-            for arity in (1, 2, 3):
-                if _has_derivative(function, arity):
-                    found.append(Operation(f"{prefix}.{name}", function, arity))
-                    break
+            if not name.startswith("_") and callable(function) and not inspect.isclass(function):
+                found[f"{prefix}.{name}"] = function
     return found
+
+
+@functools.cache
+def operation(name: str) -> Operation | None:
+    """Return the function of a name if it takes 4 x 4 arrays and has a derivative."""
+    function = functions()[name]
+    if name in OWN:
+        return Operation(name, function, len(inspect.signature(function).parameters))
+    arity = next((arity for arity in (1, 2, 3) if _has_derivative(function, arity)), None)
+    return None if arity is None else Operation(name, function, arity)
+
+
+def operations() -> list[Operation]:
+    """Return all functions that are operations; to try them all takes a while."""
+    return [found for name in functions() if (found := operation(name))]
+
+
+def random_operations(rng: np.random.Generator) -> Iterator[Operation]:
+    """Yield operations at random without end, of which each is tried when its turn comes."""
+    names = list(functions())
+    while True:
+        if found := operation(names[rng.integers(len(names))]):
+            yield found
 
 
 def _has_derivative(function: Callable[..., Any], arity: int) -> bool:
@@ -243,15 +262,11 @@ def every_program(operations: list[Operation]) -> Iterator[Program]:
             yield program(place, operation, None, other)
 
 
-def random_programs(operations: list[Operation], seed: int, number: int) -> list[Program]:
+def random_programs(seed: int, number: int) -> list[Program]:
     """Return programs of two operations each."""
     rng = np.random.default_rng(seed)
+    drawn = random_operations(rng)
     return [
-        program(
-            PLACES[rng.integers(4)],
-            operations[rng.integers(len(operations))],
-            operations[rng.integers(len(operations))],
-            int(rng.integers(3)),
-        )
+        program(PLACES[rng.integers(4)], next(drawn), next(drawn), int(rng.integers(3)))
         for _ in range(number)
     ]

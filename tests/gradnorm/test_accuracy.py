@@ -168,6 +168,15 @@ def test_large_data_and_small_cotangents(rows, data, cotangent):
     np.testing.assert_allclose(sq_norm, exact, rtol=1e-5)
 
 
+def test_large_data_and_a_small_factor_of_one_example():
+    """XLA takes a factor of a vector out of its product with itself, whose square then underflows."""
+    a, v = np.float32(1e15) * normal(0, 1, 32), normal(1, 8)
+    f = lambda w, a: ((a @ w) * v * 1e-20).sum()  # noqa: E731
+    _, sq_norm = value_and_sq_grad_norm(f, in_axes=0)(normal(2, 32, 8), a)
+    exact = (a.astype(float) ** 2).sum() * (v.astype(float) ** 2).sum() * 1e-40
+    np.testing.assert_allclose(sq_norm, [exact], rtol=1e-5)
+
+
 def test_zero_gradients():
     f = lambda w, a: ((a @ w) * 0).sum()  # noqa: E731
     for rows in (1, 8):

@@ -454,6 +454,16 @@ def test_explain_refuses_what_is_no_scalar():
         explain(lambda p, x: x * p, normal(5), X)
 
 
+def test_integers_that_jax_would_wrap():
+    f = lambda p, x: x["a"].astype(float) @ p  # noqa: E731
+    x = {"a": np.array([1, 2, 3_000_000_000])}
+    for function in (value_and_sq_grad_norm(f), functools.partial(explain, f)):
+        with pytest.raises(ValueError, match=r"args\[0\]\['a'\] must hold .*, got 3000000000"):
+            function(normal(3), x)
+    value, _ = value_and_sq_grad_norm(f)(np.ones(3, np.float32), {"a": x["a"].astype(np.uint32)})
+    assert value == pytest.approx(3_000_000_003, rel=1e-6)
+
+
 def test_batch_axes_must_match():
     f = lambda p, x, y: x @ p + y  # noqa: E731
     with pytest.raises(ValueError, match=r"one length along in_axes 0, got \[3, 4\]"):

@@ -14,6 +14,7 @@ from isounc.guard.cost_risk import (
     break_even,
     checked_answerers,
     cost_risk,
+    gain,
     mixture_risk,
     oracle_stages,
     single_answerers,
@@ -173,6 +174,15 @@ def test_area():
     assert area_under(curve, (1, 6)) == pytest.approx((3 * 0.4 + 2 * 0.1) / 5)
     with pytest.raises(ValueError, match="ends must rise from 1 or above, got 0 and 4"):
         area_under(curve, (0, 4))
+
+
+@pytest.mark.parametrize("questions", [7, 10, 37, 101])
+def test_two_that_are_right_together_have_nothing_to_gain(questions):
+    """Rounding alone tells their risks apart."""
+    right = np.arange(questions) % 3 > 0
+    found = gain(np.arange(questions) * 1.0, np.stack([right, right], axis=1))
+    assert found.gain is None
+    assert found.mean_risk == pytest.approx(found.oracle_risk)
 
 
 def test_ties_and_order_of_stages():

@@ -62,6 +62,12 @@ def test_combination_is_better_and_kept_apart():
         combination.guard(first, known)
     with pytest.raises(ValueError, match="got 50 of 50 rows"):
         combination.guard(first[:50], known[:50])
+    with pytest.raises(ValueError, match="got 600 of 1200 rows"):
+        combination.guard(np.concatenate([second, first]), np.concatenate([labels, known]))
+    # Scores of three values are shared without being the same answers.
+    few, more = (np.round(part[:, :1]).clip(-1, 1) for part in (first[:300], second))
+    coarse = Combination.fit(few, known[:300])
+    coarse.guard(np.concatenate([more, [[2.0]]]), np.r_[labels, False])
     with pytest.raises(ValueError, match="features must have 2 columns"):
         combination.score(third[:, :1])
     with pytest.raises(ValueError, match="correct must hold 5 right and as many wrong"):

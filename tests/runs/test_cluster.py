@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from isounc.runs import extras, part, slurm_jobs
+from isounc.runs import cluster, extras, part, slurm_jobs
 from isounc.runs.batches import Batch
 from isounc.runs.compute import MARK, WORKER_MEBIBYTES, open_if_shared, what_is_left, work_of
 from isounc.runs.executors import run_groups
@@ -199,6 +199,22 @@ def test_without_a_shared_folder_records_are_sent(settings, serial):
             folder.write(record)
     (folder.path / MARK).unlink()
     assert records_of(folder.path) == serial
+
+
+def test_the_mark_of_a_shared_folder_takes_the_place_of_a_link(settings, tmp_path, monkeypatch):
+    settings = dataclasses.replace(settings, executor="ray")
+    folder = RunFolder.open(settings.out, stored_settings(settings, ("events",)), study="cluster")
+    mark, outside = folder.path / MARK, tmp_path / "outside"
+    outside.write_text("kept")
+    mark.symlink_to(outside)
+
+    def computing(*_, **__):
+        assert mark.is_file() and not mark.is_symlink()
+        return []
+
+    monkeypatch.setattr(cluster, "run_groups", computing)
+    assert cluster.compute_elsewhere(STUDY, settings, folder, plan(settings)) == []
+    assert outside.read_text() == "kept" and not mark.exists()
 
 
 def test_what_is_there_is_not_handed_out(tmp_path):

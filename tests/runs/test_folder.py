@@ -186,6 +186,21 @@ def test_arrays_that_npy_would_pickle_or_change_are_refused(run, array):
     assert files_below(run.path / "cells") == []
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (json.loads("[" * 70 + "]" * 70), "at most 64 lists"),
+        ("[" * 500_001, "at most 500000 lists"),
+        ("x" * 2**25, "at most 33554432 bytes"),
+    ],
+    ids=["deep", "brackets", "long"],
+)
+def test_what_would_be_damaged_when_it_is_read_is_not_written(run, value, reason):
+    with pytest.raises(ValueError, match=f"record 'a' must .*{reason}"):
+        run.write(Record("a", {"value": value}, {}))
+    assert run.names() == []
+
+
 def test_jax_arrays_are_stored_and_bfloat16_is_refused(run):
     run.write(Record("a", {"x": jnp.float32(0.5)}, {"x": jnp.arange(3)}))
     assert run.read("a").meta == {"x": 0.5}
@@ -369,6 +384,13 @@ def test_other_settings_are_listed_with_both_values(run):
     assert "workers" not in message
     assert "widths" not in message
     assert_equal(run.read("moons-w8"), make_record())
+
+
+def test_a_run_of_another_study_is_refused(tmp_path):
+    RunFolder.open(tmp_path / "run", {"n": 1}, study="own").write(make_record())
+    with pytest.raises(ValueError, match="a run of the study 'own', got 'other'; choose another"):
+        RunFolder.open(tmp_path / "run", {"n": 1}, study="other")
+    assert RunFolder.open(tmp_path / "run", {"n": 1}).study == "own"
 
 
 def test_nan_in_settings_equals_itself(tmp_path):
@@ -752,6 +774,14 @@ def test_tables_come_back_with_types(run):
     assert table["class"].tolist()[:2] == ["1", "2"]
     assert table["pearson"][0] == 0.123457 and table["pearson"][2] == math.inf
     assert table["width"].sum() == 72 and table["seed"].isna().all()
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", "a\nb", 'a"b', "a,b", "é\u2028"])
+def test_any_text_comes_back_from_a_table(run, text):
+    rows = [{"problem": text, "width": 8}, {"problem": "xor", "width": None}]
+    run.write_table("results.csv", rows, ("problem", "width"))
+    table = isounc.runs.load(run.path).results
+    assert table["problem"].tolist() == [text, "xor"] and table["width"].isna().tolist() == [0, 1]
 
 
 def test_text_columns_are_those_that_held_text_or_are_said_to(run):

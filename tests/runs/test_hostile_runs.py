@@ -19,7 +19,7 @@ from isounc.__main__ import main
 from isounc.runs import style
 from isounc.runs.figures import Plot, draw_plots
 from isounc.runs.folder import DamagedRecordWarning, Record, RunFolder
-from isounc.runs.place import check_place
+from isounc.runs.place import SUBFOLDERS, check_place
 from tests.runs.test_folder import plant
 
 
@@ -98,13 +98,14 @@ def test_a_record_of_another_run_is_not_taken_for_one_of_this(run, tmp_path):
     assert run.require("moons-w8").meta == {"seed": 2}
 
 
-@pytest.mark.parametrize("name", ["figures", "cells", "cells/damaged"])
+@pytest.mark.parametrize("name", SUBFOLDERS)
 def test_nothing_is_written_through_a_link_out_of_the_run(run, tmp_path, name):
     outside = tmp_path / "outside"
     outside.mkdir()
     place = run.path / name
     if place.exists():
         shutil.rmtree(place)
+    place.parent.mkdir(exist_ok=True)
     place.symlink_to(outside)
     for attempt in (
         lambda: RunFolder.open(run.path, {"n": 1}, study="scaling"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 import isounc.runs
 from isounc import untrusted
 from isounc.__main__ import main
 from isounc.runs import files, publish
 from isounc.runs.folder import RunFolder
+from isounc.runs.page import write_page
 from isounc.studies.scaling.results import Results
 from isounc.studies.scaling.tables import trend_table
 from tests.studies.scaling.synthetic_run import write_run
@@ -122,6 +125,35 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     (tmp_path / "mine" / "results.csv.gz").write_bytes(gzip.compress(b"a\n" + b"1\n" * 10**6))
     with pytest.raises(ValueError, match=r"results.csv.gz must unpack to at most 100 bytes"):
         _ = mine.results
+
+
+def test_a_figure_that_is_no_file_is_neither_read_nor_waited_for(run, tmp_path):
+    pipe = run.path / "figures" / "pipe.png"
+    os.mkfifo(pipe)
+    try:
+        assert "pipe.png must be a regular file, got a pipe" in command(run.path, tmp_path / "out")
+    finally:
+        pipe.unlink()
+
+
+def test_page_and_publication_are_written_under_the_lock(run, tmp_path, monkeypatch):
+    write, written = files.write_atomic, []
+
+    def watched(contents, what):
+        folder = next(iter(contents)).parent
+        with pytest.raises(Timeout):  # else whoever opens the run removes temporary files meanwhile
+            FileLock(folder / files.LOCK_NAME).acquire(timeout=0)
+        write(contents, what)
+        written.append(what)
+
+    monkeypatch.setattr(files, "write_atomic", watched)
+    out = publish.publish(_study(), run, tmp_path / "out")
+    write_page(out, "run", [])
+    assert {"results", "the reading", "the report"} <= set(written)
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    write_page(tmp_path / "other", "no run", [])
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"report.html", "report.md"}
 
 
 def test_what_cannot_be_published_is_refused(run, tmp_path):

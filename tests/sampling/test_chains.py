@@ -73,6 +73,7 @@ def test_annealed_chains_sample_the_posterior():
     assert np.abs((moments.var[:, 0] - var) / moments.var_se[:, 0]).max() < 4
 
 
+@pytest.mark.usefixtures("optimized")
 def test_without_annealing_chains_stay_where_the_posterior_has_no_mass(monkeypatch):
     made = make_problem("nonlinear_regression", n=1000, seed=0)
     problem = Problem.from_arrays(

@@ -216,6 +216,18 @@ def test_the_block_size_changes_nothing_but_the_draws(runs):
     assert_agree(z_between(blocks.regions["near"], posterior.regions["near"]))
 
 
+def test_runs_that_end_or_are_checked_otherwise_share_their_programs(runs):
+    first = runs()
+    programs = (chains.start, chains.warm_up, chains.tune, chains.draw)
+    sizes = [program._cache_size() for program in programs]
+    other = runs(
+        gate=GateSettings(ess_min=10.0), target_var_se=1.0, max_draws=4000, max_seconds=1e4,
+        coordinates="prior", locations_per_region=9, anneal_above=4000.0, check_modes_up_to=1,
+    )  # fmt: skip
+    assert [program._cache_size() for program in programs] == sizes
+    np.testing.assert_array_equal(other.draws, first.draws)
+
+
 def test_draws_are_rounded_up_to_blocks(runs):
     posterior = runs(block=100, num_draws=150, max_draws=150)
     assert posterior.num_draws == 200 and posterior.values["far"].shape[:2] == (4, 200)

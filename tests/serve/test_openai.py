@@ -1,11 +1,18 @@
 """OpenAI's endpoints, asked by OpenAI's own client."""
 
+import asyncio
 import json
 
+import numpy as np
 import openai
 import pytest
 
+from isounc.llm.answers.rendering import Given
 from isounc.llm.model.generate import GenerationSettings, generate
+from isounc.serve import openai as endpoints
+from isounc.serve.service import Refused, Service
+from isounc.serve.settings import Serve
+from isounc.serve.work import Written
 from tests.serve.conftest import TOKEN
 
 MESSAGES = [{"role": "user", "content": "cafe"}]
@@ -121,6 +128,25 @@ def test_the_log_probabilities_of_a_stream_end_where_its_text_does(asking, model
     parts = [c.choices[0] for c in chat(asking, stop=stop, logprobs=True, stream=True)]
     tokens = [t.token for p in parts if p.logprobs for t in p.logprobs.content]
     assert tokens == [t.token for t in whole.logprobs.content]
+
+
+def test_bytes_of_a_part_of_a_character_are_not_made_up(model, monkeypatch):
+    service = Service(model, Serve("tiny"))
+    monkeypatch.setattr(model.tokenizer, "decode_each", lambda ids, **_: ["é", "\ufffd"])
+    wanted = endpoints._Wanted("chat.completion", "id", 0, True, False)
+    written = Written(np.array([3, 4]), np.zeros(2), "é\ufffd", 2, "length")
+    choice = endpoints._choice(service, wanted, written, 0, written.text, whole=True)
+    assert [t["bytes"] for t in choice["logprobs"]["content"]] == [[0xC3, 0xA9], None]
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(model, monkeypatch):
+    service = Service(model, Serve("tiny"))
+    monkeypatch.setattr(model.tokenizer, "encode", lambda text, **_: [64] * len(text))
+    with pytest.raises(Refused, match=r"prompt must hold tokens of the model.* 64, got number 64"):
+        asyncio.run(service.given(None, "<image>"))
+    given = Given("a", False, [3])
+    with pytest.raises(Refused, match="answer must hold tokens of the model"):
+        asyncio.run(service.check(given, "<image>"))
 
 
 def test_completions(asking, model):

@@ -29,7 +29,8 @@ def test_sigterm_lets_running_requests_finish_and_no_text_is_logged(folder, guar
     guard.save(tmp_path / "guard.json")
     process = subprocess.Popen(
         [*COMMAND, str(folder), "--guard", str(tmp_path / "guard.json"), "--port", "0",
-         "--max-tokens", "17", "--max-new-tokens", "9", "--cache", ""],
+         # The bounds of the fixture `service`, whose programs are in the cache of the tests.
+         "--max-tokens", "60", "--max-new-tokens", "17", "--cache", ""],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"ISOUNC_TOKEN": TOKEN},
     )  # fmt: skip
     said = []

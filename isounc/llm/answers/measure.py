@@ -224,9 +224,10 @@ def _generated_answers(
 def _tokens_of_text(model: LanguageModel, text: str, tokens: list[int]) -> list[int]:
     """The first tokens that hold an answer: another question may follow on its line."""
     decode = model.tokenizer.decode
-    if decode(tokens).rstrip().endswith(text):
+    if first_answer(decode(tokens), stops=()) == text:
         return tokens
-    ends = (n for n in range(1, len(tokens)) if text in decode(tokens[:n]))
+    # That question may end with the same words: what counts is how the line begins.
+    ends = (n for n in range(1, len(tokens)) if first_answer(decode(tokens[:n])).startswith(text))
     return tokens[: next(ends, len(tokens))]
 
 

@@ -92,6 +92,24 @@ class Tokenizer:
         with reading("the tokenizer", "one that can decode its tokens"):
             return self.backend.decode(numbers, skip_special_tokens=not special)
 
+    def decode_each(
+        self, ids: Iterable[int] | Int[np.ndarray, " T"], *, is_first: bool = True
+    ) -> list[str]:
+        """Text of each token in its place, special tokens among them.
+
+        Unless `is_first`, a token stands before them: SentencePiece leaves out the space before a text,
+        and a token by itself would be one.
+        """
+        ids = [int(i) for i in ids]
+        texts = [self.decode([i], special=True) for i in ids]
+        before = self.encode("a", special=False)[-1:]
+        shown = self.decode(before, special=True)
+        for k, i in enumerate(ids):
+            text = self.decode([*before, i], special=True)
+            if (k or not is_first) and text.startswith(shown):
+                texts[k] = text[len(shown) :]
+        return texts
+
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
         """Text of every token by itself; parts of a character become replacement characters."""

@@ -126,10 +126,18 @@ def _found(rows: Sequence[Row], region: str, prefix: str = "", **where: str) -> 
 
 
 def _counts(rows: Sequence[Row], place: Condition) -> str:
-    """Say how many problems and cells are behind a condition, at most of any rival and region."""
+    """Say how many problems and cells are behind a condition, from the least region to the most."""
     here = [row for row in rows if (row["factor"], row["value"]) == place]
-    problems, cells = (max(row[name] for row in here) for name in ("num_problems", "num_seeds"))
-    return f"  ({problems} problem{'s' * (problems != 1)}, {cells} cells)"
+
+    def span(name: str) -> str:
+        of_regions: dict[str, int] = {}  # at most of any rival
+        for row in here:
+            of_regions[row["region"]] = max(of_regions.get(row["region"], 0), row[name])
+        low, high = min(of_regions.values()), max(of_regions.values())
+        return f"{high}" if low == high else f"{low}–{high}"
+
+    problems = span("num_problems")
+    return f"  ({problems} problem{'s' * (problems != '1')}, {span('num_seeds')} cells)"
 
 
 def _order_figure(

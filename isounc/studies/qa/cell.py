@@ -17,6 +17,7 @@ from isounc.runs.executors import Batch
 from isounc.runs.folder import Record, RunFolder
 from isounc.studies.qa.routing.second import SecondCell, second_records
 from isounc.studies.qa.settings import Settings, second_tasks_of, tasks_of
+from isounc.studies.qa.tasks import record_name
 
 ORDER = "questions="
 """Prefix of the records that hold the order of a benchmark's questions."""
@@ -64,8 +65,8 @@ def prepare(settings: Settings, folder: RunFolder) -> None:
     Raises
     ------
     ValueError
-        A file differs from the one of that name that the run was made with, or a prompt is too long
-        for a model.
+        A file, or the template of a chat, differs from the one of that name that the run was made
+        with, or a prompt is too long for a model.
     """
     if settings.nli:
         load_entailment(settings.nli)
@@ -113,10 +114,23 @@ def _add_sources(folder: RunFolder, key: str, described: Mapping[str, Mapping[st
     """Note the files that records are made from; another file under the same name is refused."""
     known = folder.read_info().get(key, {})
     for name, new in described.items():
-        old = known.get(name, {}).get("sha256")
+        if alike := [k for k in known if k != name and record_name(k, "") == record_name(name, "")]:
+            raise ValueError(
+                f"{key} must have names by which their records are told apart, got {name!r} beside "
+                f"{alike[0]!r} of {folder.path}; rename it, or take another out"
+            )
+        before = known.get(name, {})
+        old = before.get("sha256")
         if old and new["sha256"] and old != new["sha256"]:
             raise ValueError(
                 f"{key} must be those that {folder.path} was made with: {name} had sha256 {old}, "
                 f"got {new['sha256']}. Take the former file, or another out"
+            )
+        # The digest of a model is that of its weights and tokenizer.
+        template = new.get("chat_template")
+        if before.get("chat_template", template) != template:
+            raise ValueError(
+                f"{key} must be those that {folder.path} was made with: {name} had another chat "
+                "template. Take the former one, or another out"
             )
     folder.write_info({key: known | described})

@@ -49,6 +49,28 @@ def _report(folder: RunFolder, settings: Settings) -> Report:
     return make_report(folder, settings)
 
 
+def prepare(settings: Settings, folder: RunFolder) -> None:
+    """Refuse a folder whose cells lack, or have, the points that protocols bring.
+
+    Their names are the same: cells without these points would be taken for those of a protocol.
+
+    Raises
+    ------
+    ValueError
+        If the run was begun without protocols, and there are some now, or the other way round.
+    """
+    there = next(folder.records(with_arrays=False), None)
+    if there is None:
+        return
+    had = "stopped" in there.meta.get("points", {})
+    if had != bool(settings.protocol):
+        ways = ("without --protocol", "with --protocol")
+        raise ValueError(
+            f"protocol must be given to a run from its start or never: the cells of {folder.path} "
+            f"were computed {ways[had]}, got a command {ways[not had]}; choose another --out"
+        )
+
+
 STUDY = Study(
     name="scaling",
     description=__doc__ or "",
@@ -58,6 +80,7 @@ STUDY = Study(
     plan=plan,
     evaluate=evaluate,
     report=_report,
+    prepare=prepare,
     # A single worker is a process of its own as well, so that numbers do not depend on how many
     # there are.
     executor="processes",

@@ -139,6 +139,9 @@ def test_sentencepiece_merges_come_back():
             assert pieces[-2:] == ["<0xC3>", "<0xA9>"]
         else:
             assert pieces == trained.encode(line).tokens
+    ids = rebuilt.encode("the cat sat: é", special=False)
+    assert "".join(rebuilt.decode_each(ids)) == "the cat sat: \ufffd\ufffd"
+    assert rebuilt.decode_each(ids, is_first=False)[0].startswith(" the")
     # What follows a prompt is not a text of its own, which would begin with a space.
     prompt, answer = "the cat:", " sat"
     whole = rebuilt.encode(prompt + answer)

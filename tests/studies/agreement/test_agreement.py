@@ -62,18 +62,21 @@ def test_the_numpyro_model_has_the_same_density_and_predictions(
     data = densities.make_data(problem, model, PRIOR_SD)
     theirs = (*agreement.training_data(problem), PRIOR_SD)
     X = jnp.asarray(problem.regions["test"])
-    for seed in range(2):
-        theta = model.sample_prior(jax.random.key(seed), 1.3 * PRIOR_SD)
+
+    @jax.jit
+    def both(theta):
         values = sites(model, theta)
         joint, _ = numpyro_log_density(agreement.posterior_model, theirs, {"model": model}, values)
-        # Not up to a constant only: both have all of theirs.
-        np.testing.assert_allclose(joint, densities.log_density(model, theta, data), rtol=1e-10)
         drawn = {name: value[None, None] for name, value in values.items()}
-        np.testing.assert_allclose(
-            agreement.predict(drawn, X, model=model)[0, 0],
-            model.predict(theta, X),
-            atol=1e-10,
-        )
+        predicted = agreement.predict(drawn, X, model=model)[0, 0]
+        return joint, densities.log_density(model, theta, data), predicted, model.predict(theta, X)
+
+    for seed in range(2):
+        theta = np.random.default_rng(seed).normal(size=model.num_params)
+        theirs_joint, joint, their_p, p = both(1.3 * model.param_prior_sd(PRIOR_SD) * theta)
+        # Not up to a constant only: both have all of theirs.
+        np.testing.assert_allclose(theirs_joint, joint, rtol=1e-10)
+        np.testing.assert_allclose(their_p, p, atol=1e-10)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "silu"])
@@ -128,17 +131,6 @@ def test_a_tiny_cell_agrees(sampled, name):
     # The two problems' posteriors are not each other's.
     other = sampled["xor" if name == "linear" else "linear"][2]
     assert not zscores.compare(other, ours).agrees
-
-
-def test_numpyro_can_be_traced_again(sampled):
-    """A program whose caches were cleared, by memory or by a new likelihood, is the same again."""
-    problem, _, side = sampled["linear"]
-    model, key = make_model(problem, width=3), jax.random.key(5)
-    jax.clear_caches()
-    again = numpyro_side(problem, model, prior_sd=2.0, key=key, settings=NUTS, bounds=BOUNDS)
-    assert again.num_draws == side.num_draws
-    for region, moments in side.regions.items():
-        np.testing.assert_allclose(again.regions[region].mean, moments.mean, atol=1e-6)
 
 
 def test_numpyro_goes_on_until_the_gate_passes_or_the_draws_run_out(sampled):
@@ -364,3 +356,17 @@ def test_help_teaches_the_settings(capsys):
     shown = capsys.readouterr().out
     for word in ("--problems", "--controls", "--numpyro.num-draws", "NUTS", "not compared"):
         assert word in shown
+
+
+# Last: it drops every compiled program.
+
+
+def test_numpyro_can_be_traced_again(sampled):
+    """A program whose caches were cleared, by memory or by a new likelihood, is the same again."""
+    problem, _, side = sampled["linear"]
+    model, key = make_model(problem, width=3), jax.random.key(5)
+    jax.clear_caches()
+    again = numpyro_side(problem, model, prior_sd=2.0, key=key, settings=NUTS, bounds=BOUNDS)
+    assert again.num_draws == side.num_draws
+    for region, moments in side.regions.items():
+        np.testing.assert_allclose(again.regions[region].mean, moments.mean, atol=1e-6)

@@ -250,6 +250,11 @@ def test_figures_show_the_tables_and_say_why_not():
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["test", "far"]
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels[0] == "base  (2 problems, 8 cells)" and "at the MAP" in labels[3]
+    partly = made_up(change=lambda row: {"gate": "fail"} if (
+        row["problem"], row["factor"], row["region"]) == ("rings", "n", "far") else {})  # fmt: skip
+    axes = figures.by_condition(tables_of(partly).differences).axes
+    labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
+    assert "n = 30  (1–2 problems, 4–8 cells)" in labels
     about = {"problem": ALL, "statistic": "pearson", "estimate": "logit_scaled", **PLACE}
     row = of(tables.differences, rival="isotropic", **about)
     bars = [line.get_xdata() for line in figure.axes[0].lines]

@@ -30,6 +30,7 @@ from isounc.llm.answers.score_table import score_answers
 from isounc.llm.answers.scores import Score, score_of_each
 from isounc.llm.answers.segments import _parts, measure_segments
 from isounc.llm.answers.text import normalise
+from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
 from isounc.llm.model.huggingface_config import from_huggingface
 from isounc.runs.figures import draw_plots
 from isounc.runs.folder import RunFolder
@@ -583,6 +584,15 @@ def test_the_parts_of_a_text(checkpoint):
         assert [part.strip() for part in whole] == expected and "".join(whole) == text
     texts, starts = _parts(model, ids, "token")
     assert starts == list(range(len(ids))) and len(texts) == len(ids)
+    # Bytes of SentencePiece, of which a torn character has one sign each.
+    tokens = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a"]
+    entries = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens),
+               "token_type": [2] + [6] * 256 + [1] * 2, "unknown_token_id": 0}  # fmt: skip
+    tokenizer = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in entries.items()}, "x")
+    ids = tokenizer.encode("日本 a aa", special=False)
+    texts, starts = _parts(dataclasses.replace(model, tokenizer=tokenizer), ids, "word")
+    assert texts == ["日本", "a", "aa"]
+    assert tokenizer.decode(ids[: starts[1]]).strip() == "日本"
     for given, words in (
         ({"by": "page"}, "by must be one of"),
         ({"text": " "}, "text must hold text, got ' '"),
@@ -613,6 +623,21 @@ def test_an_answer_ends_before_the_next_question(checkpoint):
     tokens = model.tokenizer.encode(" 4. Q: What is 5?")
     assert model.tokenizer.decode(_tokens_of_text(model, "4.", tokens)) == " 4."
     assert _tokens_of_text(model, "4. Q: What is 5?", tokens) == tokens
+    same = model.tokenizer.encode(" 4. Q: What is 4.")  # which ends as the answer does
+    assert model.tokenizer.decode(_tokens_of_text(model, "4.", same)) == " 4."
+
+
+def test_another_template_or_a_name_that_records_cannot_tell_apart_is_refused(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", {})
+    before = {"source": "folder:tiny", "sha256": "0"}
+    cell._add_sources(folder, "models", {"tiny": before})
+    cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "a"}})
+    cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "a"}})
+    with pytest.raises(ValueError, match=r"models must be those .*tiny had another chat template"):
+        cell._add_sources(folder, "models", {"tiny": before | {"chat_template": "b"}})
+    cell._add_sources(folder, "models", {"tiny 2": before})
+    with pytest.raises(ValueError, match=r"told apart, got 'tiny-2' beside 'tiny 2' of"):
+        cell._add_sources(folder, "models", {"tiny-2": before})
 
 
 def test_a_prompt_beyond_the_context(checkpoint, data):

@@ -19,7 +19,7 @@ from isounc import densities
 from isounc.models import make_model
 from isounc.problems import PROBLEMS, make_problem
 from isounc.runs.command import settings_of
-from isounc.runs.folder import RunFolder
+from isounc.runs.folder import Record, RunFolder
 from isounc.runs.study import run_study
 from isounc.sampling.moments import Posterior
 from isounc.statistics import interval_over_seeds
@@ -126,6 +126,19 @@ def test_without_protocols_the_run_is_what_it_was():
     one = given("--problems", "spirals3", "--widths", "8", "--parameterisations", "standard",
                 "--prior-sds", "10", "--n", "1000")  # fmt: skip
     assert len(cells(one)) == 1
+
+
+@pytest.mark.parametrize("begun", [("--n", "100"), ("--n", "100", "--protocol", "near")])
+def test_cells_without_the_points_of_protocols_are_not_taken_for_theirs(tmp_path, begun):
+    folder, points = RunFolder.open(tmp_path / "run", {}), {"map": {}, "trained": {}}
+    protocols = ("--n", "100", "--protocol", "early")
+    for arguments in (begun, protocols, ("--n", "100")):
+        STUDY.prepare(given(*arguments), folder)  # of a run that has no cell, any may come
+    points |= {"stopped": {}} if "--protocol" in begun else {}
+    folder.write(Record("xor-w4", {"points": points}, {}))
+    STUDY.prepare(given(*begun), folder)
+    with pytest.raises(ValueError, match="protocol must be given to a run from its start or never"):
+        STUDY.prepare(given(*(("--n", "100") if "--protocol" in begun else protocols)), folder)
 
 
 def test_what_is_given_beside_holds_for_every_protocol():

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from isounc.runs.folder import RunFolder
-from isounc.statistics import Interval, interval_over_seeds, trend
+from isounc.statistics import Interval, interval_over_seeds, interval_over_strata, trend
 from isounc.studies.scaling.comparisons import RESULT_COLUMNS
 from isounc.studies.scaling.summary import KEY_COLUMNS, SUMMARY_COLUMNS, summarise
 
@@ -48,6 +48,17 @@ def test_interval_of_none_one_and_equal_values(kind):
     assert interval_over_seeds([], kind=kind) == Interval(None, None, None, 0)
     assert interval_over_seeds([0.3], kind=kind) == Interval(0.3, None, None, 1)
     assert interval_over_seeds([0.3] * 4, kind=kind) == Interval(0.3, 0.3, 0.3, 4)
+
+
+def test_seeds_in_a_mapping_or_a_table_are_no_values():
+    """A mapping would give its keys, and a table its headings: here 0 and 1, correlations both."""
+    by_seed = {0: 0.9, 1: 0.8}
+    for call in (interval_over_seeds, lambda values: interval_over_strata([values])):
+        with pytest.raises(TypeError, match="one a seed, got a mapping"):
+            call(by_seed)
+        with pytest.raises(ValueError, match=r"values must have shape \(N,\), got \(2, 2\)"):
+            call(pd.DataFrame({0: [0.9, 0.8], 1: [0.7, 0.6]}))
+    assert interval_over_seeds(pd.Series(by_seed)) == interval_over_seeds(by_seed.values())
 
 
 def test_correlations_of_exactly_one():
