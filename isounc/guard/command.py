@@ -58,26 +58,50 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("guard", metavar="GUARD", help="file of a certificate")
     for action in (fit, check, report):
         action.add_argument("table", metavar="TABLE", help="CSV or Parquet file, a row an answer")
-        action.add_argument(
-            "--score", help="column with the score (default: that of the guard, or score)"
-        )
+        default = "score" if action is fit else "that of the guard, or score"
+        action.add_argument("--score", help=f"column with the score (default: {default})")
         action.add_argument(
             "--correct",
             default="correct",
             help="column that says which answers are right (default: correct)",
         )
-    fit.add_argument("--out", default="guard.json", help="file of the certificate")
-    fit.add_argument("--target-risk", type=float, default=0.1, help="most wrong among accepted")
-    fit.add_argument("--confidence", type=float, default=0.9, help="probability of keeping it")
     fit.add_argument(
-        "--target-false-alarm", type=float, help="also promise: most right answers not accepted"
+        "--out", default="guard.json", help="file of the certificate (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--target-risk",
+        type=float,
+        default=0.1,
+        help="largest share of wrong answers among the accepted ones (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--confidence",
+        type=float,
+        default=0.9,
+        help="probability of keeping that promise (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--target-false-alarm",
+        type=float,
+        help="also promise: largest share of the right answers that is not accepted",
     )
     fit.add_argument(
         "--higher-is-certain", action="store_true", help="the score is high where the model is sure"
     )
-    fit.add_argument("--method", choices=METHODS, help="see the documentation of Guard.fit")
-    fit.add_argument("--model", default="", help="name or hash of the model, for the certificate")
-    report.add_argument("--out", default="guard-report", help="folder of the page")
+    fit.add_argument(
+        "--method",
+        choices=METHODS,
+        help="test of the thresholds (default: fixed_sequence, or holm with --target-false-alarm); "
+        "docs/guarantee.md says what they assume",
+    )
+    fit.add_argument(
+        "--model",
+        default="",
+        help="name or hash of the model, for the certificate; isounc serve asks for it",
+    )
+    report.add_argument(
+        "--out", default="guard-report", help="folder of the page (default: %(default)s)"
+    )
     return parser
 
 
