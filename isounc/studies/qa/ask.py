@@ -140,7 +140,13 @@ def warn_of_signs(answer: MeasuredAnswer) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Ask the question of a command line, and print the answer."""
-    answer_question(tyro.cli(Ask, args=arguments, prog="isounc ask", description=__doc__))
+    ask = tyro.cli(Ask, args=arguments, prog="isounc ask", description=__doc__)
+    with warnings.catch_warnings():
+        # Who asks at a terminal is not helped by the line of the source that warns.
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"\nwarning: {message}", file=sys.stderr
+        )
+        answer_question(ask)
 
 
 def answer_question(ask: Ask) -> None:
@@ -181,13 +187,21 @@ def answer_question(ask: Ask) -> None:
     if len(pieces) != answer.num_tokens:  # the model wrote it in other tokens
         pieces = [answer.text, *[""] * (answer.num_tokens - 1)]
     space = " " if given.is_chat else ""  # otherwise the answer has its own
-    print(f"A:{space}{coloured(pieces, answer, ask.colour)}\n\n{table(answer, ask.sigma)}")
+    print(f"A:{space}{coloured(pieces, answer, ask.colour)}\n")
+    if ask.colour != "none":
+        print(
+            "Green tokens were certain, red ones were not. isounc ask --help explains the table.\n"
+        )
+    print(table(answer, ask.sigma))
     warn_of_signs(answer)
     said = answer.self_assessment
     if said and said.p_true:
         true, false = np.exp(said.p_true)
         mass = true + false
-        print(f"\nAsked whether that is true: {true / mass:.0%} (mass on both options {mass:.2g})")
+        print(
+            f"\nAsked whether that is true: {true / mass:.0%} (of the {mass:.0%} that it gives to "
+            "the two options together)"
+        )
     if said and said.confidence_text:
         print(f"Asked for a percentage: {said.confidence_text}")
     if ask.by != "none":

@@ -91,10 +91,21 @@ def reading(results: Results) -> tuple[str, ...]:
         sentence
         for sentence in (
             gate_sentence(results),
+            _two_seeds(results),
             *(_region(results, region) for region in regions),
             _points(results, regions[0]),
         )
         if sentence
+    )
+
+
+def _two_seeds(results: Results) -> str:
+    """What to think of intervals over two seeds, which have a single degree of freedom."""
+    if results.rows["seed"].nunique() != 2:
+        return ""
+    return (
+        "In brackets are 95% intervals over two seeds, whose length is mostly chance: take more "
+        "seeds (--num-seeds, with another --out) before you conclude anything from them."
     )
 
 

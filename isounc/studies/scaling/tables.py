@@ -61,9 +61,10 @@ def paper_table(results: Results) -> Table:
         ("problem", "width", "estimate", "seeds", "Pearson", "paper", "Spearman", "paper"),
         rows,
         f"Region {region}, point map; mean [95% interval over seeds]. seeds: those with a "
-        "correlation / all; the others failed the gate or are undefined. null p(1−p), distance to "
-        "the nearest training input: what the estimates are held against. Paper (isotropic: GN, "
-        f"laplace: LA, aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
+        "correlation / all; the others failed the gate or are undefined. aleatoric is p(1−p) "
+        "against E[p(1−p)]; all else is against the variance, and null p(1−p) (in regression, "
+        "distance to the nearest training input) is what an estimate has to beat. Paper "
+        f"(isotropic: GN, laplace: LA, aleatoric; {UNKNOWN}): {SOURCE}, transcribed at second hand.",
     )
 
 

@@ -173,6 +173,8 @@ def test_what_is_missing_is_said(run, rows):
     assert "per doubling" not in narrow and "at the largest width, 8" in narrow
     one = say(run, rows.query("seed == 1 and problem == 'rings3' and width < 32"))[1]
     assert one.count("(one seed)") >= 2 and "[" not in one
+    two = say(run, rows.query("seed < 2"))
+    assert "over two seeds" in two[1] and "over two seeds" not in " ".join(say(run, rows))
     no_xor = say(run, rows)[1]  # whose estimate is constant at width 32
     assert "; xor has no value there." in no_xor
     nothing = RunFolder(run.path, {}, writable=False)
