@@ -82,6 +82,9 @@ class RunFolder(RunTables):
         self.untouched: set[str] = set()
         self._digest = values.json_digest(values.encode(settings, "settings"))
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r}, study={self.study!r})"
+
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], settings: Mapping[str, Any], *, study: str = ""
