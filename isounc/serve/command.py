@@ -95,7 +95,10 @@ def serve(settings: Serve) -> None:
     service.engine.start()
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"{service.model.name} at http://{host}:{port}", file=sys.stderr, flush=True)
+    print(
+        f"{service.model.name} at http://{host}:{port}, as soon as its programs are compiled",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service, token=token), lifespan="off", log_config=None, access_log=False,

@@ -8,6 +8,7 @@ that neither waits for the other's end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from isounc.serve.shapes import check_shape, length_of, rows_of
 from isounc.serve.warming import measure_together, warm_up
 from isounc.serve.work import Check, Continuation
 from isounc.serve.writing import ROWS, Writer
+
+LOG = logging.getLogger("isounc.serve")
 
 
 class Busy(Exception):
@@ -146,6 +149,7 @@ class Engine:
                 if self._closing:
                     return
             self.is_ready = True
+            LOG.info("Ready: all programs are compiled")
             while self._turn():
                 pass
         except BaseException as error:
