@@ -115,7 +115,23 @@ def _fit(options: argparse.Namespace) -> bool:
     )  # fmt: skip
     guard.save(options.out)
     print(f"{guard.certificate}\nCertificate: {options.out}")
+    if guard.threshold is None and _points_the_other_way(scores, correct, options):
+        sure, act = ("low", "leave out") if options.higher_is_certain else ("high", "give")
+        print(
+            "Right answers have the less certain scores on average. Is the score "
+            f"{sure} where the model is sure? Then {act} --higher-is-certain."
+        )
     return guard.threshold is not None
+
+
+def _points_the_other_way(
+    scores: np.ndarray, correct: np.ndarray, options: argparse.Namespace
+) -> bool:
+    right = correct == 1
+    if right.all() or not right.any():
+        return False
+    gap = scores[right].mean() - scores[~right].mean()
+    return bool(gap < 0 if options.higher_is_certain else gap > 0)
 
 
 def _check(options: argparse.Namespace) -> bool:
