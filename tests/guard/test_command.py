@@ -72,7 +72,8 @@ def test_no_threshold_is_an_answer(tmp_path, capsys):
     table = write(tmp_path / "a.csv", np.zeros(100), np.arange(100) % 2 == 0, "score")
     guard = tmp_path / "guard.json"
     assert not run(["fit", table, "--out", str(guard)])
-    assert "No threshold keeps the promise" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No threshold keeps the promise" in said and "--higher-is-certain" not in said
     assert json.loads(guard.read_text())["threshold"] is None
     other = write(tmp_path / "b.csv", np.zeros(90), np.arange(90) % 2 == 0, "score")
     assert run(["check", str(guard), other])
@@ -80,7 +81,7 @@ def test_no_threshold_is_an_answer(tmp_path, capsys):
     assert run(["report", str(guard), table, "--out", str(tmp_path / "page")])
 
 
-def test_high_is_certain(tmp_path):
+def test_high_is_certain(tmp_path, capsys):
     scores, correct = uniform_sample(500, 0.7, np.random.default_rng(1))
     table = write(tmp_path / "a.csv", -scores, correct, "log_p")
     guard = str(tmp_path / "g.json")
@@ -100,6 +101,9 @@ def test_high_is_certain(tmp_path):
     threshold = Guard.fit(scores, correct, target_risk=0.2).threshold
     assert threshold is not None
     assert Guard.load(guard).threshold == -threshold
+    assert "Then" not in capsys.readouterr().out
+    assert not run(["fit", table, "--score", "log_p", "--out", guard])
+    assert "Then give --higher-is-certain." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
