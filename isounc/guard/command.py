@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--model",
         default="",
-        help="name or hash of the model, for the certificate; isounc serve asks for it",
+        help="name or hash of the model, for the certificate; isounc serve refuses a guard of another",
     )
     report.add_argument(
         "--out", default="guard-report", help="folder of the page (default: %(default)s)"

@@ -13,7 +13,7 @@ GET /healthz and /readyz are for whoever watches the process; the service is rea
 are compiled.
 
 A guard (isounc guard fit) must be fitted to a score that is served, by its name, with --model the name
-or digest of the model; it is refused at the start if it is not. The scores are log_prob,
+or digest of the model; one of another score or model is refused at the start. The scores are log_prob,
 mean_log_prob, mean_token_entropy, max_token_entropy and answer_length; and epistemic/P (log of the
 squared norm of the gradient of a probability P over all parameters), epistemic_log/P (that of the
 gradient of log P) and aleatoric/P (P (1 - P)), where P is sequence, the probability of the whole answer,
@@ -78,7 +78,10 @@ def serve(settings: Serve) -> None:
     token = _token(settings.token_variable)
     guard = Guard.load(settings.guard) if settings.guard else None
     if guard is not None and not guard.certificate.model:
-        print("warning: the guard does not say which model it was fitted to", file=sys.stderr)
+        print(
+            "warning: the guard does not say which model it was fitted to, so that this is not "
+            "checked (isounc guard fit --model NAME)", file=sys.stderr,
+        )  # fmt: skip
     if guard is not None and guard.threshold is None:
         print(
             "warning: the guard has no threshold, so that no answer is accepted: "

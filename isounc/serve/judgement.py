@@ -76,9 +76,10 @@ class Judge:
                 f"{certificate.score!r}"
             )
         if score.higher_is_certain == certificate.higher_is_uncertain:
-            word = "certain" if score.higher_is_certain else "uncertain"
+            word, act = ("certain", "with") if score.higher_is_certain else ("uncertain", "without")
             raise ValueError(
-                f"guard must take {score.name} as high where the model is {word}, got the opposite"
+                f"guard must take {score.name} as high where the model is {word}, got the opposite: "
+                f"fit it again {act} --higher-is-certain"
             )
 
     def scores(self, answer: MeasuredAnswer) -> dict[str, float]:
