@@ -16,11 +16,10 @@ from isounc.runs.batches import Batch, Event, Executor, Group, Lost, Tell, Work,
 from isounc.runs.folder import Record
 from isounc.runs.ray_tasks import run_ray
 from isounc.runs.slurm_jobs import run_slurm
-from isounc.runs.worker_processes import LARGE_WORK, run_processes
+from isounc.runs.worker_processes import run_processes
 
 __all__ = [
     "EXECUTORS",
-    "LARGE_WORK",
     "Batch",
     "Event",
     "Executor",

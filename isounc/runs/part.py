@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import shutil
 import sys
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 
 from isounc.runs import files, process, unfinished, values
 from isounc.runs.batches import Batch, Group
+from isounc.runs.compilation import is_large, quick_compilation_asked
 from isounc.runs.compute import WORKER_MEBIBYTES, Session, work_of
 from isounc.runs.provenance import device
 from isounc.runs.settings import RunSettings, restored_settings, stored_settings, use_device
@@ -44,6 +46,8 @@ class Part:
     """The batches, each by the name of its first cell."""
     cache: str
     """Folder of compiled programs; empty means none."""
+    flags: str = ""
+    """Flags of XLA, besides those that the job starts with."""
 
     @property
     def outcome(self) -> Path:
@@ -63,6 +67,9 @@ class Part:
         ChildProcessError
             If one failed, once the others are computed, so that the job's status says so.
         """
+        if self.flags:  # JAX reads them when it first computes
+            given = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{self.flags} {given}".strip()
         study = found_study(self.study)
         settings = read_settings(study, Path(self.folder) / SETTINGS)
         settings = replace(settings, out=self.out, cache=self.cache)
@@ -148,7 +155,7 @@ def place_of_study(study: Any) -> str:
         If it is no attribute of a module that can be imported.
     """
     for name, module in list(sys.modules.items()):
-        if name != "__main__":
+        if name not in ("__main__", "__mp_main__"):  # multiprocessing's second name of it
             for attribute, value in list(vars(module).items()):
                 if value is study:
                     return f"{name}:{attribute}"
@@ -178,12 +185,21 @@ def parts_of(
     folder
         A new folder for what the jobs read and write; the settings are written there.
     """
-    batches = [_name(batch) for group in groups for batch in group]
-    size = math.ceil(len(batches) / most)
+    of_kind: dict[bool, list[str]] = {}
+    for group in groups:
+        of_kind.setdefault(is_large(group), []).extend(map(_name, group))
+    count = sum(map(len, of_kind.values()))
+    # A job compiles in one way, so that small and large work have jobs of their own.
+    size = 1 if count <= most else math.ceil(count / max(1, most - len(of_kind) + 1))
+    on_cpu = settings.device in ("auto", "cpu") and not settings.gpus
     place = place_of_study(study)
     folder.mkdir(parents=True)
     write_settings(study, settings, folder / SETTINGS)
-    return [
-        Part(place, settings.out, str(folder), i, tuple(batches[j : j + size]), settings.cache)
-        for i, j in enumerate(range(0, len(batches), size))
-    ]
+    parts: list[Part] = []
+    for large, names in of_kind.items():
+        flags = "" if large or not on_cpu else " ".join(quick_compilation_asked())
+        for start in range(0, len(names), size):
+            some = tuple(names[start : start + size])
+            about = place, settings.out, str(folder), len(parts), some, settings.cache, flags
+            parts.append(Part(*about))
+    return parts

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from isounc.runs.batches import Batch, Event, Group, Lost, Tell, Work
+from isounc.runs.compilation import is_large, quick_compilation_asked
 from isounc.runs.extras import imported
 
 RETRIES = 3
@@ -94,8 +95,13 @@ def run_ray(
             num_returns="streaming",
             max_calls=1 if gpus_per_cell else TASKS_PER_WORKER,
             max_retries=0,  # of a stream Ray repeats what comes after the part that arrived
-            runtime_env={"env_vars": environment_of_tasks(cpus_per_cell, gpus_per_cell, device)},
         )(lambda *given: (yield from compute(*given)))  # Ray looks whether it is a generator itself
+        given = ray.put((work, cache))
+
+        def start(batch: Batch, large: bool) -> Any:
+            variables = environment_of_tasks(cpus_per_cell, gpus_per_cell, device, is_large=large)
+            options = {"name": batch.label, "runtime_env": {"env_vars": variables}}
+            return task.options(**options).remote(given, batch)
 
         def room() -> int:
             """Tasks handed out at a time: twice what the cluster has room for now."""
@@ -104,22 +110,25 @@ def run_ray(
             fits = [has.get(name, 0.0) // amount for name, amount in wanted.items() if amount]
             return workers or max(2, 2 * int(min(fits, default=1.0)))
 
-        yield from _run(ray, task, ray.put((work, cache)), groups, tell, room)
+        yield from _run(ray, start, groups, tell, room)
 
 
 def environment_of_tasks(
-    cpus_per_cell: float, gpus_per_cell: float, device: str = "auto"
+    cpus_per_cell: float, gpus_per_cell: float, device: str = "auto", *, is_large: bool = True
 ) -> dict[str, str]:
     """Environment variables of a worker, which JAX reads when it starts.
 
     CUDA_VISIBLE_DEVICES is Ray's. Several tasks on a GPU share its memory: none takes it all at
-    once, and each at most its share.
+    once, and each at most its share. On CPUs small work is compiled as worker processes compile it.
     """
+    if device == "auto":
+        device = "" if gpus_per_cell else "cpu"
     cores = max(1, math.ceil(cpus_per_cell))
     # As for worker processes: two tasks of two threads each would fight for two cores.
-    single = "--xla_cpu_multi_thread_eigen=false " if cores == 1 else ""
+    flags = ["--xla_cpu_multi_thread_eigen=false"] if cores == 1 else []
+    flags += quick_compilation_asked() if device == "cpu" and not is_large else []
     variables = {
-        "XLA_FLAGS": (single + os.environ.get("XLA_FLAGS", "")).strip(),
+        "XLA_FLAGS": " ".join([*flags, *os.environ.get("XLA_FLAGS", "").split()]),
         "NPROC": str(cores),  # threads of XLA on CPUs
         "OMP_NUM_THREADS": str(cores),
         "OPENBLAS_NUM_THREADS": str(cores),
@@ -127,8 +136,6 @@ def environment_of_tasks(
     }
     if gpus_per_cell:
         variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * min(1.0, gpus_per_cell):.3f}"
-    if device == "auto":
-        device = "" if gpus_per_cell else "cpu"
     if device:
         variables["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
     return variables
@@ -222,27 +229,28 @@ def _own_handler_of_sigterm() -> Iterator[None]:
 
 def _run(
     ray: Any,
-    task: Any,
-    work: Any,
+    start: Callable[[Batch, bool], Any],
     groups: Sequence[Group],
     tell: Tell,
     room: Callable[[], int],
 ) -> Iterator[Any]:
     """Hand out batches, a few more than there is room for, and yield their results."""
-    waiting = deque(batch for group in groups for batch in group)
+    waiting = deque((batch, is_large(group)) for group in groups for batch in group)
     tries: Counter[int] = Counter()
-    live: list[tuple[int, Batch, Any]] = []  # a place in the progress bar, batch, stream
+    live: list[
+        tuple[int, tuple[Batch, bool], Any]
+    ] = []  # a place in the progress bar, batch, stream
     try:
         while waiting or live:
             most = room() if waiting else 0
             while waiting and len(live) < most:
                 taken = {place for place, *_ in live}
                 place = next(i for i in range(most) if i not in taken)
-                batch = waiting.popleft()
-                live.append((place, batch, task.options(name=batch.label).remote(work, batch)))
+                batch, large = waiting.popleft()
+                live.append((place, (batch, large), start(batch, large)))
             ready, _ = ray.wait([stream for *_, stream in live], timeout=1.0)
             for entry in [entry for entry in live if any(entry[2] is one for one in ready)]:
-                place, batch, stream = entry
+                place, (batch, large), stream = entry
                 try:
                     kind, content = ray.get(next(stream))
                 except (ray.exceptions.RayError, StopIteration) as error:
@@ -251,7 +259,7 @@ def _run(
                     tries[id(batch)] += 1
                     if _is_loss(ray, error) and tries[id(batch)] <= RETRIES:
                         tell(Event(place, f"{batch.label}: again, as {reason}", 0.0))
-                        waiting.append(batch)
+                        waiting.append((batch, large))
                     else:
                         yield Lost(batch, reason)
                     continue

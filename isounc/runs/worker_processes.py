@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
@@ -19,11 +18,7 @@ import jax
 
 from isounc.runs import worker
 from isounc.runs.batches import Event, Group, Lost, Tell, Work
-
-LARGE_WORK = 30_000
-"""Examples times parameters from which programs of a group are worth XLA's full optimization. On a
-CPU gradients are 1.3 times as fast with it at 33,000 and 1.6 times at 500,000; four at once at
-13,000 are not."""
+from isounc.runs.compilation import is_large, quick_compilation
 
 
 def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int) -> Iterator[Any]:
@@ -33,16 +28,16 @@ def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int)
     Another one goes on with the rest of its group. Groups of large work come first: their workers
     compile in another way, and are replaced once no such group is left.
     """
-    waiting = deque(sorted(groups, key=lambda group: not _is_large(group)))
+    waiting = deque(sorted(groups, key=lambda group: not is_large(group)))
     idle, busy = list[_Worker](), list[_Worker]()
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                is_large = _is_large(waiting[0])
-                if idle and idle[-1].is_large != is_large:
+                large = is_large(waiting[0])
+                if idle and idle[-1].is_large != large:
                     idle.pop().pool.shutdown(wait=False)
                     continue
-                busy.append(idle.pop() if idle else _Worker(is_large=is_large))
+                busy.append(idle.pop() if idle else _Worker(is_large=large))
                 busy[-1].begin(work, waiting.popleft())
             connection.wait([w.events for w in busy if not w.events.closed], timeout=0.05)
             for one in list(busy):
@@ -68,10 +63,6 @@ def run_processes(groups: Sequence[Group], work: Work, tell: Tell, workers: int)
             one.kill()
         for one in idle:
             one.pool.shutdown(wait=False)
-
-
-def _is_large(group: Group) -> bool:
-    return max((batch.work for batch in group), default=0) >= LARGE_WORK
 
 
 class _Worker:
@@ -176,7 +167,7 @@ def _environment_of_children(*, is_large: bool) -> Iterator[None]:
 
     Two workers with two threads each would fight for two cores.
     """
-    flags = ["--xla_cpu_multi_thread_eigen=false", *([] if is_large else _quick_compilation())]
+    flags = ["--xla_cpu_multi_thread_eigen=false", *([] if is_large else quick_compilation())]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     given = os.environ.get("XLA_FLAGS", "").split()
     wanted = {"XLA_FLAGS": " ".join(flags + given), **threads}
@@ -190,21 +181,3 @@ def _environment_of_children(*, is_large: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@functools.cache
-def _quick_compilation() -> list[str]:
-    """XLA's flags that halve the time of compilation, where this JAX knows them.
-
-    Small programs run as fast with them; those of large work do not. A process that starts with an
-    unknown flag in XLA_FLAGS dies.
-    """
-    known = []
-    for name, value in (
-        ("xla_cpu_use_fusion_emitters", False),
-        ("xla_backend_optimization_level", 1),
-    ):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
-            known.append(f"--{name}={str(value).lower()}")
-    return known

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import pickletools
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +18,14 @@ import pytest
 
 from isounc.runs import cluster, extras, part, slurm_jobs
 from isounc.runs.batches import Batch
+from isounc.runs.compilation import LARGE_WORK, quick_compilation
 from isounc.runs.compute import MARK, WORKER_MEBIBYTES, open_if_shared, what_is_left, work_of
 from isounc.runs.executors import run_groups
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.ray_tasks import environment_of_tasks
 from isounc.runs.settings import check_run_settings, stored_settings
 from isounc.runs.study import run_study
+from isounc.runs.worker_processes import _environment_of_children
 from tests.runs.cluster_study import STUDY, Cell, Settings, plan, records_of
 from tests.runs.test_ends import gone, wait_until
 
@@ -106,6 +111,7 @@ NODES = """
 import pathlib, sys, threading, time
 from ray.cluster_utils import Cluster
 from isounc.runs.study import run_study
+from isounc.runs.worker_processes import _environment_of_children
 from tests.runs.cluster_study import STUDY, Settings
 
 out, events = sys.argv[1:]
@@ -178,6 +184,18 @@ def test_tasks_keep_to_what_they_reserve(monkeypatch):
     # CUDA_VISIBLE_DEVICES is Ray's.
     assert not {"JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"} & set(on_gpu)
     assert environment_of_tasks(1.0, 1.0, "gpu")["JAX_PLATFORMS"] == "cuda"
+
+
+def test_small_work_is_compiled_as_worker_processes_compile_it(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    with _environment_of_children(is_large=False):
+        of_processes = os.environ["XLA_FLAGS"]
+    assert quick_compilation() and of_processes.endswith(" ".join(quick_compilation()))
+    for device in ("auto", "cpu"):
+        small = environment_of_tasks(1.0, 0.0, device, is_large=False)
+        assert small["XLA_FLAGS"] == of_processes
+    on_gpu = environment_of_tasks(1.0, 1.0, "gpu", is_large=False)["XLA_FLAGS"]
+    assert on_gpu == environment_of_tasks(1.0, 0.0)["XLA_FLAGS"] != of_processes
 
 
 def test_without_a_shared_folder_records_are_sent(settings, serial):
@@ -319,9 +337,31 @@ def test_jobs_read_the_settings_as_they_were_given(settings, tmp_path):
 def test_very_many_batches_share_jobs(settings, tmp_path):
     parts = part.parts_of(STUDY, settings, plan(settings), tmp_path / "jobs", most=3)
     assert [one.batches for one in parts] == [("a", "b"), ("c", "d")]
+    assert {one.flags for one in parts} == {" ".join(quick_compilation())}
 
 
-def test_a_study_that_jobs_cannot_find_is_refused():
+def test_a_job_has_work_that_compiles_in_one_way(settings, tmp_path):
+    names = iter("abcdefghi")
+    groups = [
+        tuple(Batch(name, (Cell(name),), work=work) for name in itertools.islice(names, count))
+        for count, work in ((2, LARGE_WORK), (3, 0), (3, LARGE_WORK))
+    ]
+    parts = part.parts_of(STUDY, settings, groups, tmp_path / "jobs", most=4)
+    assert len(parts) <= 4 and [one.index for one in parts] == list(range(len(parts)))
+    flags = {name: one.flags for one in parts for name in one.batches}
+    quick = " ".join(quick_compilation())
+    assert flags == dict.fromkeys("abfgh", "") | dict.fromkeys("cde", quick)
+    on_gpu = dataclasses.replace(settings, executor="slurm", gpus=1)
+    parts = part.parts_of(STUDY, on_gpu, groups, tmp_path / "more", most=100)
+    assert len(parts) == 8 and {one.flags for one in parts} == {""}
+
+
+def test_a_study_that_jobs_cannot_find_is_refused(monkeypatch):
+    script = types.ModuleType("__main__")
+    script.STUDY = STUDY  # pyright: ignore
+    for name in ("__main__", "__mp_main__"):  # a script, by both of its names, which jobs have not
+        monkeypatch.setitem(sys.modules, name, script)
+    assert part.place_of_study(STUDY) == "tests.runs.cluster_study:STUDY"
     assert part.found_study(part.place_of_study(STUDY)) is STUDY
     with pytest.raises(ValueError, match="study must be an attribute of a module"):
         part.place_of_study(dataclasses.replace(STUDY))

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from isounc.runs.executors import EXECUTORS, LARGE_WORK, Batch, Event, Lost, run_groups
+from isounc.runs.compilation import LARGE_WORK, quick_compilation
+from isounc.runs.executors import EXECUTORS, Batch, Event, Lost, run_groups
 from isounc.runs.folder import Record
-from isounc.runs.worker_processes import _quick_compilation
 
 GROUPS = [(Batch("one", ("a", "b"), 2.0),), (Batch("two", ("c",)), Batch("three", ("d",)))]
 
@@ -66,7 +66,7 @@ def test_groups_of_large_work_are_compiled_with_all_optimizations(monkeypatch):
     assert [label for label, *_ in seen] == ["large", "huge", "tiny", "small"]
     assert {text for _, text, _ in seen[:2]} == {"--xla_cpu_multi_thread_eigen=false"}
     assert len({text for _, text, _ in seen[2:]}) == 1
-    assert all(flag in seen[2][1] for flag in _quick_compilation())
+    assert all(flag in seen[2][1] for flag in quick_compilation())
     assert [len({process for *_, process in seen[i : i + 2]}) for i in (0, 1, 2)] == [1, 2, 1]
 
 
