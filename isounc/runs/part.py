@@ -93,7 +93,7 @@ class Part:
             raise ChildProcessError(f"{len(failed)} of {len(said)} batches failed: {failed}")
 
     def said(self) -> dict[str, Session | str]:
-        """What the job has done so far, by batch: its costs, or the traceback of what it raised."""
+        """Read what the job has finished: for each batch its costs, or the traceback of its error."""
         try:
             content = files.bytes_or_none(self.outcome)
             said = values.parse_json(content, str(self.outcome))["batches"] if content else {}

@@ -287,7 +287,7 @@ def _is_loss(ray: Any, error: BaseException) -> bool:
 
 
 def _reason(ray: Any, error: BaseException) -> str:
-    """What ended a task, in words."""
+    """Say in words why a task ended."""
     if not _is_loss(ray, error):
         return str(error).rstrip()
     memory = ", as the system does where memory runs out: try more --cpus-per-cell"

@@ -20,7 +20,7 @@ from isounc.runs.batches import Event, Group, Lost, Tell, Work
 from isounc.runs.extras import imported
 
 CLUSTER = "slurm"
-"""What submitit submits to; `local`, which tests use, is processes of this machine."""
+"""The scheduler that submitit uses: `slurm`, or `local` for processes of this machine, as in tests."""
 MOST_JOBS = 1000
 """Most jobs of a run: Slurm, as it is set up by default, has no longer arrays."""
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -30,7 +30,7 @@ LOOKS_AFTER_THE_END = 5
 
 
 class Job(NamedTuple):
-    """What a job of the queue reserves."""
+    """The resources that a job requests from the queue."""
 
     partition: str = ""
     """Partition; empty means the cluster's default."""

@@ -197,7 +197,7 @@ class SamplerSettings:
 
     @property
     def of_programs(self) -> SamplerSettings:
-        """What compiled programs may depend on; the other settings are at their defaults.
+        """The settings that compiled programs may depend on, with all others at their defaults.
 
         The others say when a run ends and what is checked; what programs need of the coordinates and
         of the locations comes as arrays. A run that differs in them alone takes the programs that

@@ -183,7 +183,7 @@ class Policy(NamedTuple):
     curve: Float[np.ndarray, "S R E"]
     """Risk along the curve."""
     auroc: list[float | None]
-    """Of each split, for a wrong first answer."""
+    """AUROC of the score for wrong answers of the first answerer, for each split."""
     chosen: list[str]
     """The score that each split takes."""
 
