@@ -207,9 +207,9 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
     if outside:
         raise ValueError(f"stop_ids must be token ids 0..{len(table) - 1}, got {outside[0]}")
     table[list(ids)] = True
-    if settings.stop:
-        for i, piece in enumerate(model.tokenizer.pieces):
-            table[i] |= any(stop in piece for stop in settings.stop)
+    # A tokenizer may have more tokens than the model has rows: those are never generated.
+    held = model.tokenizer.ids_with(settings.stop)
+    table[held[held < len(table)]] = True
     return table
 
 

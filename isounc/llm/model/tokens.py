@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Tokenizer:
         backend.no_truncation()
         self.stop_ids = tuple(sorted(set(stop_ids)))
         self.bos_id = bos_id
+        self._with: dict[tuple[str, ...], Int[np.ndarray, " n"]] = {}
 
     @property
     def size(self) -> int:
@@ -116,6 +118,15 @@ class Tokenizer:
         decode = self.backend.decode
         with reading("the tokenizer", "one that can decode its tokens"):
             return tuple(decode([i], skip_special_tokens=True) for i in range(self.size))
+
+    def ids_with(self, texts: Iterable[str]) -> Int[np.ndarray, " n"]:
+        """Tokens whose text by itself holds one of some texts; equal `texts` are looked for once."""
+        key = tuple(texts)
+        if key not in self._with:
+            holds = re.compile("|".join(map(re.escape, key))).search
+            found = [i for i, piece in enumerate(self.pieces) if holds(piece)] if key else []
+            self._with[key] = np.array(found, int)
+        return self._with[key]
 
 
 def tokenizer_from_json(path: Path, *, stop_ids: Iterable[int], bos_id: int | None) -> Tokenizer:

