@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from isounc import densities
 from isounc.centring import Frame, make_frame
@@ -343,6 +342,8 @@ def _graded_min_eigenvalue(
 
 def _lanczos_min_eigenvalue(model: Model, data: Data, z: Theta) -> float | None:
     """Smallest eigenvalue of the Hessian in prior coordinates by ARPACK; None if not converged."""
+    # A third of a second to import, for large networks alone.
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     def product(v):
         return np.asarray(_hessian_vector_product(z, jnp.asarray(v.ravel()), data, model=model))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import special
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.estimates.columns import (
@@ -285,6 +284,8 @@ def _gaussian_logits(columns: Columns, var: float, *, products: bool) -> Estimat
         moments = jax.device_get(_moments(*map(jnp.asarray, rows), products=products))
     mean, epistemic, label_var = (np.asarray(a)[: len(values)] for a in moments)
     if products:
+        from scipy import special  # a third of a second to import
+
         is_own = np.eye(values.shape[1], dtype=bool)[None]
         others = np.where(is_own, -np.inf, values[:, None, :])
         values = values - special.logsumexp(others, axis=2)

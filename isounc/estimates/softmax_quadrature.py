@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
-from scipy import special
 
 _NOMINAL, _EVEN = 0.15, 0.6  # shares of the nodes about the mean, and equally about every peak
 _NEWTON_STEPS = 10
@@ -24,6 +23,7 @@ _SMALL = 1e-12  # variance of a logit that rounding leaves
 @functools.lru_cache
 def normal_nodes(num_nodes: int, dimension: int) -> np.ndarray:
     """Scrambled Sobol points (fixed seed) as standard normal nodes, (dimension, num_nodes)."""
+    from scipy import special
     from scipy.stats import qmc  # a second to import, for four classes and more
 
     points = qmc.Sobol(dimension, scramble=True, rng=0).random(num_nodes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import ndtri
 
 from isounc.checks import check_count, check_real
 
@@ -133,6 +132,8 @@ def normal_scores(
     z = Phi^-1((n share + 1/2) / (n + 1)), with the share of the n reference values that are smaller
     (ties count half).
     """
+    from scipy.special import ndtri  # a third of a second to import
+
     shares = [share_smaller(v, a) for v, a in zip(values.T, among.T, strict=True)]
     return ndtri((np.stack(shares, axis=1) * len(among) + 0.5) / (len(among) + 1))
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from isounc.checks import check_choice, check_count, check_real
 from isounc.llm.answers.answer import MeasuredAnswer, Sample
@@ -88,12 +89,26 @@ class AskedQuestion:
     """False for a question whose right answer is not known."""
 
 
+class WrittenAnswer(NamedTuple):
+    """An answer that a model wrote, before anything of it is measured."""
+
+    text: str
+    """The answer; empty if it wrote none."""
+    tokens: list[int]
+    """Its A tokens."""
+    log_probs: Float[np.ndarray, " A"]
+    """Log probability of each, in nats."""
+    entropies: Float[np.ndarray, " A"]
+    """Entropy of the distribution that each was taken from, in nats."""
+
+
 def measure(
     model: LanguageModel,
     asked: Sequence[AskedQuestion],
     settings: MeasureSettings | None = None,
     *,
     on_step: Callable[[str], None] = lambda step: None,
+    on_written: Callable[[list[WrittenAnswer]], None] = lambda answers: None,
 ) -> list[MeasuredAnswer]:
     """Ask a model questions, and measure its answers.
 
@@ -107,6 +122,9 @@ def measure(
         None is `MeasureSettings()`.
     on_step
         Called with the name of each step.
+    on_written
+        Called with the answers of form `generated` once the model has written them, one for each
+        question; most of the time goes into what follows.
 
     Raises
     ------
@@ -124,8 +142,9 @@ def measure(
     if is_generated:
         on_step("answers")
         generated = _generated_answers(model, asked, prompt_ids, settings)
-        texts = [[text] for text, _ in generated]
-        tokens = [[ids] for _, ids in generated]
+        on_written(generated)
+        texts = [[answer.text] for answer in generated]
+        tokens = [[answer.tokens] for answer in generated]
     else:
         texts = [list(question.question.choices) for question in asked]
         tokens = [_choice_tokens(model, *pair) for pair in zip(asked, given, strict=True)]
@@ -210,14 +229,18 @@ def _generated_answers(
     asked: Sequence[AskedQuestion],
     prompt_ids: Sequence[Sequence[int]],
     settings: MeasureSettings,
-) -> list[tuple[str, list[int]]]:
-    """Text and tokens of the answers that the model writes, without what stopped them."""
+) -> list[WrittenAnswer]:
+    """The answers that the model writes, without what stopped them."""
     generated = generate(model, prompt_ids, generation_settings(asked, settings, temperature=0.0))
     answers = []
     for i, (continuation,) in enumerate(generated.text):
         text = first_answer(continuation)
         tokens = generated.tokens[i, 0, : generated.text_lengths[i, 0]].tolist() if text else []
-        answers.append((text, _tokens_of_text(model, text, tokens)))
+        tokens = _tokens_of_text(model, text, tokens)
+        numbers = (
+            array[i, 0, : len(tokens)] for array in (generated.log_probs, generated.entropies)
+        )
+        answers.append(WrittenAnswer(text, tokens, *numbers))
     return answers
 
 

@@ -111,11 +111,8 @@ def measure_segments(
 
 def _parts(model: LanguageModel, ids: Sequence[int], by: str) -> tuple[list[str], list[int]]:
     """Text and first token of each part that has a token of its own."""
-    decode = model.tokenizer.decode
-    lengths = np.array([len(decode(ids[:n])) for n in range(len(ids) + 1)])
-    # The bytes of a character may count as one each, as in SentencePiece, until the last is there.
-    lengths = np.minimum.accumulate(lengths[::-1])[::-1].tolist()
-    whole = decode(ids)
+    lengths = model.tokenizer.text_ends(ids)
+    whole = model.tokenizer.decode(ids)
     pattern = PARTS[by]
     if pattern is None:
         # Bytes of one character have a text together alone.

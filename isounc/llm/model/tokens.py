@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,15 @@ class Tokenizer:
             if (k or not is_first) and text.startswith(shown):
                 texts[k] = text[len(shown) :]
         return texts
+
+    def text_ends(self, ids: Sequence[int]) -> list[int]:
+        """For n = 0, 1, ... the characters of the whole text that belong to its first n tokens.
+
+        A character of several tokens belongs to the first of them.
+        """
+        lengths = np.array([len(self.decode(ids[:n])) for n in range(len(ids) + 1)])
+        # The bytes of a character may count as one each, as in SentencePiece, until the last is there.
+        return np.minimum.accumulate(lengths[::-1])[::-1].tolist()
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:

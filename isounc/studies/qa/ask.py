@@ -24,6 +24,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,12 @@ from isounc.estimates.signs import warning_of
 from isounc.llm import load_model
 from isounc.llm.answers import isotropic_scores, prompts
 from isounc.llm.answers.answer import MeasuredAnswer
-from isounc.llm.answers.measure import AskedQuestion, MeasureSettings, measure
+from isounc.llm.answers.measure import (
+    AskedQuestion,
+    MeasureSettings,
+    WrittenAnswer,
+    measure,
+)
 from isounc.llm.answers.question import Question
 from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.scores import Score
@@ -70,15 +76,14 @@ class Ask:
     """Folder of compiled programs; empty means none."""
 
 
-def coloured(pieces: list[str], answer: MeasuredAnswer, by: str) -> str:
+def coloured(
+    pieces: Sequence[str], log_probs: Sequence[float], entropies: Sequence[float], by: str
+) -> str:
     """Tokens in the colour of their probability or entropy."""
     if by == "none":
         return "".join(pieces)
     # An entropy of 5 nats, as of 150 tokens alike, is as red as it gets.
-    sureness = {
-        "probability": np.exp(answer.token_log_probs),
-        "entropy": 1 - np.array(answer.token_entropies) / 5,
-    }
+    sureness = {"probability": np.exp(log_probs), "entropy": 1 - np.array(entropies) / 5}
     shades = (np.clip(sureness[by], 0, 0.999) * len(COLOURS)).astype(int)
     return "".join(
         f"\x1b[38;5;{COLOURS[shade]}m{piece}\x1b[0m"
@@ -176,18 +181,27 @@ def answer_question(ask: Ask) -> None:
     asked = AskedQuestion(question, prompt, form, judged=False)
     settings = MeasureSettings(num_samples=0, max_new_tokens=ask.max_new_tokens, batch_size=1)
     print(f"{model.name} ...", file=sys.stderr)
-    (answer,) = measure(model, [asked], settings)
-    print(f"\nQ: {ask.question}")
-    if not answer.text:
-        print("A: (nothing)")
-        return
     (given,) = rendered(model, [prompt])
-    ids = given.answer_ids(model, answer.text)
-    pieces = [model.tokenizer.decode([i]) for i in ids]
-    if len(pieces) != answer.num_tokens:  # the model wrote it in other tokens
-        pieces = [answer.text, *[""] * (answer.num_tokens - 1)]
-    space = " " if given.is_chat else ""  # otherwise the answer has its own
-    print(f"A:{space}{coloured(pieces, answer, ask.colour)}\n")
+
+    def show(ids: Sequence[int], log_probs: Sequence[float], entropies: Sequence[float]) -> None:
+        """Print question and answer; whoever reads them need not wait for the norms."""
+        whole = model.tokenizer.decode(ids)
+        pieces = [whole[a:b] for a, b in pairwise(model.tokenizer.text_ends(ids))]
+        text = coloured(pieces, log_probs, entropies, ask.colour) or "(nothing)"
+        # The answer has a space of its own after plain text.
+        space = "" if whole.startswith(" ") else " "
+        print(f"\nQ: {ask.question}\nA:{space}{text}\n", flush=True)
+
+    def show_written(written: list[WrittenAnswer]) -> None:
+        for answer in written:
+            show(answer.tokens, answer.log_probs.tolist(), answer.entropies.tolist())
+
+    (answer,) = measure(model, [asked], settings, on_written=show_written)
+    if not answer.text:
+        return
+    if choices:
+        ids = given.answer_ids(model, answer.text)
+        show(ids, answer.token_log_probs, answer.token_entropies)
     if ask.colour != "none":
         print(
             "Green tokens were certain, red ones were not. isounc ask --help explains the table.\n"

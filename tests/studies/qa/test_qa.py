@@ -504,9 +504,13 @@ def test_an_empty_answer_is_wrong_and_has_no_scores(settings, checkpoint, data, 
     model = load_model(checkpoint)
     asked = tasks.make_task("triviaqa", str(data), num_questions=5, num_examples=1).asked
     tokens = model.tokenizer.encode(" 4")
-    written = [(" 4".strip(), tokens)] * 5
-    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: [("", []), *written[1:]])
-    first, *others = measure(model, asked, settings.measure)
+    numbers = np.zeros(len(tokens)), np.ones(len(tokens))
+    written = [measure_module.WrittenAnswer("4", tokens, *numbers)] * 5
+    empty = measure_module.WrittenAnswer("", [], *np.zeros((2, 0)))
+    monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: [empty, *written[1:]])
+    seen = []
+    first, *others = measure(model, asked, settings.measure, on_written=seen.extend)
+    assert [answer.text for answer in seen] == ["", "4", "4", "4", "4"]
     assert first.text == "" and first.correct is False
     assert first.reasons == ("the answer is empty",) and first.self_assessment.p_true is None
     monkeypatch.setattr(measure_module, "_generated_answers", lambda *_: written)
@@ -538,7 +542,13 @@ def test_asking_one_question(checkpoint, capsys, choices):
     prompt = prompts.truthful(question.question, chat=bool(choices))
     asked = AskedQuestion(question, prompt, form, judged=False)
     ours = MeasureSettings(num_samples=0, max_new_tokens=3, batch_size=1)
-    (found,) = measure(load_model(checkpoint), [asked], ours)
+    written = []
+    (found,) = measure(load_model(checkpoint), [asked], ours, on_written=written.extend)
+    assert bool(written) == (not choices)
+    for answer in written:
+        assert answer.text == found.text
+        np.testing.assert_allclose(answer.log_probs, found.token_log_probs, rtol=1e-4)
+        np.testing.assert_allclose(answer.entropies, found.token_entropies, rtol=1e-4)
     if not found.text:
         assert "A: (nothing)" in lines
         return
