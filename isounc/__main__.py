@@ -41,7 +41,8 @@ def _run(given: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="isounc",
         description="isounc: one-pass uncertainty estimates against the Bayesian reference.",
-        epilog="isounc COMMAND --help explains a command and its options.",
+        epilog="isounc COMMAND --help explains a command and its options. isounc guard fit, check and "
+        "report make, judge and show a guard from a table of scores.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"isounc {__version__}")

@@ -206,7 +206,9 @@ def ending(error):
 
 def test_an_error_of_the_input_has_one_line(capsys):
     assert ending(ValueError("width must be 3, got 2")) == "error: width must be 3, got 2"
-    assert ending(OSError(2, "no such file", "x")) == "error: [Errno 2] no such file: 'x'"
+    assert ending(OSError(2, "No such file", "x")) == "error: x: no such file"
+    assert ending(OSError(5, "Broken", 7)) == "error: [Errno 5] Broken: 7"
+    assert ending(OSError("no room")) == "error: no room"
     assert ending(MemoryError()) == "error: there is not enough memory for this command."
     said = ending(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
     assert said.startswith("error: there is not enough memory for this command. RESOURCE_EXHAUSTED")
