@@ -232,12 +232,20 @@ def _local(tables: Tables) -> str:
         return ""
     verdicts = []
     for name in ("near theta*", "nearer than seeds", "nearer than seeds, Var p"):
-        for row in tables.found(name, size=ALL):
-            label = SCORES[row["score"]].label
-            verdicts.append(f"“{name}”, {label}: {row['verdict']} ({interval(row)})")
+        for row in tables.found(name, size=ALL) or tables.found(name):
+            is_all = row["size"] == ALL
+            if not is_all and row["score"] not in ("sq_norm", "null"):
+                continue
+            words = [SCORES[row["score"]].label, *([] if is_all else [row["size"]])]
+            few = row["num_worlds"] < len(results.worlds)
+            those = f", the {row['num_worlds']} worlds whose chains converged" if few else ""
+            said = f"{row['verdict']} ({interval(row)}{those})"
+            verdicts.append(f"“{name}”, {', '.join(words)}: {said}")
     decided = "; ".join(verdicts) or (
         "no verdict, as a correlation with chains that did not converge is none"
     )
+    if verdicts and not tables.found("near theta*", size=ALL):
+        decided += ". There is none over all widths, as not every width has chains that converged"
     return (
         "Rank correlation with Σ_c Var p_c and Var p of chains around θ*. "
         f"{'. '.join(_capital(parts))}. {_capital([decided])[0]}."

@@ -136,6 +136,34 @@ def test_the_reading_says_what_the_tables_say():
     assert "not compared at equal accuracy: match must be lower." in said
 
 
+def test_chains_that_did_not_converge_are_in_no_verdict_and_said():
+    """Of three widths the first converged in all worlds, the second in two, the last in none."""
+
+    def local(row):
+        if row["epochs"] != 10:
+            return {}
+        r = 0.9 + 0.02 * row["world"]
+        passed = float(row["world"] < {8: 4, 16: 2, 32: 0}[row["width"]])
+        near = {"near": r, "nearer": 0.3, "nearer_var_p": r - 0.5} if passed else {}
+        shared = {"local_passed": passed, "local_rhat": 1.0, "local_ess": 60.0 * passed}
+        return {**shared, "r_local": r, "r_local_var_p": r, **near}
+
+    rows = made_up(4, local)
+    results = Results(rows)
+    said = "\n".join(reading(Tables(results, verdicts(results, []), [], "none", 0.6)))
+    for words in (
+        "Width 16, 50% converged (30 draws): ‖∇p‖² +0.93 and +0.93", "Width 32, 0% converged",
+        "“near theta*”, ‖∇p‖², width 8: confirmed (+0.93 [+0.89, +0.97]);",
+        "‖∇p‖², width 16: confirmed (+0.91 [+0.78, +1.04], the 2 worlds whose chains converged)",
+        "none over all widths, as not every width has chains that converged.",
+    ):  # fmt: skip
+        assert words in said, words
+    assert "‖∇p‖², width 32:" not in said
+    everywhere = Results([row | {"near": 0.9} for row in rows if row["epochs"] == 10])
+    said = "\n".join(reading(Tables(everywhere, verdicts(everywhere, []), [], "none", 0.6)))
+    assert "“near theta*”, ‖∇p‖²: confirmed" in said and "none over all widths" not in said
+
+
 def test_figures_show_the_rows_or_say_why_not():
     figures.against_accuracy(RESULTS)
     figure = figures.by_size(RESULTS, matched(RESULTS, 0.6), 0.6)
