@@ -12,6 +12,14 @@ from isounc.studies.world.scores import SCORES
 from isounc.studies.world.tables import ALL, Results, Row, Rows, What
 from isounc.studies.world.verdicts import HYPOTHESES, SIGNED
 
+_MEMBERS = {
+    "trace": "Σ_c Var p_c",
+    "mi": "mutual information",
+    "var_p": "Var p",
+    "bootstrap": "Σ_c Var p_c of decoders trained on bootstrap samples",
+}
+"""References that other decoders make, in words."""
+
 
 class Tables:
     """The tables of a run, for look-ups."""
@@ -194,8 +202,13 @@ def _correspondence(tables: Tables) -> str:
     """Say the reliability of the references, and what norms share with them."""
     results, parts = tables.results, []
     epochs = results.epochs[-1]
-    for name, words in (("trace", "Σ_c Var p_c"), ("mi", "mutual information"), ("var_p", "Var p")):
-        reliable = results.over_widths(epochs, What(), f"reliability_{name}").mean
+    for name, words in _MEMBERS.items():
+        if name == "bootstrap":
+            of = "its rank correlation with that of the other members"
+            number = results.over_widths(epochs, What(score="ensemble_trace"), "r_bootstrap").mean
+        else:
+            of = "reliability"
+            number = results.over_widths(epochs, What(), f"reliability_{name}").mean
         said = []
         for score in ("null", "sq_norm", "log_sq_norm", "logit_scaled", "entropy"):
             r, partial = (
@@ -206,7 +219,7 @@ def _correspondence(tables: Tables) -> str:
             if r is not None:
                 said.append(f"{SCORES[score].label} {signed(r)}{given}")
         if said:
-            parts.append(f"{words}, reliability {short(reliable)}: {', '.join(said)}")
+            parts.append(f"{words}, {of} {short(number)}: {', '.join(said)}")
     for row in tables.found("norm beyond p", size=ALL):
         label = SCORES[row["score"]].label
         parts.append(f"“norm beyond p”, {label}: {row['verdict']} ({interval(row)})")

@@ -128,7 +128,14 @@ def test_the_reading_says_what_the_tables_say():
         "AUROC at 0.5, 1 and 2", "widths 8, 16 and 32 reach", "‖∇p‖² confirmed (+0.10",
     ):  # fmt: skip
         assert words in said, words
-    assert "One world" not in said and "nan" not in said
+    assert "One world" not in said and "nan" not in said and "bootstrap" not in said
+    of_bootstrap = {"r_bootstrap": 0.25, "partial_bootstrap": -0.5}
+    again = [row | {"score": "ensemble_trace"} for row in ROWS if row["score"] == "sq_norm"]
+    drawn = Results([row | of_bootstrap for row in [*ROWS, *again]])
+    said = "\n".join(reading(Tables(drawn, verdicts(drawn, at_match), at_match, "", 0.6)))
+    other = "bootstrap samples, its rank correlation with that of the other members"
+    assert f"{other} 0.25: " in said
+    assert "‖∇p‖² +0.25 (given p(1−p) -0.50)" in said.partition(other)[2]
     alone = Results(made_up(1))
     tables = Tables(alone, verdicts(alone, []), [], "match must be lower", 0.6)
     said = "\n".join(reading(tables))
