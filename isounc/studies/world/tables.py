@@ -75,7 +75,8 @@ class Size(NamedTuple):
     @property
     def label(self) -> str:
         """The size in words, without the training."""
-        return f"width {self.width}" + (f", {self.depth} layers" if self.depth != DEPTH else "")
+        layers = f", {self.depth} layer{'s' * (self.depth > 1)}" if self.depth != DEPTH else ""
+        return f"width {self.width}{layers}"
 
 
 class What(NamedTuple):
