@@ -143,16 +143,23 @@ def cost(sources: Sequence[Source]) -> list[Row]:
 
 
 def qa(sources: Sequence[Source], claims: Iterable[str]) -> list[Row]:
-    """Rows of claims 11 and 12, from the tests, correlations and gains of the qa study."""
+    """Rows of claims 11 and 12, from the tests, correlations and gains of the qa study.
+
+    A model that is asked in another way than few_shot is a condition of its own.
+    """
     rows = []
     for source in sources:
+        # Runs of before there were other ways do not say.
+        way = str(source.settings.get("prompting", "few_shot"))
         by_place: dict[tuple[str, str], dict[str, list[Row]]] = {}
         for name, needed in NEEDED["qa"].items():
             for row in records(source.table(name, needed)):
                 tables = by_place.setdefault((row["model"], row["benchmark"]), {})
                 tables.setdefault(name, []).append(row)
-        for place, tables in by_place.items():
-            rows += [row for row in _of_benchmark(*place, tables, source) if row["claim"] in claims]
+        for (model, benchmark), tables in by_place.items():
+            point = model if way == "few_shot" else f"{model}, {way}"
+            found = _of_benchmark(point, benchmark, tables, source)
+            rows += [row for row in found if row["claim"] in claims]
     return rows
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -136,6 +136,11 @@ class Source(NamedTuple):
     """Its path as it was given, or below the folder of results."""
     path: Path
     """The folder."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the run."""
+        return RunFolder.load(self.path).settings
 
     def has(self, name: str) -> bool:
         """Whether it has a table."""

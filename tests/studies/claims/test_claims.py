@@ -18,16 +18,16 @@ from isounc.studies.claims.evidence import records
 from isounc.studies.claims.gather import gather
 from isounc.studies.claims.rules import Condition
 from isounc.studies.claims.settings import Settings
-from isounc.studies.claims.sources import NEEDED, given
+from isounc.studies.claims.sources import NEEDED, given, published
 from isounc.studies.claims.statements import CLAIMS, NARROW, WIDE
 from isounc.studies.scaling.paper import TABLE1
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run(path, study, **named):
+def run(path, study, settings=(("preset", "quick"),), **named):
     """A run folder of a study with these tables, each a list of rows."""
-    folder = RunFolder.open(path, {"preset": "quick"}, study=study)
+    folder = RunFolder.open(path, dict(settings), study=study)
     for name, rows in named.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         folder.write_table(f"{name}.csv", rows, columns)
@@ -222,6 +222,12 @@ def test_language_models(tmp_path):
     both = settled(run(tmp_path / "b", "qa", **qa_tables(-0.1, 0.8, 0.9)), "11", "12")
     assert [s.verdict for s in both] == ["contradicted", "supported under"]
     assert tables.where(both[1]) == "Holds: adds to all baselines. Fails: unlike P(True)"
+    # Another way of asking is another condition, and does not take the place of the first.
+    (tmp_path / "c").mkdir()
+    for way in ("few_shot", "chat"):
+        run(tmp_path / "c" / way, "qa", {"prompting": way}, **qa_tables(0.1, 0.51, 0.05))
+    rows = gather(published(str(tmp_path / "c")), ["12"]).rows
+    assert {row["point"] for row in rows} == {"m", "m, chat"} and len(rows) == 8
 
 
 def world_tables(total, p_true, rivals=(0.7, 0.6)):
