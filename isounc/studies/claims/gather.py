@@ -43,7 +43,7 @@ def gather(sources: Sequence[Source], claims: Sequence[str]) -> Gathered:
         *other_runs.spectrum(of("spectrum")),
         *other_runs.shift(of("shift")),
         *other_runs.cost(of("cost")),
-        *other_runs.qa(of("qa"), claims),
+        *other_runs.qa(of("qa"), claims, note),
         *world_runs.world(of("world"), claims, note),
         *routing_runs.routing(of("routing")),
         *routing_runs.second_answerers(of("qa")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from isounc.studies.claims.evidence import Row, records, row_of, row_of_interval
 from isounc.studies.claims.rules import Condition, to_scale
@@ -10,6 +10,8 @@ from isounc.studies.claims.sources import COSTS, NEEDED, Source
 
 REAL = ("breast_cancer", "wine", "digits_3v8")
 """Problems whose data are real."""
+FEWEST = 10
+"""Right and wrong answers that an AUROC of question answering needs, as in the world study."""
 FRESH = "the error grows with distance, fresh data"
 """The measure that shows what fresh inputs of the same distribution do."""
 _SPECTRUM = ("width", "depth", "parameterisation", "n")
@@ -142,10 +144,13 @@ def cost(sources: Sequence[Source]) -> list[Row]:
     return rows
 
 
-def qa(sources: Sequence[Source], claims: Iterable[str]) -> list[Row]:
+def qa(
+    sources: Sequence[Source], claims: Iterable[str], note: Callable[[str, Source, str], None]
+) -> list[Row]:
     """Rows of claims 11 and 12, from the tests, correlations and gains of the qa study.
 
-    A model that is asked in another way than few_shot is a condition of its own.
+    A model that is asked in another way than few_shot is a condition of its own. A benchmark with fewer
+    than `FEWEST` right or wrong answers is left out, and noted.
     """
     rows = []
     for source in sources:
@@ -157,10 +162,26 @@ def qa(sources: Sequence[Source], claims: Iterable[str]) -> list[Row]:
                 tables = by_place.setdefault((row["model"], row["benchmark"]), {})
                 tables.setdefault(name, []).append(row)
         for (model, benchmark), tables in by_place.items():
+            asked, wrong = (
+                _counts(tables["results.csv"]) if "results.csv" in tables else (None, None)
+            )
+            if wrong is not None and asked is not None and min(wrong, asked - wrong) < FEWEST:
+                for claim in ("11", "12"):
+                    note(
+                        claim, source, f"{benchmark} has {asked - wrong} right and {wrong} wrong "
+                        f"answers, of which {FEWEST} each are asked for",
+                    )  # fmt: skip
+                continue
             point = model if way == "few_shot" else f"{model}, {way}"
             found = _of_benchmark(point, benchmark, tables, source)
             rows += [row for row in found if row["claim"] in claims]
     return rows
+
+
+def _counts(rows: Sequence[Row]) -> tuple[int | None, int | None]:
+    """Questions of a benchmark and wrong answers; None where tables of before do not say."""
+    known = [(r["num_questions"], r["num_wrong"]) for r in rows if r.get("num_wrong") is not None]
+    return max(known) if known else (None, None)
 
 
 def _of_benchmark(

@@ -34,7 +34,7 @@ def world(
         ]  # fmt: skip
         for (width, depth), of_size in whole.groupby(["width", "depth"]):
             point = f"a decoder of width {width}"
-            point += f", {depth} layer{'s' * (depth > 1)}" if depth != _DEPTH else ""
+            point += f", {depth} layer{'' if depth == 1 else 's'}" if depth != _DEPTH else ""
             numbers: Numbers = {}
             for row in records(of_size):
                 numbers.setdefault(row["world"], {})[row["condition"], row["score"]] = row

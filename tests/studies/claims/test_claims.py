@@ -222,6 +222,14 @@ def test_language_models(tmp_path):
     both = settled(run(tmp_path / "b", "qa", **qa_tables(-0.1, 0.8, 0.9)), "11", "12")
     assert [s.verdict for s in both] == ["contradicted", "supported under"]
     assert tables.where(both[1]) == "Holds: adds to all baselines. Fails: unlike P(True)"
+    # Three right answers say nothing.
+    few = qa_tables(0.1, 0.01, 0.05)
+    few["results"] = [row | {"num_wrong": 897} for row in few["results"]]
+    found = gather(given([run(tmp_path / "few", "qa", **few)]), ["11", "12"])
+    assert {row["region"] for row in found.rows} == {"truthfulqa_mc1"}
+    assert {n["note"] for n in found.notes} == {
+        "triviaqa has 3 right and 897 wrong answers, of which 10 each are asked for"
+    }
     # Another way of asking is another condition, and does not take the place of the first.
     (tmp_path / "c").mkdir()
     for way in ("few_shot", "chat"):
