@@ -47,7 +47,7 @@ def end(run: Callable[[], bool | None], *, kept: str) -> None:
         with _ended_by_signals(rest):
             sys.exit(1 if run() is False else 0)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {_told(error)}")
+        sys.exit(f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. {rest}")
     except Ended as ended:
@@ -61,7 +61,7 @@ def end(run: Callable[[], bool | None], *, kept: str) -> None:
         sys.exit(f"This is a fault of isounc: please report the lines above, with\n{_versions()}")
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message of an error; of the system's own, the file and what is wrong with it."""
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes):
         return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}"

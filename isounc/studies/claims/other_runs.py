@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from isounc.studies.claims.evidence import Row, records, row_of, row_of_interval
@@ -162,13 +163,11 @@ def qa(
                 tables = by_place.setdefault((row["model"], row["benchmark"]), {})
                 tables.setdefault(name, []).append(row)
         for (model, benchmark), tables in by_place.items():
-            asked, wrong = (
-                _counts(tables["results.csv"]) if "results.csv" in tables else (None, None)
-            )
-            if wrong is not None and asked is not None and min(wrong, asked - wrong) < FEWEST:
+            right, wrong = _counts(tables.get("results.csv", []))
+            if min(right, wrong) < FEWEST:
                 for claim in ("11", "12"):
                     note(
-                        claim, source, f"{benchmark} has {asked - wrong} right and {wrong} wrong "
+                        claim, source, f"{benchmark} has {right} right and {wrong} wrong "
                         f"answers, of which {FEWEST} each are asked for",
                     )  # fmt: skip
                 continue
@@ -178,10 +177,13 @@ def qa(
     return rows
 
 
-def _counts(rows: Sequence[Row]) -> tuple[int | None, int | None]:
-    """Questions of a benchmark and wrong answers; None where tables of before do not say."""
+def _counts(rows: Sequence[Row]) -> tuple[float, float]:
+    """Right and wrong answers to a benchmark's questions; infinite where its tables do not say."""
     known = [(r["num_questions"], r["num_wrong"]) for r in rows if r.get("num_wrong") is not None]
-    return max(known) if known else (None, None)
+    if not known:
+        return math.inf, math.inf
+    asked, wrong = max(known)
+    return asked - wrong, wrong
 
 
 def _of_benchmark(

@@ -183,25 +183,30 @@ def answer_question(ask: Ask) -> None:
     print(f"{model.name} ...", file=sys.stderr)
     (given,) = rendered(model, [prompt])
 
-    def show(ids: Sequence[int], log_probs: Sequence[float], entropies: Sequence[float]) -> None:
+    def show(
+        text: str, ids: Sequence[int], log_probs: Sequence[float], entropies: Sequence[float]
+    ) -> None:
         """Print question and answer; whoever reads them need not wait for the norms."""
         whole = model.tokenizer.decode(ids)
+        # The last token may hold what ended the answer, such as the end of its line.
+        whole = whole[: whole.find(text) + len(text)] if text in whole else whole
         pieces = [whole[a:b] for a, b in pairwise(model.tokenizer.text_ends(ids))]
-        text = coloured(pieces, log_probs, entropies, ask.colour) or "(nothing)"
+        shown = coloured(pieces, log_probs, entropies, ask.colour) or "(nothing)"
         # The answer has a space of its own after plain text.
         space = "" if whole.startswith(" ") else " "
-        print(f"\nQ: {ask.question}\nA:{space}{text}\n", flush=True)
+        print(f"\nQ: {ask.question}\nA:{space}{shown}\n", flush=True)
 
     def show_written(written: list[WrittenAnswer]) -> None:
         for answer in written:
-            show(answer.tokens, answer.log_probs.tolist(), answer.entropies.tolist())
+            numbers = answer.log_probs.tolist(), answer.entropies.tolist()
+            show(answer.text, answer.tokens, *numbers)
 
     (answer,) = measure(model, [asked], settings, on_written=show_written)
     if not answer.text:
         return
     if choices:
         ids = given.answer_ids(model, answer.text)
-        show(ids, answer.token_log_probs, answer.token_entropies)
+        show(answer.text, ids, answer.token_log_probs, answer.token_entropies)
     if ask.colour != "none":
         print(
             "Green tokens were certain, red ones were not. isounc ask --help explains the table.\n"

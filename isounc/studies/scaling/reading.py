@@ -100,7 +100,7 @@ def reading(results: Results) -> tuple[str, ...]:
 
 
 def _two_seeds(results: Results) -> str:
-    """What to think of intervals over two seeds, which have a single degree of freedom."""
+    """Say how little intervals over two seeds tell: they have one degree of freedom."""
     if results.rows["seed"].nunique() != 2:
         return ""
     return (

@@ -75,8 +75,8 @@ class Size(NamedTuple):
     @property
     def label(self) -> str:
         """The size in words, without the training."""
-        layers = f", {self.depth} layer{'s' * (self.depth > 1)}" if self.depth != DEPTH else ""
-        return f"width {self.width}{layers}"
+        layers = f", {self.depth} layer{'' if self.depth == 1 else 's'}"
+        return f"width {self.width}" + (layers if self.depth != DEPTH else "")
 
 
 class What(NamedTuple):

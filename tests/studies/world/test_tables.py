@@ -144,7 +144,7 @@ def test_the_reading_says_what_the_tables_say():
 
 
 def test_chains_that_did_not_converge_are_in_no_verdict_and_said():
-    """Of three widths the first converged in all worlds, the second in two, the last in none."""
+    """Chains converged in all worlds at the first width, in two at the second, in none at the last."""
 
     def local(row):
         if row["epochs"] != 10:
