@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from isounc.runs.compute import Say
 from isounc.runs.executors import Batch
 from isounc.runs.folder import Record
 from isounc.runs.settings import folder_of_run
+from isounc.sampling.checkpoint import Checkpoint
 from isounc.statistics import compare
 from isounc.studies.world.checkpoint import Progress
 from isounc.studies.world.corpus import OF_RULE, World, make_world, of_kind, oracle_auroc
-from isounc.studies.world.local import Convergence, convergence, sample_locally
 from isounc.studies.world.measures import (
     REFERENCES,
     Asked,
@@ -30,6 +30,16 @@ from isounc.studies.world.measures import (
     auroc,
     numbers_of_rule,
     reliability,
+)
+from isounc.studies.world.references import (
+    CHECKS,
+    FROM_CHAINS,
+    LOCAL,
+    Draws,
+    Near,
+    draw,
+    judge_chains,
+    numbers_of_chains,
 )
 from isounc.studies.world.scores import (
     SCORES,
@@ -68,12 +78,10 @@ CONDITIONS = {
 rule alone."""
 UNKNOWN = "unknown"
 """The condition whose task is to tell what was never told."""
-LOCAL = ("local", "local_var_p")
-"""Numbers of the local reference: the trace, and Var p of the answer."""
 OF_CONDITION = (
     *("num_questions", "accuracy", "share_below", "oracle", "most_told"),
     *(f"reliability_{name}" for name in REFERENCES),
-    *("local_passed", "local_rhat", "local_ess"),
+    *CHECKS,
     *("asked_accuracy", "asked_auroc", "taught_accuracy"),
     *("members_accuracy", "members_low", "premise_accuracy"),
 )
@@ -85,6 +93,9 @@ OF_CONDITION = (
     reliability_*           rank correlation between halves of the members, stepped up
     local_passed            share of the local references that converged
     local_rhat, local_ess   their R-hat and effective draws (`isounc.studies.world.local`)
+    hmc_*                   the same of Hamiltonian Monte Carlo; share of divergent transitions
+    langevin_r              rank correlation of both chains' Var p, where both converged
+    langevin_ratio          median ratio of stochastic gradient chains' Var p to that of HMC, there
     asked_accuracy          share of right replies whether the true answer, and a random false one of
                             the pool, are true
     asked_auroc             AUROC of 1 - P(True) for the false ones among these
@@ -96,7 +107,7 @@ OF_CONDITION = (
 OF_SCORE = (
     *("auroc", "below_oracle", "auroc_turn", "with_p_true"),
     *(f"{kind}_{name}" for name in (*REFERENCES, "bootstrap", *LOCAL) for kind in ("r", "partial")),
-    *("near", "nearer", "nearer_var_p"),
+    *("near", "nearer", "nearer_var_p", "near_hmc", "beyond_hmc"),
 )
 """Columns of numbers of a score.
 
@@ -108,13 +119,10 @@ OF_SCORE = (
     near            r_local_var_p, where the local references converged
     nearer          r_local less r_trace, where they did
     nearer_var_p    r_local_var_p less r_var_p, where they did
+    near_hmc        r_hmc_var_p, where Hamiltonian Monte Carlo converged
+    beyond_hmc      partial_hmc_var_p, where it did
 """
 NUMBERS = (*OF_CONDITION, *OF_SCORE)
-_OF_LOCAL = {
-    *("local_passed", "local_rhat", "local_ess", "near", "nearer", "nearer_var_p"),
-    *(f"{kind}_{name}" for name in LOCAL for kind in ("r", "partial")),
-}
-"""Columns that only the decoders with chains of their own have."""
 UNHEATED = ("p_true", "frequency", "ensemble_trace", "ensemble_mi", "oracle", "regression")
 """Scores that have no temperature."""
 _FITTED = LogisticSettings(num_repeats=1)
@@ -144,7 +152,9 @@ def evaluate(batch: Batch, settings: Settings, say: Say) -> Iterator[Record]:
     )
     for epochs, members in trained:
         say(f"scores after epoch {epochs}")
-        yield _record(cells[epochs], world, members, num_params(config), settings, say)
+        yield _record(
+            cells[epochs], world, members, num_params(config), settings, say, progress.of_chains
+        )
     progress.remove()
 
 
@@ -167,15 +177,16 @@ def conditions(world: World) -> dict[str, Bool[np.ndarray, " Q"]]:
 
 
 def _record(
-    cell: Cell, world: World, members: Members, size: int, settings: Settings, say: Say
-) -> Record:
+    cell: Cell, world: World, members: Members, size: int, settings: Settings, say: Say,
+    store: Callable[[int], Checkpoint],
+) -> Record:  # fmt: skip
     count = settings.num_members + settings.num_bootstrap
     log_probs = np.stack(
         [answer_log_probs(members.graphdef, members.member(i), world) for i in range(count)]
     )
     judged, arrays, scales = [], {}, []
     for i in range(settings.num_judged):
-        draws = _draws(cell, world, members, i, settings, say)
+        draws = draw(cell, world, members, i, settings, size, store, say)
         rows, kept, scale = judge(cell, world, members, log_probs, i, settings, draws)
         judged.append(rows)
         scales.append(scale)
@@ -188,18 +199,6 @@ def _record(
         "rows": [_mean_row(rows, settings.local.num_members) for rows in zip(*judged, strict=True)],
     }
     return Record(cell.name, meta, arrays)
-
-
-def _draws(
-    cell: Cell, world: World, members: Members, i: int, settings: Settings, say: Say
-) -> Float[np.ndarray, "K S Q C"] | None:
-    """Log probabilities at the draws of chains around a member that has them."""
-    local = settings.local
-    if not local.num_chains or i >= local.num_members or cell.epochs != settings.epochs[-1]:
-        return None
-    say(f"chains around member {i}")
-    seed = seed_of(cell, f"local {i}")
-    return sample_locally(members.graphdef, members.member(i), world, local, seed)
 
 
 class Judged(NamedTuple):
@@ -219,8 +218,8 @@ class Judged(NamedTuple):
     """References, by the end of their columns' names."""
     halves: Mapping[str, Mapping[str, float | None]]
     """Reliability of each number of the reference, by condition."""
-    converged: Convergence | None
-    """Convergence of the local reference, where there is one."""
+    chains: Mapping[str, Near]
+    """What chains around the decoder say, where there are some."""
     asked: Asked
     """What the decoder replies about given answers."""
     by_rule: Mapping[str, float | None]
@@ -250,7 +249,7 @@ def judge(
     log_probs: Float[np.ndarray, "M Q C"],
     i: int,
     settings: Settings,
-    draws: Float[np.ndarray, "K S Q C"] | None = None,
+    draws: Mapping[str, Draws] | None = None,
 ) -> tuple[list[Row], dict[str, np.ndarray], float]:
     """Rows about the answers of one member, what figures draw of them, and its sigma^2."""
     wheres, taught, shares = conditions(world), of_kind(world, "taught"), world.shares()
@@ -262,11 +261,9 @@ def judge(
     if settings.num_bootstrap:
         drawn = log_probs[settings.num_members :]
         targets["bootstrap"] = reference(drawn, said.answer).trace
-    converged = None
-    if draws is not None:
-        converged = convergence(draws, said.answer, wheres["all"])
-        near = reference(draws.reshape(-1, *draws.shape[2:]), said.answer)
-        targets |= {"local": near.trace, "local_var_p": near.var_p}
+    chains = judge_chains(draws or {}, said.answer, wheres["all"])
+    for name, near in chains.items():
+        targets |= {name: near.spread.trace, f"{name}_var_p": near.spread.var_p}
     heated: dict[float, Values] = {}
     below: dict[float, Bool[np.ndarray, " Q"]] = {}
     for t in settings.temperatures:
@@ -280,7 +277,7 @@ def judge(
     every = log_probs[: settings.num_members]
     by_rule = numbers_of_rule(every, world, wheres["rule"]) if settings.rule else {}
     judged = Judged(
-        world, said.answer, wrong, heated, below, targets, halves, converged, asked, by_rule
+        world, said.answer, wrong, heated, below, targets, halves, chains, asked, by_rule
     )
     rows = []
     for name, where in wheres.items():
@@ -320,12 +317,7 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
         shared |= judged.asked.numbers(where)
         if place.condition == "rule":
             shared |= judged.by_rule
-        if judged.converged is not None:
-            shared["local_passed"] = float(judged.converged.passed)
-            # JSON and tables hold no infinity: R-hat of chains that stand still.
-            if np.isfinite(judged.converged.rhat):
-                shared["local_rhat"] = judged.converged.rhat
-            shared["local_ess"] = judged.converged.ess
+        shared |= numbers_of_chains(judged.chains, where)
     rows = []
     for name in (name for name in SCORES if name in values or name == "regression"):
         if place.temperature != 1 and name in UNHEATED:
@@ -350,10 +342,14 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
             for number, target in judged.targets.items():
                 found = compare(score, target[where], given=values["null"][where])
                 row |= {f"r_{number}": found.spearman, f"partial_{number}": found.partial_spearman}
-            if judged.converged is not None and judged.converged.passed:
+            passed = [name for name, near in judged.chains.items() if near.convergence.passed]
+            if "local" in passed:
                 row["near"] = row["r_local_var_p"]
                 row["nearer"] = _less(row["r_local"], row["r_trace"])
                 row["nearer_var_p"] = _less(row["r_local_var_p"], row["r_var_p"])
+            if "hmc" in passed:
+                row["near_hmc"] = row["r_hmc_var_p"]
+                row["beyond_hmc"] = row["partial_hmc_var_p"]
     return rows
 
 
@@ -375,6 +371,6 @@ def _mean_row(rows: tuple[Row, ...], num_local: int) -> Row:
     """The mean of each number over the members judged that are to have it; None where one has none."""
     mean = dict(rows[0])
     for name in NUMBERS:
-        known = [row[name] for row in (rows[:num_local] if name in _OF_LOCAL else rows)]
+        known = [row[name] for row in (rows[:num_local] if name in FROM_CHAINS else rows)]
         mean[name] = None if None in known else float(f"{np.mean(known):.{DIGITS}g}")
     return mean

@@ -53,6 +53,9 @@ class Progress:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._name = f"world{cell.world}-width{cell.width}-depth{cell.depth}"
         self._root = folder / FOLDER
+        self._identity = identity | {
+            "local": dataclasses.asdict(settings.local), "hmc": dataclasses.asdict(settings.hmc)
+        }  # fmt: skip
         self._epochs, self._first = settings.epochs, min(cell.epochs for cell in cells)
         self._checkpoint = Checkpoint.open(self._root / f"{self._name}-{digest}", identity)
 
@@ -66,6 +69,12 @@ class Progress:
         if step < 0 or self._epochs[step] > self._first:
             return 0, like
         return self._epochs[step], jax.tree.map(jnp.asarray, state)
+
+    def of_chains(self, member: int) -> Checkpoint:
+        """Where chains of Hamiltonian Monte Carlo around a member are kept."""
+        identity = self._identity | {"member": member}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return Checkpoint.open(self._root / f"{self._name}-hmc-{digest}", identity)
 
     def remove(self) -> None:
         """Remove all states of this world and size."""

@@ -95,11 +95,13 @@ class Convergence(NamedTuple):
     """R-hat that `SHARE` of the judged questions do not exceed."""
     ess: float
     """Effective draws, of p or (p - mean)^2, that `SHARE` of them reach."""
+    is_sound: bool = True
+    """Whether nothing else speaks against the chains, such as divergent transitions."""
 
     @property
     def passed(self) -> bool:
-        """Whether both bounds are kept; an undefined number keeps none."""
-        return self.rhat < RHAT_MAX and self.ess >= ESS_MIN
+        """Whether both bounds are kept, by sound chains; an undefined number keeps none."""
+        return self.is_sound and self.rhat < RHAT_MAX and self.ess >= ESS_MIN
 
 
 def log_density(

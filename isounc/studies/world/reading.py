@@ -7,9 +7,9 @@ from typing import Any
 
 from isounc.runs.words import interval, listed, short, signed
 from isounc.statistics import VERDICTS
-from isounc.studies.world.cell import CONDITIONS, LOCAL
+from isounc.studies.world.cell import CONDITIONS
 from isounc.studies.world.scores import SCORES
-from isounc.studies.world.tables import ALL, Results, Row, Rows, What
+from isounc.studies.world.tables import ALL, Results, Row, Rows, Size, What
 from isounc.studies.world.verdicts import HYPOTHESES, SIGNED
 
 _MEMBERS = {
@@ -19,6 +19,17 @@ _MEMBERS = {
     "bootstrap": "Σ_c Var p_c of decoders trained on bootstrap samples",
 }
 """References that other decoders make, in words."""
+
+CHAIN_WORDS = {
+    "local": "stochastic gradient chains around θ*",
+    "hmc": "Hamiltonian Monte Carlo with all sentences",
+}
+"""Chains of one density, in words."""
+_OF_CHAINS = {
+    "local": ("near theta*", "nearer than seeds", "nearer than seeds, Var p"),
+    "hmc": ("near theta*, HMC", "beyond p, HMC"),
+}
+"""Hypotheses about them."""
 
 
 class Tables:
@@ -47,7 +58,7 @@ def reading(tables: Tables) -> list[str]:
         _oracle(tables),
         _correspondence(tables),
     ]
-    found += [_local(tables), _unknown(tables), _size(tables)]
+    found += [*(_chains(tables, name) for name in CHAIN_WORDS), _unknown(tables), _size(tables)]
     return [paragraph for paragraph in found if paragraph]
 
 
@@ -226,26 +237,30 @@ def _correspondence(tables: Tables) -> str:
     return f"Rank correlation with the other members. {'. '.join(_capital(parts))}." * bool(parts)
 
 
-def _local(tables: Tables) -> str:
-    """Say whether the chains around theta* converged, and what norms share with their spread."""
+def _chains(tables: Tables, name: str) -> str:
+    """Say whether chains converged, and what norms share with their spread."""
     results, parts = tables.results, []
     for size in results.longest:
-        passed, ess = (results.over(size, What(), f"local_{n}").mean for n in ("passed", "ess"))
+        passed, ess = (results.over(size, What(), f"{name}_{n}").mean for n in ("passed", "ess"))
         if passed is None or ess is None:
             continue
         said = []
         for score in ("sq_norm", "log_sq_norm", "logit_scaled", "null", "entropy"):
             trace, var_p = (
-                results.over(size, What(score=score), f"r_{name}").mean for name in LOCAL
+                results.over(size, What(score=score), f"r_{number}").mean
+                for number in (name, f"{name}_var_p")
             )
             if trace is not None and var_p is not None:
                 said.append(f"{SCORES[score].label} {signed(trace)} and {signed(var_p)}")
-        parts.append(f"{size.label}, {passed:.0%} converged ({ess:.0f} draws): {', '.join(said)}")
+        part = f"{size.label}, {passed:.0%} converged ({ess:.0f} draws): {', '.join(said)}"
+        if name == "hmc":
+            part += _langevin(results, size)
+        parts.append(part)
     if not parts:
         return ""
     verdicts = []
-    for name in ("near theta*", "nearer than seeds", "nearer than seeds, Var p"):
-        for row in tables.found(name, size=ALL) or tables.found(name):
+    for hypothesis in _OF_CHAINS[name]:
+        for row in tables.found(hypothesis, size=ALL) or tables.found(hypothesis):
             is_all = row["size"] == ALL
             if not is_all and row["score"] not in ("sq_norm", "null"):
                 continue
@@ -253,15 +268,27 @@ def _local(tables: Tables) -> str:
             few = row["num_worlds"] < len(results.worlds)
             those = f", the {row['num_worlds']} worlds whose chains converged" if few else ""
             said = f"{row['verdict']} ({interval(row)}{those})"
-            verdicts.append(f"“{name}”, {', '.join(words)}: {said}")
+            verdicts.append(f"“{hypothesis}”, {', '.join(words)}: {said}")
     decided = "; ".join(verdicts) or (
         "no verdict, as a correlation with chains that did not converge is none"
     )
-    if verdicts and not tables.found("near theta*", size=ALL):
+    if verdicts and not tables.found(_OF_CHAINS[name][0], size=ALL):
         decided += ". There is none over all widths, as not every width has chains that converged"
     return (
-        "Rank correlation with Σ_c Var p_c and Var p of chains around θ*. "
+        f"Rank correlation with Σ_c Var p_c and Var p of {CHAIN_WORDS[name]}. "
         f"{'. '.join(_capital(parts))}. {_capital([decided])[0]}."
+    )
+
+
+def _langevin(results: Results, size: Size) -> str:
+    """Say how the chains by stochastic gradients compare, where both converged."""
+    r, ratio = (results.over(size, What(), f"langevin_{n}") for n in ("r", "ratio"))
+    if r.mean is None or ratio.mean is None:
+        return ""
+    return (
+        f"; Var p of the stochastic gradient chains has rank correlation {short(r.mean)}"
+        f"{_ends(r._asdict())} with it and is {ratio.mean:.2g} times as large (median over questions, "
+        "mean over worlds)"
     )
 
 

@@ -24,9 +24,10 @@ from isounc.studies.world.cascade import (
     cascade_table,
     cascades,
 )
-from isounc.studies.world.cell import CONDITIONS, LOCAL
+from isounc.studies.world.cell import CONDITIONS
 from isounc.studies.world.local import SHARE
-from isounc.studies.world.reading import Tables, reading
+from isounc.studies.world.reading import CHAIN_WORDS, Tables, reading
+from isounc.studies.world.references import LOCAL
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.settings import DEPTH, Cell, Settings, batches
 from isounc.studies.world.tables import (
@@ -59,6 +60,8 @@ _REFERENCES = {
     "bootstrap": "Σ_c Var p_c, bootstrap",
     "local": "Σ_c Var p_c, around θ*",
     "local_var_p": "Var p, around θ*",
+    "hmc": "Σ_c Var p_c, HMC",
+    "hmc_var_p": "Var p, HMC",
 }
 """References with their labels."""
 _BARS = "Bars are 95% intervals over worlds."
@@ -332,15 +335,18 @@ def correspondence_table(results: Results, i: int) -> Table:
         lines.append((SCORES[score].label, *cells))
     headings = [h for name in names for h in (_REFERENCES[name], "given p(1−p)")]
     note = "All judged questions, with 95% intervals over worlds."
-    passed, rhat, ess = (
-        results.over(size, What(), f"local_{name}").mean for name in ("passed", "rhat", "ess")
-    )
-    if passed is not None and ess is not None:
-        r = "infinite" if rhat is None else f"{rhat:.2f}"
-        note += (
-            f" Of the local references {passed:.0%} converged (mean R-hat {r}, which {SHARE:.0%} of the "
-            f"questions do not exceed, and {ess:.0f} effective draws, which {SHARE:.0%} of them reach)."
+    for name, words in CHAIN_WORDS.items():
+        passed, rhat, ess = (
+            results.over(size, What(), f"{name}_{check}").mean
+            for check in ("passed", "rhat", "ess")
         )
+        if passed is not None and ess is not None:
+            r = "infinite" if rhat is None else f"{rhat:.2f}"
+            note += (
+                f" Of the references by {words} {passed:.0%} converged (mean R-hat {r}, which "
+                f"{SHARE:.0%} of the questions do not exceed, and {ess:.0f} effective draws, which "
+                f"{SHARE:.0%} of them reach)."
+            )
     return Table(
         f"Rank correlations, {size.label}", ("score", *headings), lines, note,
     )  # fmt: skip

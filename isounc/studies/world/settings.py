@@ -10,6 +10,7 @@ from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.studies.world.corpus import EVERY_FORM, FORMS, questions_of_relation
+from isounc.studies.world.hmc import HMCChains, check_starts
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
 
@@ -56,6 +57,9 @@ class Settings(RunSettings):
     local: LocalChains = field(default_factory=LocalChains)
     """Chains around the decoders that are judged, after the longest training. The preset quick has
     none: they add half to its time, which is to stay within three minutes on a shared core."""
+    hmc: HMCChains = field(default_factory=HMCChains)
+    """Chains of Hamiltonian Monte Carlo, with all sentences, of the density of `local`: of the first
+    judged decoder, where it is small, after the longest training."""
     match: float = 0.6
     """Accuracy, on recall of what was told, at which sizes are compared."""
     train: WorldTraining = field(default_factory=WorldTraining)
@@ -132,6 +136,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"assessed must be from 0 to 1, got {settings.assessed:g}")
     if settings.local.num_chains:
         check_count("local.num_members", settings.local.num_members, 1, settings.num_judged)
+    check_starts(settings.hmc, settings.local, settings.num_members)
     if settings.num_bootstrap != 0:
         check_count("num_bootstrap", settings.num_bootstrap, 2, 1000)
     check_count("first_world", settings.first_world, 0, MOST_SEED - settings.num_worlds)
@@ -182,6 +187,8 @@ def plan(settings: Settings) -> list[Group]:
         seen = members * settings.epochs[-1] * sentences
         seen += local.num_members * (steps * local.minibatch + draws)
         seconds = seen * (5.8e-6 * depth + 9.3e-10 * size) + 6 * len(settings.epochs)
+        if settings.hmc.num_chains and size <= settings.hmc.max_params:
+            seconds += settings.hmc.seconds(settings.local, sentences)
         mebibytes = 300 + 16e-6 * members * size
         label = f"width {width} depth {depth} world {cells[0].world}"
         work = sentences * size

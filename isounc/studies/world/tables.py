@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from isounc.fields import integer, number, text
 from isounc.statistics import Interval, interval_over_seeds, trend, verdict
 from isounc.studies.world.cell import CONDITIONS, NUMBERS, OF_CONDITION, OF_SCORE, PARTS
+from isounc.studies.world.references import CHAINS, CHECKS
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.settings import DEPTH
 from isounc.studies.world.verdicts import HYPOTHESES, Hypothesis
@@ -55,8 +56,10 @@ ROW = {
     "members_low": number(default=None),
     # Stepped up, a negative correlation of halves may go far below -1.
     **{name: number(default=None) for name in NUMBERS if name.startswith("reliability")},
-    "local_passed": _SHARE,
-    **dict.fromkeys(("local_rhat", "local_ess", "num_questions"), number(0, 1e9, None)),
+    **dict.fromkeys((f"{name}_passed" for name in CHAINS), _SHARE),
+    "hmc_divergent": _SHARE,
+    **{name: number(0, 1e9, None) for name in CHECKS if name.endswith(("rhat", "ess", "ratio"))},
+    "num_questions": number(0, 1e9, None),
     **dict.fromkeys(("nearer", "nearer_var_p"), number(-2 - 1e-6, 2 + 1e-6, None)),
 }
 """What a row must hold, which anybody may have edited."""

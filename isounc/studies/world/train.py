@@ -207,15 +207,21 @@ def _epoch(
     return jax.vmap(one)(params, state, of_facts, of_claims)
 
 
-def nll_of_facts(decoder: Decoder, facts: Int[Array, "B 5"]) -> Float[Array, ""]:
-    """Summed loss of the tokens of sentences of fact, nats."""
-    return _nll(decoder(facts[:, :-1]), facts[:, 1:]).sum()
+def nll_of_facts(
+    decoder: Decoder, facts: Int[Array, "B 5"], counts: Float[Array, " B"] | None = None
+) -> Float[Array, ""]:
+    """Summed loss of the tokens of sentences of fact, nats; each counts once, or `counts` times."""
+    found = _nll(decoder(facts[:, :-1]), facts[:, 1:])
+    return found.sum() if counts is None else found.sum(1) @ counts
 
 
-def nll_of_replies(decoder: Decoder, claims: Int[Array, "B 7"]) -> Float[Array, ""]:
-    """Summed loss of the replies of sentences of self-assessment, nats."""
+def nll_of_replies(
+    decoder: Decoder, claims: Int[Array, "B 7"], counts: Float[Array, " B"] | None = None
+) -> Float[Array, ""]:
+    """Summed loss of the replies of sentences of self-assessment, nats; counted as `nll_of_facts`."""
     states = decoder.hidden(claims[:, :-1])[:, -1]
-    return _nll(decoder.head(states), claims[:, -1]).sum()
+    found = _nll(decoder.head(states), claims[:, -1])
+    return found.sum() if counts is None else found @ counts
 
 
 def _nll(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -80,6 +80,14 @@ HYPOTHESES = {
         "the rank correlation of this score with Var p of chains around θ* is above .7", "near",
         STRONG, ("sq_norm",), ("all",),
     ),
+    "near theta*, HMC": Hypothesis(
+        "the rank correlation of this score with Var p by Hamiltonian Monte Carlo is above .7",
+        "near_hmc", STRONG, ("sq_norm",), ("all",),
+    ),
+    "beyond p, HMC": Hypothesis(
+        "that rank correlation, given p(1−p), is above zero", "beyond_hmc", 0.0,
+        ("sq_norm", "log_sq_norm", "odds_sq_norm", "logit_scaled"), ("all",),
+    ),
     "nearer than seeds": Hypothesis(
         "this score's rank correlation with Σ_c Var p_c of chains around θ* is above that with "
         "Σ_c Var p_c of the other members", "nearer", 0.0,
