@@ -32,7 +32,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from isounc.checks import check_count
-from isounc.sampling.adaptation import Tuning, count_draws, end_window, start_tuning
+from isounc.sampling.adaptation import Tuning, end_window, start_tuning
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.sampling.kernels import HMC, ChainState, StepInfo, start_chains
 from isounc.sampling.settings import GateSettings, SamplerSettings
@@ -41,8 +41,8 @@ from isounc.studies.world.local import LocalChains
 from isounc.studies.world.scores import answer_log_probs
 from isounc.studies.world.train import Members, nll_of_facts, nll_of_replies
 
-WINDOWS = 4
-"""Windows of warm-up: the metric is adapted at the end of the second and third."""
+WINDOWS = 2
+"""Windows of warm-up, after each of which the averaged step size is taken over."""
 AT_A_TIME = 10
 """Transitions between two reports of progress."""
 SECONDS_PER_SENTENCE = 3e-6
@@ -83,8 +83,14 @@ class HMCChains:
 
     @property
     def sampler(self) -> SamplerSettings:
-        """The settings of the transitions and their adaptation."""
-        return SamplerSettings(num_chains=self.num_chains, num_warmup=self.num_warmup)
+        """The settings of the transitions and their adaptation.
+
+        Most directions are those of the Gaussian factor, in which the identity is the right metric;
+        one estimated from some hundred draws would only add noise in each of them.
+        """
+        return SamplerSettings(
+            num_chains=self.num_chains, num_warmup=self.num_warmup, metric="identity"
+        )
 
 
 class Drawn(NamedTuple):
@@ -220,12 +226,9 @@ def sample_by_hmc(
             for name, values in (("draws", drawn), *info._asdict().items()):
                 if name in _State._fields:
                     getattr(state, name)[rows] = values
-        elif end in (ends := _window_ends(settings)):
-            window = ends.index(end)
-            tuning = _end_window(
-                tuning, settings=settings.sampler, adapt_metric=0 < window < WINDOWS - 1,
-                retries=window >= WINDOWS - 2,
-            )  # fmt: skip
+        elif end in _window_ends(settings):
+            # Trajectories are tried again from the second window on.
+            tuning = _end_window(tuning, settings=settings.sampler)
         state = state._replace(chains=chains, tuning=tuning)
         if store is not None:
             store.save(i, jax.device_get(state))
@@ -294,17 +297,13 @@ def _transitions(
         moved, info, proposal = _SAMPLER.transition(of_move, chains, tuning, u, remainder, settings)
         if adapts:
             tuning = _SAMPLER.adapt(tuning, chains, proposal, info, u, settings)
-            tuning = count_draws(tuning, moved.x)
         return (moved, tuning), (moved.x, info)
 
     (chains, tuning), (draws, info) = jax.lax.scan(one, (chains, tuning), keys)
     return chains, tuning, draws, info
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "adapt_metric", "retries"))
-def _end_window(
-    tuning: Tuning, *, settings: SamplerSettings, adapt_metric: bool, retries: bool
-) -> Tuning:
+@functools.partial(jax.jit, static_argnames="settings")
+def _end_window(tuning: Tuning, *, settings: SamplerSettings) -> Tuning:
     tuned = end_window(tuning, None, None, settings)
-    tuned = tuned if adapt_metric else tuned._replace(metric=tuning.metric)
-    return tuned._replace(retries=jnp.full((), retries))
+    return tuned._replace(retries=jnp.ones((), bool))
