@@ -13,6 +13,7 @@ from flax import nnx
 
 from isounc.gradnorm import explain, value_and_sq_grad_norm
 from isounc.llm import Decoder, DecoderConfig, Rotary, load_model
+from isounc.llm.model import attention
 from isounc.llm.model.huggingface_config import from_huggingface
 from tests.llm import files as llm_files
 
@@ -72,6 +73,33 @@ def test_gguf_gives_the_same_model(folder_models, tmp_path, name):
 def log_prob(graph, state, tokens):
     logits = nnx.merge(graph, state)(tokens[None, :-1])[0]
     return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], axis=1).sum()
+
+
+def test_few_keys_are_summed_over_as_many_are_multiplied(monkeypatch):
+    """The same numbers and gradients from sums and from matrix products."""
+    config = DecoderConfig(
+        "llama", 10, 8, 1, num_heads=4, num_kv_heads=2, head_width=2, mlp_width=8,
+        context_length=8, rotary=Rotary(1e4, 2),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    shapes = ((3, 4, 5, 2), (3, 2, 6, 2), (3, 2, 6, 2))
+    q, keys, values = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes)
+    mask = jnp.asarray(rng.random((3, 5, 6)) < 0.7)
+
+    def attend(q, keys, values):
+        return (attention.attention(q, keys, values, mask, config) ** 2).sum()
+
+    found = []
+    for few in (8, 0):
+        monkeypatch.setattr(attention, "FEW", few)
+        program = str(jax.make_jaxpr(lambda *a: attend(*a))(q, keys, values))
+        assert ("dot_general" in program) == (few == 0)
+        found.append(jax.grad(attend, (0, 1, 2))(q, keys, values))
+        wide = [a.astype(jnp.bfloat16) for a in (q, keys, values)]
+        found.append(attention.attention(*wide, mask, config).astype(jnp.float32))
+    for own, other in zip(found[0], found[2], strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], found[3], rtol=2e-2, atol=1e-2)
 
 
 # What a variant adds over another (a rotary embedding, a window) has no parameters.

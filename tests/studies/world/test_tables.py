@@ -19,9 +19,10 @@ from isounc.runs.study import run_study
 from isounc.runs.style import NothingToDraw
 from isounc.runs.tables import rows_of_run
 from isounc.statistics import interval_over_seeds
-from isounc.studies.world import cell, figures, measures
+from isounc.studies.world import cell, figures, measures, references
 from isounc.studies.world.cell import NUMBERS, PARTS
 from isounc.studies.world.corpus import NUM_ANSWERS
+from isounc.studies.world.hmc import Drawn, HMCChains
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.reading import Tables, reading
 from isounc.studies.world.scores import Said
@@ -171,6 +172,28 @@ def test_chains_that_did_not_converge_are_in_no_verdict_and_said():
     assert "“near theta*”, ‖∇p‖²: confirmed" in said and "none over all widths" not in said
 
 
+def test_hamiltonian_monte_carlo_of_the_smallest_decoder_is_said_with_what_it_says_of_the_others():
+    def exact(row):
+        if row["epochs"] != 10 or row["width"] != 8:
+            return {}
+        r = 0.5 + 0.02 * row["world"]
+        shared = {"hmc_passed": 1.0, "hmc_rhat": 1.0, "hmc_ess": 400.0, "langevin_r": r + 0.2}
+        own = {"r_hmc": r, "r_hmc_var_p": r, "near_hmc": r, "beyond_hmc": r - 0.4}
+        return {**shared, "langevin_ratio": 3.0, **own}
+
+    results = Results(made_up(4, exact))
+    said = "\n".join(reading(Tables(results, verdicts(results, []), [], "none", 0.6)))
+    for words in (
+        "Width 8, 100% converged (400 draws): ‖∇p‖² +0.53 and +0.53",
+        "Var p of the stochastic gradient chains has rank correlation 0.73 [0.69, 0.77] with it and is "
+        "3 times as large",
+        "“near theta*, HMC”, ‖∇p‖², width 8: refuted (+0.53 [+0.49, +0.57]);",
+        "“beyond p, HMC”, ‖∇p‖², width 8: confirmed (+0.13 [+0.09, +0.17])",
+    ):  # fmt: skip
+        assert words in said, (words, said)
+    assert "stochastic gradient chains around θ*. W" not in said
+
+
 def test_figures_show_the_rows_or_say_why_not():
     figures.against_accuracy(RESULTS)
     figure = figures.by_size(RESULTS, matched(RESULTS, 0.6), 0.6)
@@ -301,11 +324,19 @@ def some_draws(graphdef, member, world, settings, seed):
     return logits - np.logaddexp.reduce(logits, axis=3, keepdims=True) - 1e-6
 
 
+def some_hmc(members, i, world, local, settings, seed, say, store):
+    """Draws of half the spread in place of Hamiltonian Monte Carlo."""
+    draws = some_draws(members.graphdef, members.member(i), world, settings, seed)
+    mean = draws.mean((0, 1))
+    return Drawn(mean + 0.5 * (draws - mean) - 1e-6, 0.0, 0.8, 10.0)
+
+
 def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cell, "train_members", some_members)
     monkeypatch.setattr(cell, "answer_log_probs", some_log_probs)
     monkeypatch.setattr(cell, "say", some_said)
-    monkeypatch.setattr(cell, "sample_locally", some_draws)
+    monkeypatch.setattr(references, "sample_locally", some_draws)
+    monkeypatch.setattr(references, "sample_by_hmc", some_hmc)
     monkeypatch.setattr(measures, "SPLITS", 2)
     monkeypatch.setattr(measures, "p_true_of", lambda graphdef, params, rows: some_replies(rows))
     every = cell.conditions
@@ -314,7 +345,7 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     settings = Settings(
         widths=(8,), epochs=(1, 4), num_relations=1, num_bootstrap=2, cache="", num_judged=1, temperatures=(1.0, 2.0),
         executor="serial", out=str(tmp_path / "run"), match=0.5,
-        local=LocalChains(num_chains=4, num_draws=50),
+        local=LocalChains(num_chains=4, num_draws=50), hmc=HMCChains(num_chains=4, num_draws=50),
     )  # fmt: skip
     assert run_study(STUDY, settings)
     folder = RunFolder.load(tmp_path / "run")
@@ -332,6 +363,9 @@ def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys)
     assert row["near"] == row["r_local_var_p"] and row["r_local"] is not None
     assert row["nearer"] == pytest.approx(row["r_local"] - row["r_trace"], abs=1e-5)
     assert rows.query("epochs == 1")["local_passed"].isna().all()
+    assert row["hmc_passed"] == 1 and row["hmc_ess"] > 50 and row["hmc_divergent"] == 0
+    assert row["near_hmc"] == row["r_hmc_var_p"] and row["beyond_hmc"] == row["partial_hmc_var_p"]
+    assert row["langevin_r"] > 0.8 and 2 < row["langevin_ratio"] < 8
     assert not (tmp_path / "run" / "training").exists()
     assert 0.5 < row["auroc"] <= row["oracle"] + 0.05
     split = rows.query(f"{cells} and condition == 'all' and part != 'all'")
