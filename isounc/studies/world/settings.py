@@ -9,7 +9,7 @@ from typing import Any
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.studies.world.corpus import EVERY_FORM, FORMS, questions_of_relation
+from isounc.studies.world.corpus import EVERY_FORM, NUM_ANSWERS, FORMS, questions_of_relation
 from isounc.studies.world.hmc import HMCChains, check_starts
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
@@ -136,7 +136,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"assessed must be from 0 to 1, got {settings.assessed:g}")
     if settings.local.num_chains:
         check_count("local.num_members", settings.local.num_members, 1, settings.num_judged)
-    check_starts(settings.hmc, settings.local, settings.num_members)
+    _check_hmc(settings)
     if settings.num_bootstrap != 0:
         check_count("num_bootstrap", settings.num_bootstrap, 2, 1000)
     check_count("first_world", settings.first_world, 0, MOST_SEED - settings.num_worlds)
@@ -148,6 +148,19 @@ def check(settings: Settings) -> None:
         raise ValueError(f"match must be between 0 and 1, got {settings.match}")
     sizes = len(settings.widths) + len(settings.other_depths)
     check_cells(settings.num_worlds * sizes * len(settings.epochs), "num_worlds")
+
+
+def _check_hmc(settings: Settings) -> None:
+    """Check that there are members to start at, and a decoder that is small enough."""
+    check_starts(settings.hmc, settings.local, settings.num_members)
+    # A world has more tokens than answers, so that none of its decoders is smaller than this.
+    tokens = settings.num_relations * NUM_ANSWERS
+    smallest = num_params(config_of(tokens, min(settings.widths), DEPTH))
+    if settings.hmc.num_chains and smallest > settings.hmc.max_params:
+        raise ValueError(
+            "hmc.max_params must be at least the number of parameters of the narrowest decoder, which "
+            f"has more than {smallest}, got {settings.hmc.max_params}; width 8 has the fewest"
+        )
 
 
 def seed_of(cell: Cell, purpose: str) -> int:

@@ -114,6 +114,13 @@ def test_chains_without_a_tether_start_at_members_of_their_own():
         check(settings)
 
 
+def test_hamiltonian_monte_carlo_of_wide_decoders_alone_is_refused():
+    with pytest.raises(ValueError, match=r"hmc.max_params must be at least .* got 4000; width 8"):
+        check(Settings(widths=(32, 64), hmc=HMCChains(num_chains=2)))
+    check(Settings(widths=(32, 64), hmc=HMCChains(num_chains=2, max_params=10**6)))
+    check(Settings(widths=(8, 64), num_relations=8, hmc=HMCChains(num_chains=2)))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
