@@ -9,7 +9,7 @@ from typing import Any
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group, grouped
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
-from isounc.studies.world.corpus import EVERY_FORM, NUM_ANSWERS, FORMS, questions_of_relation
+from isounc.studies.world.corpus import EVERY_FORM, FORMS, NUM_ANSWERS, questions_of_relation
 from isounc.studies.world.hmc import HMCChains, check_starts
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.train import HEAD_WIDTHS, WorldTraining, config_of, num_params
