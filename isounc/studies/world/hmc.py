@@ -74,10 +74,10 @@ class HMCChains:
         """About how long the chains take on one core.
 
         A trajectory is a quarter period of the Gaussian factor, in steps that the sharpest direction
-        of the losses allows; its curvature is about 200 for each sentence.
+        of the losses allows; its curvature is about 1000 for each sentence.
         """
         precision = 1 / local.prior_sd**2 + local.tether(round(num_sentences))
-        steps = math.sqrt(1 + 200 * num_sentences / precision)
+        steps = math.sqrt(1 + 1000 * num_sentences / precision)
         transitions = self.num_chains * (self.num_warmup + self.num_draws)
         return transitions * steps * SECONDS_PER_SENTENCE * num_sentences + 40
 
