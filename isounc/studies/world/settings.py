@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
-
 from isounc.checks import check_choice, check_count, check_real
-from isounc.runs.executors import Batch, Group, grouped
+from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
 from isounc.studies.world.corpus import EVERY_FORM, FORMS, NUM_ANSWERS, questions_of_relation
 from isounc.studies.world.hmc import HMCChains, check_starts
@@ -182,8 +180,12 @@ def batches(settings: Settings) -> list[tuple[Cell, ...]]:
 
 
 def plan(settings: Settings) -> list[Group]:
-    """Make a batch of the training lengths of a world and size, and a group of a size; long ones first."""
-    keyed: list[tuple[Any, Batch]] = []
+    """Make a batch, and a group, of the training lengths of each world and size; long ones first.
+
+    Worlds of a size are computed by any worker that is free: minutes of training outweigh programs
+    that are compiled twice.
+    """
+    planned: list[Batch] = []
     members = settings.num_members + settings.num_bootstrap
     forms = EVERY_FORM if settings.rule else FORMS
     sentences = settings.num_relations * sum(sum(form.tellings) * form.count for form in forms)
@@ -205,5 +207,5 @@ def plan(settings: Settings) -> list[Group]:
         mebibytes = 300 + 16e-6 * members * size
         label = f"width {width} depth {depth} world {cells[0].world}"
         work = sentences * size
-        keyed.append(((width, depth), Batch(label, cells, seconds, mebibytes, work)))
-    return sorted(grouped(keyed), key=lambda group: -group[0].seconds)
+        planned.append(Batch(label, cells, seconds, mebibytes, work))
+    return [(batch,) for batch in sorted(planned, key=lambda batch: -batch.seconds)]

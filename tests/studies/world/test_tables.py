@@ -254,6 +254,10 @@ def test_plans_hold_every_cell_once():
         planned = [cell for group in plan(settings) for batch in group for cell in batch.cells]
         assert sorted(planned, key=str) == sorted(itertools.chain(*batches(settings)), key=str)
         assert len({cell.name for cell in planned}) == len(planned)
+        seconds = [sum(batch.seconds for batch in group) for group in plan(settings)]
+        assert seconds == sorted(seconds, reverse=True)
+    standard = plan(PRESETS["standard"])  # no worker waits while another has worlds left
+    assert len(standard) == 20 and {len(group) for group in standard} == {1}
     assert Cell(400, 8, 2, 3).name == "world400-width8-depth2-epochs3"
 
 
