@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+
 from isounc.checks import check_choice, check_count, check_real
 from isounc.runs.executors import Batch, Group
 from isounc.runs.settings import MOST_CELLS, MOST_SEED, RunSettings, check_cells
