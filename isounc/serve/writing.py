@@ -85,7 +85,7 @@ class Writer:
         def has_ended(tokens: Int[np.ndarray, "T B 1"]) -> Bool[np.ndarray, "B 1"]:
             return np.array([[i >= len(prompts) or finished[i]] for i in range(num_rows)])
 
-        weights = self._model.decoder.weights()
+        weights = self._model.weights()
         yield from decode_steps(
             self._model.config, weights,
             empty_cache(self._model.config, 1, 0, weights.embed.dtype), [row.prompt_ids for row in rows],

@@ -24,7 +24,7 @@ from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.tokens import Tokenizer, check_token_ids
-from isounc.llm.model.transformer import Cache, Weights
+from isounc.llm.model.transformer import Cache, Weights, empty_cache
 from isounc.padding import batches, bucket
 
 _LEAST = 32
@@ -136,13 +136,13 @@ def generate(
     encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
     if not encoded:
         raise ValueError("prompts must hold at least one prompt, got none")
-    weights = model.decoder.weights()
+    weights = model.weights()
     stops = _stop_table(model, settings)
     start = _prefix_length(encoded)
     if start:
         prefix = read_prefix(model.config, weights, np.array(encoded[0][:start], np.int32))
     else:
-        prefix = model.decoder.empty_cache(1, 0)
+        prefix = empty_cache(model.config, 1, 0, weights.embed.dtype)
     answers: dict[int, _Answers] = {}
     lengths = [len(ids) for ids in encoded]
     for numbers, num_rows in batches(lengths, lambda _: settings.batch_size):

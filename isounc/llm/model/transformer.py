@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,20 @@ class Weights(NamedTuple):
     """Scale of the last norm."""
     head: Float[Array, "W V"] | None
     """Output head; None if it is the embedding."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A decoder as its description and its parameters: a `Decoder`, or a `LanguageModel`."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Description of the decoder."""
+        ...
+
+    def weights(self) -> Weights:
+        """All parameters, as arrays."""
+        ...
 
 
 class Cache(NamedTuple):
