@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,6 +24,7 @@ from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
 from isounc.llm.model.packages import require
 from isounc.llm.model.parameters import DTYPES, parameters_of, weights_of
+from isounc.llm.model.quantised import Quantised, dequantised
 from isounc.llm.model.tokens import Tokenizer
 from isounc.llm.model.transformer import Weights
 from isounc.untrusted import open_regular, reading
@@ -238,22 +240,32 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _weights(
-    config: DecoderConfig, weights: Iterable[tuple[str, np.ndarray]], dtype: str, name: str
+    config: DecoderConfig,
+    weights: Iterable[tuple[str, np.ndarray | Quantised]],
+    dtype: str,
+    name: str,
 ) -> Weights:
     """Weights that come one at a time, so that memory never holds them twice."""
-    arrays = {}
+    shapes, arrays, bad = config.shapes(), {}, {}
     for key, array in weights:
-        if not np.isfinite(array).all():
-            bad = int((~np.isfinite(array)).sum())
-            raise ValueError(
-                f"weights in {name} must be finite, got NaN or infinity for {bad} of {array.size} "
-                f"values of {key}"
-            )
-        # Copies, as the file that the array refers to may go away.
-        kind = dtype if array.ndim == 2 else "float32"
         if key in arrays:
             raise Unreadable(f"{name} must have each tensor once, got {key} twice")
-        arrays[key] = jnp.array(np.ascontiguousarray(array), kind)
+        if isinstance(array, np.ndarray):
+            bad[key] = np.size(array) - np.isfinite(array).sum()
+            # JAX takes a transposed matrix as it is, faster than NumPy makes a copy of it.
+            arrays[key] = jnp.asarray(array, dtype if array.ndim == 2 else "float32")
+        elif array.shape == shapes.get(key):
+            arrays[key], bad[key] = dequantised(
+                array.rows, kind=array.kind, transposed=array.transposed, dtype=dtype
+            )
+        else:  # refused below: no program is compiled for it
+            arrays[key] = np.broadcast_to(np.float32(0), array.shape)
+    for key, count in jax.device_get(bad).items():
+        if count:
+            raise ValueError(
+                f"weights in {name} must be finite, got NaN or infinity for {count} of "
+                f"{arrays[key].size} values of {key}"
+            )
     try:
         return weights_of(config, arrays)
     except ValueError as error:
