@@ -151,8 +151,9 @@ def answer_norms(
             out, aux, by_leaf, mean_abs = values_and_norms(
                 config, weights, stacked, repeated, columns=function, token=token
             )
-            by_leaf, mean_abs = jax.device_get((by_leaf, mean_abs.transpose(2, 1, 0)))
-            return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, mean_abs, *aux
+            by_leaf, mean_abs = jax.device_get((by_leaf, mean_abs))
+            sums = {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}
+            return out, sums, np.stack(mean_abs).transpose(2, 1, 0), *aux
 
         return [_Norms(*arrays) for arrays in in_batches(sequences, shape, batch_size, program)]
 

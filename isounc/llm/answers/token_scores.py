@@ -104,7 +104,7 @@ def token_scores(
     config, weights = network.config, network.weights()
 
     def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> TokenScores:
-        arrays = (jnp.asarray(a) for a in (stacked.tokens, stacked.positions, stacked.branches))
+        arrays = stacked.tokens, stacked.positions, stacked.branches
         states = transformer.hidden(config, weights, *arrays)
         return _of_states(states, weights.embed, weights.head, stacked.at, stacked.targets)
 

@@ -20,11 +20,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count, check_real
-from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys, read_prefix
+from isounc.llm.model.decode import (
+    DecodedTokens,
+    DecodingStrategy,
+    prompt_keys,
+    read_prefix,
+    start_of,
+)
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.tokens import Tokenizer, check_token_ids
-from isounc.llm.model.transformer import Cache, Weights, empty_cache
+from isounc.llm.model.transformer import Cache, Weights
 from isounc.padding import batches, bucket
 
 _LEAST = 32
@@ -139,10 +145,9 @@ def generate(
     weights = model.weights()
     stops = _stop_table(model, settings)
     start = _prefix_length(encoded)
+    prefix = None
     if start:
         prefix = read_prefix(model.config, weights, np.array(encoded[0][:start], np.int32))
-    else:
-        prefix = empty_cache(model.config, 1, 0, weights.embed.dtype)
     answers: dict[int, _Answers] = {}
     lengths = [len(ids) for ids in encoded]
     for numbers, num_rows in batches(lengths, lambda _: settings.batch_size):
@@ -216,7 +221,7 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
 def _decode(
     model: LanguageModel,
     weights: Weights,
-    prefix: Cache,
+    prefix: Cache | None,
     prompts: Sequence[Sequence[int]],
     stops: Bool[np.ndarray, " V"],
     settings: GenerationSettings,
@@ -230,7 +235,7 @@ def _decode(
         model.config, weights, prefix, prompts,
         prompt_keys(settings.seed, prompts, settings.num_samples), stops,
         strategy=strategy, temperature=temperature, top_p=top_p,
-        num_tokens=bucket(max(map(len, prompts)) - prefix.positions.shape[1], _LEAST),
+        num_tokens=bucket(max(map(len, prompts)) - start_of(prefix), _LEAST),
         max_new_tokens=settings.max_new_tokens,
         has_ended=lambda tokens: _has_stop(model.tokenizer, tokens, settings),
     )  # fmt: skip
