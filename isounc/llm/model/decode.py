@@ -86,6 +86,12 @@ def prompt_keys(seed: int, prompts: Sequence[Sequence[int]], num_samples: int) -
     return _folded(jax.random.key(seed), np.array(words), num_samples)
 
 
+def unused_keys(num_prompts: int, num_samples: int) -> Key[Array, "B S"]:
+    """Keys for a greedy strategy, which draws nothing: no program is needed to make them."""
+    zeros = np.zeros((num_prompts, num_samples, 2), np.uint32)
+    return jax.random.wrap_key_data(jax.device_put(zeros), impl="threefry2x32")
+
+
 @functools.partial(jax.jit, static_argnames="num_samples")
 def _folded(
     root: Key[Array, ""], words: UInt32[Array, " B"], num_samples: int

@@ -26,6 +26,7 @@ from isounc.llm.model.decode import (
     prompt_keys,
     read_prefix,
     start_of,
+    unused_keys,
 )
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.load import LanguageModel
@@ -231,9 +232,12 @@ def _decode(
     The tokens of each prompt after the prefix are padded to one length.
     """
     strategy, temperature, top_p = strategy_of(settings)
+    if strategy.greedy:
+        keys = unused_keys(len(prompts), settings.num_samples)
+    else:
+        keys = prompt_keys(settings.seed, prompts, settings.num_samples)
     steps = decode_steps(
-        model.config, weights, prefix, prompts,
-        prompt_keys(settings.seed, prompts, settings.num_samples), stops,
+        model.config, weights, prefix, prompts, keys, stops,
         strategy=strategy, temperature=temperature, top_p=top_p,
         num_tokens=bucket(max(map(len, prompts)) - start_of(prefix), _LEAST),
         max_new_tokens=settings.max_new_tokens,

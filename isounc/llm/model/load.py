@@ -252,8 +252,9 @@ def _weights(
             raise Unreadable(f"{name} must have each tensor once, got {key} twice")
         if isinstance(array, np.ndarray):
             bad[key] = np.size(array) - np.isfinite(array).sum()
+            kind = jnp.dtype(dtype if array.ndim == 2 else "float32")
             # JAX takes a transposed matrix as it is, faster than NumPy makes a copy of it.
-            arrays[key] = jnp.asarray(array, dtype if array.ndim == 2 else "float32")
+            arrays[key] = jax.device_put(array.astype(kind, copy=False))
         elif array.shape == shapes.get(key):
             arrays[key], bad[key] = dequantised(
                 array.rows, kind=array.kind, transposed=array.transposed, dtype=dtype
