@@ -6,8 +6,9 @@ that the command line can say where JAX computes before JAX looks.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from isounc.lazy import importer
 
 if TYPE_CHECKING:
     from isounc import references
@@ -96,23 +97,9 @@ _HOMES = {
     ),
     "isounc.training": ("TrainSettings", "fit_trained"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """A public name, or a module of the package, imported now."""
-        if name in _HOME:
-            value = getattr(importlib.import_module(_HOME[name]), name)
-            globals()[name] = value
-            return value
-        if not name.startswith("_"):
-            try:
-                return importlib.import_module(f"isounc.{name}")
-            except ModuleNotFoundError as error:
-                if error.name != f"isounc.{name}":
-                    raise
-        raise AttributeError(f"module 'isounc' has no attribute {name!r}")
+    __getattr__ = importer(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

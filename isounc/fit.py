@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from isounc.checks import check_count, check_real, settings_from
 from isounc.covariance import gauss_newton_diagonal, hessian
 from isounc.densities import Data, on_device
 from isounc.models import Model, Theta, check_inputs
+from isounc.precision import double_precision
 from isounc.problems import Problem
 
 DENSE_HESSIAN_MAX = 1100
@@ -79,11 +79,6 @@ class PointEstimate(NamedTuple):
     """All checks passed."""
     reasons: tuple[str, ...]
     """Why not, one sentence a failed check."""
-
-
-def double_precision() -> AbstractContextManager[None]:
-    """Context in which JAX computes in float64 where the backend has it (not on TPU)."""
-    return jax.enable_x64(jax.default_backend() != "tpu" or bool(jax.config.read("jax_enable_x64")))
 
 
 def fit_map(

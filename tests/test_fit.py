@@ -14,6 +14,7 @@ from isounc import densities, fit
 from isounc.centring import make_frame
 from isounc.fit import MapSettings, fit_map, fit_maps
 from isounc.models import make_model
+from isounc.precision import double_precision
 from isounc.problems import Problem, make_problem
 from tests.exact import load_exact
 
@@ -107,7 +108,7 @@ def test_a_network_ends_at_a_strict_maximum(problem, model, found):
     assert found.passed and found.reasons == ()
     assert found.theta.dtype == np.float64 and found.theta.shape == (model.num_params,)
     assert found.rel_grad_norm < QUICK.tolerance
-    with fit.double_precision():
+    with double_precision():
         data = densities.make_data(problem, model, PRIOR_SD)
         gradient = jax.grad(lambda t: densities.log_density(model, t, data))(found.theta)
     z, slope = found.theta / PRIOR_SD, np.asarray(gradient) * PRIOR_SD
@@ -119,7 +120,7 @@ def test_a_network_ends_at_a_strict_maximum(problem, model, found):
 
 
 def test_the_hessian_is_that_of_finite_differences(problem, model, found):
-    with fit.double_precision():
+    with double_precision():
         data = densities.make_data(problem, model, PRIOR_SD)
         gradient = jax.jit(jax.grad(lambda t: -densities.log_density(model, t, data)))
         step = 1e-5
@@ -162,7 +163,7 @@ def test_too_few_steps_fail_with_the_norm_and_its_bound(problem):
 def checked(problem, model, prior_sd, z):
     """What fit_map reports had every start ended at z."""
     frame = make_frame([problem], model, prior_sd)
-    with fit.double_precision():
+    with double_precision():
         data = densities.make_data(problem, model, prior_sd)
         potential = fit._potential(model, data)
         value, gradient = jax.value_and_grad(potential)(jnp.asarray(z))

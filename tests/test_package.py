@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 import zlib
 from pathlib import Path
@@ -16,6 +18,8 @@ from beartype.roar import BeartypeCallHintViolation
 from packaging.requirements import Requirement
 
 import isounc
+import isounc.estimates
+import isounc.llm
 from isounc.padding import bucket
 from isounc.statistics import compare
 from tests.conftest import checked_raises
@@ -43,6 +47,23 @@ def test_the_bank_is_of_the_range_that_the_extra_asks_for(pyproject):
     assert importlib.metadata.version(requirement.name) in requirement.specifier
     folder = ROOT / "packages" / requirement.name
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_an_answer_needs_no_flax():
+    code = "import isounc.studies.qa.ask, sys; print({'flax', 'optax', 'scipy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_names_of_packages_are_where_they_are_said_to_be():
+    for package in (isounc, isounc.estimates, isounc.llm):
+        assert {*package.__all__} <= {*dir(package)}
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(
+            AttributeError, match=f"{package.__name__!r} has no attribute 'no_such'"
+        ):
+            package.no_such  # noqa: B018
 
 
 def test_the_wheel_stays_small():

@@ -12,10 +12,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from isounc import covariance as cov
@@ -53,6 +55,23 @@ class Estimate(NamedTuple):
     moderated: Float[Array | np.ndarray, "N M"] | None = None
     """E[p] under Gaussian logits, from `isounc.isotropic(..., method="logit_scaled")` of a classifier;
     1 - moderated of the predicted class is an uncertainty whose sign is the same at every p."""
+
+    def __repr__(self) -> str:
+        """Shape and ranges: the numbers of a few hundred locations fill a screen."""
+        fields = {name: a for name, a in self._asdict().items() if a is not None}
+        if not all(map(_has_numbers, fields.values())):  # while JAX traces, and in pytrees
+            return tuple.__repr__(self)
+        lines = [f"Estimate of shape {np.shape(self.prob)}; least to largest:"]
+        for name, values in fields.items():
+            array = np.asarray(values)
+            span = f"{array.min():.3g} to {array.max():.3g}" if array.size else "none"
+            lines.append(f"    {name:<21}{span}")
+        return "\n".join(lines)
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether a value is an array whose numbers are there."""
+    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer)
 
 
 class Evidence(NamedTuple):

@@ -27,11 +27,11 @@ from isounc.estimates.links import LinkMoments, sigmoid_normal_moments, softmax_
 from isounc.estimates.logit_scale import LogitScale, scale_var
 from isounc.estimates.points import check_finite, check_points
 from isounc.estimates.signs import rises_with_p, warning_of
-from isounc.fit import double_precision
 from isounc.gradnorm import Filter
 from isounc.gradnorm.leaves import split_leaves
 from isounc.models import Model
 from isounc.padding import bucket
+from isounc.precision import double_precision
 
 METHODS = ("isotropic", "logit_scaled")
 """Ways from the norms to an estimate."""

@@ -20,8 +20,8 @@ from jaxtyping import Float
 
 from isounc.estimates.inputs import padded
 from isounc.estimates.links import sigmoid_normal_moments
-from isounc.fit import double_precision
 from isounc.padding import bucket
+from isounc.precision import double_precision
 
 _WIDEST = 600.0
 """Log variance beyond which any logit is a coin with two sides; its exponential is a number."""

@@ -33,8 +33,9 @@ from jaxtyping import Array, Float, Key
 from isounc import covariance, densities
 from isounc.centring import Frame
 from isounc.densities import Data, on_device
-from isounc.fit import double_precision, fit_maps
+from isounc.fit import fit_maps
 from isounc.models import Model
+from isounc.precision import double_precision
 from isounc.problems import Problem
 from isounc.sampling.affine import Affine, observe_linear, whiten
 from isounc.sampling.pseudo_observations import (

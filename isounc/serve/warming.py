@@ -10,25 +10,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from isounc.llm.answers.norms import answer_norms
-from isounc.llm.model.decoder import Decoder
 from isounc.llm.model.load import LanguageModel
-from isounc.llm.model.transformer import Weights
 from isounc.serve.settings import ESTIMANDS
 from isounc.serve.shapes import check_shape, lengths, rows_of, targets_of
 from isounc.serve.work import Check, Continuation, Written
 from isounc.serve.writing import ROWS, Writer, key_of
-
-
-class _FirstLayer(Decoder):
-    """A decoder without the layers behind its first."""
-
-    def __init__(self, whole: Decoder):
-        self.config, self.whole = whole.config, whole
-
-    def weights(self) -> Weights:
-        """The ends, and one layer."""
-        weights = self.whole.weights()
-        return weights._replace(layers=weights.layers[:1])
 
 
 def measure_together(model: LanguageModel, checks: Sequence[Check]) -> None:
@@ -43,7 +29,7 @@ def measure_together(model: LanguageModel, checks: Sequence[Check]) -> None:
     # Of one sequence or of a full batch: two programs a shape.
     rows = 1 if len(packed) == 1 else rows_of(check_shape(packed[0]).num_tokens)
     norms = answer_norms(
-        model.decoder, [packed[i % len(packed)] for i in range(rows)],
+        model, [packed[i % len(packed)] for i in range(rows)],
         estimands=ESTIMANDS, scalings=("all",), batch_size=rows, shape=check_shape,
     )  # fmt: skip
     for row, check in enumerate(checks):
@@ -52,7 +38,9 @@ def measure_together(model: LanguageModel, checks: Sequence[Check]) -> None:
 
 def warm_up(model: LanguageModel, max_tokens: int, max_new_tokens: int) -> Iterator[None]:
     """Run every program on tokens that mean nothing; yield after each."""
-    shallow = dataclasses.replace(model, decoder=_FirstLayer(model.decoder))
+    weights = model.weights()
+    # The ends, and one layer.
+    shallow = dataclasses.replace(model, parameters=weights._replace(layers=weights.layers[:1]))
     writer = Writer(shallow, max_new_tokens)
     for k, length in enumerate(lengths(max_tokens)):
         longest = min(length, max_tokens)

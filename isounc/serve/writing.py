@@ -15,7 +15,6 @@ from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.generate import cut_answer, fewest
 from isounc.llm.model.load import LanguageModel
-from isounc.llm.model.transformer import empty_cache
 from isounc.serve.shapes import length_of
 from isounc.serve.work import Continuation, Written
 
@@ -85,10 +84,10 @@ class Writer:
         def has_ended(tokens: Int[np.ndarray, "T B 1"]) -> Bool[np.ndarray, "B 1"]:
             return np.array([[i >= len(prompts) or finished[i]] for i in range(num_rows)])
 
-        weights = self._model.decoder.weights()
+        weights = self._model.weights()
         yield from decode_steps(
             self._model.config, weights,
-            empty_cache(self._model.config, 1, 0, weights.embed.dtype), [row.prompt_ids for row in rows],
+            None, [row.prompt_ids for row in rows],
             jnp.concatenate([row.key for row in rows]), self._stops,
             strategy=DecodingStrategy(is_greedy, None, is_nucleus),
             temperature=scale([max(row.temperature, 1e-30) if row.temperature else 1.0 for row in rows]),

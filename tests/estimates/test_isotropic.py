@@ -390,3 +390,21 @@ def test_embeddings_instead_of_tokens():
     params = jnp.asarray(RNG.random((4, 11)), jnp.float32)
     x = RNG.standard_normal((2, 3, 4))
     assert isotropic(lambda p, x: x[:, -1] @ p, x, params, task="token").prob.shape == (2, 1)
+
+
+def test_an_estimate_is_shown_by_its_ranges():
+    column = np.array([[0.25], [0.75]])
+    shown = Estimate(*(column * factor for factor in (1, 0.1, 0.2, 0.3, -0.4)))
+    assert str(shown).splitlines() == [
+        "Estimate of shape (2, 1); least to largest:",
+        "    prob                 0.25 to 0.75",
+        "    epistemic            0.025 to 0.075",
+        "    aleatoric            0.05 to 0.15",
+        "    total                0.075 to 0.225",
+        "    aleatoric_corrected  -0.3 to -0.1",
+    ]
+    empty = Estimate(*(column[:0],) * 5)
+    assert "prob                 none" in str(empty)
+    texts = []
+    jax.jit(lambda estimate: texts.append(repr(estimate)))(shown)
+    assert "Tracer" in texts[0]  # as JAX shows them

@@ -21,13 +21,17 @@ log p itself would be zero in float32 from log-odds of 88 on, and its squared gr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.llm.answers.packing import PackedAnswers
-from isounc.llm.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from isounc.llm.model.decoder import Decoder
 
 ESTIMANDS = ("sequence", "length_normalised", "mean_token", "first_token", "choice")
 """Probabilities of an answer, by name."""

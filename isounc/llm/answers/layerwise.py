@@ -49,14 +49,14 @@ def values_and_norms(
     *,
     columns: Columns,
     token: Int[np.ndarray, " B"] | None = None,
-) -> tuple[Float[Array, "B E"], Any, LayerNorms, Float[Array, "L E B"]]:
+) -> tuple[Float[Array, "B E"], Any, LayerNorms, tuple[Float[Array, "E B"], ...]]:
     """Values of E probabilities' log-odds for B sequences, and their squared gradient norms.
 
     `columns` also gives aux, a pytree. It must be the same function wherever the program is the
-    same. The last result is the mean absolute derivative in the residual stream before each block
-    at one token of each sequence: `token`, or the first. The same backward pass gives it.
+    same. The last result is the mean absolute derivative in the residual stream before each of the
+    L blocks at one token of each sequence: `token`, or the first. The same backward pass gives it.
     """
-    arrays = (jnp.asarray(a) for a in (packed.tokens, packed.positions, packed.branches))
+    arrays = packed.tokens, packed.positions, packed.branches
     given = transformer.inputs(config, weights.embed, *arrays)
     x, pullbacks = given.x, []
     for i, layer in enumerate(weights.layers):
@@ -67,13 +67,13 @@ def values_and_norms(
         config, weights.norm, matrix, x, packed, chosen, columns=columns
     )
     layers, mean_abs = [], []
-    at = jnp.zeros(len(packed.tokens), jnp.int32) if token is None else jnp.asarray(token)
+    at = np.zeros(len(packed.tokens), np.int32) if token is None else token
     for layer in reversed(weights.layers):
         cotangents, norms, of_token = _backward(pullbacks.pop(), layer, cotangents, at)
         layers.append(norms)
         mean_abs.append(of_token)
     ends["embed"] = _embedding(config, weights.embed, packed.tokens, cotangents, tied)
-    return out, aux, LayerNorms(ends, tuple(layers[::-1])), jnp.stack(mean_abs[::-1])
+    return out, aux, LayerNorms(ends, tuple(layers[::-1])), tuple(mean_abs[::-1])
 
 
 def values(
@@ -85,7 +85,7 @@ def values(
     columns: Columns,
 ) -> tuple[Float[Array, "B E"], Any]:
     """The same without norms, from a forward pass alone."""
-    arrays = (jnp.asarray(a) for a in (packed.tokens, packed.positions, packed.branches))
+    arrays = packed.tokens, packed.positions, packed.branches
     states = transformer.hidden(config, weights, *arrays)
     return _values(states, weights.embed, weights.head, packed, chosen, columns=columns)
 

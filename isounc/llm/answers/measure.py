@@ -153,7 +153,7 @@ def measure(
     nonempty = [i for i, ids in enumerate(tokens) if all(ids)]
     if nonempty:
         norms = answer_norms(
-            model.decoder, [pack(prompt_ids[i], tokens[i]) for i in nonempty],
+            model, [pack(prompt_ids[i], tokens[i]) for i in nonempty],
             estimands=settings.estimands, scalings=settings.scalings,
             batch_size=settings.batch_size, semgrad_token=settings.semgrad_token,
         )  # fmt: skip

@@ -40,8 +40,7 @@ from isounc.llm.answers.packing import (
 )
 from isounc.llm.answers.semgrad import log_semgrad, places, weighted_log_odds
 from isounc.llm.answers.token_scores import TokenScores
-from isounc.llm.model.decoder import Decoder
-from isounc.llm.model.transformer import Weights
+from isounc.llm.model.transformer import Network, Weights
 
 
 class AnswerNorms(NamedTuple):
@@ -62,7 +61,7 @@ class AnswerNorms(NamedTuple):
 
 
 def answer_norms(
-    decoder: Decoder,
+    network: Network,
     packed: Sequence[PackedAnswers],
     *,
     chosen: Sequence[int] | None = None,
@@ -81,8 +80,8 @@ def answer_norms(
 
     Parameters
     ----------
-    decoder
-        The model.
+    network
+        A `LanguageModel` or `Decoder`.
     packed
         From `isounc.llm.answers.packing.pack`. Sequences are padded to few shapes, each of which
         compiles once.
@@ -116,7 +115,7 @@ def answer_norms(
         check_choice("scalings", value, SCALINGS)
     check_count("batch_size", batch_size, 1)
     check_count("semgrad_token", semgrad_token, 0)
-    check_vocabulary(packed, decoder.config.vocab_size)
+    check_vocabulary(packed, network.config.vocab_size)
     num_answers = [sequence.num_answers for sequence in packed]
     answer = np.full(len(packed), NO_ANSWER) if chosen is None else np.asarray(chosen)
     for i, (k, count) in enumerate(zip(answer, num_answers, strict=True)):
@@ -127,7 +126,7 @@ def answer_norms(
     columns = [e for e in ("sequence", "mean_token", "first_token") if e in estimands]
     if "length_normalised" in estimands and "sequence" not in columns:
         columns.insert(0, "sequence")
-    config, weights = decoder.config, decoder.weights()
+    config, weights = network.config, network.weights()
     at = np.zeros(len(packed), np.int32)
     if semgrad_token:
         columns.append("semgrad")
@@ -152,8 +151,9 @@ def answer_norms(
             out, aux, by_leaf, mean_abs = values_and_norms(
                 config, weights, stacked, repeated, columns=function, token=token
             )
-            by_leaf, mean_abs = jax.device_get((by_leaf, mean_abs.transpose(2, 1, 0)))
-            return out, {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}, mean_abs, *aux
+            by_leaf, mean_abs = jax.device_get((by_leaf, mean_abs))
+            sums = {s: _scaled_sum(by_leaf, f) for s, f in factors.items()}
+            return out, sums, np.stack(mean_abs).transpose(2, 1, 0), *aux
 
         return [_Norms(*arrays) for arrays in in_batches(sequences, shape, batch_size, program)]
 
@@ -167,7 +167,7 @@ def answer_norms(
         for i, norm in choice.items():
             log_probs[i] = norm.log_probs[: num_answers[i]].astype(float)
     elif several:
-        totals = answer_log_probs(decoder, together, batch_size=batch_size)
+        totals = answer_log_probs(network, together, batch_size=batch_size)
         log_probs = dict(zip(several, totals, strict=True))
     if chosen is None:
         most_probable = {i: int(np.argmax(totals)) for i, totals in log_probs.items()}
@@ -225,7 +225,7 @@ class _Norms(NamedTuple):
 
 
 def answer_log_probs(
-    decoder: Decoder, packed: Sequence[PackedAnswers], *, batch_size: int = 16
+    network: Network, packed: Sequence[PackedAnswers], *, batch_size: int = 16
 ) -> list[Float[np.ndarray, " C"]]:
     """Log probability of each answer as a sequence, from forward passes alone; float64.
 
@@ -235,12 +235,12 @@ def answer_log_probs(
         A token is beyond the vocabulary, or logits are not finite.
     """
     check_count("batch_size", batch_size, 1)
-    check_vocabulary(packed, decoder.config.vocab_size)
-    weights = decoder.weights()
+    check_vocabulary(packed, network.config.vocab_size)
+    weights = network.weights()
 
     def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> Any:
         nothing = np.zeros(len(stacked.tokens), np.int32)
-        return values(decoder.config, weights, stacked, nothing, columns=_token_log_probs)[1]
+        return values(network.config, weights, stacked, nothing, columns=_token_log_probs)[1]
 
     by_token = in_batches(packed, forward_shape_of, batch_size, program)
     log_probs = []

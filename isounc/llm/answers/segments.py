@@ -97,7 +97,7 @@ def measure_segments(
     before = [[*prompt_ids, *ids[:start]] for start in starts]
     tokens = [ids[start:end] for start, end in zip(starts, ends, strict=True)]
     norms = answer_norms(
-        model.decoder, [pack(*pair) for pair in zip(before, ([t] for t in tokens), strict=True)],
+        model, [pack(*pair) for pair in zip(before, ([t] for t in tokens), strict=True)],
         estimands=estimands, scalings=scalings, batch_size=batch_size,
     )  # fmt: skip
     measured = []

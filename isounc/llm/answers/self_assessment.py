@@ -115,5 +115,5 @@ def _p_true(
             model, f"the prompt of {field} and its option", answer.id, packed[-1].tokens.size + 1,
             "ask for fewer ideas (num_ideas), or for no self-assessment",
         )  # fmt: skip
-    totals = answer_log_probs(model.decoder, packed, batch_size=batch_size)
+    totals = answer_log_probs(model, packed, batch_size=batch_size)
     return [OptionLogProbs(float(true), float(false)) for true, false in totals]

@@ -43,7 +43,7 @@ from isounc.llm.answers.packing import (
 )
 from isounc.llm.model import transformer
 from isounc.llm.model.attention import at_least_float32
-from isounc.llm.model.decoder import Decoder
+from isounc.llm.model.transformer import Network
 
 
 class TokenScores(NamedTuple):
@@ -75,14 +75,14 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    decoder: Decoder, packed: Sequence[PackedAnswers], *, batch_size: int = 16
+    network: Network, packed: Sequence[PackedAnswers], *, batch_size: int = 16
 ) -> list[TokenScores]:
     """Scores of the answers' tokens from one forward pass; float64, without padding.
 
     Parameters
     ----------
-    decoder
-        The model.
+    network
+        A `LanguageModel` or `Decoder`.
     packed
         From `isounc.llm.answers.packing.pack`. Sequences are padded to few shapes, each of which
         compiles once (`isounc.llm.answers.packing.forward_shape_of`).
@@ -100,11 +100,11 @@ def token_scores(
         A token is beyond the vocabulary, or logits are not finite.
     """
     check_count("batch_size", batch_size, 1)
-    check_vocabulary(packed, decoder.config.vocab_size)
-    config, weights = decoder.config, decoder.weights()
+    check_vocabulary(packed, network.config.vocab_size)
+    config, weights = network.config, network.weights()
 
     def program(stacked: PackedAnswers, numbers: list[int], shape: PackedShape) -> TokenScores:
-        arrays = (jnp.asarray(a) for a in (stacked.tokens, stacked.positions, stacked.branches))
+        arrays = stacked.tokens, stacked.positions, stacked.branches
         states = transformer.hidden(config, weights, *arrays)
         return _of_states(states, weights.embed, weights.head, stacked.at, stacked.targets)
 

@@ -86,6 +86,12 @@ def prompt_keys(seed: int, prompts: Sequence[Sequence[int]], num_samples: int) -
     return _folded(jax.random.key(seed), np.array(words), num_samples)
 
 
+def unused_keys(num_prompts: int, num_samples: int) -> Key[Array, "B S"]:
+    """Keys for a greedy strategy, which draws nothing: no program is needed to make them."""
+    zeros = np.zeros((num_prompts, num_samples, 2), np.uint32)
+    return jax.random.wrap_key_data(jax.device_put(zeros), impl="threefry2x32")
+
+
 @functools.partial(jax.jit, static_argnames="num_samples")
 def _folded(
     root: Key[Array, ""], words: UInt32[Array, " B"], num_samples: int
@@ -101,15 +107,18 @@ def read_prefix(config: DecoderConfig, weights: Weights, tokens: Int[np.ndarray,
     """Cache of the tokens that all prompts begin with: one row, without padding."""
     positions = np.arange(tokens.size, dtype=np.int32)[None]
     cache = empty_cache(config, 1, tokens.size, weights.embed.dtype)
-    return extend(
-        config, weights, jnp.asarray(tokens[None]), jnp.asarray(positions), cache, in_place=True
-    )[1]
+    return extend(config, weights, tokens[None], positions, cache, in_place=True)[1]
+
+
+def start_of(prefix: Cache | None) -> int:
+    """Position of the first token after a prefix, or without one."""
+    return 0 if prefix is None else prefix.positions.shape[1]
 
 
 def prefill(
     config: DecoderConfig,
     weights: Weights,
-    prefix: Cache,
+    prefix: Cache | None,
     tokens: Int[np.ndarray, "B T"],
     lengths: Int[np.ndarray, " B"],
     keys: Key[Array, "B S"],
@@ -126,13 +135,14 @@ def prefill(
     sample, has room for `num_slots` more tokens.
     """
     num_prompts, num_tokens = tokens.shape
-    start = prefix.positions.shape[1]
+    start = start_of(prefix)
+    if prefix is None:
+        cache = empty_cache(config, num_prompts, num_tokens, weights.embed.dtype)
+    else:
+        cache = prefix.repeated(num_prompts).grown(num_tokens)
     positions = np.arange(num_tokens, dtype=np.int32)[None]
     positions = np.where(positions < lengths[:, None], start + positions, -1)
-    x, cache = extend(
-        config, weights, jnp.asarray(tokens), jnp.asarray(positions),
-        prefix.repeated(num_prompts).grown(num_tokens), in_place=True,
-    )  # fmt: skip
+    x, cache = extend(config, weights, tokens, positions, cache, in_place=True)
     state, first = _first(
         config, weights.norm, weights.embed, weights.head, _last(x, lengths), lengths,
         np.int32(start), keys, stops, temperature, top_p, strategy=strategy,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +19,8 @@ from jaxtyping import Array, Float, Int
 from isounc.checks import check_choice
 from isounc.llm.model import transformer
 from isounc.llm.model.config import DecoderConfig
+from isounc.llm.model.parameters import DTYPES, check_parameters
 from isounc.llm.model.transformer import Cache, Weights
-
-DTYPES = ("float32", "bfloat16")
 
 
 class Block(nnx.Module):
@@ -56,7 +54,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, weights: Mapping[str, Array]):
-        _check_weights(config, weights)
+        check_parameters(config, weights)
         self.config = config
         self.embed = nnx.Param(weights["embed"])
         self.layers = nnx.List()
@@ -146,22 +144,3 @@ class Decoder(nnx.Module):
             self.config, self.weights(), tokens, positions, cache, branches=branches
         )
         return transformer.final_norm(self.config, self.norm[...], x), cache
-
-
-def _check_weights(config: DecoderConfig, weights: Mapping[str, Any]) -> None:
-    shapes = config.shapes()
-    for verb, names in (
-        ("must have", [n for n in shapes if n not in weights]),
-        ("must not have", [n for n in weights if n not in shapes]),
-    ):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(
-                f"weights of this {config.architecture} decoder {verb} {', '.join(names[:4])}{more}"
-            )
-    for name, shape in shapes.items():
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(
-                f"weights must fit the configuration: {name} must have shape {shape}, got "
-                f"{tuple(weights[name].shape)}"
-            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
@@ -22,6 +23,7 @@ from isounc.llm.model.decode import (
     Scale,
     decode_segment,
     prefill,
+    start_of,
 )
 from isounc.llm.model.transformer import Cache, Weights
 
@@ -29,7 +31,7 @@ from isounc.llm.model.transformer import Cache, Weights
 def decode_steps(
     config: DecoderConfig,
     weights: Weights,
-    prefix: Cache,
+    prefix: Cache | None,
     prompts: Sequence[Sequence[int]],
     keys: Key[Array, "B S"],
     stops: Bool[np.ndarray, " V"],
@@ -51,7 +53,7 @@ def decode_steps(
     config, weights
         The model.
     prefix
-        Cache of the tokens that all prompts begin with.
+        Cache of the tokens that all prompts begin with; None if there are none.
     prompts
         Token ids, the prefix among them.
     keys
@@ -68,12 +70,12 @@ def decode_steps(
         Whether a sample has ended for another reason than a token of `stops`.
     """
     num_prompts, num_samples = keys.shape
-    start = prefix.positions.shape[1]
+    start = start_of(prefix)
     tokens = np.stack([np.pad(ids[start:], (0, start + num_tokens - len(ids))) for ids in prompts])
     lengths = np.array([len(ids) - start for ids in prompts])
     # The last token is never read.
     num_segments = -(-(max_new_tokens - 1) // SEGMENT)
-    table = jnp.asarray(stops)
+    table = jax.device_put(stops)
     cache, state, first = prefill(
         config, weights, prefix, tokens, lengths, keys, table, temperature, top_p,
         num_slots=num_samples * SEGMENT * num_segments, strategy=strategy,
@@ -110,14 +112,20 @@ def _unfinished(state: DecodeState, done: Bool[np.ndarray, "B S"]) -> DecodeStat
 
     The number of samples is halved as often as the prompt with the most of them allows.
     """
+    if not done.any():
+        return state
     branches = np.asarray(state.branches)
     ended = np.take_along_axis(done, branches, axis=1)
     most, size = int((~ended).sum(1).max()), ended.shape[1]
     while most <= (size + 1) // 2 < size:
         size = (size + 1) // 2
     kept = np.argsort(ended, axis=1, kind="stable")[:, :size]
-    rows = np.arange(len(kept))[:, None]
-    return state._replace(
-        token=state.token[rows, kept], keys=state.keys[rows, kept],
-        done=jnp.array(ended[rows, kept]), branches=jnp.array(branches[rows, kept]),
-    )  # fmt: skip
+    return _kept(state._replace(done=ended), kept)
+
+
+@jax.jit
+def _kept(state: DecodeState, kept: Int[Array, "B S"]) -> DecodeState:
+    """The state of some of each prompt's samples."""
+    rows = jnp.arange(len(kept))[:, None]
+    some = ("token", "done", "keys", "branches")
+    return state._replace(**{name: getattr(state, name)[rows, kept] for name in some})

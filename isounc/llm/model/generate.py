@@ -20,7 +20,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isounc.checks import check_count, check_real
-from isounc.llm.model.decode import DecodedTokens, DecodingStrategy, prompt_keys, read_prefix
+from isounc.llm.model.decode import (
+    DecodedTokens,
+    DecodingStrategy,
+    prompt_keys,
+    read_prefix,
+    start_of,
+    unused_keys,
+)
 from isounc.llm.model.decoding_loop import decode_steps
 from isounc.llm.model.load import LanguageModel
 from isounc.llm.model.tokens import Tokenizer, check_token_ids
@@ -136,13 +143,12 @@ def generate(
     encoded = [_encoded(model, prompt, i, settings) for i, prompt in enumerate(prompts)]
     if not encoded:
         raise ValueError("prompts must hold at least one prompt, got none")
-    weights = model.decoder.weights()
+    weights = model.weights()
     stops = _stop_table(model, settings)
     start = _prefix_length(encoded)
+    prefix = None
     if start:
         prefix = read_prefix(model.config, weights, np.array(encoded[0][:start], np.int32))
-    else:
-        prefix = model.decoder.empty_cache(1, 0)
     answers: dict[int, _Answers] = {}
     lengths = [len(ids) for ids in encoded]
     for numbers, num_rows in batches(lengths, lambda _: settings.batch_size):
@@ -216,7 +222,7 @@ def _stop_table(model: LanguageModel, settings: GenerationSettings) -> Bool[np.n
 def _decode(
     model: LanguageModel,
     weights: Weights,
-    prefix: Cache,
+    prefix: Cache | None,
     prompts: Sequence[Sequence[int]],
     stops: Bool[np.ndarray, " V"],
     settings: GenerationSettings,
@@ -226,11 +232,14 @@ def _decode(
     The tokens of each prompt after the prefix are padded to one length.
     """
     strategy, temperature, top_p = strategy_of(settings)
+    if strategy.greedy:
+        keys = unused_keys(len(prompts), settings.num_samples)
+    else:
+        keys = prompt_keys(settings.seed, prompts, settings.num_samples)
     steps = decode_steps(
-        model.config, weights, prefix, prompts,
-        prompt_keys(settings.seed, prompts, settings.num_samples), stops,
+        model.config, weights, prefix, prompts, keys, stops,
         strategy=strategy, temperature=temperature, top_p=top_p,
-        num_tokens=bucket(max(map(len, prompts)) - prefix.positions.shape[1], _LEAST),
+        num_tokens=bucket(max(map(len, prompts)) - start_of(prefix), _LEAST),
         max_new_tokens=settings.max_new_tokens,
         has_ended=lambda tokens: _has_stop(model.tokenizer, tokens, settings),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Models in GGUF files: the header, and tensors to weights; `gguf_config` has the description.
 
-GGUF is the format of llama.cpp. Tensors are dequantised by the package `gguf`. Rows of the query
+GGUF is the format of llama.cpp. Tensors are dequantised by `quantised`, or by the package `gguf`. Rows of the query
 and key projections of the architecture `llama` are stored in the order of its rotary layout, which
 rotates pairs of neighbouring dimensions; they are put back into the order of
 `isounc.llm.model.attention`, which pairs the two halves.
@@ -19,6 +19,7 @@ import numpy as np
 from isounc.fields import Unreadable, declared, integer
 from isounc.llm.model.config import DecoderConfig
 from isounc.llm.model.packages import require
+from isounc.llm.model.quantised import LAYOUTS, QUANTISED, Layout, Quantised
 from isounc.untrusted import open_regular, reading
 
 _NAMES = {
@@ -194,13 +195,15 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return metadata, tensors
 
 
-def _quantisation(file: GgufFile, name: str) -> tuple[Any, int, int]:
-    """Quantisation of a tensor, with the number of values and bytes in one of its blocks."""
-    gguf = require("gguf")
+def _layout(file: GgufFile, name: str) -> Layout:
+    """How the values of a tensor are stored."""
     number = file.tensors[name].kind
+    if number in LAYOUTS:
+        return LAYOUTS[number]
+    gguf = require("gguf")
     try:
         kind = gguf.GGMLQuantizationType(number)
-        return kind, *gguf.GGML_QUANT_SIZES[kind]
+        return Layout(kind.name, *gguf.GGML_QUANT_SIZES[kind])
     except (ValueError, KeyError) as error:
         raise _unsupported(file, name, f"number {number}") from error
 
@@ -213,12 +216,14 @@ def _unsupported(file: GgufFile, name: str, what: str) -> Unreadable:
 
 
 def _num_bytes(file: GgufFile, name: str) -> int:
-    _, values, size = _quantisation(file, name)
+    _, values, size = _layout(file, name)
     return math.prod(file.tensors[name].shape) // values * size
 
 
-def weights_of(file: GgufFile, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and float32 arrays of all parameters of `DecoderConfig.shapes`, one at a time.
+def weights_of(
+    file: GgufFile, config: DecoderConfig
+) -> Iterator[tuple[str, np.ndarray | Quantised]]:
+    """All parameters of `DecoderConfig.shapes` by name, one at a time: in float32, or as stored.
 
     Raises
     ------
@@ -229,23 +234,36 @@ def weights_of(file: GgufFile, config: DecoderConfig) -> Iterator[tuple[str, np.
         for name in file.tensors:
             if name == FREQUENCIES:
                 continue
-            array = dequantised(file, name)
-            if name in _TOP:
-                yield _TOP[name], array.T if name == "output.weight" else array
-                continue
-            head, _, rest = name.removeprefix("blk.").partition(".")
-            parts = _parts(rest, array, config)
-            if not name.startswith("blk.") or not head.isdecimal() or not parts:
-                raise Unreadable(
-                    f"{file.path.name} must hold only tensors of the decoder, got {name:.80} "
-                    "besides"
-                )
-            for parameter, part in parts:
-                yield f"layers.{head}.{parameter}", part.T
+            kind, shape = _layout(file, name).kind, file.tensors[name].shape
+            is_stored = kind in QUANTISED and len(shape) == 2
+            array = _stored(file, name) if is_stored else dequantised(file, name)
+            for parameter, part, transposed in _placed(file, name, array, config):
+                if is_stored:
+                    yield parameter, Quantised(part, kind, transposed)
+                else:
+                    yield parameter, part.T if transposed else part
+
+
+def _placed(
+    file: GgufFile, name: str, array: np.ndarray, config: DecoderConfig
+) -> list[tuple[str, np.ndarray, bool]]:
+    """Names of the parameters in a tensor, their rows, and whether they are transposed."""
+    if name in _TOP:
+        return [(_TOP[name], array, name == "output.weight")]
+    head, _, rest = name.removeprefix("blk.").partition(".")
+    parts = _parts(rest, array, config)
+    if not name.startswith("blk.") or not head.isdecimal() or not parts:
+        raise Unreadable(
+            f"{file.path.name} must hold only tensors of the decoder, got {name:.80} besides"
+        )
+    return [(f"layers.{head}.{parameter}", part, True) for parameter, part in parts]
 
 
 def _parts(name: str, array: np.ndarray, config: DecoderConfig) -> list[tuple[str, np.ndarray]]:
-    """Parameters in one tensor of a block, with outputs as rows; none for an unknown tensor."""
+    """Parameters in one tensor of a block, with outputs as rows; none for an unknown tensor.
+
+    Rows may be of values or of bytes.
+    """
     if name == "attn_qkv.weight":
         q, kv = (n * config.head_width for n in (config.num_heads, config.num_kv_heads))
         return list(zip(("q", "k", "v"), np.split(array, [q, q + kv]), strict=True))
@@ -263,22 +281,30 @@ def _parts(name: str, array: np.ndarray, config: DecoderConfig) -> list[tuple[st
     return [(parameter, array)]
 
 
+def _stored(file: GgufFile, name: str) -> np.ndarray:
+    """The bytes of a tensor, by rows."""
+    shape, _, start = file.tensors[name]
+    kind, values, size = _layout(file, name)
+    if shape[-1] % values:
+        raise _unsupported(file, name, f"{kind}, whose blocks of {values} do not fit {shape}")
+    raw = np.fromfile(file.path, np.uint8, _num_bytes(file, name), offset=start)
+    return raw.reshape(math.prod(shape[:-1]), shape[-1] // values * size)
+
+
 def dequantised(file: GgufFile, name: str) -> np.ndarray:
     """A tensor in float32."""
-    gguf = require("gguf")
-    shape, _, start = file.tensors[name]
-    kind, values, _ = _quantisation(file, name)
-    if shape[-1] % values:
-        raise _unsupported(file, name, f"{kind.name}, whose blocks of {values} do not fit {shape}")
-    raw = np.fromfile(file.path, np.uint8, _num_bytes(file, name), offset=start)
-    plain = {"F32": "<f4", "F16": "<f2"}.get(kind.name)
+    raw, shape, kind = _stored(file, name), file.tensors[name].shape, _layout(file, name).kind
+    plain = {"F32": "<f4", "F16": "<f2"}.get(kind)
     if plain:
         return raw.view(plain).astype(np.float32, copy=False).reshape(shape)
+    gguf = require("gguf")
     rows = math.prod(shape[:-1])
     # The package works on 16 rows at a time: fewer, longer rows take it less time.
     merged = 64 if rows % 64 == 0 else 1
     try:
-        array = gguf.quants.dequantize(raw.reshape(rows // merged, -1), kind)
+        array = gguf.quants.dequantize(
+            raw.reshape(rows // merged, -1), gguf.GGMLQuantizationType[kind]
+        )
     except NotImplementedError as error:
-        raise _unsupported(file, name, kind.name) from error
+        raise _unsupported(file, name, kind) from error
     return array.reshape(shape)

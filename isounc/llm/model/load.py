@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import re
@@ -9,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,19 +21,24 @@ from isounc.fields import Unreadable, shortened
 from isounc.llm.model import gguf, gguf_config, huggingface
 from isounc.llm.model.chat import ChatTemplate, template_of_folder, template_of_gguf
 from isounc.llm.model.config import DecoderConfig
-from isounc.llm.model.decoder import DTYPES, Decoder
 from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
 from isounc.llm.model.packages import require
+from isounc.llm.model.parameters import DTYPES, parameters_of, weights_of
+from isounc.llm.model.quantised import Quantised, dequantised
 from isounc.llm.model.tokens import Tokenizer
+from isounc.llm.model.transformer import Weights
 from isounc.untrusted import open_regular, reading
+
+if TYPE_CHECKING:
+    from isounc.llm.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder with its tokenizer, and their source."""
+    """A decoder with its tokenizer, and their source; a `Network`."""
 
-    decoder: Decoder
-    """Flax NNX module: token ids to logits."""
+    parameters: Weights
+    """Parameters of the decoder as they were loaded."""
     tokenizer: Tokenizer
     """Text to token ids and back."""
     config: DecoderConfig
@@ -48,6 +56,22 @@ class LanguageModel:
     """Type of the weight matrices."""
     chat_template: ChatTemplate | None = None
     """Form of its conversations; None if it comes with none. It is no part of the digest."""
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """Flax NNX module: token ids to logits.
+
+        It is made when it is first asked for, which imports Flax, and has the same arrays. From
+        then on the model's answers come from its parameters, which may be changed.
+        """
+        from isounc.llm.model.decoder import Decoder
+
+        return Decoder(self.config, parameters_of(self.parameters))
+
+    def weights(self) -> Weights:
+        """All parameters, as arrays: those of `decoder` once there is one."""
+        made = self.__dict__.get("decoder")
+        return self.parameters if made is None else made.weights()
 
 
 @dataclass(frozen=True)
@@ -175,9 +199,9 @@ def _from_gguf(path: Path, name: str, source: str, dtype: str, sha256: str | Non
     file = gguf.open_gguf(path)
     config = gguf_config.config_of(file)
     tokenizer = tokenizer_from_gguf(file.metadata, path.name)
-    decoder = _decoder(config, gguf.weights_of(file, config), dtype, path.name)
+    weights = _weights(config, gguf.weights_of(file, config), dtype, path.name)
     chat = template_of_gguf(file.metadata, path.name)
-    return _checked(decoder, tokenizer, config, name, source, digest, dtype, chat)
+    return _checked(weights, tokenizer, config, name, source, digest, dtype, chat)
 
 
 def _from_folder(
@@ -189,9 +213,9 @@ def _from_folder(
     digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     _check_digest(digest, sha256, name)
     tokenizer = huggingface.tokenizer_of(folder, config)
-    decoder = _decoder(config, huggingface.weights_of(folder, config), dtype, name)
+    weights = _weights(config, huggingface.weights_of(folder, config), dtype, name)
     chat = template_of_folder(path)
-    return _checked(decoder, tokenizer, config, name, source, digest, dtype, chat)
+    return _checked(weights, tokenizer, config, name, source, digest, dtype, chat)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -215,31 +239,42 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _decoder(
-    config: DecoderConfig, weights: Iterable[tuple[str, np.ndarray]], dtype: str, name: str
-) -> Decoder:
-    """The decoder of weights that come one at a time, so that memory never holds them twice."""
-    arrays = {}
+def _weights(
+    config: DecoderConfig,
+    weights: Iterable[tuple[str, np.ndarray | Quantised]],
+    dtype: str,
+    name: str,
+) -> Weights:
+    """Weights that come one at a time, so that memory never holds them twice."""
+    shapes, arrays, bad = config.shapes(), {}, {}
     for key, array in weights:
-        if not np.isfinite(array).all():
-            bad = int((~np.isfinite(array)).sum())
-            raise ValueError(
-                f"weights in {name} must be finite, got NaN or infinity for {bad} of {array.size} "
-                f"values of {key}"
-            )
-        # Copies, as the file that the array refers to may go away.
-        kind = dtype if array.ndim == 2 else "float32"
         if key in arrays:
             raise Unreadable(f"{name} must have each tensor once, got {key} twice")
-        arrays[key] = jnp.array(np.ascontiguousarray(array), kind)
+        if isinstance(array, np.ndarray):
+            bad[key] = np.size(array) - np.isfinite(array).sum()
+            kind = jnp.dtype(dtype if array.ndim == 2 else "float32")
+            # JAX takes a transposed matrix as it is, faster than NumPy makes a copy of it.
+            arrays[key] = jax.device_put(array.astype(kind, copy=False))
+        elif array.shape == shapes.get(key):
+            arrays[key], bad[key] = dequantised(
+                array.rows, kind=array.kind, transposed=array.transposed, dtype=dtype
+            )
+        else:  # refused below: no program is compiled for it
+            arrays[key] = np.broadcast_to(np.float32(0), array.shape)
+    for key, count in jax.device_get(bad).items():
+        if count:
+            raise ValueError(
+                f"weights in {name} must be finite, got NaN or infinity for {count} of "
+                f"{arrays[key].size} values of {key}"
+            )
     try:
-        return Decoder(config, arrays)
+        return weights_of(config, arrays)
     except ValueError as error:
         raise ValueError(f"{name} must hold what its configuration says: {error}") from error
 
 
 def _checked(
-    decoder: Decoder, tokenizer: Tokenizer, config: DecoderConfig, name: str, source: str,
+    weights: Weights, tokenizer: Tokenizer, config: DecoderConfig, name: str, source: str,
     sha256: str, dtype: str, chat: ChatTemplate | None,
 ) -> LanguageModel:  # fmt: skip
     num_tokens, num_rows = tokenizer.size, config.vocab_size
@@ -259,7 +294,7 @@ def _checked(
             f"tokens that begin or end a text of {name} must be below {num_rows}, got {outside[0]}"
         )
     return LanguageModel(
-        decoder, tokenizer, config, name, config.context_length, source, sha256, dtype, chat
+        weights, tokenizer, config, name, config.context_length, source, sha256, dtype, chat
     )
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from isounc.llm.model.attention import Rotation, at_least_float32, attention, rotate, rotation_at
@@ -49,6 +50,20 @@ class Weights(NamedTuple):
     """Output head; None if it is the embedding."""
 
 
+@runtime_checkable
+class Network(Protocol):
+    """A decoder as its description and its parameters: a `Decoder`, or a `LanguageModel`."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Description of the decoder."""
+        ...
+
+    def weights(self) -> Weights:
+        """All parameters, as arrays."""
+        ...
+
+
 class Cache(NamedTuple):
     """Keys and values of tokens that were read before."""
 
@@ -78,6 +93,7 @@ class Cache(NamedTuple):
         return jax.tree.map(lambda a: _repeated(a, num_rows) if a.ndim else a, self)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "num_rows", "num_slots", "dtype"))
 def empty_cache(config: DecoderConfig, num_rows: int, num_slots: int, dtype: jnp.dtype) -> Cache:
     """A cache without tokens; no two of its arrays share their memory."""
     shape = (num_rows, config.num_kv_heads, num_slots, config.head_width)
@@ -234,9 +250,9 @@ def _heads(
 def hidden(
     config: DecoderConfig,
     weights: Weights,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "#B T"],
-    branches: Int[Array, "B T"] | None = None,
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "#B T"],
+    branches: Int[Array | np.ndarray, "B T"] | None = None,
 ) -> Float[Array, "B T W"]:
     """States after the last norm."""
     given = inputs(config, weights.embed, tokens, positions, branches)
@@ -249,11 +265,11 @@ def hidden(
 def extend(
     config: DecoderConfig,
     weights: Weights,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "#B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
+    positions: Int[Array | np.ndarray, "#B T"],
     cache: Cache,
     *,
-    branches: Int[Array, "B T"] | None = None,
+    branches: Int[Array | np.ndarray, "B T"] | None = None,
     in_place: bool = False,
 ) -> tuple[Float[Array, "B T W"], Cache]:
     """The residual stream after the last block, and the cache; see `Decoder.extend`.

@@ -28,9 +28,9 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 from isounc import densities
 from isounc.checks import check_choice, check_count
 from isounc.densities import Data
-from isounc.fit import double_precision
 from isounc.likelihoods import LIKELIHOODS
 from isounc.models import Model
+from isounc.precision import double_precision
 from isounc.problems import Problem
 from isounc.sampling.convergence import diagnose
 from isounc.sampling.gate import Gate

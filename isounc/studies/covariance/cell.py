@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from isounc import densities
-from isounc.fit import PointEstimate, double_precision, fit_maps
+from isounc.fit import PointEstimate, fit_maps
 from isounc.models import Model
+from isounc.precision import double_precision
 from isounc.problems import Problem
 from isounc.runs.compute import Say
 from isounc.runs.executors import Batch

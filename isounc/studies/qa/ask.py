@@ -31,7 +31,6 @@ import numpy as np
 import tyro
 
 from isounc.estimates.signs import warning_of
-from isounc.llm import load_model
 from isounc.llm.answers import isotropic_scores, prompts
 from isounc.llm.answers.answer import MeasuredAnswer
 from isounc.llm.answers.measure import (
@@ -44,6 +43,7 @@ from isounc.llm.answers.question import Question
 from isounc.llm.answers.rendering import rendered
 from isounc.llm.answers.scores import Score
 from isounc.llm.answers.segments import measure_segments
+from isounc.llm.model.load import load_model
 from isounc.runs.process import use_compilation_cache
 
 COLOURS = (196, 202, 208, 214, 220, 190, 154, 118, 82, 46)

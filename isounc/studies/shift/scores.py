@@ -20,8 +20,8 @@ from scipy.special import logsumexp, softmax, xlogy
 from isounc.checks import check_choice, check_count
 from isounc.estimates.links import softmax_normal_moments
 from isounc.estimates.scale_rules import unit_var
-from isounc.fit import double_precision
 from isounc.likelihoods import LIKELIHOODS
+from isounc.precision import double_precision
 
 Values = Float[np.ndarray, " N"]
 

@@ -202,8 +202,7 @@ def test_prompts_that_cannot_be(model):
         generate(model, ["a"], settings(stop_ids=(64,)))
     with pytest.raises(ValueError, match="prompts must be texts"):
         generate(model, "a", settings())
-    graph, state = nnx.split(model.decoder)
-    nans = jax.tree.map(lambda a: np.full(a.shape, np.nan, np.float32), state)
-    broken = dataclasses.replace(model, decoder=nnx.merge(graph, nans))
+    nans = jax.tree.map(lambda a: np.full(a.shape, np.nan, np.float32), model.weights())
+    broken = dataclasses.replace(model, parameters=nans)
     with pytest.raises(ValueError, match="logits of model mistral must be finite"):
         generate(broken, PROMPTS, settings(num_samples=4))

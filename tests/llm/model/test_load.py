@@ -14,10 +14,11 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from isounc.llm import load_model
+from isounc.llm import DecoderConfig, Rotary, load_model
 from isounc.llm.model import gguf as gguf_file
 from isounc.llm.model import gguf_config
 from isounc.llm.model.gguf_tokenizer import tokenizer_from_gguf
+from isounc.llm.model.quantised import Quantised, dequantised
 from tests.llm import files as llm_files
 
 SMOLLM2 = json.loads((llm_files.VALUES / "smollm2.json").read_text(encoding="utf-8"))
@@ -84,6 +85,17 @@ def test_shards_and_types(tmp_path):
     assert again.sha256 == one.sha256
 
 
+def test_the_decoder_has_the_parameters_and_may_be_trained(tmp_path):
+    model = load_model(llm_files.write_folder(tmp_path / "tiny", "llama"))
+    assert model.weights() is model.parameters
+    for a, b in zip(
+        *map(jax.tree.leaves, (model.decoder.weights(), model.parameters)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    model.decoder.norm[...] = 2 * model.parameters.norm
+    np.testing.assert_array_equal(model.weights().norm, 2 * model.parameters.norm)
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16", "BF16"])
 def test_quantised_gguf(tmp_path, kind):
     kind = gguf.GGMLQuantizationType[kind]
@@ -100,6 +112,38 @@ def test_quantised_gguf(tmp_path, kind):
         found, gguf.quants.dequantize(gguf.quants.quantize(table, kind), kind)
     )
     assert 0 < np.abs(found - table).max() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_compiled_programs_dequantise_as_the_package_does(tmp_path, kind):
+    number = gguf.GGMLQuantizationType[kind]
+    config = DecoderConfig(
+        "llama", vocab_size=6, width=64, num_layers=1, num_heads=1, num_kv_heads=1, head_width=64,
+        mlp_width=64, context_length=8, rotary=Rotary(1e4, 64), tied=False,
+    )  # fmt: skip
+    _, size = gguf.GGML_QUANT_SIZES[number]
+    stored = np.random.default_rng(0).integers(0, 256, (6, 2 * size), np.uint8)
+    # Any bytes; but for those of the first block, scales are finite and of any size.
+    stored[:, [1, size + 1]] &= 0xBB
+    stored[:, [3, size + 3]] &= 0xBB
+    stored[0, :2] = 0, 0x7C  # infinity
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    for name in ("token_embd.weight", "output.weight"):
+        writer.add_tensor(name, stored, raw_dtype=number)
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    with np.errstate(invalid="ignore"):  # zero times infinity
+        right = gguf.quants.dequantize(stored, number)
+    found = dict(gguf_file.weights_of(gguf_file.open_gguf(tmp_path / "one.gguf"), config))
+    for name, whole in (("embed", right), ("head", right.T)):
+        weight = found[name]
+        assert isinstance(weight, Quantised) and weight.shape == whole.shape
+        matrix, bad = dequantised(
+            weight.rows, kind=kind, transposed=weight.transposed, dtype="float32"
+        )
+        np.testing.assert_array_equal(np.asarray(matrix), whole)
+        assert bad == (~np.isfinite(right)).sum() == 32
 
 
 def test_sentencepiece_merges_come_back():
@@ -291,13 +335,17 @@ def test_descriptions_that_make_no_sense(tmp_path, changes, words):
         load_model(path)
 
 
+def place_of_kind(content, name):
+    """Place of the number of a tensor's quantisation: after the number of axes and two sizes."""
+    at = content.index(name) + len(name) + 4 + 16
+    assert content[at : at + 4] == bytes(4)  # float32
+    return at
+
+
 def test_quantisation_that_is_not_known(tmp_path):
     path = llm_files.write_gguf(tmp_path / "tiny.gguf", "llama")
     content = bytearray(path.read_bytes())
-    name = b"blk.0.ffn_gate.weight"
-    at = content.index(name) + len(name) + 4 + 16  # after the number of axes and two sizes
-    assert content[at : at + 4] == bytes(4)  # float32
-    content[at] = 200
+    content[place_of_kind(content, b"blk.0.ffn_gate.weight")] = 200
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"quantisation.*blk\.0\.ffn_gate\.weight in number 200"):
         load_model(path)
@@ -332,7 +380,11 @@ def test_packages_that_are_missing(tmp_path, monkeypatch, package):
     if package == "safetensors":
         llm_files.write_folder(path, "llama")
     else:
+        # In a quantisation that only the package knows.
         llm_files.write_gguf(path, "llama")
+        content = bytearray(path.read_bytes())
+        content[place_of_kind(content, b"blk.0.ffn_gate.weight")] = 12
+        path.write_bytes(content)
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     there = importlib.import_module
