@@ -8,6 +8,7 @@ that figures and tables are made from (`isounc.studies.scaling.stored.TYPES`); a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,10 +50,14 @@ def gather(records: Iterable[Record], where: str) -> Gathered:
     metas: dict[str, dict[str, Any]] = {}
     table = Encoder(RESULT_COLUMNS, name="results.csv")
     parts: dict[str, list[np.ndarray]] = {column: [] for column in TYPES}
-    texts: dict[str, dict[Any, Any]] = {c: {} for c, kind in TYPES.items() if kind is object}
+    texts: dict[str, dict[Any, Any]] = {
+        c: {None: math.nan} for c, kind in TYPES.items() if kind is object
+    }
     for rows in _in_parts(records, metas):
-        typed = typed_rows(pd.DataFrame(rows), where, first=table.num_rows)
-        table.add(rows)
+        values = table.by_column(rows)
+        frame = pd.DataFrame({column: list(values[column]) for column in TYPES})
+        typed = typed_rows(frame, where, first=table.num_rows)
+        table.add_columns(values)
         for column in TYPES:
             values = typed[column].to_numpy()
             if column in texts:  # equal texts are one object
