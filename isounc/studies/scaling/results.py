@@ -293,7 +293,8 @@ class Results:
     def _in_main_class(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Rows in the main class of their setup, and those about predictions, of all classes."""
         is_main = frame["class"] == frame["setup"].astype(object).map(self._main_class)
-        return frame[is_main | (frame["quantity"] == "predictive")]
+        shown = is_main | (frame["quantity"] == "predictive")
+        return frame if shown.all() else frame[shown]  # no copy of a long table that has no others
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Add a column `setup`, and make categories in house order of what sorts the rows."""
