@@ -60,6 +60,7 @@ def resume(name: str, path: str, settings: Any) -> dict[str, float]:
     groups = STUDIES[name][0].plan(settings)
     planned = time.perf_counter() - begun
     run = open_run(name, path, settings)
+    STUDIES[name][0].prepare(settings, run)
     left, num_there = remaining(groups, run.untouched, separable=STUDIES[name][0].separable)
     if left:
         sys.exit(f"error: {path} lacks cells; {num_there} are there")

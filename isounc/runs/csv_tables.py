@@ -63,7 +63,13 @@ class Encoder:
         ValueError
             If a key is no column, or a cell is not a single number, truth value or text.
         """
-        rows = list(rows)
+        self.add_columns(self.by_column(rows))
+
+    def by_column(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+        """The values of rows by column, None for a key that a row lacks; errors as in `add`."""
+        # Every row is put in the order of the columns, as a call for each cell would take long.
+        empty = dict.fromkeys(self.columns)
+        filled = []
         for row in rows:
             if not isinstance(row, Mapping):
                 raise TypeError(f"rows must be a DataFrame or mappings, got {row!r:.80}")
@@ -72,29 +78,40 @@ class Encoder:
                     f"the columns of {self.name} must be {', '.join(self.columns)}, got also "
                     f"{[key for key in row if key not in self._known]}"
                 )
-        columns = []
+            filled.append({**empty, **row}.values())
+        values = zip(*filled, strict=True) if filled else ((),) * len(self.columns)
+        return dict(zip(self.columns, values, strict=True))
+
+    def add_columns(self, values: Mapping[str, Sequence[Any]]) -> None:
+        """Add rows whose values are given by column, a list of equal length for each."""
+        columns, one_line = [], True
         for c in self.columns:
-            values = [row.get(c) for row in rows]
-            kinds = set(map(type, values))
-            if str in kinds or any(issubclass(kind, str) for kind in kinds):
+            kinds = set(map(type, values[c]))
+            cells = self._cells(values[c], kinds, f"{self.name}, column {c!r},")
+            if any(issubclass(kind, str) for kind in kinds):
                 self._with_text.add(c)
-            columns.append(self._cells(values, kinds, f"{self.name}, column {c!r},"))
-        self.num_rows += len(rows)
-        self._write(zip(*columns, strict=True))
+                one_line = one_line and not any("\r" in cell for cell in set(cells))
+            columns.append(cells)
+        self.num_rows += len(columns[0]) if columns else 0
+        self._write(zip(*columns, strict=True), one_line=one_line)
 
     def open(self) -> io.BufferedIOBase:
         """The bytes of the table, at their beginning."""
         self._file.seek(0)
         return self._file
 
-    def _cells(self, values: list[Any], kinds: set[type], where: str) -> list[str]:
+    def _cells(self, values: Sequence[Any], kinds: set[type], where: str) -> Sequence[str]:
         """Texts of a column; most have one kind of value, and a call for each takes long."""
         if kinds <= {str}:
             return values
         if kinds <= {int, bool}:
             return list(map(str, values))
         if kinds <= {float, type(None)}:
-            return ["" if v is None or v != v else f"{v:.6g}" for v in values]
+            known = set(values)
+            if len(known) > len(values) // 32 or 0.0 in known:  # which -0.0 equals
+                return ["" if v is None or v != v else f"{v:.6g}" for v in values]
+            texts = {v: "" if v is None or v != v else f"{v:.6g}" for v in known}
+            return list(map(texts.__getitem__, values))
         return [
             "" if v is None
             else v if type(v) is str
@@ -103,9 +120,13 @@ class Encoder:
             for v in values
         ]  # fmt: skip
 
-    def _write(self, rows: Iterable[Sequence[str]]) -> None:
+    def _write(self, rows: Iterable[Sequence[str]], *, one_line: bool = False) -> None:
+        """Add rows of texts; `one_line` says that none of them has a carriage return."""
         text = io.StringIO(newline="")
         plain = csv.writer(text, lineterminator="\n")
+        if one_line:
+            plain.writerows(rows)
+            rows = ()
         # Python 3.11 writes a bare "\r" without quotes, and reads it as the end of a line.
         quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         for row in rows:

@@ -75,11 +75,13 @@ def interval_over_seeds(
     """
     check_choice("kind", kind, ("correlation", "mean", "log"))
     _check_level(level)
-    numbers = _numbers(values)
-    for value in numbers:
-        if not _fits_kind(value, kind):
-            wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
-            raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}, got {value!r}")
+    array = _vector(values)
+    numbers = array.tolist()
+    fits = _fits_kind(array, kind)
+    if not fits.all():
+        wanted = {"correlation": "in [-1, 1]", "mean": "finite", "log": "positive and finite"}
+        misfit = numbers[int(np.argmin(fits))]
+        raise ValueError(f"values of kind {kind!r} must be {wanted[kind]}, got {misfit!r}")
     if not numbers:
         return Interval(None, None, None, 0)
     smallest, largest, n = min(numbers), max(numbers), len(numbers)
@@ -88,15 +90,16 @@ def interval_over_seeds(
     if smallest == largest:
         return Interval(smallest, smallest, smallest, n)
 
-    transform, inverse = {
-        "correlation": (_fisher_z, math.tanh),
-        "mean": (float, float),
-        "log": (math.log, _exp),
-    }[kind]
-    z = [transform(value) for value in numbers]
+    inverse = {"correlation": math.tanh, "mean": float, "log": _exp}[kind]
+    z = numbers
+    if kind == "correlation":
+        clipped = np.minimum(np.maximum(array, -MAX_ABS_CORRELATION), MAX_ABS_CORRELATION)
+        z = list(map(math.atanh, clipped.tolist()))
+    elif kind == "log":
+        z = list(map(math.log, numbers))
     # fsum rounds once, so the order of the seeds cannot change a digit.
     centre = math.fsum(z) / n
-    sd = math.sqrt(math.fsum((value - centre) ** 2 for value in z) / (n - 1))
+    sd = math.sqrt(math.fsum([(value - centre) ** 2 for value in z]) / (n - 1))
     half_width = _t_quantile(n - 1, level) * sd / math.sqrt(n)
     # Clipping and rounding must not carry the mean outside its values, nor an end past the mean.
     mean = max(smallest, min(largest, inverse(centre)))
@@ -247,6 +250,11 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
 
 def _numbers(values: Any) -> list[float]:
     """Values as floats, one a seed."""
+    return _vector(values).tolist()
+
+
+def _vector(values: Any) -> np.ndarray:
+    """Values as an array of floats, one a seed."""
     if isinstance(values, Mapping):  # which would give its keys
         raise TypeError(f"values must be numbers, one a seed, got a mapping ({values!r:.60})")
     try:
@@ -254,7 +262,7 @@ def _numbers(values: Any) -> list[float]:
         array = values if hasattr(values, "__array__") else list(values)
     except TypeError as error:
         raise TypeError(f"values must be numbers, one a seed, got {values!r:.60}") from error
-    return real_vector("values", array).tolist()
+    return real_vector("values", array)
 
 
 def _check_level(level: Any) -> None:
@@ -262,15 +270,11 @@ def _check_level(level: Any) -> None:
         raise ValueError(f"level must lie between 0 and 1 (for example 0.95), got {level!r}")
 
 
-def _fits_kind(value: float, kind: str) -> bool:
+def _fits_kind(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "correlation":
         # Rounding may carry a correlation past 1 by a few float32 digits.
-        return abs(value) <= 1 + 1e-6
-    return math.isfinite(value) and (kind == "mean" or value > 0)
-
-
-def _fisher_z(value: float) -> float:
-    return math.atanh(max(-MAX_ABS_CORRELATION, min(MAX_ABS_CORRELATION, value)))
+        return np.abs(values) <= 1 + 1e-6
+    return np.isfinite(values) & ((kind == "mean") | (values > 0))
 
 
 def _exp(value: float) -> float:

@@ -227,6 +227,18 @@ def test_a_long_table_is_the_same_in_a_temporary_file_and_in_parts(monkeypatch):
     assert parts.text_columns == whole.text_columns == ["name"] and parts.num_rows == 100
 
 
+@pytest.mark.parametrize("often", [0.0, 1 / 3])
+def test_numbers_that_come_often_are_written_as_others(often):
+    values = [often, -often, None, float("nan"), *([often] * 200)]
+    texts = ["a\rb", *(["c"] * 203)]
+    rows = [{"value": v, "name": t} for v, t in zip(values, texts, strict=True)]
+    table = csv_tables.encoded(rows, ("value", "name"), name="results.csv")
+    text = f"{often:.6g}"
+    first = [f'"{text}","a\rb"', f"-{text},c", ",c", ",c"]
+    assert table.open().read().decode().split("\n")[1:-1] == [*first, *([f"{text},c"] * 200)]
+    assert table.num_rows == 204
+
+
 def test_schedules_are_those_of_closed_forms():
     for units, workers in ((1, 1), (10, 3), (12, 4), (5, 8), (1000, 512)):
         found = simulate([2.5] * units, workers)

@@ -8,6 +8,7 @@ that figures and tables are made from (`isounc.studies.scaling.stored.TYPES`); a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,21 +49,35 @@ def gather(records: Iterable[Record], where: str) -> Gathered:
 
     metas: dict[str, dict[str, Any]] = {}
     table = Encoder(RESULT_COLUMNS, name="results.csv")
-    parts: dict[str, list[np.ndarray]] = {column: [] for column in TYPES}
-    texts: dict[str, dict[Any, Any]] = {c: {} for c, kind in TYPES.items() if kind is object}
+    columns = {column: np.empty(0, kind) for column, kind in TYPES.items()}
+    texts: dict[str, dict[Any, Any]] = {
+        c: {None: math.nan} for c, kind in TYPES.items() if kind is object
+    }
     for rows in _in_parts(records, metas):
-        typed = typed_rows(pd.DataFrame(rows), where, first=table.num_rows)
-        table.add(rows)
+        values = table.by_column(rows)
+        frame = pd.DataFrame({column: list(values[column]) for column in TYPES})
+        first = table.num_rows
+        typed = typed_rows(frame, where, first=first)
+        table.add_columns(values)
         for column in TYPES:
-            values = typed[column].to_numpy()
+            new = typed[column].to_numpy()
             if column in texts:  # equal texts are one object
                 known = texts[column]
-                values = np.array([known.setdefault(v, v) for v in values.tolist()], object)
-            parts[column].append(values)
-    columns = {}
-    for column, kind in TYPES.items():
-        columns[column] = np.concatenate([np.empty(0, kind), *parts.pop(column)])
-    return Gathered(pd.DataFrame(columns), metas, table)
+                new = np.array([known.setdefault(v, v) for v in new.tolist()], object)
+            columns[column] = _filled(columns[column], new, at=first)
+    columns = {column: values[: table.num_rows] for column, values in columns.items()}
+    return Gathered(pd.DataFrame(columns, copy=False), metas, table)
+
+
+def _filled(column: np.ndarray, values: np.ndarray, *, at: int) -> np.ndarray:
+    """A column with values put in, made longer where it ends; what is never filled takes no memory."""
+    end = at + len(values)
+    if end > len(column):
+        longer = np.empty(max(end, 2 * len(column)), column.dtype)
+        longer[:at] = column[:at]
+        column = longer
+    column[at:end] = values
+    return column
 
 
 def _in_parts(

@@ -55,14 +55,16 @@ def make_report(folder: RunFolder, settings: Settings) -> Report:
         source = f"{len(metas)} records"
         if not place.keys() <= metas.keys():
             source += f" of {len(place)}, since the run did not finish"
+        summary = summarise(rows)
         results = Results(folder, rows, metas, source)
-        results.summary = summarise(rows)
+        results.summary = summary
         tables = {
             "results.csv": TableFile(RESULT_COLUMNS, table),
             "summary.csv": TableFile(SUMMARY_COLUMNS, results.summary.to_dict("records")),
         }
     else:
         results, tables = Results.of(folder), {}
+    del rows  # which the results have
     verdicts = references(results)["gate"]
     passed, partly = (int((verdicts == verdict).sum()) for verdict in ("pass", "part"))
     return Report(

@@ -154,6 +154,18 @@ class Results:
     def _curves(self) -> dict[Any, pandas.DataFrame]:
         return dict(iter(self.curves.groupby(list(_CURVE), observed=True, sort=False)))
 
+    @functools.cached_property
+    def _row_widths(self) -> dict[Any, list[int]]:
+        distinct = self.rows[["setup", "width"]].drop_duplicates()
+        return distinct.groupby("setup", observed=True)["width"].agg(list).to_dict()
+
+    @functools.cached_property
+    def _cell_widths(self) -> dict[Setup, set[int]]:
+        found: dict[Setup, set[int]] = {setup: set() for setup in self.setups}
+        for cell in self.cells:
+            found[cell.setup].add(cell.width)
+        return found
+
     @classmethod
     def of(cls, run: RunFolder | Results) -> Results:
         """Read a run folder; results that have been read already are returned as they are.
@@ -207,8 +219,7 @@ class Results:
 
     def widths(self, setup: Setup) -> list[int]:
         """Return the widths of a setup in rows or records, ascending."""
-        of_rows = self.rows.loc[self.rows["setup"] == self._labels[setup], "width"]
-        return sorted({*of_rows, *(cell.width for cell in self.cells if cell.setup == setup)})
+        return sorted({*self._row_widths.get(self._labels[setup], ()), *self._cell_widths[setup]})
 
     def label(self, setup: Setup) -> str:
         """Return the problem and whatever differs from the run's other setups of that problem."""
@@ -282,7 +293,8 @@ class Results:
     def _in_main_class(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Rows in the main class of their setup, and those about predictions, of all classes."""
         is_main = frame["class"] == frame["setup"].astype(object).map(self._main_class)
-        return frame[is_main | (frame["quantity"] == "predictive")]
+        shown = is_main | (frame["quantity"] == "predictive")
+        return frame if shown.all() else frame[shown]  # no copy of a long table that has no others
 
     def _arranged(self, frame: pandas.DataFrame) -> pandas.DataFrame:
         """Add a column `setup`, and make categories in house order of what sorts the rows."""
