@@ -13,6 +13,7 @@ from flax import nnx
 
 from isounc.runs.folder import Record, RunFolder
 from isounc.runs.settings import stored_settings
+from isounc.sampling.checkpoint import Checkpoint
 from isounc.statistics import interval_over_seeds
 from isounc.studies.world import cell, measures
 from isounc.studies.world.admission import CHANCE, MARGIN, admissions, sentence, without_dropped
@@ -266,6 +267,10 @@ def test_a_rule_that_all_widths_have_learnt_has_a_column():
     assert "never told, by a rule" in table.columns
 
 
+def _no_store(member: int) -> Checkpoint:
+    raise AssertionError("no chains are asked for")
+
+
 def test_a_record_has_rows_of_the_rule_and_of_given_answers(monkeypatch):
     """A decoder that follows the rule in half of its questions."""
     world = make_world(400, 2, rule=True)
@@ -299,7 +304,9 @@ def test_a_record_has_rows_of_the_rule_and_of_given_answers(monkeypatch):
     )
     settings = Settings(rule=True, num_relations=2, num_judged=1, temperatures=(1.0,))
     members = Members(nnx.graphdef(nnx.Module()), jnp.arange(6))
-    record = cell._record(Cell(400, 8, 2, 3), world, members, 1, settings, lambda text: None)
+    record = cell._record(
+        Cell(400, 8, 2, 3), world, members, 1, settings, say=lambda text: None, store=_no_store
+    )
     rows = {
         row["condition"]: row for row in record.meta["rows"]
         if (row["part"], row["score"]) == ("all", "log_p")
