@@ -23,6 +23,7 @@ from isounc.sampling.checkpoint import Checkpoint
 from isounc.statistics import compare
 from isounc.studies.world.checkpoint import Progress
 from isounc.studies.world.corpus import OF_RULE, World, make_world, of_kind, oracle_auroc
+from isounc.studies.world.hmc import Draws
 from isounc.studies.world.measures import (
     REFERENCES,
     Asked,
@@ -35,7 +36,6 @@ from isounc.studies.world.references import (
     CHECKS,
     FROM_CHAINS,
     LOCAL,
-    Draws,
     Near,
     draw,
     judge_chains,
@@ -219,7 +219,7 @@ class Judged(NamedTuple):
     halves: Mapping[str, Mapping[str, float | None]]
     """Reliability of each number of the reference, by condition."""
     chains: Mapping[str, Near]
-    """What chains around the decoder say, where there are some."""
+    """Chains around the decoder by sampler; empty without any."""
     asked: Asked
     """What the decoder replies about given answers."""
     by_rule: Mapping[str, float | None]

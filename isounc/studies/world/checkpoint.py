@@ -50,14 +50,13 @@ class Progress:
             "train": dataclasses.asdict(settings.train), "versions": made_by["versions"],
             "device": {k: made_by["device"][k] for k in ("platform", "kind", "x64")},
         }  # fmt: skip
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._name = f"world{cell.world}-width{cell.width}-depth{cell.depth}"
         self._root = folder / FOLDER
         self._identity = identity | {
             "local": dataclasses.asdict(settings.local), "hmc": dataclasses.asdict(settings.hmc)
         }  # fmt: skip
         self._epochs, self._first = settings.epochs, min(cell.epochs for cell in cells)
-        self._checkpoint = Checkpoint.open(self._root / f"{self._name}-{digest}", identity)
+        self._checkpoint = self._open("", identity)
 
     def save(self, epoch: int, state: Any) -> None:
         """Store the state after a training length."""
@@ -73,8 +72,12 @@ class Progress:
     def of_chains(self, member: int) -> Checkpoint:
         """Where chains of Hamiltonian Monte Carlo around a member are kept."""
         identity = self._identity | {"member": member}
+        return self._open("-hmc", identity)
+
+    def _open(self, kind: str, identity: dict[str, Any]) -> Checkpoint:
+        """A folder for what these settings lead to."""
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        return Checkpoint.open(self._root / f"{self._name}-hmc-{digest}", identity)
+        return Checkpoint.open(self._root / f"{self._name}{kind}-{digest}", identity)
 
     def remove(self) -> None:
         """Remove all states of this world and size."""

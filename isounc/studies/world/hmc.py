@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from isounc.checks import check_count
 from isounc.sampling.adaptation import Tuning, end_window, start_tuning
@@ -53,7 +53,7 @@ _SAMPLER = HMC()
 
 @dataclass(frozen=True)
 class HMCChains:
-    """Hamiltonian Monte Carlo of the first judged decoder, where it is small."""
+    """Hamiltonian Monte Carlo of the judged decoders of `local.num_members`, where they are small."""
 
     num_chains: int = 0
     """Chains; at least 2, or 0 for none."""
@@ -93,22 +93,20 @@ class HMCChains:
         )
 
 
-class Drawn(NamedTuple):
-    """What chains have drawn."""
+class Draws(NamedTuple):
+    """Draws of chains, by either sampler."""
 
     log_probs: Float[np.ndarray, "K S Q C"]
     """Log probabilities of all answers at the draws."""
-    divergent: float
-    """Share of divergent transitions."""
-    acceptance: float
-    """Mean acceptance probability."""
-    num_gradients: float
-    """Mean number of gradients of a transition."""
+    divergent: float | None = None
+    """Share of divergent transitions; None for stochastic gradients, which know none."""
+    acceptance: float | None = None
+    """Mean acceptance probability of Hamiltonian Monte Carlo."""
 
     @property
     def is_sound(self) -> bool:
         """Whether divergent transitions are as rare as the gate of `isounc.sampling` asks."""
-        return self.divergent <= GateSettings().divergence_rate_max
+        return (self.divergent or 0.0) <= GateSettings().divergence_rate_max
 
 
 class Target(NamedTuple):
@@ -162,9 +160,8 @@ class _State(NamedTuple):
     chains: ChainState
     tuning: Tuning
     draws: Float[np.ndarray, "S K P"]
-    divergent: Float[np.ndarray, "S K"]
+    divergent: Bool[np.ndarray, "S K"]
     acceptance: Float[np.ndarray, "S K"]
-    num_gradients: Float[np.ndarray, "S K"]
 
 
 def sample_by_hmc(
@@ -176,7 +173,7 @@ def sample_by_hmc(
     seed: int,
     say: Callable[[str], Any] = lambda text: None,
     store: Checkpoint | None = None,
-) -> Drawn:
+) -> Draws:
     """Draws of chains around member `first`, or without a tether of the posterior.
 
     Parameters
@@ -202,11 +199,12 @@ def sample_by_hmc(
     starts = [first] * count if local.memory else list(range(count))
     check_starts(settings, local, len(jax.tree.leaves(members.params)[0]))
     x = jnp.stack([target.position(members.member(i)) for i in starts])
-    empty = np.zeros((settings.num_draws, count), np.float32)
+    shape = settings.num_draws, count
     state = _State(
         _start(x, target, graphdef=graphdef),
         start_tuning(x.shape[1], x.dtype, settings.sampler),
-        np.zeros((settings.num_draws, *x.shape), np.float32), *(empty.copy() for _ in range(3)),
+        np.zeros((*shape, x.shape[1]), np.float32), np.zeros(shape, bool),
+        np.zeros(shape, np.float32),
     )  # fmt: skip
     plan, step = _plan(settings), -1
     if store is not None:
@@ -223,9 +221,9 @@ def sample_by_hmc(
         )  # fmt: skip
         if is_warm:
             rows = slice(begin - settings.num_warmup, end - settings.num_warmup)
-            for name, values in (("draws", drawn), *info._asdict().items()):
-                if name in _State._fields:
-                    getattr(state, name)[rows] = values
+            state.draws[rows] = drawn
+            state.divergent[rows] = info.divergent
+            state.acceptance[rows] = info.acceptance
         elif end in _window_ends(settings):
             # Trajectories are tried again from the second window on.
             tuning = _end_window(tuning, settings=settings.sampler)
@@ -237,8 +235,10 @@ def sample_by_hmc(
         [answer_log_probs(graphdef, target.params(jnp.asarray(x)), world) for x in chain]
         for chain in state.draws.transpose(1, 0, 2)
     ]
-    numbers = (state.divergent, state.acceptance, state.num_gradients)
-    return Drawn(np.asarray(log_probs), *(float(a.mean(dtype=float)) for a in numbers))
+    return Draws(
+        np.asarray(log_probs), float(state.divergent.mean()),
+        float(state.acceptance.mean(dtype=float)),
+    )  # fmt: skip
 
 
 def check_starts(settings: HMCChains, local: LocalChains, num_members: int) -> None:

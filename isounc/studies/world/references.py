@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from isounc.sampling.checkpoint import Checkpoint
 from isounc.statistics import compare
 from isounc.studies.world.corpus import World
-from isounc.studies.world.hmc import sample_by_hmc
+from isounc.studies.world.hmc import Draws, sample_by_hmc
 from isounc.studies.world.local import Convergence, convergence, sample_locally
 from isounc.studies.world.scores import Reference, reference
 from isounc.studies.world.settings import Cell, Settings, seed_of
@@ -35,19 +35,8 @@ FROM_CHAINS = (
 """Columns that only the decoders with chains of their own have."""
 
 
-class Draws(NamedTuple):
-    """Draws of chains."""
-
-    log_probs: Float[np.ndarray, "K S Q C"]
-    """Log probabilities of all answers."""
-    divergent: float | None = None
-    """Share of divergent transitions; None where no transition can be divergent."""
-    is_sound: bool = True
-    """Whether they are few enough."""
-
-
 class Near(NamedTuple):
-    """What chains say of every question."""
+    """Spread of the predictions in chains around a decoder, and their checks."""
 
     convergence: Convergence
     """Whether they converged."""
@@ -88,10 +77,9 @@ def draw(
             )
         )
     if hmc.num_chains and size <= hmc.max_params:
-        drawn = sample_by_hmc(
+        found["hmc"] = sample_by_hmc(
             members, i, world, local, hmc, seed_of(cell, f"hmc {i}"), say, store(i)
         )
-        found["hmc"] = Draws(drawn.log_probs, drawn.divergent, drawn.is_sound)
     return found
 
 

@@ -57,8 +57,8 @@ class Settings(RunSettings):
     """Chains around the decoders that are judged, after the longest training. The preset quick has
     none: they add half to its time, which is to stay within three minutes on a shared core."""
     hmc: HMCChains = field(default_factory=HMCChains)
-    """Chains of Hamiltonian Monte Carlo, with all sentences, of the density of `local`: of the first
-    judged decoder, where it is small, after the longest training."""
+    """Chains of Hamiltonian Monte Carlo, with all sentences, of the density of `local`, around the
+    same decoders where they are small."""
     match: float = 0.6
     """Accuracy, on recall of what was told, at which sizes are compared."""
     train: WorldTraining = field(default_factory=WorldTraining)
@@ -204,7 +204,7 @@ def plan(settings: Settings) -> list[Group]:
         seen += local.num_members * (steps * local.minibatch + draws)
         seconds = seen * (5.8e-6 * depth + 9.3e-10 * size) + 6 * len(settings.epochs)
         if settings.hmc.num_chains and size <= settings.hmc.max_params:
-            seconds += settings.hmc.seconds(settings.local, sentences)
+            seconds += local.num_members * settings.hmc.seconds(local, sentences)
         mebibytes = 300 + 16e-6 * members * size
         label = f"width {width} depth {depth} world {cells[0].world}"
         work = sentences * size

@@ -22,7 +22,7 @@ from isounc.statistics import interval_over_seeds
 from isounc.studies.world import cell, figures, measures, references
 from isounc.studies.world.cell import NUMBERS, PARTS
 from isounc.studies.world.corpus import NUM_ANSWERS
-from isounc.studies.world.hmc import Drawn, HMCChains
+from isounc.studies.world.hmc import Draws, HMCChains
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.reading import Tables, reading
 from isounc.studies.world.scores import Said
@@ -332,7 +332,7 @@ def some_hmc(members, i, world, local, settings, seed, say, store):
     """Draws of half the spread in place of Hamiltonian Monte Carlo."""
     draws = some_draws(members.graphdef, members.member(i), world, settings, seed)
     mean = draws.mean((0, 1))
-    return Drawn(mean + 0.5 * (draws - mean) - 1e-6, 0.0, 0.8, 10.0)
+    return Draws(mean + 0.5 * (draws - mean) - 1e-6, 0.0)
 
 
 def test_a_run_is_computed_reported_and_published(tmp_path, monkeypatch, capsys):
