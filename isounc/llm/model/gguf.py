@@ -1,8 +1,8 @@
 """Models in GGUF files: the header, and tensors to weights; `gguf_config` has the description.
 
-GGUF is the format of llama.cpp. Tensors are dequantised by `quantised`, or by the package `gguf`. Rows of the query
-and key projections of the architecture `llama` are stored in the order of its rotary layout, which
-rotates pairs of neighbouring dimensions; they are put back into the order of
+GGUF is the format of llama.cpp. Tensors are dequantised by `quantised`, or by the package `gguf`.
+Rows of the query and key projections of the architecture `llama` are stored in the order of its
+rotary layout, which rotates pairs of neighbouring dimensions; they are put back into the order of
 `isounc.llm.model.attention`, which pairs the two halves.
 """
 
