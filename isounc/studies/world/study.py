@@ -76,8 +76,8 @@ width 8 and 1896 parameters, with all 1680 sentences and Metropolis' rule: four 
 transitions by `isounc.sampling`'s hmc. The bounds are those above, and at most .1% of the transitions are
 divergent. It is exact, so that it also says what minibatches and step size do to the stochastic gradient
 chains: on world 999 (`--first-world 999 --num-worlds 1`) their Var p is 4.2 times as large (median), with
-rank correlation .51. With
-`--local.memory 0` there is no tether, and the chains start at different members.
+rank correlation .51. With `--local.memory 0` there is no tether, and the chains start at different
+members.
 
 Transfer: a logistic regression of scores (logarithms, or normal scores within a width) on the wrong
 answers of a world's other widths is judged on the width left out: AUROC beside that of a fit on its own
