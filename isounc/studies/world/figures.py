@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ _ASSESSMENT = {
 }
 _SIZES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^dvP<>X"
+_IN_A_ROW = 4
+"""Most panels in a row: more are too small to read on a page."""
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 
 
@@ -179,11 +182,17 @@ def by_temperature(results: Results) -> Figure:
         raise NothingToDraw("the run has one temperature")
     with styled():
         count = len(results.longest)
-        figure = Figure(figsize=(0.9 + 2.2 * count, 3.2), layout="constrained")
+        num_rows = math.ceil(count / _IN_A_ROW)
+        num_columns = math.ceil(count / num_rows)
+        size_of_figure = (0.9 + 2.2 * num_columns, 0.8 + 2.4 * num_rows)
+        figure = Figure(figsize=size_of_figure, layout="constrained")
         title = f"AUROC for a wrong answer by temperature, {results.epochs[-1]} epochs"
         figure.suptitle(title, x=0.01, ha="left")
-        axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for ax, size in zip(axes, results.longest, strict=True):
+        panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
+        axes = panels.ravel()
+        for ax in axes[count:]:
+            ax.set_axis_off()
+        for ax, size in zip(axes[:count], results.longest, strict=True):
             for score in _HEATED:
                 found = [
                     results.over(size, What(temperature=t, score=score), "auroc")
@@ -195,7 +204,8 @@ def by_temperature(results: Results) -> Figure:
             ax.set_title(size.label, loc="left")
             ax.set_xlabel("temperature")
             _half(ax)
-        axes[0].set_ylabel("AUROC")
+        for row in panels:
+            row[0].set_ylabel("AUROC")
         legend_below(figure, _handles(_HEATED))
     return figure
 

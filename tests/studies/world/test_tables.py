@@ -199,7 +199,10 @@ def test_figures_show_the_rows_or_say_why_not():
     figure = figures.by_size(RESULTS, matched(RESULTS, 0.6), 0.6)
     line = figure.axes[0].lines[0]
     assert line.get_xdata() == pytest.approx(list(WIDTHS))
-    figures.by_temperature(RESULTS)
+    assert len({ax.get_position().y0 for ax in figures.by_temperature(RESULTS).axes}) == 1
+    many = [row | {"depth": depth} for row in made_up(2) for depth in (1, 2)]  # six sizes
+    panels = figures.by_temperature(Results(many)).axes
+    assert len(panels) == 6 and len({ax.get_position().y0 for ax in panels}) == 2
     asked = {"asked_auroc": 0.7, "taught_accuracy": 0.9}
     replies = Results(made_up(2, lambda row: asked if row["condition"] == "told" else {}))
     figure = figures.self_assessment(replies)
