@@ -49,3 +49,22 @@ class WholeFiles(LoadFileScheduling):
         first = min(self.workqueue, key=lambda scope: ranks.get(scope, len(FIRST)))
         self.workqueue.move_to_end(first, last=False)
         super()._assign_work_unit(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Take a process out, and give the tests that it had not begun to others.
+
+        Returns the test in which it crashed, if it did. That one has failed and is not run again: it
+        might end one process after another. Files that were done are not given to anybody: a process
+        with nothing to run would report nothing, and be waited for without end.
+        """
+        files = self.assigned_work.pop(node)
+        left = [
+            (file, [test for test, done in tests.items() if not done])
+            for file, tests in files.items()
+        ]
+        left = [(file, tests) for file, tests in left if tests]
+        crashed = left[0][1].pop(0) if left else None
+        self.workqueue.update({file: dict.fromkeys(tests, False) for file, tests in left if tests})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return crashed
