@@ -100,6 +100,8 @@ class Estimator(Protocol):
 
     label: str = ""
     """Name in legends and titles; if empty, the one that it is registered by."""
+    about: str = ""
+    """What it computes, in one line of a report."""
     order: int | float = math.inf
     """Place among the others in tables and legends, ascending; equal ones as registered."""
     points: tuple[str, ...] = ("map", "trained")
@@ -280,73 +282,74 @@ ESTIMATORS: dict[str, Estimator] = {
         isotropic_rule, label="isotropic ‖∇p‖²", order=0, points=_EVERYWHERE, by_group=True,
         quantities=("epistemic", "aleatoric", "aleatoric_corrected", "total"), per_class=True,
         views=("curves", "levels", "maps", "bands"),
+        about="‖∂p/∂θ‖²: Σ is the identity",
     ),
     "null_aleatoric": LabelVariance(
         _white_outputs, label="null: p(1−p)", order=0.1, points=_EVERYWHERE, by_group=True,
         per_class=True, views=("curves", "levels", "maps"),
+        about="p(1 − p) of the point prediction; the constant noise of a regression",
     ),
     "null_squared": Linearised(
         _white_outputs, label="null: (p(1−p))²", order=0.2, points=_EVERYWHERE, by_group=True,
         per_class=True,
+        about="(p(1 − p))²: each logit has variance one; constant in regression",
     ),
     "null_distance": Linearised(
         _distance, label="null: distance to the data", order=0.3, points=_EVERYWHERE,
         needs=("data",), by_group=True, views=("curves", "levels", "bands"),
+        about="the outputs' variance is the distance to the nearest training input",
     ),
     "logit_scaled": GaussianLogit(
         _unit, label="logit-scaled", order=0.4, points=_EVERYWHERE, needs=("data",), by_group=True,
         quantities=("epistemic", "aleatoric_corrected"), per_class=True,
         views=("curves", "levels", "maps"),
+        about="Gaussian outputs; Σ = σ²I, at the median input as uncertain as the label itself",
     ),
     "logit_scaled_level": GaussianLogit(
         _effective_dimension, label="logit-scaled, with level", order=0.5, points=_EVERYWHERE,
         needs=("data",), by_group=True, quantities=("epistemic", "aleatoric_corrected"),
+        about="Gaussian outputs; Σ = σ²I with the effective dimension that the data leave",
     ),
     "link_aware": GaussianLogit(
         _prior, label="link-aware", order=1, points=_EVERYWHERE, needs=("prior_sd",),
         by_group=True, quantities=("epistemic", "aleatoric_corrected"), per_class=True,
+        about="Gaussian outputs; Σ is the covariance of the prior",
     ),
     "layer_scaled": Linearised(
         _layer_scaled, label="layer-scaled", order=2, points=_EVERYWHERE, needs=("layer_sd",),
         by_group=True,
+        about="Σ is constant on each parameter group, by the sd of the prior or the rms of the weights",
     ),
     "laplace": Linearised(
         _laplace, label="Laplace", order=3, needs=("data",), uses=("hessian",),
         quantities=("epistemic", "aleatoric_corrected"), views=("curves", "levels", "bands"),
+        about="Σ is the inverse Hessian, or Gauss–Newton matrix where there is none",
     ),
     "laplace_diagonal": Linearised(
         _laplace_diagonal, label="Laplace, diagonal", order=4, needs=("data",), uses=("hessian",),
         views=("curves",),
+        about="Σ is the inverse of the diagonal of the matrix of `laplace`",
     ),
-    "oracle": Linearised(_oracle, label="oracle Σ", order=5, needs=("draws",)),
+    "oracle": Linearised(
+        _oracle, label="oracle Σ", order=5, needs=("draws",),
+        about="Σ is the covariance of the reference's draws",
+    ),
     "oracle_within_chain": Linearised(
-        _oracle_within_chain, label="oracle Σ within chains", order=6, needs=("draws",), views=()
+        _oracle_within_chain, label="oracle Σ within chains", order=6, needs=("draws",), views=(),
+        about="Σ is the covariance of the draws' deviations from the mean of their chain",
     ),
     "oracle_diagonal": Linearised(
-        _oracle_diagonal, label="oracle Σ, diagonal", order=7, needs=("draws",), views=()
+        _oracle_diagonal, label="oracle Σ, diagonal", order=7, needs=("draws",), views=(),
+        about="Σ is the diagonal of the covariance of the reference's draws",
     ),
     "posterior_averaged": Linearised(
         isotropic_rule, label="averaged over draws", order=8, points=("posterior",),
         needs=("draws",), by_group=True, quantities=("epistemic", "aleatoric"),
         views=("curves", "levels", "bands"),
+        about="‖∂p/∂θ‖² averaged over the reference's draws",
     ),
 }  # fmt: skip
-"""Estimators by name.
-
-    isotropic             ||dp/dtheta||^2: Sigma = I
-    null_aleatoric        p (1 - p) of the point prediction; the constant noise of a regression
-    null_squared          (p (1 - p))^2: unit variance of each logit; constant in regression
-    null_distance         the outputs' variance is the distance to the nearest training input
-    logit_scaled          Gaussian outputs, Sigma = sigma^2 I by the rule `unit`
-    logit_scaled_level    the same by the rule `effective_dimension` (`isounc.estimates.scale_rules`)
-    link_aware            Gaussian outputs, Sigma of the prior
-    layer_scaled          Sigma constant on each parameter group, by `Evidence.layer_sd`
-    laplace               Sigma the inverse Hessian, or Gauss-Newton matrix where there is none
-    laplace_diagonal      the inverse of its diagonal
-    oracle                Sigma the covariance of posterior draws, at the point
-    oracle_within_chain   the same of deviations from each chain's own mean
-    oracle_diagonal       its diagonal
-    posterior_averaged    ||dp/dtheta||^2 averaged over posterior draws
+"""Estimators by name; `about` says what each is, `isounc.estimates.scale_rules` has the rules.
 
 Through the identity of a regression logit_scaled and logit_scaled_level are sigma^2
 ||df/dtheta||^2: they order inputs as `isotropic` does, and differ from it in their level alone."""

@@ -22,6 +22,7 @@ from isounc.studies.scaling.summary import SUMMARY_COLUMNS, summarise
 from isounc.studies.scaling.tables import (
     aleatoric_table,
     cost_table,
+    estimate_table,
     gate_table,
     level_table,
     paper_table,
@@ -113,6 +114,7 @@ def _sections(results: Results, drawn: Sequence[FigureFile]) -> list[Section]:
              "point estimate passed its checks.",),
             (), (gate_table(results), point_table(results), undefined_table(results)),
         ),
+        Section("estimates", "Estimates", (), (), (estimate_table(results),)),
         Section("cost", "Cost", (), (), (cost_table(results),)),
     ]  # fmt: skip
     kept = [s._replace(tables=tuple(t for t in s.tables if t.rows)) for s in sections]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from isounc.estimates.estimators import ESTIMATORS, estimator_names
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import Table
 from isounc.studies.scaling.figures.looks import POINT_WORDS
@@ -268,6 +269,23 @@ def undefined_table(results: Results) -> Table:
         ("problem", "point", "region", "estimate", "widths", "cells", "reason"),
         rows,
         "Correlations of epistemic estimates with the MCMC variance in cells that passed the gate.",
+    )
+
+
+def estimate_table(results: Results) -> Table:
+    """Say what each estimate of the run computes, in the order of the figures."""
+    found = set(results.rows["estimator"]) if len(results.rows) else set()
+    named = [(name, ESTIMATORS[name]) for name in estimator_names() if name in found]
+    return Table(
+        "What the estimates are",
+        ("name", "in figures", "Var[p] is estimated by"),
+        [
+            (name, estimator.label or name, estimator.about)
+            for name, estimator in named
+            if estimator.about
+        ],
+        "θ is the vector of all parameters and p the prediction. A covariance Σ of θ reaches p through "
+        "∂p/∂θ or, where outputs are Gaussian, through the distribution of the logits.",
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from isounc.__main__ import main
+from isounc.estimates.estimators import ESTIMATORS
 from isounc.runs.folder import RunFolder
 from isounc.runs.page import FigureFile
 from isounc.runs.study import report_run
@@ -334,6 +335,13 @@ def test_undefined_table_gives_widths_and_reasons(results):
     row = find(tables.undefined_table(results), "xor", "map", "test", "isotropic")
     assert (row["widths"], row["cells"]) == ("32", "3")
     assert "constant" in row["reason"]
+
+
+def test_every_estimate_of_a_run_is_explained_on_its_page(results):
+    assert all(estimator.about for estimator in ESTIMATORS.values())
+    rows = tables.estimate_table(results).rows
+    assert {row[0] for row in rows} == set(results.rows["estimator"])
+    assert ("oracle", "oracle Σ", ESTIMATORS["oracle"].about) in rows
 
 
 def test_cost_table_adds_up(results):
