@@ -49,7 +49,7 @@ turned round: an AUROC below one half says that the sign is wrong. sigma^2 = (pi
 logits alone, and (log p, entropy) in a logistic regression, which sees labels (out of fold). The oracle
 is the AUROC of the true probability of being wrong, in closed form: no score exceeds it in the long run.
 
-References, over the members that are not judged (in `paper` also over members trained on bootstrap
+References of a judged member, over all other members (in `paper` also over members trained on bootstrap
 samples): the trace sum_c Var p_c and the mutual information of answer and member, which are primary, and
 Var p of the answer. The reliability of each is the rank correlation between halves of the members,
 over ten splits, stepped up by Spearman and Brown. Correlations are rank correlations over questions,
