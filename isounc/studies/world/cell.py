@@ -89,8 +89,9 @@ OF_CONDITION = (
 
     accuracy, share_below   share of right answers, and of those with p below 1/2
     oracle                  the oracle's AUROC in closed form, for these answers
-    most_told               share of answers that are what was told most often
-    reliability_*           rank correlation between halves of the members, stepped up
+    most_told               share of answers that nothing was told more often than, and that were told
+    reliability_*           rank correlation between halves of the members, stepped up; below that of
+                            the whole reference (`isounc.studies.world.measures.reliability`)
     local_passed            share of the local references that converged
     local_rhat, local_ess   their R-hat and effective draws (`isounc.studies.world.local`)
     hmc_*                   the same of Hamiltonian Monte Carlo; share of divergent transitions
@@ -113,7 +114,7 @@ OF_SCORE = (
 
     auroc           for a wrong answer
     below_oracle    AUROC less the oracle's
-    auroc_turn      AUROC at the highest temperature less that at the lowest
+    auroc_turn      AUROC at the highest temperature less that at the lowest; of several temperatures
     with_p_true     rank correlation with 1 - P(True)
     r_*, partial_*  rank correlation with a reference, raw and given p (1 - p)
     near            r_local_var_p, where the local references converged
@@ -309,8 +310,7 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
     if where.any() and not is_task:
         shared["accuracy"] = float(1 - labels.mean())
         shared["oracle"] = oracle_auroc(values["oracle"][where])
-        is_most_told = judged.answer == judged.world.told[:, 0]
-        shared["most_told"] = float(is_most_told[where].mean())
+        shared["most_told"] = float(judged.world.is_most_told(judged.answer)[where].mean())
     if place.is_full and not is_task:
         reliable = judged.halves[place.condition]
         shared |= {f"reliability_{name}": reliable[name] for name in REFERENCES}
@@ -332,7 +332,7 @@ def _rows(judged: Judged, place: Place, where: Bool[np.ndarray, " Q"]) -> list[R
         row["auroc"] = own = auroc(score, labels)
         if own is not None and shared["oracle"] is not None:
             row["below_oracle"] = own - shared["oracle"]
-        if place.is_full and not is_task and name not in UNHEATED:
+        if place.is_full and not is_task and name not in UNHEATED and len(judged.heated) > 1:
             ends = max(judged.heated), min(judged.heated)
             hot, cold = (auroc(judged.heated[t][name][where], labels) for t in ends)
             if hot is not None and cold is not None:

@@ -132,6 +132,11 @@ class World(NamedTuple):
         """Whether the true answer of each question has one token."""
         return self.truth < NUM_SINGLE
 
+    def is_most_told(self, answer: Int[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
+        """Whether no other answer is told more often than the given one, which is told."""
+        most = (self.counts == self.counts.max(1, keepdims=True)) & (self.told >= 0)
+        return (most & (self.told == answer[:, None])).any(1)
+
     def shares(self) -> Float[np.ndarray, "Q C"]:
         """Probability that each answer is the true one, for who knows the world but not its dice."""
         shares = np.zeros((len(self.form), NUM_ANSWERS))

@@ -228,8 +228,8 @@ def convergence(
     p = np.exp(np.take_along_axis(log_probs, answer[None, None, :, None], 3)[..., 0])
     found = diagnose(p[:, :, judged])
     ess = np.minimum(found.ess_bulk, found.ess_var)
-    # Where it is undefined nothing moved, or not all is finite: as bad as can be.
-    rhat = np.nan_to_num(found.rhat, nan=np.inf)
+    # Where it is undefined nothing moved, or not all is finite: as bad as can be. Infinity is to stay.
+    rhat = np.where(np.isnan(found.rhat), np.inf, found.rhat)
     return Convergence(
         float(np.quantile(rhat, SHARE, method="higher")),
         float(np.quantile(np.nan_to_num(ess, nan=0.0), 1 - SHARE, method="lower")),

@@ -40,7 +40,10 @@ def reliability(
 ) -> dict[str, dict[str, float | None]]:
     """Split-half reliability of each number of a reference, 2 r / (1 + r), by condition.
 
-    r is the mean rank correlation between the references of the two halves, over `SPLITS` splits.
+    r is the mean rank correlation between the references of the two halves, over `SPLITS` splits. It
+    lies below the rank correlation of the whole reference with one of as many new members: the formula
+    is that of means, whose errors fall as 1 / n, where those of variances over n members fall as
+    1 / (n - 1); and of an odd number of members one is left out.
     """
     rng = np.random.default_rng(seed)
     half = len(log_probs) // 2

@@ -85,22 +85,28 @@ def _aurocs(tables: Tables) -> str:
     """Say the mean AUROC of every score over the widths, best first, by condition."""
     results, parts = tables.results, []
     for condition in ("all", "recall", "conflict16", "conflict4", "misconception", "rule"):
-        known = []
+        known, counts = [], []
         for score in results.scores:
             if score in ("oracle", "regression"):
                 continue
-            mean = results.over_widths(
-                results.epochs[-1], What(condition, score=score), "auroc"
-            ).mean
-            if mean is not None:
-                known.append((mean, score))
+            found = results.over_widths(results.epochs[-1], What(condition, score=score), "auroc")
+            if found.mean is not None:
+                known.append((found.mean, score))
+                counts.append(found.num_seeds)
         oracle = results.over_widths(results.epochs[-1], What(condition), "oracle").mean
         if known:
             said = [f"{SCORES[name].label} {short(mean)}" for mean, name in sorted(known)[::-1]]
-            parts.append(f"{CONDITIONS[condition]}: oracle {short(oracle)}, {', '.join(said)}")
+            few = _few(results, min(counts))
+            parts.append(f"{CONDITIONS[condition]}{few}: oracle {short(oracle)}, {', '.join(said)}")
     return f"Mean AUROC for a wrong answer over the widths. {'. '.join(_capital(parts))}." * bool(
         parts
     )
+
+
+def _few(results: Results, count: int) -> str:
+    """Say in how many worlds a number is defined where that is not in all."""
+    whole = len(results.worlds)
+    return f" ({count} of {whole} worlds)" if count < whole else ""
 
 
 def _capital(parts: Sequence[str]) -> list[str]:
@@ -165,7 +171,11 @@ def _sign(tables: Tables) -> str:
         said = []
         for part, words in (("all", "all"), ("below", "p below ½"), ("above", "above")):
             rows = tables.found("points right", size=ALL, score=score, condition=ALL, part=part)
-            said += [f"{words} {short(r['mean'])}{_ends(r)} {r['verdict']}" for r in rows]
+            said += [
+                f"{words} {short(r['mean'])}{_ends(r)}{_few(tables.results, r['num_worlds'])} "
+                f"{r['verdict']}"
+                for r in rows
+            ]
         if said:
             parts.append(f"{SCORES[score].label}: {', '.join(said)}")
     if not parts:

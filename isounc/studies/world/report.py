@@ -24,7 +24,7 @@ from isounc.studies.world.cascade import (
     cascade_table,
     cascades,
 )
-from isounc.studies.world.cell import CONDITIONS
+from isounc.studies.world.cell import CONDITIONS, UNKNOWN
 from isounc.studies.world.local import SHARE
 from isounc.studies.world.reading import CHAIN_WORDS, Tables, reading
 from isounc.studies.world.references import LOCAL
@@ -234,20 +234,27 @@ def score_table(results: Results) -> Table:
 def auroc_table(results: Results) -> Table:
     """Tabulate AUROC by condition, mean over the widths at the longest training."""
     over = functools.partial(results.over_widths, results.epochs[-1])
+    spelled = functools.partial(_spelled, worlds=len(results.worlds))
     # That of a rule may have been dropped for some of the widths.
     names = [name for name in results.conditions if over(What(name), "num_questions").num_seeds]
     lines = [
-        ("oracle, closed form", *(_spelled(over(What(name), "oracle")) for name in names)),
-        ("accuracy", *(_spelled(over(What(name), "accuracy")) for name in names)),
-        ("share below p = ½", *(_spelled(over(What(name), "share_below")) for name in names)),
+        ("oracle, closed form", *(spelled(over(What(name), "oracle")) for name in names)),
+        ("accuracy", *(spelled(over(What(name), "accuracy")) for name in names)),
+        ("share below p = ½", *(spelled(over(What(name), "share_below")) for name in names)),
     ]
     for score in results.scores:
-        cells = (_spelled(over(What(name, score=score), "auroc")) for name in names)
+        cells = (
+            # Of another task than to tell wrong answers it is no oracle.
+            "-" if (score, name) == ("oracle", UNKNOWN)
+            else spelled(over(What(name, score=score), "auroc"))
+            for name in names
+        )  # fmt: skip
         lines.append((SCORES[score].label, *cells))
     return Table(
         "AUROC for a wrong answer", ("score", *(CONDITIONS[name] for name in names)), lines,
-        f"Mean of the widths after {results.epochs[-1]} epochs, with 95% intervals over worlds. In "
-        "the last column the task is to tell what was never told from what is told in conflict.",
+        f"Mean of the widths after {results.epochs[-1]} epochs, with 95% intervals over worlds; an AUROC "
+        "needs ten wrong and ten right answers, and a cell says where fewer worlds have one. In the last "
+        "column the task is to tell what was never told from what is told in conflict.",
     )  # fmt: skip
 
 
@@ -268,7 +275,9 @@ def assessment_table(results: Results) -> Table:
         (
             size.label,
             *(
-                _spelled(results.over(size, What(condition, score=score), column))
+                _spelled(
+                    results.over(size, What(condition, score=score), column), len(results.worlds)
+                )
                 for condition, column, score in _ASSESSMENT.values()
             ),
         )
@@ -328,7 +337,7 @@ def correspondence_table(results: Results, i: int) -> Table:
     ]  # fmt: skip
     for score in results.scores:
         cells = (
-            _spelled(results.over(size, What(score=score), f"{kind}_{name}"))
+            _spelled(results.over(size, What(score=score), f"{kind}_{name}"), len(results.worlds))
             for name in names
             for kind in ("r", "partial")
         )
@@ -356,8 +365,10 @@ def _has(results: Results, column: str, i: int) -> bool:
     return bool(results.values(results.longest[i], What(), column))
 
 
-def _spelled(found: Interval) -> str:
+def _spelled(found: Interval, worlds: int = 0) -> str:
+    """A mean with its interval, and the number of worlds in it where that is below `worlds`."""
     if found.mean is None:
         return "-"
     ends = "" if found.low is None else f" [{short(found.low)}, {short(found.high)}]"
-    return f"{short(found.mean)}{ends}"
+    few = f" ({found.num_seeds} of {worlds} worlds)" if found.num_seeds < worlds else ""
+    return f"{short(found.mean)}{ends}{few}"

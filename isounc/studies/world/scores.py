@@ -235,18 +235,21 @@ def log_odds_of_answer(
     decoder = nnx.merge(graphdef, params)
     states = decoder.hidden(tokens[None, :4])[0, 2:]
     logits = decoder.head(states) / temperature
-    targets = tokens[3:]
-    included = jnp.stack([jnp.array(True), is_pair])
+    return log_odds_and_logit_norm(logits, tokens[3:], jnp.stack([jnp.array(True), is_pair]))
+
+
+def log_odds_and_logit_norm(
+    logits: Float[Array, "A V"], targets: Int[Array, " A"], included: Bool[Array, " A"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The log-odds f of the product of some tokens' probabilities, and ||dp/dz||^2 in the logits."""
     is_target = jnp.arange(logits.shape[1])[None, :] == targets[:, None]
     others = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=1)
     of_target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     f = log_odds_of_product(of_target - others, included)
     p = jax.nn.softmax(logits, axis=1)
-    own = jnp.take_along_axis(p, targets[:, None], axis=1)[:, 0]
-    # (1 - p_t)^2 + sum over the others of p_tk^2, without cancellation.
-    parts = (1 - own) ** 2 + jnp.where(is_target, 0, p**2).sum(1)
-    norm = jax.nn.sigmoid(f) ** 2 * jnp.where(included, parts, 0).sum()
-    return f, norm
+    # (1 - p_t)^2 + sum over the others of p_tk^2; the difference has no digits where p_t is near 1.
+    parts = jax.nn.sigmoid(others - of_target) ** 2 + jnp.where(is_target, 0, p**2).sum(1)
+    return f, jax.nn.sigmoid(f) ** 2 * jnp.where(included, parts, 0).sum()
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

@@ -30,9 +30,9 @@ RESULT_COLUMNS = (*_CELL, *_WHAT, *NUMBERS)
 _SUMMARISED = (*OF_CONDITION, *OF_SCORE)
 SUMMARY_COLUMNS = (
     *("width", "depth", "epochs", *_WHAT, "num_worlds"),
-    *(f"{name}_{part}" for name in _SUMMARISED for part in ("mean", "low", "high")),
+    *(f"{name}_{part}" for name in _SUMMARISED for part in ("mean", "low", "high", "worlds")),
 )
-"""Columns of `summary.csv`."""
+"""Columns of `summary.csv`; num_worlds have a row, and `*_worlds` of these have the number."""
 VERDICT_COLUMNS = (
     *("hypothesis", "size", "epochs", "score", "rival", "condition", "part", "statistic", "bound"),
     *("mean", "low", "high", "num_worlds", "verdict"),
@@ -156,6 +156,7 @@ def summarise(results: Results) -> Rows:
         for name in _SUMMARISED:
             interval = results.over(size, what, name)
             line |= {f"{name}_{part}": getattr(interval, part) for part in interval._fields[:3]}
+            line[f"{name}_worlds"] = interval.num_seeds
         lines.append(line)
     return lines
 
@@ -213,6 +214,8 @@ def verdicts(results: Results, at_match: Rows) -> Rows:
     for name, hypothesis in HYPOTHESES.items():
         if hypothesis.column == "slope":
             rows += _slopes(name, hypothesis, results, at_match)
+            continue
+        if hypothesis.column == "auroc_turn" and len(results.temperatures) < 2:
             continue
         places = itertools.product(
             hypothesis.scores, hypothesis.rivals, hypothesis.conditions, hypothesis.parts

@@ -64,7 +64,7 @@ HYPOTHESES = {
         ("told",),
     ),
     "turned by temperature": Hypothesis(
-        "AUROC at temperature 2 less that at 1/2 is below zero", "auroc_turn", 0.0,
+        "AUROC at the highest temperature less that at the lowest is below zero", "auroc_turn", 0.0,
         ("null", "sq_norm", "log_sq_norm", "total", "logit_scaled", "moderated"), ("all",),
         below=True,
     ),

@@ -20,6 +20,8 @@ from isounc.studies.world.local import (
     log_density,
     sample_locally,
 )
+from isounc.studies.world.references import Near, numbers_of_chains
+from isounc.studies.world.scores import reference
 from isounc.studies.world.train import config_of
 
 WORLD = make_world(0, 1)
@@ -115,6 +117,17 @@ def test_convergence_of_chains_that_mix_and_of_chains_that_do_not():
     assert not convergence(grows, answer, judged).passed
     still = convergence(np.repeat(good[:, :1], 200, axis=1), answer, judged)
     assert not still.passed
+
+
+def test_r_hat_of_chains_that_stand_still_apart_is_infinite_and_in_no_row():
+    """As chains from different members whose proposals are all refused: no finite number stands for it."""
+    p = np.random.default_rng(0).uniform(0.2, 0.8, size=(4, 1, 30, 2))
+    still = np.log(np.repeat(p, 50, axis=1))
+    everywhere = np.ones(30, bool)
+    found = convergence(still, np.zeros(30, int), everywhere)
+    assert found.rhat == np.inf and not found.passed
+    near = Near(found, reference(still.reshape(-1, 30, 2), np.zeros(30, int)), None)
+    assert set(numbers_of_chains({"local": near}, everywhere)) == {"local_passed", "local_ess"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from isounc.studies.world.scores import (
     Said,
     _log_semgrads,
     answer_log_probs,
+    log_odds_and_logit_norm,
     make_scores,
     reference,
     say,
@@ -101,6 +102,24 @@ def test_probabilities_and_norms_are_those_of_plain_computations(members):
     assert same.any() and not (asked.of_true == asked.of_false).all()
     np.testing.assert_allclose(asked.of_true[same], said.p_true[same], rtol=1e-5)
     assert 0 <= asked.taught <= 1
+
+
+def test_the_norm_in_the_logits_keeps_its_digits_where_p_is_near_one():
+    """At log-odds of 14 to 18, with what is left spread over 30 other tokens, against float64."""
+    logits = np.zeros((2, 31))
+    logits[[0, 1], [3, 7]] = np.log(30) + np.array([18.0, 14.0])
+    targets, p = np.array([3, 7]), np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rest = 1 / (1 + np.exp([18.0, 14.0]))
+    parts = rest**2 * (1 + 1 / 30)
+    function = jax.jit(log_odds_and_logit_norm)
+    for included in ([True, False], [True, True]):
+        f, norm = function(
+            jnp.asarray(logits, jnp.float32), jnp.asarray(targets), jnp.asarray(included)
+        )
+        own = p[[0, 1], targets][included].prod()
+        assert float(norm) == pytest.approx(own**2 * parts[included].sum(), rel=1e-4)
+        wrong = rest[included].sum() - rest.prod() * all(included)
+        assert float(f) == pytest.approx(np.log(own / wrong), rel=1e-5)
 
 
 def test_semgrad_is_that_of_plain_derivatives():

@@ -21,10 +21,11 @@ from isounc.runs.tables import rows_of_run
 from isounc.statistics import interval_over_seeds
 from isounc.studies.world import cell, figures, measures, references
 from isounc.studies.world.cell import NUMBERS, PARTS
-from isounc.studies.world.corpus import NUM_ANSWERS
+from isounc.studies.world.corpus import NUM_ANSWERS, make_world
 from isounc.studies.world.hmc import Draws, HMCChains
 from isounc.studies.world.local import LocalChains
 from isounc.studies.world.reading import Tables, reading
+from isounc.studies.world.report import auroc_table
 from isounc.studies.world.scores import Said
 from isounc.studies.world.settings import PRESETS, Cell, Settings, batches, check, plan
 from isounc.studies.world.study import STUDY
@@ -98,8 +99,71 @@ def test_means_and_verdicts_are_over_worlds():
         if (row["width"], row["epochs"]) == (8, 10)
         and What(*(row[n] for n in What._fields)) == what
     )  # fmt: skip
-    assert line["num_worlds"] == 4
+    assert line["num_worlds"] == line["auroc_worlds"] == 4 and line["r_local_worlds"] == 0
     assert line["auroc_mean"] == pytest.approx(by_world[:, 0].mean())
+
+
+def test_numbers_that_only_some_worlds_have_say_in_how_many():
+    """World 3 has too few wrong answers at the last width."""
+
+    def few(row):
+        is_few = (row["world"], row["width"], row["condition"]) == (3, 32, "recall")
+        return {"auroc": None} if is_few else {}
+
+    rows = [row | few(row) for row in ROWS if (row["epochs"], row["part"]) == (10, "all")]
+    results = Results(row for row in rows if row["temperature"] == 1)
+    what, size = What("recall", score="total"), Size(32, 2, 10)
+    line = next(
+        row
+        for row in summarise(results)
+        if Size(*(row[n] for n in Size._fields)) == size
+        and What(*(row[n] for n in What._fields)) == what
+    )
+    assert (line["num_worlds"], line["auroc_worlds"], line["accuracy_worlds"]) == (4, 3, 4)
+    table = auroc_table(results)
+    place = table.columns.index(cell.CONDITIONS["recall"])
+    cells = {row[0]: row[place] for row in table.rows}
+    assert cells["entropy"].endswith("] (3 of 4 worlds)") and "worlds" not in cells["accuracy"]
+    assert sum("worlds" in text for row in table.rows for text in row) == len(DRAWN)
+    # What is an oracle of wrong answers is none of what was never told.
+    assert cells["oracle"] != "-" and [r[-1] for r in table.rows if r[0] == "oracle"] == ["-"]
+    said = "\n".join(reading(Tables(results, verdicts(results, []), [], "none", 0.6)))
+    assert f"{cell.CONDITIONS['recall'].capitalize()} (3 of 4 worlds): oracle" in said
+    assert "(3 of 4 worlds): oracle" not in "\n".join(
+        reading(Tables(RESULTS, verdicts(RESULTS, []), [], "none", 0.6))
+    )
+
+
+def test_a_single_temperature_turns_nothing(monkeypatch):
+    alone = Results(row | {"auroc_turn": 0.0} for row in ROWS if row["temperature"] == 1)
+    said = {row["hypothesis"] for row in verdicts(alone, [])}
+    assert "turned by temperature" not in said and "points right" in said
+    world, rng = make_world(0, 1), np.random.default_rng(0)
+    num = len(world.form)
+    answer = np.where(rng.random(num) < 0.5, world.told[:, 1], world.told[:, 0])
+    values = {name: rng.random(num) for name in ("log_p", "null", "p_true", "oracle")}
+    asked = measures.Asked(*rng.random((2, num)), 0.5)
+    monkeypatch.setattr(cell, "_fitted", lambda *_: None)
+    found = {}
+    for heated in ({1.0: values}, {1.0: values, 2.0: {k: v**2 for k, v in values.items()}}):
+        judged = cell.Judged(
+            world, answer, answer != world.truth, heated, dict.fromkeys(heated, answer < 0), {},
+            {"all": dict.fromkeys(measures.REFERENCES)}, {}, asked, {},
+        )  # fmt: skip
+        rows = cell._rows(judged, cell.Place("all", "all", 1.0), np.ones(num, bool))
+        found[len(heated)] = {row["score"]: row for row in rows}
+    assert found[1]["log_p"]["auroc_turn"] is None and found[2]["log_p"]["auroc_turn"] == 0.0
+    # Of two answers that were told as often, either is what was told most often.
+    most = [
+        told >= 0 and count == max(counts)
+        for tolds, counts, own in zip(world.told, world.counts, answer, strict=True)
+        for told, count in zip(tolds, counts, strict=True)
+        if told == own
+    ]
+    assert found[1]["log_p"]["most_told"] == pytest.approx(sum(most) / num)
+    ties = (world.counts[:, 0] == world.counts[:, 1]) & (world.counts[:, 0] > 0)
+    assert ties.any() and world.is_most_told(world.told[:, 1])[ties].all()
+    assert not world.is_most_told(world.told[:, 2])[ties].any()
 
 
 def test_sizes_are_matched_by_interpolation_or_not_at_all():
