@@ -18,6 +18,8 @@ FEWEST_MEMBERS = 5
 DEPTH = 2
 """Layers, unless the depth is what varies."""
 _TOKENS_OF_WORLD = 300
+_NARROW = 30_000
+"""Parameters of width 32, up to which one more costs twice as long as beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,8 @@ def plan(settings: Settings) -> list[Group]:
         width, depth = cells[0].width, cells[0].depth
         size = num_params(config_of(_TOKENS_OF_WORLD, width, depth))
         # Measured on one core of a 2-core server: .28 s a member and epoch of eight relations at
-        # width 16, .53 s at width 32; the scores of a training length take some seconds.
+        # width 16, .53 s at width 32, 2.7 s at width 128 and 8.3 s at width 256, whose products keep
+        # the core busier; the scores of a training length take some seconds.
         # A draw of a chain asks for all answers, eight short rows a question.
         local = settings.local
         questions = questions_of_relation(settings.rule) * settings.num_relations
@@ -202,11 +205,11 @@ def plan(settings: Settings) -> list[Group]:
         draws = local.num_chains * local.num_draws * 2 * questions
         seen = members * settings.epochs[-1] * sentences
         seen += local.num_members * (steps * local.minibatch + draws)
-        seconds = seen * (5.8e-6 * depth + 9.3e-10 * size) + 6 * len(settings.epochs)
+        work = 9.3e-10 * min(size, _NARROW) + 4.6e-10 * max(size - _NARROW, 0)
+        seconds = seen * (5.8e-6 * depth + work) + 6 * len(settings.epochs)
         if settings.hmc.num_chains and size <= settings.hmc.max_params:
             seconds += local.num_members * settings.hmc.seconds(local, sentences)
         mebibytes = 300 + 16e-6 * members * size
         label = f"width {width} depth {depth} world {cells[0].world}"
-        work = sentences * size
-        planned.append(Batch(label, cells, seconds, mebibytes, work))
+        planned.append(Batch(label, cells, seconds, mebibytes, sentences * size))
     return [(batch,) for batch in sorted(planned, key=lambda batch: -batch.seconds)]
