@@ -121,6 +121,9 @@ def by_size(results: Results, at_match: Rows, accuracy: float) -> Figure:
             ax.set_xticks(results.widths, [str(width) for width in results.widths])
             ax.set_xlabel("width")
             ax.axhline(0, color="#444444", linewidth=0.8)
+        # Intervals over two worlds may reach beyond what a correlation can be.
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(max(low, -1), min(high, 1))
         axes[0].set_ylabel("rank correlation")
         legend_below(figure, _handles(_BY_SIZE))
     return figure
