@@ -101,7 +101,7 @@ class Estimator(Protocol):
     label: str = ""
     """Name in legends and titles; if empty, the one that it is registered by."""
     about: str = ""
-    """What it computes, in one line of a report."""
+    """One-line description, which reports show."""
     order: int | float = math.inf
     """Place among the others in tables and legends, ascending; equal ones as registered."""
     points: tuple[str, ...] = ("map", "trained")

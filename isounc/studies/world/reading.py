@@ -96,14 +96,14 @@ def _aurocs(tables: Tables) -> str:
         oracle = results.over_widths(results.epochs[-1], What(condition), "oracle").mean
         if known:
             said = [f"{SCORES[name].label} {short(mean)}" for mean, name in sorted(known)[::-1]]
-            few = _few(results, min(counts))
+            few = fewer_worlds(results, min(counts))
             parts.append(f"{CONDITIONS[condition]}{few}: oracle {short(oracle)}, {', '.join(said)}")
     return f"Mean AUROC for a wrong answer over the widths. {'. '.join(_capital(parts))}." * bool(
         parts
     )
 
 
-def _few(results: Results, count: int) -> str:
+def fewer_worlds(results: Results, count: int) -> str:
     """Say in how many worlds a number is defined where that is not in all."""
     whole = len(results.worlds)
     return f" ({count} of {whole} worlds)" if count < whole else ""
@@ -172,7 +172,7 @@ def _sign(tables: Tables) -> str:
         for part, words in (("all", "all"), ("below", "p below ½"), ("above", "above")):
             rows = tables.found("points right", size=ALL, score=score, condition=ALL, part=part)
             said += [
-                f"{words} {short(r['mean'])}{_ends(r)}{_few(tables.results, r['num_worlds'])} "
+                f"{words} {short(r['mean'])}{_ends(r)}{fewer_worlds(tables.results, r['num_worlds'])} "
                 f"{r['verdict']}"
                 for r in rows
             ]

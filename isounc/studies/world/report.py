@@ -26,7 +26,7 @@ from isounc.studies.world.cascade import (
 )
 from isounc.studies.world.cell import CONDITIONS, UNKNOWN
 from isounc.studies.world.local import SHARE
-from isounc.studies.world.reading import CHAIN_WORDS, Tables, reading
+from isounc.studies.world.reading import CHAIN_WORDS, Tables, fewer_worlds, reading
 from isounc.studies.world.references import LOCAL
 from isounc.studies.world.scores import SCORES
 from isounc.studies.world.settings import DEPTH, Cell, Settings, batches
@@ -234,7 +234,7 @@ def score_table(results: Results) -> Table:
 def auroc_table(results: Results) -> Table:
     """Tabulate AUROC by condition, mean over the widths at the longest training."""
     over = functools.partial(results.over_widths, results.epochs[-1])
-    spelled = functools.partial(_spelled, worlds=len(results.worlds))
+    spelled = functools.partial(_spelled, results)
     # That of a rule may have been dropped for some of the widths.
     names = [name for name in results.conditions if over(What(name), "num_questions").num_seeds]
     lines = [
@@ -275,9 +275,7 @@ def assessment_table(results: Results) -> Table:
         (
             size.label,
             *(
-                _spelled(
-                    results.over(size, What(condition, score=score), column), len(results.worlds)
-                )
+                _spelled(results, results.over(size, What(condition, score=score), column))
                 for condition, column, score in _ASSESSMENT.values()
             ),
         )
@@ -329,7 +327,7 @@ def correspondence_table(results: Results, i: int) -> Table:
                 for name in names
                 for text in (
                     "-" if name in ("bootstrap", *LOCAL)
-                    else _spelled(results.over(size, What(), f"reliability_{name}")),
+                    else _spelled(results, results.over(size, What(), f"reliability_{name}")),
                     "-",
                 )
             ),
@@ -337,7 +335,7 @@ def correspondence_table(results: Results, i: int) -> Table:
     ]  # fmt: skip
     for score in results.scores:
         cells = (
-            _spelled(results.over(size, What(score=score), f"{kind}_{name}"), len(results.worlds))
+            _spelled(results, results.over(size, What(score=score), f"{kind}_{name}"))
             for name in names
             for kind in ("r", "partial")
         )
@@ -365,10 +363,9 @@ def _has(results: Results, column: str, i: int) -> bool:
     return bool(results.values(results.longest[i], What(), column))
 
 
-def _spelled(found: Interval, worlds: int = 0) -> str:
-    """A mean with its interval, and the number of worlds in it where that is below `worlds`."""
+def _spelled(results: Results, found: Interval) -> str:
+    """A mean with its interval, and the number of worlds in it where that is not all."""
     if found.mean is None:
         return "-"
     ends = "" if found.low is None else f" [{short(found.low)}, {short(found.high)}]"
-    few = f" ({found.num_seeds} of {worlds} worlds)" if found.num_seeds < worlds else ""
-    return f"{short(found.mean)}{ends}{few}"
+    return f"{short(found.mean)}{ends}{fewer_worlds(results, found.num_seeds)}"
